@@ -1,0 +1,101 @@
+"""Every error a user of mxfp4 can meet.
+
+    Mxfp4Error                  catch this to catch everything below
+    ├── FormatError             bytes that are no valid MXFP4 (wrong dtype, wrong lengths, unknown layout)
+    ├── ShapeError              a dimension that a block, a shard or a kernel cannot take
+    ├── NonFiniteError          NaN or infinity in a weight that is to be quantised
+    ├── ConfigError             a setting that is unknown, contradicts another one or contradicts the file
+    │   └── PatternError        a name pattern that matches nothing, or splits a fused module
+    ├── DialectError            a checkpoint whose way of storing MXFP4 is unknown or not as it claims
+    ├── CheckpointError         a source file that is damaged, incomplete or hostile
+    ├── OutputError             a target that exists, is read-only, is full, or belongs to another run
+    ├── LoadError               ranges that are missing, duplicate or overlapping after a load
+    └── BackendError            no backend accepts the problem, or the named one is missing or broken
+
+Every message has four parts, and each part is also an attribute:
+
+* ``what`` failed (operation and name of the tensor, file or option),
+* what was ``seen`` (the offending value),
+* the ``rule`` that it breaks,
+* the ``fix``: what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class Mxfp4Error(Exception):
+    """Base of all errors that mxfp4 raises on purpose.
+
+    Args:
+        what: what failed, with the name of the tensor, file or option.
+        seen: the value that was found there.
+        rule: the rule which that value breaks.
+        fix: one thing that the reader can do.
+    """
+
+    def __init__(self, what: str, *, seen: str, rule: str, fix: str) -> None:
+        self.what, self.seen, self.rule, self.fix = what, seen, rule, fix
+        super().__init__(f"{what}\n  seen: {seen}\n  rule: {rule}\n  fix:  {fix}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling, and errors cross process borders.
+        return _rebuild, (type(self), self.what, self.seen, self.rule, self.fix)
+
+
+def _rebuild(cls: type[Mxfp4Error], what: str, seen: str, rule: str, fix: str) -> Mxfp4Error:
+    return cls(what, seen=seen, rule=rule, fix=fix)
+
+
+class FormatError(Mxfp4Error):
+    """Bytes that are no valid MXFP4."""
+
+
+class ShapeError(Mxfp4Error):
+    """A dimension that a block, a shard or a kernel cannot take."""
+
+
+class NonFiniteError(Mxfp4Error):
+    """NaN or infinity in a weight that is to be quantised."""
+
+
+class ConfigError(Mxfp4Error):
+    """A setting that is unknown, contradicts another one or contradicts the file."""
+
+
+class PatternError(ConfigError):
+    """A name pattern that matches nothing, or that splits a fused module."""
+
+
+class DialectError(Mxfp4Error):
+    """A checkpoint whose way of storing MXFP4 is unknown, or not as it claims."""
+
+
+class CheckpointError(Mxfp4Error):
+    """A source file that is damaged, incomplete or hostile."""
+
+
+class OutputError(Mxfp4Error):
+    """A target that exists, is read-only, is full, or belongs to another run."""
+
+
+class LoadError(Mxfp4Error):
+    """Ranges that are missing, duplicate or overlapping after a load."""
+
+
+class BackendError(Mxfp4Error):
+    """No backend accepts the problem, or the named one is missing or broken."""
+
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DialectError",
+    "FormatError",
+    "LoadError",
+    "Mxfp4Error",
+    "NonFiniteError",
+    "OutputError",
+    "PatternError",
+    "ShapeError",
+]
