@@ -1,0 +1,166 @@
+"""Every job of this repository, each in one command: ``nox -l`` lists them, ``nox -s tests`` runs one.
+
+All sessions that need torch share one environment, which the session ``setup`` makes (about 1.5 GB, once)
+and renews when a ``pyproject.toml`` or this file changes. With ``nox --no-venv`` nothing is installed:
+sessions use the Python that runs nox, as on a machine with an accelerator and no network.
+``tools/linked.py`` does it without nox.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nox
+
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
+import linked
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+TORCH = "torch==2.13.0"
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+shared_python = sys.executable  # the session "setup" puts the interpreter of the shared environment here
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of hardware: the package that serves it and the backend that must pass the suite there."""
+
+    package: str
+    backend: str
+
+
+# One row for each kind of hardware that a package in this repository serves. A new backend adds its row,
+# and the session ``nox -s NAME`` follows from it.
+TARGETS = {
+    "cpu": Target(package="packages/mxfp4-core", backend="reference"),
+}
+
+
+def group(*names: str) -> tuple[str, ...]:
+    """Return the requirements in these dependency groups of the root pyproject.toml."""
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+def python(session: nox.Session, *args: str) -> None:
+    """Run the shared interpreter in the repository root."""
+    # The dist-info folders matter only where nothing is installed; elsewhere the installed ones say the same.
+    env = linked.environment() if shared_python == sys.executable else {}
+    session.run(shared_python, *args, env=env, external=True)
+
+
+def install_torch(session: nox.Session) -> None:
+    """Install the pinned torch: the CPU build, or on a machine with an NVIDIA GPU the one that PyPI has."""
+    if shutil.which("nvidia-smi"):
+        session.install(TORCH)
+        return
+    try:
+        # Enough where a CPU build is at hand (a mirror, a folder of wheels); else pip says so in a second.
+        session.install(f"{TORCH}+cpu")
+    except nox.command.CommandFailed:
+        # On Linux, PyPI's own torch brings gigabytes of CUDA; the PyTorch project's index has CPU builds.
+        session.install(TORCH, "--extra-index-url", CPU_TORCH_INDEX)
+
+
+@nox.session(reuse_venv=True)
+def setup(session: nox.Session) -> None:
+    """Make the environment that the other sessions share; with --no-venv, take this interpreter as it is."""
+    global shared_python
+    if session.venv_backend == "none":
+        return
+    shared_python = str(Path(session.bin) / "python")
+    recipe = [
+        Path(__file__),
+        ROOT / "pyproject.toml",
+        *(path / "pyproject.toml" for path in linked.members()),
+    ]
+    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in recipe)).hexdigest()
+    stamp = Path(session.virtualenv.location) / "recipe.sha256"
+    if stamp.exists() and stamp.read_text() == digest:
+        session.log("the environment is up to date")
+        return
+    stamp.unlink(missing_ok=True)
+    install_torch(session)
+    # All members in one command: alone, one of them would fetch its siblings by name from the package index.
+    members = [argument for path in linked.members() for argument in ("-e", str(path))]
+    session.install(*members, *group("types", "test", "docs"), TORCH)
+    stamp.write_text(digest)
+
+
+@nox.session(reuse_venv=True)
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, the layers between modules and the changelog fragments."""
+    if session.venv_backend != "none":
+        session.install(*group("lint"))
+    session.run("ruff", "check", ".", external=True)
+    session.run("ruff", "format", "--check", ".", external=True)
+    session.run("lint-imports", "--no-cache", env=linked.environment(), external=True)
+    session.run("towncrier", "build", "--draft", "--version", "next", external=True, silent=True)
+
+
+@nox.session(venv_backend="none", requires=["setup"])
+def types(session: nox.Session) -> None:
+    """Check the types of the core and of the integrations, strictly."""
+    python(session, "-m", "mypy", *(str(path / "src") for path in linked.members()))
+
+
+@nox.session(venv_backend="none", requires=["setup"])
+def tests(session: nox.Session) -> None:
+    """Run every test of the repository; arguments after -- go to pytest."""
+    python(session, "-m", "pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["setup"])
+def conformance(session: nox.Session) -> None:
+    """Run the shipped conformance suite on the reference backend and on the emulated device."""
+    python(session, "-m", "pytest", "packages/mxfp4-core/tests/test_conformance.py", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["setup"])
+def docs(session: nox.Session) -> None:
+    """Build the documentation with every warning an error, and run the Python code of the README."""
+    python(session, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs")
+    python(session, "tools/run_readme.py")
+    session.log("open build/docs/index.html")
+
+
+@nox.session(venv_backend="none", requires=["setup"])
+def demo(session: nox.Session) -> None:
+    """Run the main job: load a BF16 language model in MXFP4, generate, compare, save; arguments go along."""
+    python(session, "demo/demo.py", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["setup"])
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks named after -- (bench/NAME.py), or all; each prints Markdown."""
+    if shared_python != sys.executable:
+        session.run(shared_python, "-m", "pip", "install", *group("bench"), TORCH, external=True)
+    for name in session.posargs or sorted(path.stem for path in (ROOT / "bench").glob("*.py")):
+        python(session, f"bench/{name}.py")
+
+
+def add_target(name: str, target: Target) -> None:
+    """Make the session that holds one kind of hardware to the conformance suite, with no test skipped."""
+
+    def run(session: nox.Session) -> None:
+        suite = f"{target.package}/tests/test_conformance.py"
+        python(session, "-m", "pytest", suite, "--require-backend", target.backend, *session.posargs)
+
+    run.__doc__ = (
+        f"Hold the backend {target.backend!r} to the conformance suite on this machine; a skip is a failure."
+    )
+    nox.session(name=name, venv_backend="none", requires=["setup"])(run)
+
+
+for _name, _target in TARGETS.items():
+    add_target(_name, _target)
