@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def test_a_phase_that_fails_is_still_counted(clock: FakeTime) -> None:
 
 
 def test_timed_counts_only_the_iterator(clock: FakeTime) -> None:
-    def source() -> object:
+    def source() -> Iterator[int]:
         for index in range(3):
             clock.now += 1
             yield index

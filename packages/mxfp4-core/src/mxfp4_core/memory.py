@@ -1,7 +1,7 @@
 """How much memory a load takes: before it, at its peak, after it.
 
 Nothing here changes a counter of the process, because others may be reading the same counters. A high-water
-mark that the system keeps (``VmHWM`` of Linux, ``max_memory_allocated`` of torch) is exact, but it only speaks
+mark that the system keeps (``VmHWM`` of Linux, ``max_memory_allocated`` of torch) is exact, but only speaks
 about this load when the load raised it. When it did not, the peak is the largest of the samples that
 `MemoryMeter.sample` took, and `MemoryUse.measure` says so.
 """
@@ -50,7 +50,7 @@ class MemoryMeter:
         self._highest = self._start[0] if self._start else 0
 
     def sample(self) -> None:
-        """Note the memory in use now. Call it where a peak is likely: a unit quantised and not yet released."""
+        """Note the memory in use now. Call it where a peak is likely."""
         now = self._now()
         if now is not None:
             with self._lock:
