@@ -1,0 +1,178 @@
+"""Open a checkpoint of safetensors files and read ranges of rows; only `rows` and `load` import torch.
+
+All checks on the files happen when the checkpoint is opened, from headers alone. Data is read with ``preadv``
+into fresh memory and never mapped, so the resident size of a process is what it holds and not what it has
+looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from mxfp4_core.checkpoint.files import carried_files, locate_weights, read_json_file
+from mxfp4_core.checkpoint.header import TensorInfo, damaged, read_header
+from mxfp4_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32",
+    "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
+    "F64": "float64", "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers have been checked.
+
+    Args:
+        path: the folder, or the single file that was opened.
+        tensors: every tensor, file by file and in the order of its data.
+        files: sha256 of the header of every weight file, by path, in order.
+        config: content of ``config.json``, empty when there is none.
+        other_files: files that belong to the model and hold no weights, relative to ``path``.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    files: Mapping[Path, str]
+    config: dict[str, Any]
+    other_files: tuple[Path, ...]
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill a writable buffer of bytes with the tensor's data from byte ``start`` on.
+
+        Raises:
+            CheckpointError: no such tensor, a range outside of it, or a file that shrank since it was opened.
+        """
+        info = self._info(name)
+        if start < 0 or start + len(buffer) > info.nbytes:
+            seen = f"bytes {start} to {start + len(buffer)} of tensor {name!r} with {info.nbytes} bytes"
+            damaged(info.file, seen, "ranges lie inside the tensor", "pass a smaller range")
+        try:
+            with open(info.file, "rb", buffering=0) as file:
+                done = 0
+                while done < len(buffer):
+                    # The kernel moves at most 2 GiB at a time.
+                    count = os.preadv(file.fileno(), [buffer[done:]], info.start + start + done)
+                    if count == 0:
+                        damaged(
+                            info.file,
+                            f"end of file in tensor {name!r}",
+                            "the file does not change while it is read",
+                        )
+                    done += count
+        except OSError as error:
+            damaged(info.file, str(error), "the file can be read", "check the disk and the permissions")
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Read the indices ``start`` to ``stop`` of the first axis.
+
+        Returns:
+            A new contiguous CPU tensor ``[stop - start, *shape[1:]]`` in the dtype of the file.
+
+        Raises:
+            CheckpointError: no such tensor, no first axis, a range outside of it, a dtype that torch lacks.
+        """
+        info = self._info(name)
+        if not info.shape or not 0 <= start <= stop <= info.shape[0]:
+            seen = f"rows {start} to {stop} of tensor {name!r} with shape {list(info.shape)}"
+            damaged(info.file, seen, "the range lies inside the first axis", "pass a range inside the shape")
+        return self._read(info, start * info.row_bytes, (stop - start, *info.shape[1:]))
+
+    def load(self, name: str) -> torch.Tensor:
+        """Read a whole tensor.
+
+        Returns:
+            A new contiguous CPU tensor in the shape and dtype of the file.
+
+        Raises:
+            CheckpointError: no such tensor, or a dtype that torch lacks.
+        """
+        info = self._info(name)
+        return self._read(info, 0, info.shape)
+
+    def _info(self, name: str) -> TensorInfo:
+        if name in self.tensors:
+            return self.tensors[name]
+        import difflib
+
+        near = difflib.get_close_matches(name, self.tensors, 3)
+        raise CheckpointError(
+            f"cannot read tensor {name!r} of {self.path}",
+            seen=f"no such name among {len(self.tensors)} tensors",
+            rule="a tensor is read by its name in the file",
+            fix=f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "list the names with `mxfp4 plan`",
+        )
+
+    def _read(self, info: TensorInfo, start: int, shape: tuple[int, ...]) -> torch.Tensor:
+        import torch
+
+        if info.dtype not in _TORCH_DTYPES:
+            damaged(
+                info.file,
+                f"tensor {info.name!r} of dtype {info.dtype}",
+                "torch has the dtype",
+                "store it as U8",
+            )
+        dtype: torch.dtype = getattr(torch, _TORCH_DTYPES[info.dtype])
+        data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+        if data.numel():
+            self.read_into(info.name, start, memoryview(data.numpy()))
+        return data.view(dtype).reshape(shape)
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a folder with safetensors files, or one such file, and check every header.
+
+    Raises:
+        CheckpointError: nothing to read, only pickles, a damaged or hostile file or index, a tensor twice.
+    """
+    root = Path(path)
+    files, weight_map = locate_weights(root)
+    tensors: dict[str, TensorInfo] = {}
+    headers: dict[Path, str] = {}
+    for file in files:
+        found, _, headers[file] = read_header(file)
+        for name, info in found.items():
+            if name in tensors:
+                seen = f"tensor {name!r} is in {tensors[name].file.name} and in {file.name}"
+                damaged(
+                    root,
+                    seen,
+                    "each tensor is stored once",
+                    "remove the copy that does not belong to the model",
+                )
+            tensors[name] = info
+    if weight_map is not None:
+        _check_weight_map(root, weight_map, tensors)
+    folder = root if root.is_dir() else root.parent
+    config_file = folder / "config.json"
+    config = read_json_file(config_file, folder) if config_file.exists() else {}
+    others = carried_files(root) if root.is_dir() else ()
+    return Checkpoint(root, MappingProxyType(tensors), MappingProxyType(headers), config, others)
+
+
+def _check_weight_map(root: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
+    fix = "rebuild the index, or get the files again"
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file.name != file:
+            where = tensors[name].file.name if name in tensors else "no file"
+            damaged(root, f"index has {name!r} in {file}, it is in {where}", "index and files agree", fix)
+    for name, info in tensors.items():
+        if name not in weight_map:
+            damaged(root, f"{info.file.name} has {name!r}, the index has not", "index and files agree", fix)
+
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]

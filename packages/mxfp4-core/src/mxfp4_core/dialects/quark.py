@@ -1,0 +1,148 @@
+"""The Quark dialect with MXFP4 weights, as amd-quark 0.13 writes it.
+
+Tensors: ``X.weight`` U8 ``[N, K/2]`` and ``X.weight_scale`` U8 ``[N, K/32]``; a static FP8 activation adds
+``X.input_scale``, which needs calibration data and is therefore read but never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mxfp4_core.dialects.base import Contents, Entry, Shapes
+from mxfp4_core.dialects.pairs import contradiction, linear_pairs
+from mxfp4_core.errors import DialectError
+
+if TYPE_CHECKING:
+    from mxfp4_core.config import Mxfp4Config
+
+VERSION = "0.13"
+"""The release of amd-quark whose description we write."""
+
+_EXPORT = {
+    "kv_cache_group": [],
+    "min_kv_scale": 0.0,
+    "pack_method": "reorder",
+    "weight_format": "real_quantized",
+    "weight_merge_groups": None,
+}
+
+
+class QuarkDialect:
+    """Read and write ``quant_method: quark`` with MXFP4 weights."""
+
+    name = "quark"
+    stacked = False
+
+    def recognise(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> str | None:
+        """Recognise by ``quant_method`` and a weight scheme fp4, group 32, e8m0."""
+        weight = _spec(quantization_config, "weight")
+        wanted = {"dtype": "fp4", "group_size": 32, "scale_format": "e8m0"}
+        if quantization_config.get("quant_method") != self.name or weight is None:
+            return None
+        if all(weight.get(key) == value for key, value in wanted.items()):
+            return "quant_method is quark with fp4 weights, groups of 32 and e8m0 scales"
+        return None
+
+    def tensor_names(self, weight_name: str) -> tuple[str, str]:
+        """Keep the name for codes and append ``_scale`` for scales."""
+        return weight_name, f"{weight_name}_scale"
+
+    def write_config(
+        self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
+    ) -> dict[str, Any]:
+        """Write the scheme mxfp4 or mxfp4_weight_only, by the activation mode.
+
+        Raises:
+            DialectError: a scale rule or an activation mode for which Quark has no word.
+        """
+        if config.activation == "fp8":
+            raise _unsaid("activation 'fp8'", "FP8 activations have static scales from calibration")
+        mode = _scale_mode(profile)
+        return {
+            "algo_config": None,
+            "exclude": list(kept),
+            "export": dict(_EXPORT),
+            "global_quant_config": {
+                "bias": None,
+                "input_tensors": _mx(mode, dynamic=True) if config.activation == "mxfp4" else None,
+                "output_tensors": None,
+                "target_device": None,
+                "weight": _mx(mode, dynamic=False),
+            },
+            "kv_cache_post_rope": False,
+            "kv_cache_quant_config": {},
+            "layer_quant_config": {},
+            "layer_type_quant_config": {},
+            "quant_method": self.name,
+            "quant_mode": "eager_mode",
+            "softmax_quant_spec": None,
+            "version": VERSION,
+        }
+
+    def read(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> Contents:
+        """Find the pairs; the scheme names its scale rule."""
+        for name in ("layer_quant_config", "layer_type_quant_config"):
+            if quantization_config.get(name):
+                contradiction(self.name, f"{name} with entries", "all quantised layers share one scheme")
+        weight = _spec(quantization_config, "weight") or {}
+        entries = linear_pairs(self.name, tensors, codes_suffix=".weight")
+        even = (weight.get("scale_calculation_mode"), weight.get("round_method")) == ("even", "half_even")
+        inputs = _spec(quantization_config, "input_tensors")
+        activation = "none" if inputs is None else "mxfp4" if inputs.get("dtype") == "fp4" else "fp8"
+        exclude = tuple(quantization_config.get("exclude") or ())
+        return Contents(entries, exclude, "quark" if even else "", activation)
+
+
+def _spec(quantization_config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    scheme = quantization_config.get("global_quant_config")
+    spec = scheme.get(name) if isinstance(scheme, dict) else None
+    return spec if isinstance(spec, dict) else None
+
+
+def _scale_mode(profile: str) -> str:
+    """Return Quark's word for the rule of a profile; codes of unknown origin get its default, ``even``."""
+    if not profile:
+        return "even"
+    from mxfp4_core.profiles import resolve
+
+    resolved = resolve(profile=profile)
+    if resolved.rule.name not in ("floor", "even", "ceil") or resolved.ties.value != "even":
+        raise _unsaid(f"profile {profile!r}", "the scale rule is floor, even or ceil, and ties go to even")
+    return resolved.rule.name
+
+
+def _unsaid(seen: str, rule: str) -> DialectError:
+    return DialectError(
+        "cannot describe these weights in the quark dialect",
+        seen=seen,
+        rule=f"in quark, {rule}",
+        fix="choose another value, or write the dialect mxfp4-core",
+    )
+
+
+def _mx(mode: str, *, dynamic: bool) -> dict[str, Any]:
+    return {
+        "block_size": None,
+        "ch_axis": -1,
+        "dtype": "fp4",
+        "enable_buffer_reuse": False,
+        "group_size": 32,
+        "is_dynamic": dynamic,
+        "is_scale_quant": False,
+        "max_input_numel": 4194304,
+        "mx_element_dtype": None,
+        "observer_cls": "PerBlockMXObserver",
+        "qscheme": "per_group",
+        "round_method": "half_even",
+        "scale_calculation_mode": mode,
+        "scale_format": "e8m0",
+        "scale_type": "float",
+        "symmetric": None,
+        "zero_point_type": "int32",
+    }
+
+
+QUARK = QuarkDialect()
+
+__all__ = ["QUARK", "QuarkDialect"]
