@@ -1,0 +1,253 @@
+"""Sizes: alignment, exact zero padding and cropping, and where tensor and expert parallelism may cut.
+
+Two facts carry everything here. A block of 32 along K shares one scale, so K may only be cut between blocks. And zero is
+exact in MXFP4: zeros appended to K add nothing to a product, rows appended to N are cropped from its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mxfp4_core.errors import ShapeError
+from mxfp4_core.format import BLOCK
+
+if TYPE_CHECKING:
+    import torch
+
+Tail = Literal["refuse", "pad"]
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What a backend needs the sizes of one weight ``[n, k]`` to be multiples of.
+
+    Attributes:
+        n: multiple for the output features.
+        k: multiple for the input features; itself a multiple of 32.
+    """
+
+    n: int = 1
+    k: int = BLOCK
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.k < BLOCK or self.k % BLOCK:
+            raise ShapeError(
+                "an alignment cannot be used",
+                seen=f"n = {self.n}, k = {self.k}",
+                rule=f"n is at least 1 and k is a positive multiple of {BLOCK}",
+                fix="correct the backend that declares it",
+            )
+
+    def physical(self, n: int, k: int) -> tuple[int, int]:
+        """Return the padded sizes ``(n, k)``."""
+        return padded(n, self.n), padded(k, self.k)
+
+    def fits(self, n: int, k: int) -> bool:
+        """Return whether ``[n, k]`` needs no padding."""
+        return (n, k) == self.physical(n, k)
+
+
+def padded(size: int, multiple: int) -> int:
+    """Return the smallest multiple of ``multiple`` that is not below ``size``."""
+    return -(-size // multiple) * multiple
+
+
+def pad_weight(weight: torch.Tensor, alignment: Alignment) -> torch.Tensor:
+    """Append zeros so that the last two axes meet the alignment.
+
+    Args:
+        weight: ``[..., n, k]`` of any dtype and device.
+        alignment: the multiples for n and k.
+
+    Returns:
+        ``weight`` itself where nothing is missing, otherwise a new tensor of the same dtype and device.
+    """
+    n, k = weight.shape[-2:]
+    physical_n, physical_k = alignment.physical(n, k)
+    if (n, k) == (physical_n, physical_k):
+        return weight
+    result = weight.new_zeros(*weight.shape[:-2], physical_n, physical_k)
+    result[..., :n, :k] = weight
+    return result
+
+
+def crop(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Undo padding: return the leading part of ``tensor`` with ``shape``, as a view.
+
+    Raises:
+        ShapeError: the tensor has another number of axes, or is smaller than ``shape``.
+    """
+    if len(tensor.shape) != len(shape) or any(
+        have < want for have, want in zip(tensor.shape, shape, strict=True)
+    ):
+        raise ShapeError(
+            "a padded tensor cannot be cropped",
+            seen=f"physical shape {tuple(tensor.shape)}, logical shape {tuple(shape)}",
+            rule="padding only adds to the end of an axis",
+            fix="pass the logical shape that was recorded when the tensor was padded",
+        )
+    return tensor[tuple(slice(size) for size in shape)]
+
+
+def shard_ranges(
+    size: int, parts: int, *, multiple: int = 1, tensor: str, dim: str, tail: Tail = "refuse"
+) -> list[Range]:
+    """Cut one dimension into ``parts`` equal ranges that begin and end between multiples.
+
+    Args:
+        size: length of the dimension, in elements.
+        parts: how many ranks share it.
+        multiple: 32 for K, so that no block is cut; 1 for N.
+        tensor: name of the tensor, for the error.
+        dim: ``"n"``, ``"k"``, ``"heads"`` or ``"experts"``, for the error.
+        tail: ``"refuse"`` wants every range equal and whole; ``"pad"`` rounds the range up, so that the last one is
+            shorter and its rank pads it.
+
+    Returns:
+        ``parts`` half-open ranges, in rank order, that cover ``[0, size)`` without a gap or an overlap.
+
+    Raises:
+        ShapeError: the cut would split a block, be unequal, or leave a rank with nothing.
+    """
+    if parts < 1 or size < 1:
+        raise _cut(tensor, dim, size, parts, multiple, "sizes and the number of parts are at least 1")
+    if tail == "pad":
+        step = padded(-(-size // parts), multiple)
+        if step * (parts - 1) >= size:
+            raise _cut(
+                tensor, dim, size, parts, multiple, f"each of the {parts} ranks needs at least one element"
+            )
+    else:
+        step, rest = divmod(size, parts)
+        if rest:
+            raise _cut(tensor, dim, size, parts, multiple, f"{dim} is divided evenly among {parts} ranks")
+        if step % multiple:
+            rule = f"a shard of {dim} is a multiple of {multiple}, so that no block is cut; here it would be {step}"
+            raise _cut(tensor, dim, size, parts, multiple, rule)
+    return [(rank * step, min((rank + 1) * step, size)) for rank in range(parts)]
+
+
+def legal_parts(size: int, multiple: int = 1, *, limit: int = 64) -> list[int]:
+    """Return every number of ranks up to ``limit`` that divides ``size`` into whole multiples."""
+    return [parts for parts in range(1, limit + 1) if size % (parts * multiple) == 0]
+
+
+def _cut(tensor: str, dim: str, size: int, parts: int, multiple: int, rule: str) -> ShapeError:
+    unit = max(parts, 1) * multiple
+    below, above = size // unit * unit, padded(max(size, 1), unit)
+    sizes = " or ".join(str(near) for near in dict.fromkeys((below, above)) if near > 0)
+    near = (
+        sorted(legal_parts(size, multiple), key=lambda legal: (abs(legal - parts), legal))[:3]
+        if size > 0
+        else []
+    )
+    ranks = (
+        f"use TP or EP size {' or '.join(map(str, sorted(near)))} for this {dim}"
+        if near
+        else "do not shard it"
+    )
+    pad = (
+        "; tail='pad' pads the last shard with zeros" if dim in ("n", "k") and "at least" not in rule else ""
+    )
+    return ShapeError(
+        f"{tensor} cannot be sharded along {dim}",
+        seen=f"{dim} = {size} over {parts} ranks",
+        rule=rule,
+        fix=f"{ranks}; with {parts} ranks the nearest legal {dim} is {sizes}{pad}",
+    )
+
+
+def merged_ranges(
+    sizes: Sequence[int], parts: int, *, tensor: str, tail: Tail = "refuse"
+) -> list[list[Range]]:
+    """Cut a merged column (gate and up, or any stack of N) so that each rank gets its part of every member.
+
+    Args:
+        sizes: output features of each member, in the order in which they are stacked.
+        parts: how many ranks share it.
+        tensor: name of the tensor, for the error.
+        tail: as in ``shard_ranges``.
+
+    Returns:
+        One list for each rank: the ranges of the merged N axis that it holds, one for each member.
+
+    Raises:
+        ShapeError: a member cannot be cut.
+    """
+    start, members = 0, []
+    for index, size in enumerate(sizes):
+        ranges = shard_ranges(size, parts, tensor=f"{tensor} (part {index})", dim="n", tail=tail)
+        members.append([(start + low, start + high) for low, high in ranges])
+        start += size
+    return [[member[rank] for member in members] for rank in range(parts)]
+
+
+def qkv_ranges(
+    heads: int, kv_heads: int, head_dim: int, parts: int, *, tensor: str, v_head_dim: int | None = None
+) -> list[dict[str, Range]]:
+    """Cut attention projections by whole heads; key and value heads are replicated where there are too few.
+
+    Args:
+        heads: query heads.
+        kv_heads: key and value heads.
+        head_dim: features of one head.
+        parts: tensor-parallel size.
+        tensor: name of the tensor or module, for the error.
+        v_head_dim: features of one value head, where they differ.
+
+    Returns:
+        For each rank the rows of ``q``, ``k`` and ``v``, each counted in its own tensor. With fewer key heads than
+        ranks, neighbouring ranks hold the same head.
+
+    Raises:
+        ShapeError: query heads do not divide, or key heads and ranks do not divide each other.
+    """
+    q = shard_ranges(heads, parts, tensor=f"{tensor} (q)", dim="heads")
+    if kv_heads >= parts or kv_heads < 1:
+        kv = shard_ranges(kv_heads, parts, tensor=f"{tensor} (k, v)", dim="heads")
+    elif parts % kv_heads == 0:
+        kv = [(rank * kv_heads // parts, rank * kv_heads // parts + 1) for rank in range(parts)]
+    else:
+        legal = [n for n in range(1, 65) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+        raise ShapeError(
+            f"{tensor} cannot be sharded along heads",
+            seen=f"{kv_heads} key and value heads over {parts} ranks",
+            rule="key and value heads are divided among the ranks, or each is replicated on equally many ranks",
+            fix=f"use TP size {', '.join(map(str, legal))}",
+        )
+    v_dim = head_dim if v_head_dim is None else v_head_dim
+    return [
+        {
+            "q": (q[rank][0] * head_dim, q[rank][1] * head_dim),
+            "k": (kv[rank][0] * head_dim, kv[rank][1] * head_dim),
+            "v": (kv[rank][0] * v_dim, kv[rank][1] * v_dim),
+        }
+        for rank in range(parts)
+    ]
+
+
+def expert_ranges(experts: int, parts: int, *, tensor: str) -> list[Range]:
+    """Cut the expert axis into equal ranges of whole experts.
+
+    Raises:
+        ShapeError: the experts do not divide evenly.
+    """
+    return shard_ranges(experts, parts, tensor=tensor, dim="experts")
+
+
+__all__ = [
+    "Alignment",
+    "Range",
+    "Tail",
+    "crop",
+    "expert_ranges",
+    "legal_parts",
+    "merged_ranges",
+    "pad_weight",
+    "padded",
+    "qkv_ranges",
+    "shard_ranges",
+]
