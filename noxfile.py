@@ -52,11 +52,11 @@ def group(*names: str) -> tuple[str, ...]:
     return nox.project.dependency_groups(PYPROJECT, *names)
 
 
-def python(session: nox.Session, *args: str) -> None:
-    """Run the shared interpreter in the repository root."""
+def python(session: nox.Session, *args: str, **variables: str) -> None:
+    """Run the shared interpreter in the repository root, with these environment variables."""
     # The dist-info folders matter only where nothing is installed; elsewhere the installed ones say the same.
     env = linked.environment() if shared_python == sys.executable else {}
-    session.run(shared_python, *args, env=env, external=True)
+    session.run(shared_python, *args, env={**env, **variables}, external=True)
 
 
 def install_torch(session: nox.Session) -> None:
@@ -117,7 +117,8 @@ def types(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["setup"])
 def tests(session: nox.Session) -> None:
     """Run every test of the repository; arguments after -- go to pytest."""
-    python(session, "-m", "pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
+    # Two workers of one torch thread each: the tensors are small, and CI has two cores.
+    python(session, "-m", "pytest", "-n", "2", "--dist", "worksteal", *session.posargs, OMP_NUM_THREADS="1")
 
 
 @nox.session(venv_backend="none", requires=["setup"])

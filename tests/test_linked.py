@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import linked
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,13 +18,10 @@ def test_entry_points_are_found_without_installing(tmp_path: Path) -> None:
         "from importlib.metadata import entry_points, version\n"
         "print(version('mxfp4-core'), *sorted(e.value for e in entry_points(group='mxfp4.backends')))\n"
     )
-    # -S: the interpreter starts without site-packages, so that an installed copy cannot answer in its place.
-    code = (
-        "import os, subprocess, sys; sys.path.insert(0, 'tools'); import linked;"
-        "env = {**os.environ, **linked.environment()};"
-        f"sys.exit(subprocess.run([sys.executable, '-S', {str(tmp_path / 'shows.py')!r}], env=env).returncode)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    # -S: the interpreter starts without site-packages, so no installed copy can answer.
+    command = [sys.executable, "-S", str(tmp_path / "shows.py")]
+    env = {**os.environ, **linked.environment()}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("0.1.0 "), run.stdout
     assert "mxfp4_core.backends.reference:backend" in run.stdout

@@ -1,8 +1,8 @@
 """List every public name of the workspace: ``python3 tools/public_names.py > api.txt``.
 
-A name is public when a module or package lists it in ``__all__``. The list is read from the source without importing
-it, and committed as ``api.txt``: a change of the public face then shows as a line of the diff, and a test fails until
-somebody meant it.
+A name is public when a module or package lists it in ``__all__``. The list is read from the source without
+importing it, and committed as ``api.txt``: a change of the public face then shows as a line of the diff,
+and a test fails until somebody meant it.
 """
 
 from __future__ import annotations
