@@ -129,7 +129,7 @@ class Checkpoint:
         dtype: torch.dtype = getattr(torch, _TORCH_DTYPES[info.dtype])
         data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
         if data.numel():
-            self.read_into(info.name, start, memoryview(data.numpy()))
+            self.read_into(info.name, start, data.numpy().data)
         return data.view(dtype).reshape(shape)
 
 

@@ -65,7 +65,7 @@ class Dialect(Protocol):
         ...
 
     def write_config(
-        self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str]
+        self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
     ) -> dict[str, Any]:
         """Return ``quantization_config`` for ``config.json``.
 

@@ -72,11 +72,9 @@ def foreign_format(config: Mapping[str, Any], tensors: Shapes, files: Set[str]) 
 
 
 def _descriptions(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return what describes a quantisation, at the top of the config or in the config of a part of the model."""
-    parts = [
-        ("", config),
-        *((f"{k}.", v) for k, v in config.items() if isinstance(v, dict) and k.endswith("_config")),
-    ]
+    """Return what describes a quantisation, for the whole model or for a part of it."""
+    nested = ((f"{k}.", v) for k, v in config.items() if isinstance(v, dict) and k.endswith("_config"))
+    parts = [("", config), *nested]
     keys = ("quantization_config", "compression_config")
     return [(prefix + key, part[key]) for prefix, part in parts for key in keys if part.get(key)]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.dialects.base import Contents, Entry, Shapes
 from mxfp4_core.dialects.pairs import contradiction, linear_pairs
+from mxfp4_core.format import BLOCK
 
 if TYPE_CHECKING:
     from mxfp4_core.config import Mxfp4Config
@@ -43,7 +44,7 @@ class NativeDialect:
         self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
     ) -> dict[str, Any]:
         """Write the whole `Mxfp4Config` and the facts about the tensors."""
-        padded = {entry.weight: list(entry.shape) for entry in entries if entry.shape[-1] % 32}
+        padded = {entry.weight: list(entry.shape) for entry in entries if entry.shape[-1] % BLOCK}
         facts = {"shapes": padded, "transposed": sorted(e.weight for e in entries if e.transposed)}
         return {"quant_method": self.name, **config.to_dict(), "weights_profile": profile, **facts}
 

@@ -7,8 +7,7 @@ from typing import NoReturn
 
 from mxfp4_core.dialects.base import Entry, Shapes
 from mxfp4_core.errors import DialectError
-
-BLOCK = 32
+from mxfp4_core.format import BLOCK
 
 
 def linear_pairs(
@@ -98,4 +97,4 @@ def _logical_shape(
     return logical
 
 
-__all__ = ["BLOCK", "contradiction", "linear_pairs"]
+__all__ = ["contradiction", "linear_pairs"]

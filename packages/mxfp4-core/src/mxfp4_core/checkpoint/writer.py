@@ -1,0 +1,212 @@
+"""Write one safetensors file as a stream: sizes first, then the data in order, hashed on the way.
+
+All shapes are known before the first byte of data, so the header is final when it is written and nothing is
+held back. The file appears under its name only when it is complete and on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
+
+from mxfp4_core.checkpoint.header import DTYPE_BITS
+from mxfp4_core.errors import OutputError
+
+TEMPORARY = ".partial"
+"""Suffix of a file that is being written."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that is to be written: its name, safetensors dtype and shape in elements."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the data in bytes."""
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+
+def aligned(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Order tensors so that each starts at a multiple of its element size, as readers that map the file need.
+
+    Wider elements go first; the order is otherwise kept.
+    """
+    return sorted(specs, key=lambda spec: -DTYPE_BITS[spec.dtype])
+
+
+def header_bytes(specs: Sequence[TensorSpec]) -> bytes:
+    """Return the length prefix and the header, padded to 8 bytes, for tensors stored in this order.
+
+    Equal input gives equal bytes: no time, no host, no version.
+    """
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        table[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        offset += spec.nbytes
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class ShardWriter:
+    """Stream tensors into one file; a context manager that leaves either the whole file or nothing.
+
+    Args:
+        path: where the file appears when all is written.
+        specs: the tensors in the order in which their data comes.
+    """
+
+    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+        self.path = path
+        self.tensor_sha256: dict[str, str] = {}
+        self._temporary = path.with_name(path.name + TEMPORARY)
+        self._specs = list(specs)
+        self._file_hash = hashlib.sha256()
+        self._tensor_hash = hashlib.sha256()
+        self._next = 0
+        self._done = 0
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of all bytes written so far; of the file, once it is closed."""
+        return self._file_hash.hexdigest()
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = open(self._temporary, "wb", buffering=0)  # closed by _discard
+        except OSError as error:
+            output_failed(self.path, error)
+        try:
+            self._put(header_bytes(self._specs))
+        except OSError as error:
+            self._discard()
+            output_failed(self.path, error)
+        return self
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Append bytes of a tensor; a tensor may come in pieces, the tensors come in the order of the specs.
+
+        Raises:
+            OutputError: the disk is full or the file cannot be written.
+            ValueError: bytes that are not due now; a mistake in the caller.
+        """
+        piece = memoryview(data)
+        if not piece.nbytes:
+            return
+        self._skip_empty()
+        due = self._specs[self._next] if self._next < len(self._specs) else None
+        if due is None or due.name != name or self._done + piece.nbytes > due.nbytes:
+            raise ValueError(f"{piece.nbytes} bytes of {name!r} are not due now in {self.path.name}")
+        try:
+            self._put(piece)
+        except OSError as error:
+            output_failed(self.path, error)
+        self._tensor_hash.update(piece)
+        self._done += piece.nbytes
+        if self._done == due.nbytes:
+            self._close_tensor()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        except OSError as failure:
+            output_failed(self.path, failure)
+        finally:
+            self._discard()
+
+    def _finish(self) -> None:
+        self._skip_empty()
+        if self._next < len(self._specs):
+            raise ValueError(f"{self.path.name} lacks bytes of {self._specs[self._next].name!r}")
+        os.fsync(self._file.fileno())
+        os.replace(self._temporary, self.path)
+        sync_folder(self.path.parent)
+
+    def _discard(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _skip_empty(self) -> None:
+        while self._next < len(self._specs) and not self._specs[self._next].nbytes:
+            self._close_tensor()
+
+    def _close_tensor(self) -> None:
+        self.tensor_sha256[self._specs[self._next].name] = self._tensor_hash.hexdigest()
+        self._tensor_hash = hashlib.sha256()
+        self._next, self._done = self._next + 1, 0
+
+    def _put(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        while len(view):
+            written = self._file.write(view)  # a raw file may take less than it is given
+            self._file_hash.update(view[:written])
+            view = view[written:]
+
+
+def write_file(path: Path, data: bytes) -> str:
+    """Write a small file so that it is complete or absent, and return its sha256.
+
+    Raises:
+        OutputError: the disk is full or the file cannot be written.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        output_failed(path, error)
+    return hashlib.sha256(data).hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as the files that they belong to."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def output_failed(path: Path, error: OSError) -> NoReturn:
+    """Turn a failure to write into the error that says what to do."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    raise OutputError(
+        f"cannot write {path}",
+        seen=error.strerror or str(error),
+        rule="the target has room for the result and may be written",
+        fix="free space there and run the same command again"
+        if full
+        else "choose a target that can be written",
+    ) from error
+
+
+__all__ = [
+    "ShardWriter", "TensorSpec", "aligned", "header_bytes", "output_failed", "sync_folder", "write_file",
+]  # fmt: skip
