@@ -1,0 +1,181 @@
+"""Measure what quantising does to a checkpoint, tensor by tensor, with one piece of one tensor in memory.
+
+`measure` compares a quantised checkpoint with its source. `compare` quantises the source with several
+profiles and keeps nothing but the figures.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mxfp4_core import dialects
+from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.errors import ConfigError
+from mxfp4_core.format import BLOCK
+from mxfp4_core.profiles import resolve
+from mxfp4_core.report.environment import environment
+from mxfp4_core.report.lines import ByExpert, Lines
+from mxfp4_core.report.metrics import merge
+from mxfp4_core.report.model import Report
+from mxfp4_core.report.tensors import Progress, compared_error, kept_error, measured_error
+from mxfp4_core.scales import RULES
+
+if TYPE_CHECKING:
+    from mxfp4_core.config import Mxfp4Config
+
+Path = str | os.PathLike[str]
+
+
+def measure(
+    source: Path | Checkpoint,
+    quantised: Path | Checkpoint,
+    *,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> Report:
+    """Compare a quantised checkpoint with the high-precision checkpoint that it was made from.
+
+    Every tensor of the source is read: quantised ones give their error, kept ones are compared value by
+    value.
+
+    Args:
+        source: checkpoint in BF16, FP16 or FP32.
+        quantised: checkpoint in any dialect that `mxfp4_core.dialects` reads.
+        progress: called after each piece.
+        command: the command line, for the record.
+
+    Raises:
+        CheckpointError: a damaged checkpoint.
+        ConfigError: the source is quantised, or the other one is not.
+        DialectError: a dialect that is not read.
+        ShapeError: a tensor with another shape than in the source.
+    """
+    source, quantised = _open(source), _open(quantised)
+    _refuse_quantised(source)
+    found = dialects.read(quantised)
+    if found is None:
+        raise ConfigError(
+            f"{quantised.path} is not quantised",
+            seen="no MXFP4 tensors and no quantization_config",
+            rule="a report measures a quantised checkpoint against its source",
+            fix="name the quantised checkpoint first and the original with --source",
+        )
+    dialect, contents = found
+    variant = contents.profile or "unknown"
+    lines, problems = Lines(), list[str]()
+    used: set[str] = set()
+    for name, info in source.tensors.items():
+        entry = contents.entries.get(name)
+        if entry is not None:
+            used |= {entry.codes, entry.scales}
+            stored = quantised.tensors[entry.codes], quantised.tensors[entry.scales]
+            after = sum(each.nbytes for each in stored)
+            results = {variant: measured_error(source, info, quantised, entry, progress)}
+            problems += _nonfinite(name, results)
+            lines.add(info, "quantised", f"MXFP4 in the file ({dialect.name})", after, results)
+        elif name in quantised.tensors:
+            used.add(name)
+            metrics, problem = kept_error(source, info, quantised, progress)
+            problems += [f"{name}: {problem}"] if problem else []
+            results = {variant: {None: metrics}} if metrics else {}
+            lines.add(info, "kept", "high precision in the file", quantised.tensors[name].nbytes, results)
+        else:
+            problems.append(f"{name}: in the source, missing from the quantised checkpoint")
+    extra = [name for name in quantised.tensors if name not in used]
+    problems += [f"{name}: in the quantised checkpoint, not in the source" for name in extra]
+    paths = str(source.path), str(quantised.path)
+    return Report("measured", *paths, (variant,), lines.layers(), tuple(problems), environment(command))
+
+
+def compare(
+    source: Path | Checkpoint,
+    profiles: Sequence[str],
+    *,
+    config: Mxfp4Config | None = None,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> Report:
+    """Say what each of several profiles would make of a checkpoint; nothing is written.
+
+    Args:
+        source: checkpoint in BF16, FP16 or FP32.
+        profiles: names of profiles or ``rule/ties`` pairs; a bare rule such as ``floor`` means
+            ``floor/even``.
+        config: which tensors to quantise; by default what `mxfp4 quantize` does without a config. Its own
+            rule is not used.
+        progress: called after each piece.
+        command: the command line, for the record.
+
+    Raises:
+        CheckpointError: a damaged checkpoint.
+        ConfigError: an unknown or repeated profile, or a source that is quantised already.
+        PatternError: a pattern of the config that matches nothing.
+    """
+    from mxfp4_core.config import Mxfp4Config
+    from mxfp4_core.rules import Resolver
+
+    variants = _variants(profiles)
+    source = _open(source)
+    _refuse_quantised(source)
+    resolver = Resolver(config or Mxfp4Config())
+    decisions = resolver.decide_all((name, info.shape) for name, info in source.tensors.items())
+    lines, problems = Lines(), list[str]()
+    for (name, info), decision in zip(source.tensors.items(), decisions, strict=True):
+        if decision.quantize:
+            results = compared_error(source, info, variants, progress)
+            problems += _nonfinite(name, results)
+            lines.add(info, "quantised", decision.reason, _mxfp4_bytes(info.shape), results)
+        else:
+            lines.add(info, "kept", decision.reason, info.nbytes, {})
+            if progress:
+                progress(name, info.nbytes)
+    return Report(
+        "compared", str(source.path), None, variants, lines.layers(), tuple(problems), environment(command)
+    )
+
+
+def _open(checkpoint: Path | Checkpoint) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+
+
+def _refuse_quantised(source: Checkpoint) -> None:
+    if (found := dialects.identify(source)) is not None:
+        raise ConfigError(
+            f"{source.path} cannot be the source of a report",
+            seen=f"it is quantised already: {found[0]} ({found[1]})",
+            rule="the error is measured against high-precision weights",
+            fix="give the original checkpoint as the source: mxfp4 report QUANTISED --source ORIGINAL",
+        )
+
+
+def _variants(profiles: Sequence[str]) -> tuple[str, ...]:
+    names = tuple((resolve(rule=name) if _is_rule(name) else resolve(name)).name for name in profiles)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            "the profiles to compare are not usable",
+            seen=" ".join(names) or "none",
+            rule="at least one profile or rule, each once",
+            fix="for example --rule floor --rule even",
+        )
+    return names
+
+
+def _is_rule(name: str) -> bool:
+    return name in RULES or (name.startswith("ceil_d(") and "/" not in name)
+
+
+def _mxfp4_bytes(shape: tuple[int, ...]) -> int:
+    blocks = math.prod(shape[:-1]) * -(-shape[-1] // BLOCK)
+    return blocks * (BLOCK // 2 + 1)
+
+
+def _nonfinite(name: str, results: Mapping[str, ByExpert]) -> list[str]:
+    counts = {variant: merge(parts.values()).nonfinite for variant, parts in results.items()}
+    worst = max(counts.values(), default=0)
+    return [f"{name}: {worst} values are NaN or infinite in the source or in MXFP4"] if worst else []
+
+
+__all__ = ["Progress", "compare", "measure"]

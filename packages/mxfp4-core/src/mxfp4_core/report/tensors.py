@@ -1,0 +1,150 @@
+"""Measure one tensor: as stored in MXFP4, as several profiles would store it, or as kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from mxfp4_core.errors import ConfigError, ShapeError
+from mxfp4_core.report.metrics import Metrics
+from mxfp4_core.report.stream import CHUNK_VALUES, pieces, read_piece
+from mxfp4_core.report.tally import Tally
+
+if TYPE_CHECKING:
+    import torch
+
+    from mxfp4_core.checkpoint.header import TensorInfo
+    from mxfp4_core.checkpoint.reader import Checkpoint
+    from mxfp4_core.dialects import Entry
+
+    _Pair = tuple[torch.Tensor, torch.Tensor]
+
+Progress = Callable[[str, int], None]
+"""Called with the name of a tensor and the bytes of the source that were done since the last call."""
+
+_QUANTISABLE = ("BF16", "F16", "F32")
+_FLOATS = (*_QUANTISABLE, "F64")
+
+
+def measured_error(
+    source: Checkpoint,
+    info: TensorInfo,
+    quantised: Checkpoint,
+    entry: Entry,
+    progress: Progress | None = None,
+) -> dict[int | None, Metrics]:
+    """Compare a tensor with its codes and scales in a quantised checkpoint.
+
+    Returns:
+        Metrics by expert for stacked tensors, else one under None.
+
+    Raises:
+        ConfigError: a source that is not in BF16, FP16 or FP32.
+        ShapeError: the two do not have the same shape.
+    """
+    _check_dtype(info)
+    _check_shape(info, entry)
+    tallies: dict[int | None, Tally] = {}
+    for piece in pieces(entry.shape):
+        weight = read_piece(source, info.name, piece, transposed=entry.transposed)
+        codes, scales = (read_piece(quantised, name, piece) for name in (entry.codes, entry.scales))
+        tallies.setdefault(piece.expert, Tally()).add(weight, codes, scales)
+        if progress:
+            progress(info.name, weight.nbytes)
+    return _finish(tallies)
+
+
+def compared_error(
+    source: Checkpoint, info: TensorInfo, variants: Sequence[str], progress: Progress | None = None
+) -> dict[str, dict[int | None, Metrics]]:
+    """Quantise a tensor with each profile, piece by piece, and keep the figures.
+
+    Returns:
+        By profile what `measured_error` returns.
+
+    Raises:
+        ConfigError: a source that is not in BF16, FP16 or FP32.
+    """
+    from mxfp4_core.quantize import quantize
+
+    _check_dtype(info)
+    tallies: dict[str, dict[int | None, Tally]] = {variant: {} for variant in variants}
+    for piece in pieces(info.shape):
+        weight = read_piece(source, info.name, piece)
+        for variant, own in tallies.items():
+            tensor = quantize(weight, profile=variant, tail="pad", nonfinite="nan", name=info.name)
+            own.setdefault(piece.expert, Tally()).add(weight, tensor.codes, tensor.scales)
+        if progress:
+            progress(info.name, weight.nbytes)
+    return {variant: _finish(own) for variant, own in tallies.items()}
+
+
+def kept_error(
+    source: Checkpoint, info: TensorInfo, quantised: Checkpoint, progress: Progress | None = None
+) -> tuple[Metrics | None, str]:
+    """Compare a tensor that stayed in high precision with its source.
+
+    Returns:
+        The error if any value differs, else None; and what a reader should know about it, empty if nothing.
+    """
+    other = quantised.tensors[info.name]
+    if progress:
+        progress(info.name, info.nbytes)
+    if other.shape != info.shape:
+        return None, f"kept, but with shape {list(other.shape)} where the source has {list(info.shape)}"
+    same, floats = other.dtype == info.dtype, {other.dtype, info.dtype} <= set(_FLOATS)
+    if same and all(_equal_bytes(*both) for both in _both(source, quantised, info)):
+        return None, ""
+    if not floats:
+        return None, f"kept, but as {other.dtype} with other values than the source in {info.dtype}"
+    tally = Tally()
+    for value, stored in _both(source, quantised, info):
+        tally.add_plain(value, stored)
+    metrics = tally.metrics()
+    if metrics.state == "exact":
+        return None, ""
+    return metrics, f"kept as {other.dtype}, but its values differ from those of the source"
+
+
+def _both(source: Checkpoint, other: Checkpoint, info: TensorInfo) -> Iterator[_Pair]:
+    if not info.shape:
+        yield source.load(info.name), other.load(info.name)
+        return
+    step = max(1, CHUNK_VALUES * 2 // max(1, info.row_bytes))
+    for start in range(0, info.shape[0], step):
+        stop = min(start + step, info.shape[0])
+        yield source.rows(info.name, start, stop), other.rows(info.name, start, stop)
+
+
+def _equal_bytes(value: torch.Tensor, stored: torch.Tensor) -> bool:
+    import torch
+
+    return torch.equal(value.reshape(-1).view(torch.uint8), stored.reshape(-1).view(torch.uint8))
+
+
+def _finish(tallies: dict[int | None, Tally]) -> dict[int | None, Metrics]:
+    return {expert: tally.metrics() for expert, tally in tallies.items()} or {None: Tally().metrics()}
+
+
+def _check_dtype(info: TensorInfo) -> None:
+    if info.dtype not in _QUANTISABLE:
+        raise ConfigError(
+            f"the error of {info.name} cannot be measured",
+            seen=f"the source has it as {info.dtype}",
+            rule=f"weights are quantised from {', '.join(_QUANTISABLE)}",
+            fix="give the checkpoint in high precision as the source, or ignore this tensor in the config",
+        )
+
+
+def _check_shape(info: TensorInfo, entry: Entry) -> None:
+    lead, last = entry.shape[:-2], entry.shape[-2:]
+    if info.shape != (*lead, *(reversed(last) if entry.transposed else last)):
+        raise ShapeError(
+            f"{info.name} is not the tensor that was quantised",
+            seen=f"{list(info.shape)} in the source, {list(entry.shape)} in the quantised checkpoint",
+            rule="a report compares a checkpoint with the one that it was made from",
+            fix="give the checkpoint that was quantised as --source",
+        )
+
+
+__all__ = ["Progress", "compared_error", "kept_error", "measured_error"]
