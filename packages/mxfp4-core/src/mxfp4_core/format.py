@@ -1,7 +1,7 @@
 """The MXFP4 format: every constant that the rest of the project builds on.
 
-Source: OCP Microscaling Formats (MX) Specification v1.0, section numbers beside each constant. The normative page with the
-corner cases is ``docs/format.md``; a test compares its table with this module. This module imports nothing.
+Source: OCP Microscaling Formats (MX) Specification v1.0, section numbers beside each constant. The normative page with
+the corner cases is ``docs/format.md``; a test compares its table with this module. This module imports nothing.
 """
 
 from __future__ import annotations

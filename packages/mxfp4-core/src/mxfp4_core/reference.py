@@ -10,7 +10,7 @@ import torch
 
 from mxfp4_core.codec import decode, decode_scales, encode, pack, power_of_two, unpack
 from mxfp4_core.format import BLOCK, E8M0_NAN, SIGN_BIT
-from mxfp4_core.profiles import FLUSH, Profile, Zeros
+from mxfp4_core.profile import FLUSH, Profile, Zeros
 
 
 def quantize(weight: torch.Tensor, profile: Profile) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,9 +30,9 @@ def quantize(weight: torch.Tensor, profile: Profile) -> tuple[torch.Tensor, torc
     byte, divisor = profile.scale(torch.where(finite, amax, 0.0), weight.dtype)
     quotient = blocks.abs() * power_of_two(-divisor)[..., None]
     quotient = torch.where((divisor == FLUSH)[..., None], 0.0, quotient)
-    # A quotient that a peer's rounding arithmetic lifts onto 0.25, and from there up, counts as 0.5.
-    lifted = (quotient < 0.25) & (quotient >= 0.25 - profile.low_tie_down * 2.0**-26)
-    index = torch.where(lifted, 1, encode(quotient, profile.ties))
+    index = encode(quotient, profile.ties)
+    if profile.low_tie_up:
+        index = torch.where(quotient == 0.25 - 2.0**-26, 1, index)
     codes = index | (_minus(torch.signbit(blocks), quotient, index, profile.zeros) * SIGN_BIT)
     codes = torch.where(finite[..., None], codes, 0).to(torch.uint8)
     scales = torch.where(finite, byte, E8M0_NAN).to(torch.uint8)

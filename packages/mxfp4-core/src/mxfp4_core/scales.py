@@ -7,12 +7,12 @@ the exponent is the smallest integer ``E`` such that
 
 ``D`` is thus the largest quotient ``a / 2**E`` that the rule lets happen; what lies above 6 is clipped to 6.
 
-    rule        D     comparison  same as                       clips quotients  who writes it
-    floor       8     strict      floor(log2 a) - 2             up to 8          OCP v1.0 section 6.3, gguf, auto-round
-    even        7     strict      round mantissa, carry at 1.75 up to 7          Quark, compressed-tensors, vLLM, AITER Triton
-    rceil       6     closed      ceil(log2(a / 6))             never            ModelOpt, triton_kernels, DeepGEMM, PTX cvt
-    ceil        4     closed      ceil(log2 a) - 2              never            torchao CEIL
-    ceil_d(D)   D     closed      ceil(log2(a / D))             up to D          auto-round v2 and MXAttention (7.25)
+    rule       D  comparison  the same as            clips          who writes it
+    floor      8  strict      floor(log2 a) - 2      from 6 to 8    OCP v1.0 section 6.3, gguf, auto-round
+    even       7  strict      carry at mantissa 1.75 from 6 to 7    Quark, compressed-tensors, vLLM, AITER Triton
+    rceil      6  closed      ceil(log2(a / 6))      never          ModelOpt, triton_kernels, DeepGEMM, PTX cvt
+    ceil       4  closed      ceil(log2 a) - 2       never          torchao CEIL
+    ceil_d(D)  D  closed      ceil(log2(a / D))      from 6 to D    auto-round v2 and MXAttention (D = 7.25)
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Profile:
         exponent_min: smallest exponent that elements are divided by, where it differs from the one written.
         flush_below: exponents below this give byte ``byte_min`` and zero codes.
         wrap: whether exponents below -127 wrap around in the byte instead of clamping.
-        low_tie_down: how many float32 ulps below 0.25 already round up to 0.5.
+        low_tie_up: whether the float32 quotient just below 0.25 becomes 0.5, a slip of floor(2 * q + 0.5).
         exponent: replaces the rule where a peer computes in rounding arithmetic.
         dtypes: weight dtypes that the peer takes; empty means all three.
     """
@@ -86,7 +86,7 @@ class Profile:
     exponent_min: int | None = None
     flush_below: int | None = None
     wrap: bool = False
-    low_tie_down: int = 0
+    low_tie_up: bool = False
     exponent: Exponent | None = None
     dtypes: tuple[torch.dtype, ...] = ()
 
@@ -117,8 +117,12 @@ class Profile:
         if self.carry_byte is not None:
             carries = amax >= 1.75 * 2.0**127
             byte = torch.where(carries, self.carry_byte, byte)
-            divisor = torch.where(carries, FLUSH if self.carry_flush else self.carry_byte - E8M0_BIAS, divisor)
-        return torch.where(zero, self.zero_byte, byte).to(torch.int32), torch.where(zero, 0, divisor).to(torch.int32)
+            divisor = torch.where(
+                carries, FLUSH if self.carry_flush else self.carry_byte - E8M0_BIAS, divisor
+            )
+        return torch.where(zero, self.zero_byte, byte).to(torch.int32), torch.where(zero, 0, divisor).to(
+            torch.int32
+        )
 
 
 def _log2(value: torch.Tensor) -> torch.Tensor:
@@ -285,7 +289,7 @@ _PEERS = (
         zeros=Zeros.PLUS_INPUT,
         byte_min=0,
         zero_byte=105,
-        low_tie_down=1,
+        low_tie_up=True,
         exponent=_msmodelslim_minmax,
     ),
     Profile(
@@ -296,7 +300,7 @@ _PEERS = (
         zeros=Zeros.PLUS_INPUT,
         byte_min=0,
         zero_byte=126,
-        low_tie_down=1,
+        low_tie_up=True,
         exponent=_floor_log2,
     ),
 )

@@ -1,0 +1,42 @@
+"""Spread blocks over CPU threads. Kernels release the GIL, so plain threads do; there is no thread layer to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import torch
+
+from mxfp4_core.errors import ConfigError
+
+THREAD_BLOCKS: Final = 1 << 14  # fewer blocks than this, half a million values, are not worth a thread
+
+
+def spread(run: Callable[[int, int], int], blocks: int, threads: int | None) -> int:
+    """Call ``run(start, stop)`` on ranges that cover ``blocks`` and return the sum of the results.
+
+    Args:
+        run: works on blocks ``start`` to ``stop``.
+        blocks: how many there are.
+        threads: how many threads to use at most; torch's number if None.
+
+    Raises:
+        ConfigError: ``threads`` below 1.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(
+            "threads cannot be used",
+            seen=str(threads),
+            rule="threads is at least 1",
+            fix="pass a positive number, or None for torch's number",
+        )
+    workers = min(threads or torch.get_num_threads(), max(1, blocks // THREAD_BLOCKS))
+    if workers == 1:
+        return run(0, blocks)
+    edges = [blocks * worker // workers for worker in range(workers + 1)]
+    with ThreadPoolExecutor(workers) as pool:
+        return sum(pool.map(run, edges[:-1], edges[1:]))
+
+
+__all__ = ["THREAD_BLOCKS", "spread"]
