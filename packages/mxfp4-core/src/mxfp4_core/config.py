@@ -1,7 +1,7 @@
 """The one configuration: what to quantise, by which rule, for which backend, written in which dialect.
 
-The same schema is used by every entry point (Python, command line, adapters) and is stored in the files that are
-written. ``docs/config.md`` explains each key; ``docs/config.schema.json`` is the JSON Schema, exported from here.
+The same schema is used by every entry point (Python, command line, adapters) and is stored in the files that
+are written. ``docs/config.md`` explains each key; ``docs/config.schema.json`` is the exported JSON Schema.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -24,44 +23,23 @@ from pydantic import (
     model_validator,
 )
 
-from mxfp4_core.config_errors import contradiction, explain, listed, unknown_name
+from mxfp4_core.config_checks import (
+    DIALECTS,
+    KNOWN_BACKENDS,
+    PROFILE_NAMES,
+    TIES,
+    check_arithmetic,
+    check_backend,
+    check_patterns,
+    profile_name,
+)
+from mxfp4_core.config_errors import contradiction, explain, unknown_name
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.patterns import Pattern
-from mxfp4_core.scales import ScaleRule
 
 CONFIG_VERSION: Final = 1
 """Version of this schema. A file with a higher one is refused: its keys could mean something unknown here."""
 
-PROFILE_NAMES: Final = (
-    "compressed-tensors",
-    "quark",
-    "torchao-floor",
-    "torchao-ceil",
-    "torchao-even",
-    "torchao-rceil",
-    "aiter-triton",
-    "aiter-triton-0.1.7",
-    "aiter-hip",
-    "vllm",
-    "triton-kernels",
-    "triton-kernels-old",
-    "modelopt",
-    "deepgemm",
-    "tilekernels",
-    "gguf",
-    "msmodelslim",
-    "auto-round",
-)
-"""Named profiles of ``mxfp4_core.profiles``, repeated here so that a config is checked without importing torch."""
-
-TIES: Final = ("even", "away", "zero")
-DIALECTS: Final = ("mxfp4-core", "compressed-tensors", "quark")
-"""Dialects that can be written."""
-
-KNOWN_BACKENDS: Final = ("reference", "rocm", "petit", "marlin", "npu")
-"""Backends of this project, installed or not. Third-party ones are found by their entry points."""
-
-_BACKEND_GROUP: Final = "mxfp4.backends"
 _Activation = Literal["none", "mxfp4", "fp8"]
 _Tail = Literal["refuse", "pad"]
 _NonFinite = Literal["refuse", "nan"]
@@ -73,8 +51,8 @@ class _Model(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _as_config_error(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        # Raised from a wrap validator, so that every way of building the model reports in our words. The version goes
-        # first: under another version, complaints about keys would only mislead.
+        # Raised from a wrap validator, so that every way of building the model reports in our words. The version
+        # goes first: under another version, complaints about keys would only mislead.
         version = data.get("version") if isinstance(data, dict) and "version" in cls.model_fields else None
         if type(version) is int and version != CONFIG_VERSION:
             raise ConfigError(
@@ -98,20 +76,20 @@ class Override(_Model):
     ties: str | None = Field(None, description="Tie rule for these weights.")
     keep: StrictBool | None = Field(
         None,
-        description="True keeps these weights in high precision. False quantises them even where the defaults keep them.",
+        description="True: keep in high precision. False: quantise even what the defaults keep.",
     )
 
     def resolved_profile(self) -> str | None:
         """Return the profile that these weights get, or None where the config's own applies."""
         if (self.profile, self.rule, self.ties) == (None, None, None):
             return None
-        return _profile_name(self.profile, self.rule, self.ties)
+        return profile_name(self.profile, self.rule, self.ties)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         what = f"override {self.pattern!r}"
         Pattern.parse(self.pattern)
-        arithmetic = _check_arithmetic(what, self.profile, self.rule, self.ties)
+        arithmetic = check_arithmetic(what, self.profile, self.rule, self.ties)
         if self.keep and arithmetic:
             raise contradiction(
                 what, f"keep = true with {arithmetic}", "a weight that is kept has no rule", "drop one"
@@ -125,7 +103,7 @@ class Override(_Model):
 class Mxfp4Config(_Model):
     """What to quantise, how, for which backend, and how to write it.
 
-    Every way of building one (constructor, ``from_dict``, ``from_file``, ``model_validate``) raises ``ConfigError``.
+    Every way of building one (constructor, ``from_dict``, ``from_file``) raises ``ConfigError``.
     """
 
     version: StrictInt = Field(CONFIG_VERSION, description="Version of this schema.")
@@ -140,7 +118,7 @@ class Mxfp4Config(_Model):
     )
     keep_defaults: StrictBool = Field(
         True,
-        description="Keep output heads, embeddings, routers, gates, norms and draft layers in high precision.",
+        description="Keep output heads, embeddings, routers, gates, norms and draft layers as they are.",
     )
     overrides: list[Override] = Field([], description="What is different for some names.")
     activation: _Activation = Field("none", description="How the backend is to quantise activations.")
@@ -160,7 +138,7 @@ class Mxfp4Config(_Model):
 
     def resolved_profile(self) -> str:
         """Return the name of the profile that decides the bytes, for example ``quark`` or ``even/even``."""
-        return _profile_name(self.profile, self.rule, self.ties)
+        return profile_name(self.profile, self.rule, self.ties)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with every key that has a value; ``from_dict`` reads it back."""
@@ -185,7 +163,7 @@ class Mxfp4Config(_Model):
         """Read a ``.json`` or ``.toml`` file.
 
         Raises:
-            ConfigError: the file cannot be read or parsed, repeats a key, or holds a config that is not valid.
+            ConfigError: the file cannot be read or parsed, repeats a key, or holds an invalid config.
         """
         path = Path(path)
         try:
@@ -219,11 +197,11 @@ class Mxfp4Config(_Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _check_arithmetic("config", self.profile, self.rule, self.ties)
+        check_arithmetic("config", self.profile, self.rule, self.ties)
         if self.dialect not in DIALECTS:
             raise unknown_name("dialect", self.dialect, DIALECTS)
         for key, name in (("backend", self.backend), ("fallback", self.fallback)):
-            _check_backend(key, name)
+            check_backend(key, name)
         if self.backend is not None and self.backend == self.fallback:
             raise contradiction(
                 "config",
@@ -231,83 +209,11 @@ class Mxfp4Config(_Model):
                 "a fallback is another backend than the first choice",
                 "drop fallback, or name another one",
             )
-        _check_patterns(self.targets, self.ignore, self.overrides)
+        check_patterns(self.targets, self.ignore, self.overrides)
         return self
 
 
 _TITLES: Final = {"Override": "an override", "Mxfp4Config": "the config"}
-
-
-def _profile_name(profile: str | None, rule: str | None, ties: str | None) -> str:
-    if profile is not None and "/" not in profile:
-        return profile
-    scale, _, tie = profile.partition("/") if profile is not None else (rule or "even", "", ties or "even")
-    return f"{ScaleRule.parse(scale).name}/{tie}"
-
-
-def _check_arithmetic(what: str, profile: str | None, rule: str | None, ties: str | None) -> str:
-    """Check profile, rule and ties, and return those that are set as text."""
-    given = listed(profile=profile, rule=rule, ties=ties)
-    if profile is not None:
-        if rule is not None or ties is not None:
-            why = "a profile already fixes the scale rule and the tie rule"
-            raise contradiction(what, given, why, "drop profile, or drop rule and ties")
-        if "/" in profile:
-            rule, _, ties = profile.partition("/")
-        elif profile not in PROFILE_NAMES:
-            raise unknown_name("profile", profile, PROFILE_NAMES)
-    if rule is not None:
-        ScaleRule.parse(rule)
-    if ties is not None and ties not in TIES:
-        raise unknown_name("ties", ties, TIES)
-    return given
-
-
-def _check_backend(key: str, name: str | None) -> None:
-    # Only a typo is an error here: a config may name a backend that this machine lacks, and select_backend then says
-    # what is missing.
-    if name is None:
-        return
-    known = dict.fromkeys([*KNOWN_BACKENDS, *(point.name for point in entry_points(group=_BACKEND_GROUP))])
-    if name not in known:
-        error = unknown_name(key, name, list(known), cutoff=0.75)
-        if "did you mean" in error.fix or not name:
-            raise error
-
-
-def _check_patterns(targets: list[str], ignore: list[str], overrides: list[Override]) -> None:
-    for key, patterns in (("targets", targets), ("ignore", ignore)):
-        for pattern in patterns:
-            Pattern.parse(pattern)
-        if twice := [pattern for pattern in dict.fromkeys(patterns) if patterns.count(pattern) > 1]:
-            raise contradiction(
-                key, f"{twice[0]!r} more than once", "a pattern is listed once", "drop the repetition"
-            )
-    if both := [pattern for pattern in targets if pattern in ignore]:
-        raise contradiction(
-            "config", f"{both[0]!r} in targets and in ignore", "a name is one or the other", "drop one"
-        )
-    seen: set[str] = set()
-    for override in overrides:
-        if override.pattern in seen:
-            raise contradiction(
-                "overrides", f"{override.pattern!r} twice", "a pattern has one override", "merge the two"
-            )
-        seen.add(override.pattern)
-        if override.pattern in ignore and not override.keep:
-            raise contradiction(
-                "config",
-                f"{override.pattern!r} in ignore, and an override that quantises it",
-                "an ignored name has no rule",
-                "drop one",
-            )
-        if override.pattern in targets and override.keep:
-            raise contradiction(
-                "config",
-                f"{override.pattern!r} in targets, and an override that keeps it",
-                "a name is quantised or kept",
-                "drop one",
-            )
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

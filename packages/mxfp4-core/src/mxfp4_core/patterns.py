@@ -1,13 +1,13 @@
-"""Name patterns: what ``ignore``, ``targets`` and ``overrides`` are written in.
+r"""Name patterns: what ``ignore``, ``targets`` and ``overrides`` are written in.
 
     lm_head                      any name with this whole component; never ``lm_head_2`` or ``my_lm_head``
-    mlp.gate                     a run of whole components: hits ``layers.3.mlp.gate``, not ``layers.3.mlp.gate_proj``
+    mlp.gate                     a run of whole components: ``layers.3.mlp.gate``, not ``layers.3.mlp.gate_proj``
     layers.*.self_attn           ``*`` stands for anything inside one component
     visual.**.proj               ``**`` stands for any number of components, none included
     =model.layers.0.mlp.gate     the whole name and nothing else
-    re:.*\\.layers\\.[0-3]\\..*      a regular expression that must match the whole name
+    re:.*\.layers\.[0-3]\..*      a regular expression that must match the whole name
 
-A pattern is tried on the name of the module (``model.layers.0.mlp.gate``) and of its tensor (``….gate.weight``).
+A pattern is tried on the name of the module (``layers.0.mlp.gate``) and of its tensor (``….gate.weight``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from mxfp4_core.errors import PatternError
 WEIGHT_SUFFIX = ".weight"
 _PATH = re.compile(r"[A-Za-z0-9_\-*]+(\.[A-Za-z0-9_\-*]+)*")
 _MAX_LENGTH = 2000
+# A class with digits, \d, a repetition, a digit beside a wildcard: what tells 3 from 30 without naming both.
+_TELLS_NUMBERS = re.compile(r"\[[^\]]*\d|\\d|\{|\d(\[\^|\.\*|\.\+|\w*\|)|(\]\*|\.\*|\.\+|\|)\d")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Pattern:
         """Read a pattern.
 
         Raises:
-            PatternError: empty, an unknown character, an empty component, ``**`` glued to text, or a broken expression.
+            PatternError: empty, an unknown character, an empty component, a glued ``**``, a broken expression.
         """
         if len(text) > _MAX_LENGTH:
             raise _bad(
@@ -67,7 +69,7 @@ class Pattern:
         if not _PATH.fullmatch(path):
             raise _bad(
                 text,
-                "a pattern is components joined by single dots; components have letters, digits, '_', '-' and '*'",
+                "a pattern is components of letters, digits, '_', '-' and '*', joined by single dots",
                 "correct it, or write a regular expression after 're:'",
             )
         if "*" not in path:
@@ -135,6 +137,11 @@ class PatternSet:
                 (self._exact if pattern.exact else self._runs)[pattern.literal].append(pattern.text)
         self._lengths = sorted({literal.count(".") + 1 for literal in self._runs})
 
+    @property
+    def searches_numbers(self) -> bool:
+        """Return whether a pattern can tell numbers apart without writing them out, as ``[0-3]`` or ``1*``."""
+        return any(_TELLS_NUMBERS.search(pattern.body) for pattern in self._searched)
+
     def find(self, name: str) -> list[str]:
         """Return the texts of all patterns that hit ``name``, in the order in which they were given."""
         module = name.removesuffix(WEIGHT_SUFFIX)
@@ -154,7 +161,7 @@ def nearest(text: str, choices: Iterable[str], *, count: int = 3, cutoff: float 
 
 
 def near_misses(text: str, names: Sequence[str], *, count: int = 3) -> list[str]:
-    """Return patterns like ``text`` that do match one of ``names``: each unknown component replaced by its nearest.
+    """Return patterns like ``text`` that match one of ``names``: an unknown component replaced by its nearest.
 
     Args:
         text: a pattern that matches nothing.

@@ -1,7 +1,7 @@
 """Sizes: alignment, exact zero padding and cropping, and where tensor and expert parallelism may cut.
 
-Two facts carry everything here. A block of 32 along K shares one scale, so K may only be cut between blocks. And zero is
-exact in MXFP4: zeros appended to K add nothing to a product, rows appended to N are cropped from its result.
+Two facts carry everything here. A block of 32 along K shares one scale, so K may only be cut between blocks. And
+zero is exact in MXFP4: zeros appended to K add nothing to a product, rows appended to N are cropped from its result.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def shard_ranges(
         multiple: 32 for K, so that no block is cut; 1 for N.
         tensor: name of the tensor, for the error.
         dim: ``"n"``, ``"k"``, ``"heads"`` or ``"experts"``, for the error.
-        tail: ``"refuse"`` wants every range equal and whole; ``"pad"`` rounds the range up, so that the last one is
-            shorter and its rank pads it.
+        tail: ``"refuse"`` wants every range equal and whole; ``"pad"`` rounds the range up, so that the last one
+            is shorter and its rank pads it.
 
     Returns:
         ``parts`` half-open ranges, in rank order, that cover ``[0, size)`` without a gap or an overlap.
@@ -125,7 +125,7 @@ def shard_ranges(
         if rest:
             raise _cut(tensor, dim, size, parts, multiple, f"{dim} is divided evenly among {parts} ranks")
         if step % multiple:
-            rule = f"a shard of {dim} is a multiple of {multiple}, so that no block is cut; here it would be {step}"
+            rule = f"a shard of {dim} is a multiple of {multiple}, to cut no block; here it would be {step}"
             raise _cut(tensor, dim, size, parts, multiple, rule)
     return [(rank * step, min((rank + 1) * step, size)) for rank in range(parts)]
 
@@ -199,8 +199,8 @@ def qkv_ranges(
         v_head_dim: features of one value head, where they differ.
 
     Returns:
-        For each rank the rows of ``q``, ``k`` and ``v``, each counted in its own tensor. With fewer key heads than
-        ranks, neighbouring ranks hold the same head.
+        For each rank the rows of ``q``, ``k`` and ``v``, each counted in its own tensor. With fewer key heads
+        than ranks, neighbouring ranks hold the same head.
 
     Raises:
         ShapeError: query heads do not divide, or key heads and ranks do not divide each other.
@@ -215,7 +215,7 @@ def qkv_ranges(
         raise ShapeError(
             f"{tensor} cannot be sharded along heads",
             seen=f"{kv_heads} key and value heads over {parts} ranks",
-            rule="key and value heads are divided among the ranks, or each is replicated on equally many ranks",
+            rule="key and value heads are divided among the ranks, or each goes to equally many ranks",
             fix=f"use TP size {', '.join(map(str, legal))}",
         )
     v_dim = head_dim if v_head_dim is None else v_head_dim
