@@ -1,0 +1,242 @@
+"""The only module that touches what transformers changes between releases, or keeps to itself.
+
+Checked with 5.17.0 and 5.23.0. What differs between them, and what is done about it:
+
+* ``update_weight_conversions`` is called with the model in 5.23 only: the quantizer remembers the model.
+* 5.17 casts a tensor from the checkpoint to the dtype of the placeholder before it is quantised: placeholders
+  have the dtype of the model (``quantizer.py``).
+* 5.17 ends no pattern at a name boundary, so ``w1.weight`` also matches ``w1.weight_scale``: ``bounded`` does.
+* ``SplitModulelist`` of 5.17 drops every axis of length 1, so the scales of a weight with K = 32 would lose
+  their last axis when they are saved: ``SplitExperts`` drops the expert axis only.
+* Both catch what an operation raises during conversion, and end with a RuntimeError of their own: the
+  converters of this package run outside of that net (``ops.py``).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Chunk,
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    SplitModulelist,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.quantizers import HfQuantizer, auto
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+
+def register(
+    method: str, config: type[QuantizationConfigMixin], quantizer: type[HfQuantizer]
+) -> None:
+    """Make ``method`` known to ``from_pretrained``; doing it again changes nothing.
+
+    transformers has no entry points and refuses a second registration, so this looks before it registers.
+    A config that is given together with a checkpoint which is quantised already is dropped, except for the
+    classes in ``LOADING_ATTRIBUTES_CONFIG_TYPES``: there is no other way to choose a backend for such a
+    checkpoint, nor to notice that the two contradict each other.
+    """
+    if auto.AUTO_QUANTIZATION_CONFIG_MAPPING.get(method) is not config:
+        auto.register_quantization_config(method)(config)
+    if auto.AUTO_QUANTIZER_MAPPING.get(method) is not quantizer:
+        auto.register_quantizer(method)(quantizer)
+    if config not in auto.LOADING_ATTRIBUTES_CONFIG_TYPES:
+        auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*auto.LOADING_ATTRIBUTES_CONFIG_TYPES, config)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Name, dtype (as safetensors writes it) and shape of one tensor in the checkpoint."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def headers(files: Sequence[str] | None) -> dict[str, Header]:
+    """Read what the safetensors files say about their tensors; empty for other formats.
+
+    Args:
+        files: what ``from_pretrained`` resolved, or None where it was given a state dict.
+    """
+    found: dict[str, Header] = {}
+    for path in files or ():
+        if str(path).endswith(".safetensors"):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    part = file.get_slice(name)
+                    found[name] = Header(name, part.get_dtype(), tuple(part.get_shape()))
+    return found
+
+
+def default_conversions(model: PreTrainedModel) -> list[WeightTransform]:
+    """Return how transformers turns a checkpoint of this kind of model into its parameters."""
+    return list(get_model_conversion_mapping(model, add_legacy=False))
+
+
+def renames(conversions: Iterable[WeightTransform]) -> list[tuple[str, str]]:
+    """Return the plain renamings among ``conversions`` as pairs of (name in the model, name in the checkpoint)."""
+    pairs = []
+    for entry in conversions:
+        if type(entry) is WeightRenaming and len(entry.source_patterns) == len(entry.target_patterns) == 1:
+            pair = [side[0].replace(r"\.", ".").strip(".") for side in (entry.target_patterns, entry.source_patterns)]
+            if all(re.fullmatch(r"[\w.]+", side) for side in pair):
+                pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def renamed(
+    names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
+) -> dict[str, str]:
+    """Return the parameter of the model into which each tensor of the checkpoint goes, as the loader does it.
+
+    Args:
+        names: names in the checkpoint.
+        conversions: the list that the loader will get. It is not changed: matching leaves marks in it.
+        model: the model on the meta device.
+    """
+    conversions = copy.deepcopy(list(conversions))
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    known: dict[str, Any] = model.state_dict()
+    targets = {}
+    for name in sorted(names, key=dot_natural_key):
+        prefix = model.base_model_prefix
+        target, _ = rename_source_key(name, renamings, converters, prefix, known)
+        if target not in known and name in known:
+            target, _ = rename_source_key(name, [], [], base_model_prefix=prefix, meta_state_dict=known)
+        targets[name] = target
+    return targets
+
+
+class SplitExperts(SplitModulelist):
+    """Undo ``MergeExperts``: one tensor for each index of the first axis, every other axis kept."""
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, Any]:
+        """Split each tensor of ``input_dict``."""
+        result: dict[str, Any] = {}
+        for pattern, tensors in input_dict.items():
+            tensor = tensors[0] if isinstance(tensors, list) else tensors
+            size = tensor.shape[0]
+            names = self.get_target_patterns(input_dict, pattern, target_patterns, size)
+            result.update(zip(names, tensor.unbind(0), strict=True))
+        return result
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """Return the operation that stacks them again."""
+        return MergeExperts(0)
+
+
+class MergeExperts(MergeModulelist):
+    """Stack one tensor per expert along a new first axis."""
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """Return the operation that splits them again."""
+        return SplitExperts(0)
+
+
+def stacks(converter: WeightConverter) -> bool:
+    """Say whether a converter stacks experts, and their rows one below the other, and does nothing else."""
+    operations = converter.operations
+    merge = isinstance(operations[0], MergeModulelist) and operations[0].dim == 0
+    rows = [op for op in operations[1:] if type(op) is Concatenate and op.dim == 1]
+    return merge and len(rows) == len(operations) - 1 <= 1 and len(converter.target_patterns) == 1
+
+
+def keeps_rows_whole(converter: WeightConverter) -> bool:
+    """Say whether every operation only moves whole rows, so that it may be applied to codes and to scales."""
+    if stacks(converter):
+        return True
+    return all(type(op) in (Chunk, Concatenate) and op.dim == 0 for op in converter.operations)
+
+
+def feeds(converter: WeightConverter, names: Iterable[str]) -> bool:
+    """Say whether one of the parameters ``names`` may come out of a converter."""
+    return any(target.strip("$") in name for target in converter.target_patterns for name in names)
+
+
+def bounded(converter: WeightConverter) -> None:
+    """Let no pattern of ``converter`` match the beginning of a longer name."""
+    branches = []
+    for index, source in sorted(enumerate(converter.source_patterns), key=lambda item: -len(item[1])):
+        pattern = source.replace("*.", r".*\.")
+        end = r"(?!\w)" if re.search(r"[a-zA-Z0-9]$", pattern) else ""
+        branches.append(f"(?P<g{index}>{pattern}{end})")
+    converter.compiled_sources = re.compile("|".join(branches))
+
+
+def rebuilt(
+    cls: type[WeightConverter], converter: WeightConverter, suffix: str = ""
+) -> WeightConverter:
+    """Return a converter like ``converter``, of another class and for the names with ``suffix`` appended."""
+    operations = [
+        MergeExperts(0) if isinstance(op, MergeModulelist) and op.dim == 0 else copy.copy(op)
+        for op in converter.operations
+    ]
+    result = cls(
+        [_suffixed(pattern, suffix) for pattern in converter._original_source_patterns],
+        [_suffixed(pattern, suffix) for pattern in converter._original_target_patterns],
+        operations=operations,
+        force_cpu=converter.force_cpu,
+    )
+    result.scope_prefix, result.base_model_prefix = converter.scope_prefix, converter.base_model_prefix
+    return result
+
+
+def _suffixed(pattern: str, suffix: str) -> str:
+    return f"{pattern[:-1]}{suffix}$" if pattern.endswith("$") else f"{pattern}{suffix}"
+
+
+def sources_of(converter: WeightConverter, target: str) -> dict[str, list[str]]:
+    """Return the names in the checkpoint that were collected for ``target``, by pattern, in order."""
+    names = sorted(converter.layer_targets.get(target, ()), key=dot_natural_key)
+    found: dict[str, list[str]] = {}
+    for pattern in converter.source_patterns:
+        body = re.compile(pattern.replace("*.", r".*\."))
+        found[pattern] = [name for name in names if body.search(name)]
+    return found
+
+
+def is_distributed(model: PreTrainedModel) -> bool:
+    """Say whether ``from_pretrained`` was asked to shard the model over processes."""
+    return getattr(model.config, "distributed_config", None) is not None
+
+
+def materialised(entry: Any) -> torch.Tensor:
+    """Return the tensor behind an entry of ``collected_tensors``: a future, a callable or the tensor."""
+    if isinstance(entry, torch.Tensor):
+        return entry
+    value = entry.result() if hasattr(entry, "result") else entry()
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"the loader gave {type(value).__name__} instead of a tensor")
+    return value
+
+
+def conversions_of(model: PreTrainedModel) -> list[WeightTransform]:
+    """Return the conversions that ``save_pretrained`` will undo."""
+    return list(getattr(model, "_weight_conversions", None) or [])
+
+
+def set_conversions(model: PreTrainedModel, conversions: Iterable[WeightTransform]) -> None:
+    """Set the conversions that ``save_pretrained`` will undo."""
+    model._weight_conversions = list(conversions)

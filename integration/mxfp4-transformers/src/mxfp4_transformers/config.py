@@ -1,0 +1,87 @@
+"""The configuration that ``from_pretrained`` takes: the core's, in the form that transformers expects."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from mxfp4_core.config import Mxfp4Config as CoreConfig
+from mxfp4_core.dialects.native import NATIVE
+from mxfp4_core.errors import ConfigError
+
+METHOD = NATIVE.name
+"""``quant_method`` of our checkpoints; transformers' own ``mxfp4`` means gpt-oss's experts."""
+
+_MACHINE = ("backend", "fallback")
+
+
+class Mxfp4CoreConfig(QuantizationConfigMixin):
+    """What to quantise while a model loads, and how; every field of `mxfp4_core.config.Mxfp4Config` is a keyword.
+
+    With a checkpoint that is quantised already, only ``backend`` and ``fallback`` may differ from what it says.
+
+    Args:
+        core: a config of the core, instead of keywords.
+        settings: fields of the core's config, for example ``rule="floor"`` or ``ignore=["layers.0"]``.
+
+    Raises:
+        ConfigError: an unknown key, with the near miss, or keys that contradict each other.
+    """
+
+    # Exported as Mxfp4Config. transformers compares class names to tell whether a config and a checkpoint belong
+    # together, and its own Mxfp4Config, for gpt-oss checkpoints, must not pass for ours.
+
+    def __init__(self, core: CoreConfig | None = None, **settings: Any) -> None:
+        self.quant_method: Any = METHOD
+        settings.pop("quant_method", None)
+        own = NATIVE.settings(settings)
+        self.facts = {key: value for key, value in settings.items() if key not in own}
+        settings = own
+        if core is not None and settings:
+            raise ConfigError(
+                "Mxfp4Config takes a config or settings",
+                seen=f"a config and {', '.join(settings)}",
+                rule="one of the two decides",
+                fix="put the settings into the config",
+            )
+        self.core = CoreConfig.from_dict(settings) if core is None else core
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Read ``quantization_config`` of a ``config.json``, or a dictionary written by hand."""
+        config = cls(**config_dict)
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is stored in ``config.json``; the choice of a backend belongs to the machine and is not."""
+        settings = {key: value for key, value in self.core.to_dict().items() if key not in _MACHINE}
+        return {"quant_method": METHOD, **settings, **copy.deepcopy(self.facts)}
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """Return what the config of a quantised checkpoint takes over from one given to ``from_pretrained``."""
+        return {"requested": self.core}
+
+    @property
+    def requested(self) -> CoreConfig:
+        """The config that counts; set it to take over the choice of a backend from another one.
+
+        Raises:
+            ConfigError: the other config asks for something that the checkpoint is not.
+        """
+        return self.core
+
+    @requested.setter
+    def requested(self, other: CoreConfig) -> None:
+        mine, theirs = self.core.to_dict(), other.to_dict()
+        asked = {key: theirs.get(key) for key in other.model_fields_set if key not in _MACHINE}
+        if wrong := {key: value for key, value in asked.items() if value != mine.get(key)}:
+            seen = "; ".join(f"{key}: {value!r} asked, {mine.get(key)!r} in the file" for key, value in wrong.items())
+            raise ConfigError(
+                "quantization_config contradicts the checkpoint, which is quantised already",
+                seen=seen,
+                rule="only backend and fallback can be chosen for a quantised checkpoint",
+                fix="drop these settings, or load the checkpoint in high precision",
+            )
+        self.core = self.core.model_copy(update={key: getattr(other, key) for key in _MACHINE})

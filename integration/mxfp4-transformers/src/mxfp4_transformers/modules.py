@@ -1,0 +1,150 @@
+"""Put MXFP4 modules into a model: empty before the load, checked and counted after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mxfp4_core.backend import SILU, Problem
+from mxfp4_core.config import Mxfp4Config as CoreConfig
+from mxfp4_core.device import Device
+from mxfp4_core.errors import LoadError
+from mxfp4_core.load_report import LoadReportBuilder
+from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
+from mxfp4_core.select import select_backend
+from mxfp4_core.tensor import MxTensor
+from mxfp4_transformers.ops import SCALE
+from mxfp4_transformers.plan import Plan
+from mxfp4_transformers.sites import Site, find_gate, top_k
+
+
+def device_names(device_map: Any) -> list[str]:
+    """Return the devices that a ``device_map`` names, or the one that ``"auto"`` begins with."""
+    if device_map is None:
+        return ["cpu"]
+    if isinstance(device_map, str):
+        device = Device.current()
+        return ["cpu" if device.type == "cpu" else _torch_name(device)]
+    values = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    names = [_name_of(value) for value in values]
+    return [name for name in dict.fromkeys(names) if name not in ("meta", "disk")]
+
+
+def _name_of(value: Any) -> str:
+    if type(value) is int:
+        device = Device.current()
+        return f"{_torch_name(device).partition(':')[0]}:{value}"
+    name = str(value)
+    return name if name in ("cpu", "meta", "disk") or ":" in name else f"{name}:{Device.of(name).index}"
+
+
+def _torch_name(device: Device) -> str:
+    return f"{'cuda' if device.type == 'hip' else device.type}:{device.index}"
+
+
+def empty_module(model: nn.Module, site: Site, profile: str, dtype: torch.dtype) -> Mxfp4Module:
+    """Return the MXFP4 module that takes the place of ``site.module``, on the meta device."""
+    own = dict(site.module.named_parameters(recurse=False))
+    if not site.is_experts:
+        n, k = site.weights["weight"]
+        bias = "bias" in own
+        return Mxfp4Linear(n, k, bias=bias, profile=profile, device="meta", dtype=own["bias"].dtype if bias else dtype)
+    experts, k, n = site.weights["down_proj"]
+    return Mxfp4Experts(
+        experts,
+        n,
+        k,
+        top_k=top_k(model, site),
+        gate=find_gate(site.module) or SILU,
+        bias="down_proj_bias" in own,
+        profile=profile,
+        device="meta",
+        dtype=dtype,
+    )
+
+
+def hold_place(module: Mxfp4Module, site: Site, dtype: torch.dtype) -> None:
+    """Give an empty module its weights as the checkpoint has them, for the loader to look at.
+
+    transformers 5.17 casts what it reads to the dtype of the placeholder. Conversions look at its shape, through
+    ``get_parameter``: therefore the placeholder of a buffer is a Parameter.
+    """
+    own = dict(site.module.named_parameters(recurse=False))
+    for name in site.weights:
+        placeholder = torch.empty(own[name].shape, dtype=dtype, device="meta")
+        module._buffers[name] = nn.Parameter(placeholder, requires_grad=False)
+
+
+def check_backends(model: nn.Module, config: CoreConfig, devices: Iterable[str], dtype: torch.dtype) -> None:
+    """Ask for a backend for every kind of weight on every device, before anything is loaded.
+
+    Raises:
+        BackendError: there is none for one of them.
+    """
+    problems: set[Problem] = set()
+    for name in devices:
+        device, text = Device.of(name), str(dtype).removeprefix("torch.")
+        found = (module.problem for module in model.modules() if isinstance(module, Mxfp4Module))
+        problems |= {replace(problem, device=device, dtype=text) for problem in found}
+    for problem in problems:
+        select_backend(problem, name=config.backend, fallback=config.fallback)
+
+
+def settle(module: Any, site: Site, plan: Plan) -> None:
+    """Check what the loader put into an MXFP4 module, and make it the module's own.
+
+    Raises:
+        LoadError: codes or scales are missing, or are something else.
+    """
+    for part, name in module.parts.items():
+        full = site.name(name)
+        weight = plan.weights[full]
+        codes, scales = getattr(module, name), getattr(module, f"{name}{SCALE}")
+        for label, tensor, shape in ((full, codes, weight.codes_shape), (f"{full}{SCALE}", scales, weight.scales_shape)):
+            if tensor.dtype != torch.uint8 or tuple(tensor.shape) != shape or tensor.is_meta:
+                raise LoadError(
+                    f"{label} was not loaded",
+                    seen=f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}",
+                    rule=f"a model is loaded when it has torch.uint8 {list(shape)} there",
+                    fix="complete the checkpoint, and use the config.json that belongs to it",
+                )
+        module.fill(part, MxTensor(codes.detach(), scales.detach(), torch.Size(weight.shape), weight.profile))
+
+
+def widened(module: Any, site: Site, dtype: torch.dtype) -> nn.Module:
+    """Return the model's own module with the values of an MXFP4 module."""
+    original = site.module
+    for part, name in module.parts.items():
+        values = module.canonical(part).dequantize(dtype)
+        values = values.transpose(-1, -2).contiguous() if site.transposed else values
+        setattr(original, name, nn.Parameter(values, requires_grad=False))
+    for name, tensor in module.named_buffers(recurse=False):
+        if name == "bias" or name.endswith("_bias"):
+            setattr(original, name, nn.Parameter(tensor, requires_grad=False))
+    return original
+
+
+def count(builder: LoadReportBuilder, model: nn.Module, plan: Plan, bytes_read: Mapping[str, int]) -> None:
+    """Tell a report about every weight of a loaded model."""
+    packed = set()
+    for site in plan.sites:
+        packed.add(site.path)
+        weights = [plan.weights[site.name(name)] for name in site.weights]
+        after = sum(weight.nbytes for weight in weights)
+        before = sum(bytes_read.get(weight.name, weight.nbytes) for weight in weights)
+        builder.quantised(
+            site.path, kind=site.kind, bytes_before=before, bytes_after=after, reason=plan.reasons[site.path]
+        )
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if path in packed or not own:
+            continue
+        reason = plan.reasons.get(path) or next(
+            (plan.reasons[f"{path}.{name}"] for name in own if f"{path}.{name}" in plan.reasons), "not a weight"
+        )
+        nbytes = sum(tensor.nbytes for tensor in own.values())
+        builder.kept(path, kind=type(module).__name__, reason=reason, nbytes=nbytes)

@@ -1,0 +1,273 @@
+"""Quantise while transformers converts: converters and operations, fed by the loader one target at a time.
+
+``from_pretrained`` collects for each parameter of the model the tensors of the checkpoint that it is made of (one
+for a linear, two for each expert of a stack), reads them, and asks the converter for the parameter. Here the
+converter reads, quantises and drops one such tensor after the other, so that the memory in high precision is one
+tensor of the checkpoint, also where the parameter is a stack of hundreds.
+
+An error leaves ``from_pretrained`` as it is: it is raised outside of the net in which transformers collects the
+errors of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.core_model_loading import ConversionOps, WeightConverter
+
+from mxfp4_core.errors import LoadError
+from mxfp4_core.format import BLOCK
+from mxfp4_core.load_report import LoadReportBuilder
+from mxfp4_core import quantize_into
+from mxfp4_core.shapes import Alignment, pad_weight, padded
+from mxfp4_transformers import compat
+
+SCALE = "_scale"
+"""What is appended to the name of a weight to name its scales."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of the model that is to be quantised.
+
+    Attributes:
+        name: full name in the model, for example ``model.layers.0.mlp.experts.gate_up_proj``.
+        shape: logical shape ``[n, k]`` or ``[experts, n, k]``; k is last also where the model holds it first.
+        transposed: the model, and the checkpoint with it, holds ``[experts, k, n]``.
+        profile: name of the profile that decides the bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool
+    profile: str
+
+    @property
+    def codes_shape(self) -> tuple[int, ...]:
+        """Shape of the codes, uint8: k padded to whole blocks, two codes a byte."""
+        return (*self.shape[:-1], padded(self.shape[-1], BLOCK) // 2)
+
+    @property
+    def scales_shape(self) -> tuple[int, ...]:
+        """Shape of the scales, uint8: one for each block along k."""
+        return (*self.shape[:-1], padded(self.shape[-1], BLOCK) // BLOCK)
+
+    @property
+    def codes_nbytes(self) -> int:
+        """Bytes of the codes."""
+        return torch.Size(self.codes_shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return self.codes_nbytes + torch.Size(self.scales_shape).numel()
+
+
+@dataclass
+class Packer:
+    """Quantises the weights of one load.
+
+    Attributes:
+        weights: the weights to quantise, by name.
+        nonfinite: what happens to NaN and infinity, as in the config.
+        report: counts the time.
+        sources: names in the checkpoint by name of the weight, for messages; it may lack some.
+        bytes_read: bytes of each weight as it came from the checkpoint.
+    """
+
+    weights: Mapping[str, Weight]
+    nonfinite: Any
+    report: LoadReportBuilder
+    sources: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
+    bytes_read: dict[str, int] = field(default_factory=dict[str, int])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packer:
+        # transformers copies a converter for every parameter; one load has one packer.
+        return self
+
+    def convert(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Quantise those of ``tensors`` that are to be, and return all of them with the scales added.
+
+        Args:
+            tensors: by full name in the model, each a tensor or a list of one.
+        """
+        result: dict[str, torch.Tensor] = {}
+        for name, entry in tensors.items():
+            value = entry[0] if isinstance(entry, list) else entry
+            if name not in self.weights:
+                result[name] = value
+                continue
+            weight = self.weights[name]
+            if weight.transposed:
+                value = value.transpose(-1, -2)
+            names = self.sources.get(name, [])
+            source = names[0] if len(names) == 1 else name
+            if value.ndim == 2:
+                result |= self._pack(weight, iter([((), 0, value, source)]))
+            else:
+                parts = (((e,), 0, value[e], f"{source}[{e}]") for e in range(value.shape[0]))
+                result |= self._pack(weight, parts)
+        return result
+
+    def stack(self, name: str, columns: Sequence[list[Any]], names: Sequence[list[str]]) -> dict[str, torch.Tensor]:
+        """Quantise a stack of experts whose tensors are still to be read.
+
+        Args:
+            name: the weight.
+            columns: for each part of an expert (gate, up), one entry of the loader per expert.
+            names: the names in the checkpoint that belong to ``columns``.
+        """
+        weight = self.weights[name]
+        experts = weight.shape[0]
+        for column, names_of_column in zip(columns, names, strict=True):
+            if len(column) != experts:
+                raise LoadError(
+                    f"{name} cannot be stacked",
+                    seen=f"{len(column)} tensors for one part of {experts} experts: {', '.join(names_of_column[:3])} …",
+                    rule="the checkpoint has each part of every expert once",
+                    fix="complete the checkpoint; a shard may be missing",
+                )
+
+        def parts() -> Iterator[tuple[tuple[int, ...], int, torch.Tensor, str]]:
+            for expert in range(experts):
+                row = 0
+                for column, names_of_column in zip(columns, names, strict=True):
+                    with self.report.timing("reading"):
+                        value = compat.materialised(column[expert])
+                    column[expert] = None
+                    known = len(names_of_column) == experts
+                    source = names_of_column[expert] if known else f"{name}[{expert}]"
+                    yield (expert,), row, value, source
+                    row += value.shape[0]
+                    del value
+
+        return self._pack(weight, parts())
+
+    def _pack(
+        self, weight: Weight, parts: Iterator[tuple[tuple[int, ...], int, torch.Tensor, str]]
+    ) -> dict[str, torch.Tensor]:
+        codes = scales = torch.empty(0)
+        rows_seen = 0
+        self.bytes_read[weight.name] = 0
+        for index, row, value, source in parts:
+            if not rows_seen:
+                codes = torch.empty(weight.codes_shape, dtype=torch.uint8, device=value.device)
+                scales = torch.empty(weight.scales_shape, dtype=torch.uint8, device=value.device)
+            self._check(weight, row, value, source)
+            stop = row + value.shape[0]
+            rows_seen += value.shape[0]
+            self.bytes_read[weight.name] += value.numel() * value.element_size()
+            with self.report.timing("quantising"):
+                quantize_into(
+                    pad_weight(value, Alignment()),
+                    codes[index][row:stop],
+                    scales[index][row:stop],
+                    profile=weight.profile,
+                    nonfinite=self.nonfinite,
+                    name=source,
+                )
+            self.report.sample()
+        rows = torch.Size(weight.shape[:-1]).numel()
+        if rows_seen != rows:
+            raise LoadError(
+                f"{weight.name} is not filled",
+                seen=f"{rows_seen} of {rows} rows",
+                rule="the tensors of the checkpoint cover every row once",
+                fix="complete the checkpoint; a shard may be missing",
+            )
+        return {weight.name: codes, f"{weight.name}{SCALE}": scales}
+
+    @staticmethod
+    def _check(weight: Weight, row: int, value: torch.Tensor, source: str) -> None:
+        n, k = weight.shape[-2:]
+        if value.ndim != 2 or value.shape[1] != k or row + value.shape[0] > n:
+            raise LoadError(
+                f"{source} does not fit into {weight.name}",
+                seen=f"{list(value.shape)} at row {row}",
+                rule=f"the model has [{n}, {k}] there",
+                fix="use the config.json that belongs to this checkpoint",
+            )
+        if not value.is_floating_point():
+            raise LoadError(
+                f"{source} cannot be quantised",
+                seen=f"dtype {value.dtype}",
+                rule="a weight in high precision is quantised; this one is not",
+                fix="load the checkpoint in high precision from which this one was made",
+            )
+
+
+class QuantizeOp(ConversionOps):
+    """The operation that transformers runs where a weight meets none of the converters below."""
+
+    def __init__(self, packer: Packer) -> None:
+        self.packer = packer
+
+    def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Quantise the tensors of one target; ``input_dict`` has full names."""
+        return dict(self.packer.convert(input_dict))
+
+
+class Converter(WeightConverter):
+    """A converter of the model, one that ends names where they end, and quantises if it has a packer."""
+
+    packer: Packer | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        compat.bounded(self)
+
+    def convert(
+        self,
+        layer_name: str,
+        model: Any = None,
+        config: Any = None,
+        hf_quantizer: Any = None,
+        loading_info: Any = None,
+    ) -> dict[str, Any]:
+        """Return the parameters that are made of the collected tensors, quantised where they should be."""
+        packer = self.packer
+        if packer is not None and layer_name in packer.weights and compat.stacks(self):
+            columns = [self.collected_tensors.pop(pattern, []) for pattern in self.source_patterns]
+            names = compat.sources_of(self, layer_name)
+            return dict(packer.stack(layer_name, columns, [names[p] for p in self.source_patterns]))
+        if packer is None:
+            return super().convert(layer_name, model, config, hf_quantizer, loading_info)
+        with packer.report.timing("reading"):
+            tensors = super().convert(layer_name, model, config, None, loading_info)
+        return dict(packer.convert(tensors))
+
+
+class Direct(WeightConverter):
+    """Takes the weights that go into the model as they are in the checkpoint, and quantises them."""
+
+    PATTERN = "mxfp4: weights without a conversion"
+
+    def __init__(self, packer: Packer, prefix: str) -> None:
+        super().__init__([self.PATTERN], [self.PATTERN], operations=[QuantizeOp(packer)])
+        self.packer, self.prefix = packer, f"{prefix}."
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Direct:
+        return Direct(self.packer, self.prefix[:-1])
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """Claim the name of a weight to quantise, which the loader may still give a prefix or take it away."""
+        names = (source_key, f"{self.prefix}{source_key}", source_key.removeprefix(self.prefix))
+        return source_key, self.PATTERN if any(name in self.packer.weights for name in names) else None
+
+    def convert(
+        self,
+        layer_name: str,
+        model: Any = None,
+        config: Any = None,
+        hf_quantizer: Any = None,
+        loading_info: Any = None,
+    ) -> dict[str, Any]:
+        """Read and quantise the one tensor that was collected."""
+        entries = self.collected_tensors.pop(self.PATTERN)
+        with self.packer.report.timing("reading"):
+            value = compat.materialised(entries[0])
+        entries.clear()
+        return dict(self.packer.convert({layer_name: value}))

@@ -1,0 +1,186 @@
+"""The quantizer: what ``from_pretrained`` and ``save_pretrained`` ask, answered with the core's words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.core_model_loading import WeightConverter, WeightTransform
+from transformers.quantizers import HfQuantizer
+
+from mxfp4_core.errors import ConfigError, LoadError
+from mxfp4_core.load_report import LoadReport, LoadReportBuilder
+from mxfp4_core.modules import prepare_model
+from mxfp4_transformers import compat
+from mxfp4_transformers.config import Mxfp4CoreConfig
+from mxfp4_transformers.modules import (
+    check_backends,
+    count,
+    device_names,
+    empty_module,
+    hold_place,
+    settle,
+    widened,
+)
+from mxfp4_transformers.ops import Converter, Direct, Packer, QuantizeOp
+from mxfp4_transformers.plan import Plan, plan_load, plan_reload
+from mxfp4_transformers.saving import facts, for_saving, with_scales
+
+logger = logging.getLogger(__name__)
+
+
+class Mxfp4Quantizer(HfQuantizer):
+    """Loads a model with MXFP4 weights, quantising them if they are not yet.
+
+    Attributes:
+        report: what the load did, once it is done.
+        plan: which modules have MXFP4 weights, and why each other one has not.
+    """
+
+    requires_calibration = False
+    quantization_config: Mxfp4CoreConfig
+
+    def __init__(self, quantization_config: Mxfp4CoreConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.report: LoadReport | None = None
+        self.plan = Plan()
+        self._builder = LoadReportBuilder()
+        self._packer: Packer | None = None
+        self._headers: dict[str, compat.Header] = {}
+        self._model: Any = None
+        self._dtype = torch.bfloat16
+
+    # before the load
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Refuse what cannot work whatever the model is."""
+        if isinstance(device_map, dict) and "disk" in {str(device) for device in device_map.values()}:
+            offloaded = [name for name, device in device_map.items() if str(device) == "disk"]
+            raise ConfigError(
+                "device_map puts modules on disk",
+                seen=", ".join(offloaded[:5]),
+                rule="MXFP4 weights stay in memory: their backend has its own layout of them",
+                fix="load on 'cpu' instead of 'disk'; the weights are about a quarter of their size",
+            )
+
+    def _process_model_before_weight_loading(
+        self,
+        model: Any,
+        dtype: torch.dtype | None = None,
+        device_map: Any = None,
+        checkpoint_files: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Decide about every weight and put MXFP4 modules, still empty, where weights are to be quantised."""
+        if compat.is_distributed(model):
+            raise ConfigError(
+                "from_pretrained was asked to shard the model over processes",
+                seen="distributed_config, tp_plan or tp_size",
+                rule="the transformers adapter loads whole weights",
+                fix="use device_map, or an engine with tensor parallelism",
+            )
+        devices = device_names(device_map)
+        self._builder = LoadReportBuilder(devices=dict.fromkeys(["cpu", *devices]))
+        core = self.quantization_config.core
+        self._headers = compat.headers(checkpoint_files)
+        if self.pre_quantized:
+            self.plan = plan_reload(model, self.quantization_config, self._headers)
+        else:
+            self.plan = plan_load(model, core)
+        dtype = dtype or model.dtype
+        for site in self.plan.sites:
+            module = empty_module(model, site, self.plan.profile_of(site), dtype)
+            if not self.pre_quantized:
+                hold_place(module, site, dtype)
+            model.set_submodule(site.path, module)
+        check_backends(model, core, devices, dtype)
+        self._model, self._dtype = model, dtype
+        return model
+
+    def update_weight_conversions(
+        self, weight_conversions: list[WeightTransform], model: Any = None
+    ) -> list[WeightTransform]:
+        """Let the conversions of the model quantise, or carry scales along with codes."""
+        model = self._model
+        if self.pre_quantized:
+            return with_scales(weight_conversions, self.plan)
+        self._packer = Packer(self.plan.weights, self.quantization_config.core.nonfinite, self._builder)
+        result: list[WeightTransform] = []
+        for entry in weight_conversions:
+            if isinstance(entry, WeightConverter) and compat.feeds(entry, self.plan.weights):
+                entry = compat.rebuilt(Converter, entry)
+                entry.packer = self._packer
+            result.append(entry)
+        result.append(Direct(self._packer, model.base_model_prefix))
+        self._packer.sources = self._sources(result, model)
+        return result
+
+    def _sources(self, conversions: Sequence[WeightTransform], model: Any) -> dict[str, list[str]]:
+        """Return the names in the checkpoint of each weight, empty where they cannot be known."""
+        found: dict[str, list[str]] = {}
+        for source, target in compat.renamed(self._headers, conversions, model).items():
+            found.setdefault(target, []).append(source)
+        if self._headers and (lost := [name for name in self.plan.weights if name not in found]):
+            raise LoadError(
+                "the checkpoint lacks weights that are to be quantised",
+                seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+                rule="a weight is quantised from the checkpoint, never from random numbers",
+                fix="complete the checkpoint, or keep these names with ignore",
+            )
+        return found
+
+    # during the load
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """Say whether a parameter is quantised when it is read."""
+        return not self.pre_quantized and param_name in self.plan.weights
+
+    def get_quantize_ops(self) -> QuantizeOp:
+        """Return the operation for a weight that reaches none of our converters."""
+        if self._packer is None:
+            raise RuntimeError("get_quantize_ops comes after update_weight_conversions")
+        return QuantizeOp(self._packer)
+
+    def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
+        """Return the bytes per element that a parameter will take, for the device map and the warm-up allocation."""
+        if not self.pre_quantized and (weight := self.plan.weights.get(param_name)) is not None:
+            return weight.codes_nbytes / param.numel()
+        return param.element_size()
+
+    # after the load
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        """Check that everything arrived, derive the backend's layout, and report."""
+        builder, core = self._builder, self.quantization_config.core
+        with builder.timing("preparing"):
+            for site in self.plan.sites:
+                settle(model.get_submodule(site.path), site, self.plan)
+            chosen = prepare_model(model, name=core.backend, fallback=core.fallback, dtype=self._dtype)
+        compat.set_conversions(model, for_saving(compat.conversions_of(model), self.plan))
+        self.quantization_config.facts = facts(model, self.plan, core)
+        builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
+        builder.profile = ", ".join(dict.fromkeys(weight.profile for weight in self.plan.weights.values()))
+        count(builder, model, self.plan, {} if self._packer is None else self._packer.bytes_read)
+        self.report = model.mxfp4_report = builder.build()
+        logger.info("%s", self.report.line())
+        self._packer, self._model, self._headers = None, None, {}
+        return model
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        """Put the model's own modules back, with the values of the MXFP4 weights in ``dtype``."""
+        for site in self.plan.sites:
+            model.set_submodule(site.path, widened(model.get_submodule(site.path), site, dtype or self._dtype))
+        return model
+
+    # questions
+
+    def is_serializable(self) -> bool:
+        """Say that ``save_pretrained`` works."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Say that the weights are frozen."""
+        return False
