@@ -11,7 +11,6 @@ from mxfp4_core.checkpoint.header import MAX_HEADER_BYTES, damaged, parse_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "mxfp4_manifest.json"
-JOURNAL = ".mxfp4-progress.jsonl"
 
 WEIGHT_SUFFIXES = frozenset({
     ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".pickle", ".pkl", ".pt", ".pth",
@@ -171,6 +170,6 @@ def _inside(path: Path, root: Path) -> Path:
 
 
 __all__ = [
-    "INDEX", "JOURNAL", "MANIFEST", "WEIGHTS", "WEIGHT_SUFFIXES", "carried_files", "locate_weights",
+    "INDEX", "MANIFEST", "WEIGHTS", "WEIGHT_SUFFIXES", "carried_files", "locate_weights",
     "read_json_file",
 ]  # fmt: skip

@@ -89,6 +89,23 @@ class Checkpoint:
             damaged(info.file, seen, "the range lies inside the first axis", "pass a range inside the shape")
         return self._read(info, start * info.row_bytes, (stop - start, *info.shape[1:]))
 
+    def matrix_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Read rows of a tensor ``[..., K]`` seen as a matrix, all axes but the last counting as rows.
+
+        Returns:
+            A new contiguous CPU tensor ``[stop - start, K]`` in the dtype of the file.
+
+        Raises:
+            CheckpointError: no such tensor, no axis, a range outside of it, or a dtype that torch lacks.
+        """
+        info = self._info(name)
+        rows = math.prod(info.shape[:-1])
+        if not info.shape or not 0 <= start <= stop <= rows:
+            seen = f"rows {start} to {stop} of tensor {name!r} with shape {list(info.shape)}"
+            damaged(info.file, seen, "the range lies inside the tensor", "pass a range inside the shape")
+        row_bytes = info.nbytes // rows if rows else 0
+        return self._read(info, start * row_bytes, (stop - start, info.shape[-1]))
+
     def load(self, name: str) -> torch.Tensor:
         """Read a whole tensor.
 

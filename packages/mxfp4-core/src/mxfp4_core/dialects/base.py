@@ -64,6 +64,10 @@ class Dialect(Protocol):
         """Return the names of codes and scales for a canonical weight name."""
         ...
 
+    def how_to_load(self, path: str) -> str:
+        """Return the line of Python or shell that loads a checkpoint of this dialect."""
+        ...
+
     def write_config(
         self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
     ) -> dict[str, Any]:

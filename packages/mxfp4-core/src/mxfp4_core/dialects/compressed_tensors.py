@@ -62,6 +62,10 @@ class CompressedTensorsDialect:
         """Append ``_packed`` and ``_scale``."""
         return f"{weight_name}_packed", f"{weight_name}_scale"
 
+    def how_to_load(self, path: str) -> str:
+        """Load through transformers' own integration, which needs the package compressed-tensors."""
+        return f"AutoModelForCausalLM.from_pretrained({path!r})  # pip install compressed-tensors"
+
     def write_config(
         self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
     ) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class NativeDialect:
         """Keep the name for codes and append ``_scale`` for scales."""
         return weight_name, f"{weight_name}_scale"
 
+    def how_to_load(self, path: str) -> str:
+        """Load through the transformers adapter of this project."""
+        return f"import mxfp4_transformers; AutoModelForCausalLM.from_pretrained({path!r})"
+
     def write_config(
         self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
     ) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class QuarkDialect:
         """Keep the name for codes and append ``_scale`` for scales."""
         return weight_name, f"{weight_name}_scale"
 
+    def how_to_load(self, path: str) -> str:
+        """Load in an engine that reads Quark checkpoints."""
+        return f"vllm serve {path}  # or transformers with the package amd-quark"
+
     def write_config(
         self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
     ) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def _scale_mode(profile: str) -> str:
     """Return Quark's word for the rule of a profile; codes of unknown origin get its default, ``even``."""
     if not profile:
         return "even"
-    from mxfp4_core.profiles import resolve
+    from mxfp4_core.profile import resolve
 
     resolved = resolve(profile=profile)
     if resolved.rule.name not in ("floor", "even", "ceil") or resolved.ties.value != "even":

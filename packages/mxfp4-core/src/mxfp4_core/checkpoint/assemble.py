@@ -1,0 +1,206 @@
+"""Write a whole checkpoint from units: shards, index, documents, copied files, manifest.
+
+A unit is the smallest piece of work: it knows what it will write before it reads anything, and needs nothing
+of the others. So shards are planned from headers, and each is a task of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from mxfp4_core.checkpoint.files import INDEX, MANIFEST, WEIGHTS
+from mxfp4_core.checkpoint.hashing import PIECE
+from mxfp4_core.checkpoint.header import DTYPE_BITS
+from mxfp4_core.checkpoint.manifest import Manifest
+from mxfp4_core.checkpoint.target import Target
+from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, output_failed, write_file
+from mxfp4_core.errors import OutputError
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+Progress = Callable[[int], None]
+"""Called with the number of source bytes that have been dealt with since the last call."""
+
+
+class Unit(Protocol):
+    """A piece of the checkpoint that is written by itself, from one tensor of the source."""
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The tensors that it writes, in order; they stay together in one file."""
+        ...
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that it reads."""
+        ...
+
+    def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
+        """Yield the data of the tensors in order; a piece is used up before the next one is asked for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that a checkpoint is to consist of.
+
+    Args:
+        units: the tensors, in the order of the source.
+        documents: small files by name, such as ``config.json``.
+        copies: files to copy, by path inside the folder.
+        manifest: the manifest without files and tensors.
+    """
+
+    units: Sequence[Unit]
+    documents: Mapping[str, bytes]
+    copies: Mapping[str, Path]
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Args:
+        manifest: as it is on disk.
+        resumed: shards that an earlier run had finished.
+        nbytes: size of all files together.
+    """
+
+    manifest: Manifest
+    resumed: int
+    nbytes: int
+
+
+def plan_shards(units: Sequence[Unit], max_shard_bytes: int) -> dict[str, list[Unit]]:
+    """Distribute units over files in order; a file holds ``max_shard_bytes`` of data or a single unit.
+
+    Returns:
+        File names to units; inside a file wide elements go first, so that every tensor is aligned.
+    """
+    shards: list[list[Unit]] = [[]]
+    size = 0
+    for unit in units:
+        nbytes = sum(spec.nbytes for spec in unit.specs)
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(unit)
+        size += nbytes
+    ordered = [sorted(shard, key=_width, reverse=True) for shard in shards]
+    if len(ordered) == 1:
+        return {WEIGHTS: ordered[0]}
+    return {f"model-{i:05}-of-{len(ordered):05}.safetensors": shard for i, shard in enumerate(ordered, 1)}
+
+
+def write_checkpoint(
+    folder: Path,
+    content: Content,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    force: bool = False,
+    progress: Progress = lambda nbytes: None,
+) -> Written:
+    """Write a checkpoint, or go on with one that was interrupted.
+
+    Raises:
+        OutputError: a target that exists, is full, cannot be written or belongs to another run.
+        Mxfp4Error: whatever a unit raises; the folder is then as it was before.
+    """
+    shards = plan_shards(content.units, max_shard_bytes)
+    specs = {name: [spec for unit in units for spec in unit.specs] for name, units in shards.items()}
+    layout = hashlib.sha256(b"".join(header_bytes(each) for each in specs.values())).hexdigest()
+    run = {"config": content.manifest.config_sha256, "source": content.manifest.source, "layout": layout}
+    index = _index(specs)
+    documents = {**content.documents, **index}
+    names = {*specs, *documents, *content.copies, MANIFEST}
+    with Target(folder, run, names, force=force) as target:
+        resumed = len(target.finished)
+        _check_room(target, specs)
+        for name, units in shards.items():
+            if name in target.finished:
+                progress(sum(unit.source_bytes for unit in units))
+            else:
+                _write_shard(target, name, units, specs[name], progress)
+        files = {name: {"size": f["size"], "sha256": f["sha256"]} for name, f in target.finished.items()}
+        for name, data in documents.items():
+            files[name] = {"size": len(data), "sha256": write_file(target.staging / name, data)}
+        for name, source in content.copies.items():
+            files[name] = _copy(source, target.staging / name)
+        tensors = {
+            spec.name: {
+                "file": name,
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+                "sha256": target.finished[name]["tensors"][spec.name],
+            }
+            for name, each in specs.items()
+            for spec in each
+        }
+        manifest = replace(content.manifest, files=files, tensors=tensors)
+        write_file(target.staging / MANIFEST, manifest.to_bytes())
+        target.commit()
+    return Written(manifest, resumed, sum(int(each["size"]) for each in files.values()))
+
+
+def _width(unit: Unit) -> int:
+    return max(DTYPE_BITS[spec.dtype] for spec in unit.specs)
+
+
+def _write_shard(
+    target: Target, name: str, units: Sequence[Unit], specs: Sequence[TensorSpec], progress: Progress
+) -> None:
+    with ShardWriter(target.staging / name, specs) as writer:
+        for unit in units:
+            for tensor, piece in unit.stream(progress):
+                writer.write(tensor, piece)
+    size = (target.staging / name).stat().st_size
+    target.record(name, {"size": size, "sha256": writer.sha256, "tensors": writer.tensor_sha256})
+
+
+def _index(specs: Mapping[str, Sequence[TensorSpec]]) -> dict[str, bytes]:
+    if len(specs) == 1:
+        return {}
+    weight_map = {spec.name: name for name, each in specs.items() for spec in each}
+    total = sum(spec.nbytes for each in specs.values() for spec in each)
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return {INDEX: json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"}
+
+
+def _check_room(target: Target, specs: Mapping[str, Sequence[TensorSpec]]) -> None:
+    """Fail before the work rather than after it where the disk cannot hold the result."""
+    missing = [spec for name, each in specs.items() if name not in target.finished for spec in each]
+    needed, free = sum(spec.nbytes for spec in missing), shutil.disk_usage(target.staging).free
+    if needed > free:
+        raise OutputError(
+            f"cannot write into {target.folder}",
+            seen=f"{free / 1e9:.2f} GB free",
+            rule=f"the result needs another {needed / 1e9:.2f} GB",
+            fix="free space there, or choose another target",
+        )
+
+
+def _copy(source: Path, path: Path) -> dict[str, object]:
+    digest, size = hashlib.sha256(), 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(source, "rb") as reading, open(path, "wb") as writing:
+            while piece := reading.read(PIECE):
+                writing.write(piece)
+                digest.update(piece)
+                size += len(piece)
+            writing.flush()
+            os.fsync(writing.fileno())
+    except OSError as error:
+        output_failed(path, error)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+__all__ = ["DEFAULT_SHARD_BYTES", "Content", "Progress", "Unit", "Written", "plan_shards", "write_checkpoint"]

@@ -1,0 +1,38 @@
+"""``mxfp4 convert``: an MXFP4 checkpoint from one dialect to another, without loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
+
+
+def convert_command(
+    source: Annotated[Path, typer.Argument(help="Folder with an MXFP4 checkpoint.")],
+    target: Annotated[Path, typer.Argument(help="Folder for the result.")],
+    to: Annotated[str, typer.Option(help="Dialect to write: mxfp4-core, compressed-tensors or quark.")],
+    max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Convert an MXFP4 checkpoint to another dialect: names and config change, codes and scales do not."""
+    from mxfp4_core.convert import convert_checkpoint
+    from mxfp4_core.results import Options
+
+    with progress_bar("converting", shown=not (quiet or as_json or dry_run)) as progress:
+        result = convert_checkpoint(
+            source,
+            target,
+            to,
+            Options(
+                max_shard_bytes=shard_bytes(max_shard_size), force=force, dry_run=dry_run, progress=progress
+            ),
+        )
+    print_result(result, as_json=as_json)

@@ -1,0 +1,96 @@
+"""What the writing verbs have in common: sizes, the progress bar, the last lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from mxfp4_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mxfp4_core.results import Result
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def shard_bytes(text: str) -> int:
+    """Read a size such as ``5GB``, ``800MB``, ``4GiB`` or a number of bytes.
+
+    Raises:
+        ConfigError: no such size, or 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
+    unit = match[2] if match and match[2] in _UNITS else f"{match[2]}B" if match else "?"
+    nbytes = int(float(match[1]) * _UNITS[unit]) if match and unit in _UNITS else 0
+    if nbytes < 1:
+        raise ConfigError(
+            "--max-shard-size cannot be read",
+            seen=repr(text),
+            rule="it is a size above 0",
+            fix="write 5GB or 800MB",
+        )
+    return nbytes
+
+
+@contextmanager
+def progress_bar(verb: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show bytes, rate and time left on stderr, and yield what reports the progress."""
+    if not shown:
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn(verb),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_result(result: Result, *, as_json: bool) -> None:
+    """Print what was done; the last line says where the result is and how to load it."""
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+        return
+    before, after = result.source_bytes, result.target_bytes
+    ratio = after / before if before else 1.0
+    rule = f", profile {result.profile}" if result.profile else ""
+    typer.echo(f"{result.quantized} weights in MXFP4, {result.kept} tensors unchanged{rule}")
+    typer.echo(
+        f"{size(before)} -> {size(after)} ({ratio:.1%}) in {len(result.files)} file(s), {result.dialect}"
+    )
+    if result.dry_run:
+        typer.echo(f"dry run: nothing was written to {result.path}")
+        return
+    resumed = f", {result.resumed} file(s) were there from an earlier run" if result.resumed else ""
+    typer.echo(f"{result.seconds:.1f} s{resumed}")
+    typer.echo(f"wrote {result.path} - load it with: {result.load}")
+
+
+def size(nbytes: int) -> str:
+    """Return a size for people to read."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.2f} {unit}"
+    return f"{nbytes} bytes"
+
+
+__all__ = ["print_result", "progress_bar", "shard_bytes", "size"]
