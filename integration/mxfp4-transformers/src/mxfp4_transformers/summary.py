@@ -1,0 +1,65 @@
+"""Say in words which weights of a loaded model are MXFP4, and why the others are not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mxfp4_core.modules import Mxfp4Module
+from mxfp4_core.vocabulary import ranges
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def summary(model: Any) -> str:
+    """Return a table of a model's weights: MXFP4 or kept, where, how large, by which profile and backend, and why.
+
+    Layers that differ in their numbers only share a line. ``print(model)`` has the same modules, one by one.
+
+    Args:
+        model: loaded by ``from_pretrained`` with this package.
+
+    Returns:
+        A heading with the counts, then one line for each group, in the order of the model.
+    """
+    reasons: dict[str, str] = {}
+    plan = getattr(getattr(model, "hf_quantizer", None), "plan", None)
+    if plan is not None:
+        reasons = plan.reasons
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    packed = total = 0
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        if isinstance(module, Mxfp4Module):
+            packed += 1
+            what, note = _packed(module), reasons.get(path, "")
+            state = "mxfp4"
+        elif own:
+            what = f"{type(module).__name__} {' '.join(str(list(p.shape)) for p in own.values())}"
+            found = [reasons[f"{path}.{name}"] for name in own if f"{path}.{name}" in reasons]
+            note = reasons.get(path) or next(iter(found), "")
+            state = "kept"
+        else:
+            continue
+        total += 1
+        groups.setdefault((_NUMBER.sub("*", path), state, what, note), []).append(path)
+    rows = [(state, _collapsed(paths), what, note) for (_, state, what, note), paths in groups.items()]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = ["  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    head = f"{type(model).__name__}: {packed} of {total} modules with weights are MXFP4"
+    return "\n".join([head, *(line.rstrip() for line in lines)])
+
+
+def _packed(module: Mxfp4Module) -> str:
+    problem = module.problem
+    shape = f"[{problem.n}, {problem.k}]"
+    if problem.experts:
+        shape = f"{problem.experts} x (2 x [{problem.n}, {problem.k}] + [{problem.k}, {problem.n}])"
+    backend = module.backend.name if module.backend else "not prepared"
+    return f"{type(module).__name__} {shape} {module.profile or 'profile unknown'} on {backend}"
+
+
+def _collapsed(paths: list[str]) -> str:
+    columns = zip(*(_NUMBER.findall(path) for path in paths), strict=True)
+    numbers = iter([ranges(int(number) for number in column) for column in columns])
+    return _NUMBER.sub(lambda match: text if (text := next(numbers)).isdecimal() else f"{{{text}}}", paths[0])

@@ -1,0 +1,63 @@
+"""Checkpoints for the tests; what they are made of is in ``tiny.py``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
+
+from tiny import CONFIGS, NAMES, tensors
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One BF16 checkpoint of each kind, with weights of the size that trained models have."""
+    root = tmp_path_factory.mktemp("bf16")
+    for number, (name, config) in enumerate(CONFIGS.items()):
+        torch.manual_seed(number)
+        model = AutoModelForCausalLM.from_config(config(), dtype=torch.bfloat16)
+        for key, parameter in model.named_parameters():
+            # Large enough for every weight to matter for the logits.
+            scale = 0.3 if key.endswith("bias") or parameter.ndim == 1 else 0.2
+            parameter.data = torch.randn(parameter.shape).mul_(scale).to(torch.bfloat16)
+            if "norm" in key:
+                parameter.data += 1
+        model.save_pretrained(root / name)
+    return {name: root / name for name in CONFIGS}
+
+
+@pytest.fixture(params=NAMES)
+def checkpoint(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Path:
+    return checkpoints[request.param]
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Callable[[Path, dict[str, torch.Tensor | None]], Path]:
+    """Copy a checkpoint with some tensors changed, added, or (None) left out."""
+
+    def edit(path: Path, changes: dict[str, torch.Tensor | None]) -> Path:
+        target = tmp_path / "edited"
+        target.mkdir(exist_ok=True)
+        for name in ("config.json", "generation_config.json"):
+            if (path / name).exists():
+                (target / name).write_text((path / name).read_text())
+        kept = {**tensors(path), **changes}
+        save_file({n: t for n, t in kept.items() if t is not None}, target / "model.safetensors", {"format": "pt"})
+        return target
+
+    return edit
