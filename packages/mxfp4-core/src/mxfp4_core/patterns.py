@@ -7,7 +7,8 @@ r"""Name patterns: what ``ignore``, ``targets`` and ``overrides`` are written in
     =model.layers.0.mlp.gate     the whole name and nothing else
     re:.*\.layers\.[0-3]\..*      a regular expression that must match the whole name
 
-A pattern is tried on the name of the module (``layers.0.mlp.gate``) and of its tensor (``….gate.weight``).
+A pattern is tried on the name of the module (``layers.0.mlp.gate``), an expression also on that of its tensor
+(``layers.0.mlp.gate.weight``). A trailing ``.weight`` in a path or after ``=`` is dropped.
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ class Pattern:
         module = name.removesuffix(WEIGHT_SUFFIX)
         if self.literal is not None:
             return module == self.literal or (not self.exact and f".{self.literal}." in f".{module}.")
-        return bool(self._regex.fullmatch(module) or self._regex.fullmatch(module + WEIGHT_SUFFIX))
+        if self._regex.fullmatch(module):
+            return True
+        # Only an expression may mean the tensor; a path with `*` would take `weight` for one more component.
+        return self.text.startswith("re:") and bool(self._regex.fullmatch(module + WEIGHT_SUFFIX))
 
 
 def _path_regex(text: str, components: list[str]) -> str:

@@ -137,27 +137,24 @@ def legal_parts(size: int, multiple: int = 1, *, limit: int = 64) -> list[int]:
 
 def _cut(tensor: str, dim: str, size: int, parts: int, multiple: int, rule: str) -> ShapeError:
     unit = max(parts, 1) * multiple
-    below, above = size // unit * unit, padded(max(size, 1), unit)
-    sizes = " or ".join(str(near) for near in dict.fromkeys((below, above)) if near > 0)
-    near = (
-        sorted(legal_parts(size, multiple), key=lambda legal: (abs(legal - parts), legal))[:3]
-        if size > 0
-        else []
-    )
-    ranks = (
-        f"use TP or EP size {' or '.join(map(str, sorted(near)))} for this {dim}"
-        if near
-        else "do not shard it"
-    )
-    pad = (
-        "; tail='pad' pads the last shard with zeros" if dim in ("n", "k") and "at least" not in rule else ""
-    )
+    sizes = dict.fromkeys(near for near in (size // unit * unit, padded(max(size, 1), unit)) if near > 0)
+    legal = legal_parts(size, multiple) if size > 0 else []
+    near = sorted(legal, key=lambda ranks: (abs(ranks - parts), ranks))[:3]
+    fix = f"use TP or EP size {_either(sorted(near))}" if near else "do not shard it"
+    fix += f"; with {parts} ranks the nearest legal {dim} is {_either(list(sizes))}"
+    if dim in ("n", "k") and padded(-(-size // max(parts, 1)), multiple) * (parts - 1) < size:
+        fix += "; tail='pad' pads the last shard with zeros"
     return ShapeError(
         f"{tensor} cannot be sharded along {dim}",
         seen=f"{dim} = {size} over {parts} ranks",
         rule=rule,
-        fix=f"{ranks}; with {parts} ranks the nearest legal {dim} is {sizes}{pad}",
+        fix=fix,
     )
+
+
+def _either(numbers: Sequence[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def merged_ranges(
@@ -216,7 +213,7 @@ def qkv_ranges(
             f"{tensor} cannot be sharded along heads",
             seen=f"{kv_heads} key and value heads over {parts} ranks",
             rule="key and value heads are divided among the ranks, or each goes to equally many ranks",
-            fix=f"use TP size {', '.join(map(str, legal))}",
+            fix=f"use TP size {_either(legal)}",
         )
     v_dim = head_dim if v_head_dim is None else v_head_dim
     return [
