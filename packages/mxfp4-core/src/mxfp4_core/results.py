@@ -147,7 +147,6 @@ def write_result(
 class _Counter:
     def __init__(self, total: int, report: Callable[[int, int], None]) -> None:
         self._done, self._total, self._report = 0, total, report
-        report(0, total)
 
     def __call__(self, nbytes: int) -> None:
         self._done += nbytes

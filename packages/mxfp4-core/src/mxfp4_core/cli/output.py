@@ -60,9 +60,17 @@ def progress_bar(verb: str, *, shown: bool) -> Iterator[Callable[[int, int], Non
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(verb, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task(verb, total=None)
+
+    def report(done: int, total: int) -> None:
+        bar.start()  # only now, so that an error before any work is not printed below an empty bar
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        bar.stop()
 
 
 def print_result(result: Result, *, as_json: bool) -> None:

@@ -1,0 +1,44 @@
+"""``mxfp4 verify``: check a written checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_SHOWN = 20
+
+
+def verify_command(
+    path: Annotated[Path, typer.Argument(help="Folder with an MXFP4 checkpoint.")],
+    source: Annotated[
+        Path | None, typer.Option(help="The checkpoint it was made from: quantise again and compare.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Profile of the codes, for files that do not say it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Check headers, index, hashes, description and bytes of an MXFP4 checkpoint; exit code 1 if anything is wrong."""
+    import json
+
+    from mxfp4_core.verify import verify_checkpoint
+
+    result = verify_checkpoint(path, source, profile=profile)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        for check in result.checks:
+            typer.echo(f"checked {check}")
+        for note in result.notes:
+            typer.echo(f"note: {note}")
+        for problem in result.problems[:_SHOWN]:
+            typer.echo(f"WRONG {problem.check}: {problem.where}: {problem.found}")
+        if len(result.problems) > _SHOWN:
+            typer.echo(f"... and {len(result.problems) - _SHOWN} more; --json lists all")
+        verdict = "good" if result.ok else f"{len(result.problems)} problem(s)"
+        rule = f", profile {result.profile}" if result.profile else ""
+        typer.echo(f"{result.path}: {result.weights} MXFP4 weights, {result.dialect}{rule}: {verdict}")
+    if not result.ok:
+        raise typer.Exit(1)
