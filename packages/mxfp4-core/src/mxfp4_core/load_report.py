@@ -1,18 +1,18 @@
 """The summary of a load, as one line for people and as data for programs.
 
-    builder = LoadReportBuilder(profile="even/even", backend="reference")
-    with builder.timing("reading"):
-        weight = checkpoint.load(name)
-    builder.quantised(name, kind="Linear", bytes_before=weight.nbytes, bytes_after=packed.nbytes)
-    builder.kept("lm_head", kind="Linear", reason="default: output head", nbytes=1024)
-    print(builder.build().line())
+builder = LoadReportBuilder(profile="even/even", backend="reference")
+with builder.timing("reading"):
+weight = checkpoint.load(name)
+builder.quantised(name, kind="Linear", bytes_before=weight.nbytes, bytes_after=packed.nbytes)
+builder.kept("lm_head", kind="Linear", reason="default: output head", nbytes=1024)
+print(builder.build().line())
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -147,7 +147,7 @@ class LoadReportBuilder:
 
     backend: str = ""
     profile: str = ""
-    devices: Iterable[str] = ("cpu",)
+    devices: Sequence[str] = ("cpu",)
     _quantised: dict[str, LayerGroup] = field(default_factory=dict[str, LayerGroup], init=False, repr=False)
     _kept: dict[str, LayerGroup] = field(default_factory=dict[str, LayerGroup], init=False, repr=False)
 
@@ -155,7 +155,7 @@ class LoadReportBuilder:
         self._lock = threading.Lock()
         self._start = time.perf_counter()
         self._clocks = {phase: _Clock() for phase in PHASES}
-        self._meters = [MemoryMeter(device) for device in self.devices]
+        self._meters = {device: MemoryMeter(device) for device in self.devices}
 
     @contextmanager
     def timing(self, phase: str) -> Iterator[None]:
@@ -202,14 +202,25 @@ class LoadReportBuilder:
             self._quantised.pop(name, None)
             self._kept[name] = LayerGroup(kind, reason, 1, nbytes, nbytes)
 
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The devices that are measured."""
+        return tuple(self._meters)
+
+    def watch(self, device: str) -> None:
+        """Measure `device` too, from now on."""
+        with self._lock:
+            if device not in self._meters:
+                self._meters[device] = MemoryMeter(device)
+
     def sample(self) -> None:
         """Look at the memory now, so that a peak between two high-water marks is not missed."""
-        for meter in self._meters:
+        for meter in list(self._meters.values()):
             meter.sample()
 
     def build(self) -> LoadReport:
         """Return the report up to now, without phases that are still open. It may be built again later."""
-        uses = [meter.read() for meter in self._meters]
+        uses = [meter.read() for meter in list(self._meters.values())]
         with self._lock:
             return LoadReport(
                 quantised=_group(self._quantised.values()),

@@ -60,9 +60,10 @@ class MemoryMeter:
         """Return the use since construction, or None where the platform does not tell."""
         self.sample()
         now = self._now()
-        if now is None or self._start is None:
+        if now is None:
             return None
-        (current, mark), (before, mark_before) = now, self._start
+        # An accelerator that nobody had used yet held nothing.
+        (current, mark), (before, mark_before) = now, self._start or (0, 0)
         exact = mark > mark_before
         measure = ("VmHWM" if self.device == "cpu" else "max_memory_allocated") if exact else "sampled"
         return MemoryUse(self.device, before, mark if exact else self._highest, current, measure)

@@ -1,0 +1,215 @@
+"""Who wrote what: the accounting of one parameter, by shard and expert, over any number of loads."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.loader.regions import Range, Region
+
+_MISSING, _VALID, _TORN = 0, 1, 2
+_MOST_NAMES = 6
+
+
+class Key(NamedTuple):
+    """What the engine calls the piece that it loads: its own shard and expert ids, and the checkpoint's name."""
+
+    shard: str | int | tuple[int, ...] | None = None
+    expert: int | None = None
+    source: str | None = None
+
+    def __str__(self) -> str:
+        """Return the ids in words, or "the weight" when the engine gave none."""
+        words = [f"shard {self.shard}"] if self.shard is not None else []
+        words += [f"expert {self.expert}"] if self.expert is not None else []
+        return ", ".join(words) or "the weight"
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """One region that a loader began to fill; until `done`, its bytes may be half old, half new.
+
+    Args:
+        key: what the engine calls the piece.
+        region: where it goes.
+        zeros: it is a background of zeros, which pieces of the same key may cover.
+        done: its loader has returned.
+    """
+
+    key: Key
+    region: Region
+    zeros: bool = False
+    done: bool = False
+
+
+@dataclass
+class Ledger:
+    """Record the writes into one parameter and say what is missing, duplicate or overlapping.
+
+    A write counts when the loader that made it returned. One that failed leaves its region torn: neither the old
+    bytes nor the new ones may be trusted until a later write covers it.
+
+    Args:
+        shape: experts, rows, cols of the weight; experts is 1 for a linear layer.
+        stacked: whether the weight has an expert axis to speak of.
+    """
+
+    shape: tuple[int, int, int]
+    stacked: bool
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _past: list[Write] = field(default_factory=list[Write], repr=False)
+    _writes: list[Write] = field(default_factory=list[Write], repr=False)
+    _failures: dict[Key, str] = field(default_factory=dict[Key, str], repr=False)
+    _names: dict[tuple[Range, Range], str] = field(default_factory=dict[tuple[Range, Range], str], repr=False)
+
+    def begin(self, key: Key, region: Region, *, zeros: bool = False) -> Write:
+        """Note that `region` is about to be filled, with `zeros` as the background of other pieces or with values."""
+        write = Write(key, region, zeros)
+        with self._lock:
+            self._writes.append(write)
+        return write
+
+    def commit(self, key: Key, writes: Iterable[Write]) -> None:
+        """Count `writes`: the loader that made them for `key` has returned."""
+        with self._lock:
+            self._failures.pop(key, None)
+            for write in writes:
+                write.done = True
+                if key.shard is not None and not write.zeros:
+                    self._names[write.region.rows, write.region.cols] = str(key.shard)
+
+    def fail(self, key: Key, error: BaseException) -> None:
+        """Note why the loader of `key` did not return; its writes stay uncounted."""
+        with self._lock:
+            text = f"{error.what}: {error.seen}" if isinstance(error, Mxfp4Error) else str(error)
+            self._failures[key] = f"{type(error).__name__}: {text}"
+
+    @property
+    def touched(self) -> bool:
+        """Whether this load wrote anything."""
+        with self._lock:
+            return bool(self._writes)
+
+    def next_load(self) -> None:
+        """Begin another load into the same storage; what earlier loads left is remembered."""
+        with self._lock:
+            self._past += self._writes
+            self._writes = []
+            self._failures = {}
+
+    def complete(self) -> bool:
+        """Return whether every element holds a value that some load finished writing."""
+        with self._lock:
+            return not (self._paint(self._past + self._writes)[0] != _VALID).any()
+
+    def problems(self, *, subset: bool) -> list[str]:
+        """Return one sentence for each missing, duplicate or overlapping range, without the parameter's name.
+
+        Args:
+            subset: accept what an earlier load wrote where this one wrote nothing.
+        """
+        with self._lock:
+            found = self._conflicts()
+            state, edges = self._paint(self._past + self._writes if subset else self._writes)
+            missing = self._boxes(state != _VALID, edges)
+            if not missing and not found:
+                # All is well, so one write stands for the history: memory does not grow with the number of loads.
+                whole = Region(*((0, size) for size in self.shape))
+                self._past = [Write(Key(), whole, done=True)]
+                return []
+            if missing:
+                found += self._absences(missing)
+            return found
+
+    def _paint(self, writes: Sequence[Write]) -> tuple[npt.NDArray[np.int8], list[list[int]]]:
+        """Replay `writes` on the grid of all their borders."""
+        grid, edges = self._grid(writes)
+        for write in writes:
+            grid[self._cells(write.region, edges)] = _VALID if write.done else _TORN
+        return grid, edges
+
+    def _conflicts(self) -> list[str]:
+        done = [write for write in self._writes if write.done]
+        count, edges = self._grid(done)
+        for write in done:
+            cells = self._cells(write.region, edges)
+            count[cells] = np.minimum(count[cells] + 1, 2)
+        if not (count > 1).any():
+            return []
+        found: list[str] = []
+        suspects = [write for write in done if (count[self._cells(write.region, edges)] > 1).any()]
+        for index, write in enumerate(suspects):
+            for other in suspects[index + 1 :]:
+                background = write.zeros and write.key == other.key
+                if background or not write.region.overlaps(other.region):
+                    continue
+                where = other.region.describe(self.stacked)
+                if write.key == other.key and write.region == other.region:
+                    found.append(f"duplicate: {write.key} was loaded twice ({where})")
+                else:
+                    first = write.region.describe(self.stacked)
+                    found.append(f"overlap: {other.key} ({where}) covers part of {write.key} ({first})")
+        return found
+
+    def _absences(self, missing: Sequence[Region]) -> list[str]:
+        if not self._writes and not self._failures:
+            return ["missing: nothing was loaded"]
+        found: list[str] = []
+        for region in missing:
+            name = self._names.get((region.rows, region.cols))
+            found.append(f"missing: {region.describe(self.stacked)}" + (f" (shard {name})" if name else ""))
+        for key, error in self._failures.items():
+            found.append(f"its loader for {key} raised {error}")
+        done = {str(write.key): write for write in self._writes if write.done}
+        if done and not self.stacked:
+            pieces = [
+                f"{key} rows {write.region.rows[0]}:{write.region.rows[1]}" for key, write in done.items()
+            ]
+            more = f" and {len(pieces) - _MOST_NAMES} more" if len(pieces) > _MOST_NAMES else ""
+            found.append(f"loaded: {'; '.join(pieces[:_MOST_NAMES])}{more}")
+        return found
+
+    def _grid(self, writes: Sequence[Write]) -> tuple[npt.NDArray[np.int8], list[list[int]]]:
+        edges: list[list[int]] = []
+        for axis, size in enumerate(self.shape):
+            borders = {border for write in writes for border in write.region.ranges[axis]}
+            edges.append(sorted(borders | {0, size}))
+        return np.zeros([len(borders) - 1 for borders in edges], dtype=np.int8), edges
+
+    @staticmethod
+    def _cells(region: Region, edges: list[list[int]]) -> tuple[slice, ...]:
+        return tuple(
+            slice(bisect_left(borders, start), bisect_left(borders, stop))
+            for borders, (start, stop) in zip(edges, region.ranges, strict=True)
+        )
+
+    @staticmethod
+    def _boxes(wanted: npt.NDArray[np.bool_], edges: list[list[int]]) -> list[Region]:
+        """Cut the wanted cells into boxes, joining neighbours that look alike: first experts, then rows."""
+        boxes: list[Region] = []
+        for experts, plane in _runs(wanted, edges[0]):
+            for rows, line in _runs(plane, edges[1]):
+                boxes += [Region(experts, rows, cols) for cols, cell in _runs(line, edges[2]) if cell.any()]
+        return boxes
+
+
+def _runs(wanted: npt.NDArray[np.bool_], borders: list[int]) -> list[tuple[Range, npt.NDArray[np.bool_]]]:
+    """Return ranges of the first axis along which the cells do not change, with those cells."""
+    runs: list[tuple[Range, npt.NDArray[np.bool_]]] = []
+    for index, cells in enumerate(wanted):
+        start, stop = borders[index], borders[index + 1]
+        if runs and np.array_equal(runs[-1][1], cells):
+            runs[-1] = ((runs[-1][0][0], stop), cells)
+        else:
+            runs.append(((start, stop), cells))
+    return runs
+
+
+__all__ = ["Key", "Ledger", "Write"]
