@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, misc, call-arg"
+# mypy: ignore-errors
 # numba and llvmlite carry no types; what is typed here is what Python code calls.
 """The CPU kernels: one block of 32 values at a time, as LLVM vectors.
 

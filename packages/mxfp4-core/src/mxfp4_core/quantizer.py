@@ -169,7 +169,7 @@ def _matrices(
         # Outputs must be written in place; a weight with a strided last axis (a transposed view) may be copied.
         for start, stop in _row_chunks(weight, whole=weight.stride(-1) == 1):
             dense = [tensor[start:stop] for tensor in (weight, codes, scales)]
-            targets = [part if part.stride(-1) == 1 else torch.empty_like(part) for part in dense[1:]]
+            targets = [part if part.stride(-1) == 1 else part.contiguous() for part in dense[1:]]
             source = dense[0] if dense[0].stride(-1) == 1 else dense[0].contiguous()
             yield source, targets[0], targets[1], start
             for target, part in zip(targets, dense[1:], strict=True):
