@@ -71,11 +71,11 @@ class Override(_Model):
     """What is different for the names that one pattern hits."""
 
     pattern: str = Field(description="Names that this override is for.")
-    profile: str | None = Field(None, description="Profile for these weights.")
-    rule: str | None = Field(None, description="Scale rule for these weights.")
-    ties: str | None = Field(None, description="Tie rule for these weights.")
+    profile: str | None = Field(default=None, description="Profile for these weights.")
+    rule: str | None = Field(default=None, description="Scale rule for these weights.")
+    ties: str | None = Field(default=None, description="Tie rule for these weights.")
     keep: StrictBool | None = Field(
-        None,
+        default=None,
         description="True: keep in high precision. False: quantise even what the defaults keep.",
     )
 
@@ -106,34 +106,42 @@ class Mxfp4Config(_Model):
     Every way of building one (constructor, ``from_dict``, ``from_file``) raises ``ConfigError``.
     """
 
-    version: StrictInt = Field(CONFIG_VERSION, description="Version of this schema.")
-    profile: str | None = Field(None, description="A named profile: the exact bytes of one peer's quantizer.")
-    rule: str | None = Field(None, description="Scale rule: even (default), floor, rceil, ceil or ceil_d(D).")
-    ties: str | None = Field(None, description="Tie rule of the elements: even (default), away or zero.")
+    version: StrictInt = Field(default=CONFIG_VERSION, description="Version of this schema.")
+    profile: str | None = Field(
+        default=None, description="A named profile: the exact bytes of one peer's quantizer."
+    )
+    rule: str | None = Field(
+        default=None, description="Scale rule: even (default), floor, rceil, ceil or ceil_d(D)."
+    )
+    ties: str | None = Field(
+        default=None, description="Tie rule of the elements: even (default), away or zero."
+    )
     targets: list[str] = Field(
-        [], description="Patterns of names to quantise; empty: every linear and expert weight."
+        default=[], description="Patterns of names to quantise; empty: every linear and expert weight."
     )
     ignore: list[str] = Field(
-        [], description="Patterns of names to keep in high precision. Each must match something."
+        default=[], description="Patterns of names to keep in high precision. Each must match something."
     )
     keep_defaults: StrictBool = Field(
-        True,
+        default=True,
         description="Keep output heads, embeddings, routers, gates, norms and draft layers as they are.",
     )
-    overrides: list[Override] = Field([], description="What is different for some names.")
-    activation: _Activation = Field("none", description="How the backend is to quantise activations.")
-    backend: str | None = Field(None, description="Backend to use; none named: chosen by verdicts.")
+    overrides: list[Override] = Field(default=[], description="What is different for some names.")
+    activation: _Activation = Field(default="none", description="How the backend is to quantise activations.")
+    backend: str | None = Field(default=None, description="Backend to use; none named: chosen by verdicts.")
     fallback: str | None = Field(
-        None, description="The one backend to use if no other accepts. Never implied."
+        default=None, description="The one backend to use if no other accepts. Never implied."
     )
     dialect: str = Field(
-        DIALECTS[0], description="How checkpoints are written.", json_schema_extra={"enum": list(DIALECTS)}
+        default=DIALECTS[0],
+        description="How checkpoints are written.",
+        json_schema_extra={"enum": list(DIALECTS)},
     )
     tail: _Tail = Field(
-        "refuse", description="Where K is no multiple of 32: refuse, or pad with exact zeros."
+        default="refuse", description="Where K is no multiple of 32: refuse, or pad with exact zeros."
     )
     nonfinite: _NonFinite = Field(
-        "refuse", description="NaN or infinity in a weight: refuse, or write NaN blocks."
+        default="refuse", description="NaN or infinity in a weight: refuse, or write NaN blocks."
     )
 
     def resolved_profile(self) -> str:

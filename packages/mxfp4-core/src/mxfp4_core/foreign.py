@@ -27,7 +27,7 @@ from mxfp4_core.errors import PatternError
 from mxfp4_core.patterns import Pattern
 
 _GLOB: Final = re.compile(r"[*?\[]")
-_PLAIN: Final = re.compile(r"[\w\-.]+")
+_PLAIN: Final = re.compile(r"[\w\-]+(\.[\w\-]+)*", re.ASCII)
 
 
 def foreign(dialect: str, patterns: Iterable[str]) -> list[str]:

@@ -10,12 +10,12 @@ from mxfp4_core.vocabulary import module_of, parse_expert
 
 _NOT_A_WEIGHT: Final = re.compile(
     r"bias|.*_bias|.*_bias_\w+|.*_scale|.*_scale_inv|.*_scales|.*_scale_2|.*_zero_point|.*_global_scale"
-    r"|A_log|D|sinks|.*inv_freq|.*_table|.*_token|.*_tokens|lora_[AB]|gamma|beta|running_mean|running_var"
+    r"|A_log|D|sinks|.*inv_freq|.*_table|(cls|mask|dist)_token|lora_[AB]|gamma|beta|running_mean|running_var"
     r"|num_batches_tracked|logit_scale|layer_scalar|.*_gating_factor"
 )
 _CONVOLUTION: Final = re.compile(r"conv|conv[123]d|conv\d+|.*_conv|.*_conv[123]d|conv_in|conv_out")
 _HEADS: Final = frozenset({"lm_head", "embed_out", "unembedding", "score", "classifier"})
-_EMBEDDING: Final = re.compile(r"wte|wpe|(.*_)?embed(s|der|ding|dings)?(_.*)?")
+_EMBEDDING: Final = re.compile(r"wte|wpe|relative_attention_bias|(.*_)?embed(s|der|ding|dings)?(_.*)?")
 _ROUTERS: Final = frozenset({"router", "gate", "shared_expert_gate"})
 _NORM: Final = re.compile(r".*norm.*|ln_\w+|ln\d*", re.IGNORECASE)
 _DRAFT: Final = re.compile(r"mtp|mtp_\w+|nextn|nextn_\w+")
@@ -30,7 +30,7 @@ def kept_by_nature(name: str, shape: Sequence[int] | None) -> str | None:
     """
     module = module_of(name)
     last = module.rsplit(".", 1)[-1]
-    if _NOT_A_WEIGHT.fullmatch(last):
+    if module == name and _NOT_A_WEIGHT.fullmatch(last):
         return f"{last!r} is not the weight of a linear layer"
     if _CONVOLUTION.fullmatch(last):
         return f"{last!r} is a convolution"
@@ -53,7 +53,7 @@ def kept_by_default(module: str, layers: int | None = None) -> str | None:
         layers: ``num_hidden_layers`` of config.json; layers from there on are draft layers.
     """
     parts = module.split(".")
-    for found in (_head, _embedding, _router, _norm):
+    for found in (_router, _head, _embedding, _norm):
         if reason := found(parts):
             return f"{reason}: kept in high precision by default"
     if reason := _draft(parts, layers):

@@ -131,6 +131,10 @@ class Resolver:
         self.check_patterns()
         return decisions
 
+    def unmatched(self) -> list[str]:
+        """Return the patterns that have hit no name so far."""
+        return [text for text in self._order() if text not in self._matched]
+
     def check_patterns(self) -> None:
         """Check that every pattern of the config did something for the names decided so far.
 
@@ -139,7 +143,7 @@ class Resolver:
                 names that are kept for another reason.
         """
         names = list(self._offered)
-        if missing := [text for text in self._order() if text not in self._matched]:
+        if missing := self.unmatched():
             hints = [(text, near_misses(text, names)) for text in missing[:5]]
             near = "; ".join(
                 f"for {text!r} try {' or '.join(map(repr, found))}" for text, found in hints if found
@@ -184,8 +188,9 @@ class Resolver:
     def _experts(self, count: int | None) -> list[int]:
         # Only experts that a pattern can tell from the others need asking: those with a number that some
         # pattern contains, and one more for all the rest.
-        if count is not None and self._patterns.searches_numbers:
-            return list(range(min(count, _MAX_PROBES)))
+        if self._patterns.searches_numbers:
+            asked = max(self._probes, default=0) + 2 if count is None else count
+            return list(range(min(asked, _MAX_PROBES)))
         numbers = sorted(number for number in self._probes if count is None or number < count)
         rest = next(number for number in range(len(numbers) + 1) if number not in self._probes)
         return [*numbers, rest] if count is None or rest < count else numbers

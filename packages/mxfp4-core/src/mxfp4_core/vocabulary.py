@@ -142,9 +142,9 @@ def fused_names(leaf: str, fused: Fused) -> Iterator[tuple[str, list[str]]]:
                     yield f"{expert.prefix}.{expert.index}.{name}", shards
         return
     parent, dot, last = leaf.rpartition(".")
-    for name, shards in fused.items():
-        if last in shards:
-            yield f"{parent}{dot}{name}", [f"{parent}{dot}{shard}" for shard in shards]
+    for name, members in fused.items():
+        if last in members:
+            yield f"{parent}{dot}{name}", [f"{parent}{dot}{member}" for member in members]
 
 
 def spellings(module: str, renames: Sequence[tuple[str, str]] = ()) -> list[Spelling]:
