@@ -77,7 +77,9 @@ def load(path: Path, config: Any = None, **keywords: Any) -> Any:
     """Load onto the device of this run, quantising if a config is given."""
     if DEVICE != "cpu":
         keywords.setdefault("device_map", DEVICE)
-    return AutoModelForCausalLM.from_pretrained(path, quantization_config=config, **keywords)
+    if config is not None:  # an explicit None would make transformers forget the one of the checkpoint
+        keywords["quantization_config"] = config
+    return AutoModelForCausalLM.from_pretrained(path, **keywords)
 
 
 def reload(path: Path, **keywords: Any) -> Any:

@@ -14,10 +14,11 @@ weights then loads without a config.
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import METHOD, Mxfp4CoreConfig
 from mxfp4_transformers.quantizer import Mxfp4Quantizer
+from mxfp4_transformers.saving import save
 from mxfp4_transformers.summary import summary
 
 Mxfp4Config = Mxfp4CoreConfig
 
 compat.register(METHOD, Mxfp4CoreConfig, Mxfp4Quantizer)
 
-__all__ = ["METHOD", "Mxfp4Config", "Mxfp4Quantizer", "summary"]
+__all__ = ["METHOD", "Mxfp4Config", "Mxfp4Quantizer", "save", "summary"]

@@ -55,9 +55,12 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is stored in ``config.json``; the choice of a backend belongs to the machine and is not."""
+        """Return what is stored in ``config.json``: the choice of a backend belongs to the machine and is not.
+
+        ``save_pretrained`` writes our own dialect, whichever one the config names for `mxfp4_transformers.save`.
+        """
         settings = {key: value for key, value in self.core.to_dict().items() if key not in _MACHINE}
-        return {"quant_method": METHOD, **settings, **copy.deepcopy(self.facts)}
+        return {"quant_method": METHOD, **settings, "dialect": METHOD, **copy.deepcopy(self.facts)}
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """Return what the config of a quantised checkpoint takes over from one given to ``from_pretrained``."""

@@ -26,11 +26,13 @@ class Plan:
         sites: the modules to replace.
         weights: their weights, by full name.
         reasons: why each linear, stack of experts or other parameter is what it will be, by name.
+        profile: the profile of the weights that have none of their own; empty if a checkpoint does not say.
     """
 
     sites: list[Site] = field(default_factory=list[Site])
     weights: dict[str, Weight] = field(default_factory=dict[str, Weight])
     reasons: dict[str, str] = field(default_factory=dict[str, str])
+    profile: str = ""
 
     def add(self, site: Site, profiles: Mapping[str, str], reason: str) -> None:
         """Plan to replace a module."""
@@ -55,7 +57,7 @@ def plan_load(model: Any, config: CoreConfig) -> Plan:
     """
     found = {site.path: site for site in find(model)}
     decisions = _decide(model, config, found.values())
-    plan = Plan(reasons={name: decision.reason for name, decision in decisions.items()})
+    plan = Plan(reasons=_reasons(decisions), profile=config.resolved_profile())
     for site in found.values():
         mine = {site.name(name): decisions[site.name(name)] for name in site.weights}
         reason = _stays(model, site, mine)
@@ -103,7 +105,7 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, compa
         packed.setdefault(targets[entry.codes], []).append(entry.codes)
     sites = {site.path: site for site in find(model)}
     decisions = _decide(model, config.core, sites.values(), check=False)
-    plan = Plan(reasons={name: decision.reason for name, decision in decisions.items()})
+    plan = Plan(reasons=_reasons(decisions), profile=contents.profile)
     for site in sites.values():
         mine = {site.name(name): decisions[site.name(name)] for name in site.weights}
         stored = [name for name in mine if name in packed]
@@ -169,6 +171,10 @@ def _decide(
     if check:
         return dict(zip(shapes, resolver.decide_all(shapes.items()), strict=True))
     return {name: resolver.decide(name, shape) for name, shape in shapes.items()}
+
+
+def _reasons(decisions: Mapping[str, Decision]) -> dict[str, str]:
+    return {name: decision.reason for name, decision in decisions.items()}
 
 
 def _stays(model: Any, site: Site, decisions: Mapping[str, Decision]) -> str:

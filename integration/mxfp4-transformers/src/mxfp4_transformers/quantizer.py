@@ -159,7 +159,7 @@ class Mxfp4Quantizer(HfQuantizer):
                 settle(model.get_submodule(site.path), site, self.plan)
             chosen = prepare_model(model, name=core.backend, fallback=core.fallback, dtype=self._dtype)
         compat.set_conversions(model, for_saving(compat.conversions_of(model), self.plan))
-        self.quantization_config.facts = facts(model, self.plan, core)
+        self.quantization_config.facts = facts(model, self.plan)
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
         builder.profile = ", ".join(dict.fromkeys(weight.profile for weight in self.plan.weights.values()))
         count(builder, model, self.plan, {} if self._packer is None else self._packer.bytes_read)

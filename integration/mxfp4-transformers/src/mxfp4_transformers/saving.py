@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform, revert_weight_conversion
 
-from mxfp4_core.config import Mxfp4Config as CoreConfig
+from mxfp4_core.convert import convert_checkpoint
+from mxfp4_core.dialects import get
+from mxfp4_core.dialects.native import NATIVE
+from mxfp4_core.errors import ConfigError, OutputError
 from mxfp4_core.format import BLOCK
+from mxfp4_core.results import Options
 from mxfp4_transformers import compat
 from mxfp4_transformers.ops import SCALE, Converter, Direct
 from mxfp4_transformers.plan import Plan
@@ -55,19 +62,90 @@ def for_saving(conversions: Iterable[WeightTransform], plan: Plan) -> list[Weigh
     return with_scales(plain, plan)
 
 
-def facts(model: Any, plan: Plan, config: CoreConfig) -> dict[str, Any]:
+def facts(model: Any, plan: Plan) -> dict[str, Any]:
     """Return what ``quantization_config`` says about single weights, under the names that they are saved with."""
     odd = {
         name: weight for name, weight in plan.weights.items() if weight.transposed or weight.shape[-1] % BLOCK
     }
-    profiles = {weight.profile for weight in plan.weights.values()}
     saved: dict[str, tuple[bool, list[int]]] = {}
     for name, weight in odd.items():
         meta = torch.empty(weight.codes_shape, dtype=torch.uint8, device="meta")
         for each, tensor in revert_weight_conversion(model, {name: meta}).items():
             saved[each] = weight.transposed, [*tensor.shape[:-1], weight.shape[-1]]
     return {
-        "weights_profile": profiles.pop() if len(profiles) == 1 else "",
+        "weights_profile": plan.profile,
         "shapes": {name: shape for name, (_, shape) in saved.items() if shape[-1] % BLOCK},
         "transposed": sorted(name for name, (transposed, _) in saved.items() if transposed),
     }
+
+
+def save(model: Any, path: str | os.PathLike[str], dialect: str | None = None, *, force: bool = False) -> Path:
+    """Save a model in a dialect that others read; the folder appears complete or not at all.
+
+    The model is saved in our own dialect next to ``path`` and converted from there, file to file, so the disk holds
+    both for a moment. A tokenizer is saved by its own ``save_pretrained``.
+
+    Args:
+        model: loaded by ``from_pretrained`` with this package.
+        path: a folder that does not exist, or is empty.
+        dialect: ``"mxfp4-core"`` (as ``model.save_pretrained``), ``"compressed-tensors"`` or ``"quark"``; the one of
+            the config if None.
+        force: replace what is in ``path``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: an unknown dialect, or a model without MXFP4 weights.
+        DialectError: the dialect has no words for something in the model, for example stacked experts.
+        OutputError: the folder exists, or cannot be written.
+    """
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if getattr(config, "quant_method", None) != NATIVE.name:
+        raise ConfigError(
+            f"{type(model).__name__} cannot be saved as MXFP4",
+            seen=f"quant_method {getattr(config, 'quant_method', None)!r}",
+            rule="save writes models that were loaded with a quantization_config of mxfp4_transformers",
+            fix="load it with quantization_config=mxfp4_transformers.Mxfp4Config()",
+        )
+    chosen, target = get(dialect or config.core.dialect), Path(path)
+    if not force and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(
+            f"cannot save to {target}",
+            seen="it exists",
+            rule="nothing is overwritten",
+            fix="choose another folder, or pass force=True",
+        )
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    try:
+        model.save_pretrained(work / "native")
+        if chosen is NATIVE:
+            _replace(work / "native", target)
+        else:
+            convert_checkpoint(work / "native", target, chosen.name, Options(force=force))
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _replace(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+    os.replace(source, target)
+
+
+def _unwritable(target: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot save to {target}",
+        seen=str(error),
+        rule="the folder around it takes a copy of the model, and one more while it is converted",
+        fix="make room, or choose another place",
+    )

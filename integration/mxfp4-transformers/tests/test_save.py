@@ -1,0 +1,149 @@
+"""Saving and loading again, here and with other people's readers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import DEVICE, load, logits, reload, settings, tensors
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import mxfp4_transformers
+from mxfp4_core.config import Mxfp4Config as CoreConfig
+from mxfp4_core.errors import ConfigError, DialectError, OutputError
+from mxfp4_core.pipeline import quantize_checkpoint
+
+Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
+
+
+def same_state(one: nn.Module, other: nn.Module) -> None:
+    left, right = one.state_dict(), other.state_dict()
+    assert list(left) == list(right)
+    for name in left:
+        assert left[name].dtype == right[name].dtype, name
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_round_trip(checkpoint: Path, tmp_path: Path) -> None:
+    model = load(checkpoint, settings())
+    model.save_pretrained(tmp_path / "one")
+    again = reload(tmp_path / "one")
+    same_state(model, again)
+    assert torch.equal(logits(model), logits(again))
+    again.save_pretrained(tmp_path / "two")
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
+    configs = [json.loads((tmp_path / run / "config.json").read_text()) for run in ("one", "two")]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+    assert "backend" not in configs[0]["quantization_config"]
+
+
+def test_names_on_disk_are_those_of_the_source(checkpoint: Path, tmp_path: Path) -> None:
+    load(checkpoint, settings()).save_pretrained(tmp_path / "saved")
+    source, saved = tensors(checkpoint), tensors(tmp_path / "saved")
+    packed = {name for name, tensor in saved.items() if tensor.dtype == torch.uint8 and not name.endswith("_scale")}
+    assert set(saved) == set(source) | {f"{name}_scale" for name in packed}
+    for name in packed:
+        *rows, k = source[name].shape if "gpt_oss" not in checkpoint.name else saved[name].shape
+        if "gpt_oss" not in checkpoint.name:
+            assert list(saved[name].shape) == [*rows, k // 2]
+        assert saved[f"{name}_scale"].shape == (*saved[name].shape[:-1], saved[name].shape[-1] // 16)
+    for name in set(source) - packed:
+        assert torch.equal(saved[name], source[name])
+
+
+def test_file_to_file_gives_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    quantize_checkpoint(checkpoint, tmp_path / "file", CoreConfig())
+    model = load(checkpoint, settings())
+    same_state(model, reload(tmp_path / "file"))
+    model.save_pretrained(tmp_path / "online")
+    file, online = tensors(tmp_path / "file"), tensors(tmp_path / "online")
+    assert set(file) == set(online)
+    assert all(torch.equal(file[name], online[name]) for name in file)
+    configs = [json.loads((tmp_path / run / "config.json").read_text()) for run in ("file", "online")]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+
+
+def test_stacked_names_reload_too(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    model = load(checkpoints["qwen3_moe"], settings())
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    assert "model.layers.1.mlp.experts.gate_up_proj_scale" in tensors(tmp_path / "stacked")
+    same_state(model, reload(tmp_path / "stacked"))
+
+
+def test_many_files(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    model = load(checkpoints["mixtral"], settings())
+    model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    same_state(model, reload(tmp_path / "shards"))
+
+
+def test_layers_that_were_kept_come_back(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    config = settings(ignore=["layers.1.mlp.experts", "layers.0.self_attn"], rule="ceil", ties="zero")
+    model = load(checkpoints["qwen3_moe"], config)
+    model.save_pretrained(tmp_path / "mixed")
+    again = reload(tmp_path / "mixed")
+    same_state(model, again)
+    assert "model.layers.1.mlp.experts" not in again.hf_quantizer.plan.weights
+    assert again.model.layers[1].self_attn.q_proj.profile == "ceil/zero"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "mixtral"])
+def test_compressed_tensors_reads_what_we_save(checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    model = load(checkpoints[name], settings(), dtype=torch.bfloat16)
+    path = mxfp4_transformers.save(model, tmp_path / "ct", dialect="compressed-tensors")
+    described = json.loads((path / "config.json").read_text())["quantization_config"]
+    assert described["quant_method"] == "compressed-tensors"
+    theirs = AutoModelForCausalLM.from_pretrained(path)
+    found = logits(theirs)  # the first call decompresses the linears
+    torch.testing.assert_close(found, logits(model), rtol=0.05, atol=0.05)
+    expected = model.dequantize(torch.bfloat16).state_dict()
+    parameters = {key: tensor for key, tensor in theirs.named_parameters() if not key.endswith("_scale")}
+    assert set(parameters) == {key for key, _ in model.named_parameters()}
+    for key, tensor in parameters.items():
+        assert torch.equal(tensor, expected[key].cpu()), key
+
+
+def test_a_dialect_without_words_for_stacks_says_so(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    model = load(checkpoints["gpt_oss"], settings())
+    with pytest.raises(DialectError, match="experts"):
+        mxfp4_transformers.save(model, tmp_path / "ct", dialect="compressed-tensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_save_writes_our_dialect_too(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    model = load(checkpoints["llama"], settings())
+    same_state(model, reload(mxfp4_transformers.save(model, tmp_path / "deep/native")))
+    with pytest.raises(OutputError, match="force"):
+        mxfp4_transformers.save(model, tmp_path / "deep/native")
+    mxfp4_transformers.save(model, tmp_path / "deep/native", force=True)
+    with pytest.raises(ConfigError, match="dialect"):
+        mxfp4_transformers.save(model, tmp_path / "x", dialect="compresed-tensors")
+    with pytest.raises(ConfigError, match="loaded with"):
+        mxfp4_transformers.save(load(checkpoints["llama"]), tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
+
+
+def test_a_save_that_fails_leaves_nothing(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(checkpoints["llama"], settings())
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(OutputError, match="No space left"):
+        mxfp4_transformers.save(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a device is needed for what a device does")
+def test_a_device_gets_its_own(checkpoint: Path) -> None:
+    model = load(checkpoint, settings(), device_map="auto")
+    assert all(tensor.device.type != "cpu" for tensor in model.state_dict().values())
+    assert any(use.device != "cpu" for use in model.mxfp4_report.memory)
