@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from mxfp4_core import dialects
-from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
-from mxfp4_core.errors import ConfigError
+from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
+from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.convert import settings_of
+from mxfp4_core.errors import ConfigError, PatternError
 from mxfp4_core.format import BLOCK
-from mxfp4_core.profiles import resolve
+from mxfp4_core.profile import resolve
 from mxfp4_core.report.environment import environment
 from mxfp4_core.report.lines import ByExpert, Lines
 from mxfp4_core.report.metrics import merge
 from mxfp4_core.report.model import Report
+from mxfp4_core.report.stream import logical_shape
 from mxfp4_core.report.tensors import Progress, compared_error, kept_error, measured_error
+from mxfp4_core.rules import Resolver
 from mxfp4_core.scales import RULES
-
-if TYPE_CHECKING:
-    from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.vocabulary import transposed
 
 Path = str | os.PathLike[str]
 
@@ -64,7 +65,9 @@ def measure(
             fix="name the quantised checkpoint first and the original with --source",
         )
     dialect, contents = found
-    variant = contents.profile or "unknown"
+    config, profile = settings_of(quantised, dialect, contents)
+    variant = profile or "as stored"
+    resolver = Resolver.for_model(config, source.config)
     lines, problems = Lines(), list[str]()
     used: set[str] = set()
     for name, info in source.tensors.items():
@@ -81,7 +84,7 @@ def measure(
             metrics, problem = kept_error(source, info, quantised, progress)
             problems += [f"{name}: {problem}"] if problem else []
             results = {variant: {None: metrics}} if metrics else {}
-            lines.add(info, "kept", "high precision in the file", quantised.tensors[name].nbytes, results)
+            lines.add(info, "kept", _why_kept(resolver, info), quantised.tensors[name].nbytes, results)
         else:
             problems.append(f"{name}: in the source, missing from the quantised checkpoint")
     extra = [name for name in quantised.tensors if name not in used]
@@ -114,20 +117,20 @@ def compare(
         ConfigError: an unknown or repeated profile, or a source that is quantised already.
         PatternError: a pattern of the config that matches nothing.
     """
-    from mxfp4_core.config import Mxfp4Config
-    from mxfp4_core.rules import Resolver
-
     variants = _variants(profiles)
     source = _open(source)
     _refuse_quantised(source)
-    resolver = Resolver(config or Mxfp4Config())
+    resolver = Resolver.for_model(config or Mxfp4Config(), source.config)
+    model_type = str(source.config.get("model_type", ""))
     decisions = resolver.decide_all((name, info.shape) for name, info in source.tensors.items())
     lines, problems = Lines(), list[str]()
     for (name, info), decision in zip(source.tensors.items(), decisions, strict=True):
         if decision.quantize:
-            results = compared_error(source, info, variants, progress)
+            k_first = transposed(name, model_type)
+            results = compared_error(source, info, variants, progress, transposed=k_first)
             problems += _nonfinite(name, results)
-            lines.add(info, "quantised", decision.reason, _mxfp4_bytes(info.shape), results)
+            after = _mxfp4_bytes(logical_shape(info.shape, transposed=k_first))
+            lines.add(info, "quantised", decision.reason, after, results)
         else:
             lines.add(info, "kept", decision.reason, info.nbytes, {})
             if progress:
@@ -161,6 +164,14 @@ def _variants(profiles: Sequence[str]) -> tuple[str, ...]:
             fix="for example --rule floor --rule even",
         )
     return names
+
+
+def _why_kept(resolver: Resolver, info: TensorInfo) -> str:
+    try:
+        decision = resolver.decide(info.name, info.shape)
+    except PatternError:  # the reason is for people; the file has decided, whatever its patterns say
+        decision = None
+    return decision.reason if decision and not decision.quantize else "high precision in the file"
 
 
 def _is_rule(name: str) -> bool:

@@ -26,27 +26,45 @@ class Piece:
 
     Args:
         expert: index on the first axis of a stacked tensor, None for a plain matrix.
-        start: first row, in the first axis of the file.
-        stop: row behind the last one.
+        start: first index on the first axis of the file.
+        stop: index behind the last one.
+        whole: whether it is the whole tensor.
     """
 
     expert: int | None
     start: int
     stop: int
+    whole: bool = False
 
 
-def pieces(shape: tuple[int, ...], *, values: int = CHUNK_VALUES) -> Iterator[Piece]:
-    """Cut a tensor of the logical shape ``[..., n, k]`` into pieces, in the order of the file."""
+def pieces(
+    shape: tuple[int, ...], *, transposed: bool = False, values: int = CHUNK_VALUES
+) -> Iterator[Piece]:
+    """Cut a tensor of the logical shape ``[..., n, k]`` into pieces, in the order of the file.
+
+    Args:
+        shape: logical shape.
+        transposed: whether the file has the axes ``[..., k, n]``; then a matrix is one piece, as its rows
+            lie apart.
+        values: values per piece.
+    """
     if 0 in shape:
+        return
+    if len(shape) == 1 or (len(shape) == 2 and transposed):
+        yield Piece(None, 0, shape[0], whole=True)
         return
     if len(shape) >= 3:
         for expert in range(shape[0]):
             yield Piece(expert, expert, expert + 1)
         return
-    rows = shape[0] if len(shape) == 2 else 1
-    step = max(1, values // max(1, shape[-1]))
-    for start in range(0, rows, step):
-        yield Piece(None, start, min(start + step, rows))
+    step = max(1, values // shape[-1])
+    for start in range(0, shape[0], step):
+        yield Piece(None, start, min(start + step, shape[0]))
+
+
+def logical_shape(shape: tuple[int, ...], *, transposed: bool) -> tuple[int, ...]:
+    """Return ``[..., n, k]`` for the shape of a tensor in the file."""
+    return (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
 
 
 def read_piece(checkpoint: Checkpoint, name: str, piece: Piece, *, transposed: bool = False) -> torch.Tensor:
@@ -56,15 +74,12 @@ def read_piece(checkpoint: Checkpoint, name: str, piece: Piece, *, transposed: b
         checkpoint: where the tensor is.
         name: its name there.
         piece: which rows.
-        transposed: whether the file has the axes ``[..., k, n]``; stacked tensors only.
+        transposed: whether the file has the axes ``[..., k, n]``.
     """
-    info = checkpoint.tensors[name]
-    if len(info.shape) < 2:
-        return checkpoint.load(name).reshape(1, -1)
-    rows = checkpoint.rows(name, piece.start, piece.stop)
+    rows = checkpoint.load(name) if piece.whole else checkpoint.rows(name, piece.start, piece.stop)
     if transposed:
         rows = rows.transpose(-1, -2)
     return rows.reshape(-1, rows.shape[-1]).contiguous()
 
 
-__all__ = ["CHUNK_VALUES", "Piece", "pieces", "read_piece"]
+__all__ = ["CHUNK_VALUES", "Piece", "logical_shape", "pieces", "read_piece"]

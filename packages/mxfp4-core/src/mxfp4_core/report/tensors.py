@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mxfp4_core.errors import ConfigError, ShapeError
+from mxfp4_core.quantizer import quantize
 from mxfp4_core.report.metrics import Metrics
-from mxfp4_core.report.stream import CHUNK_VALUES, pieces, read_piece
+from mxfp4_core.report.stream import CHUNK_VALUES, logical_shape, pieces, read_piece
 from mxfp4_core.report.tally import Tally
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def measured_error(
     _check_dtype(info)
     _check_shape(info, entry)
     tallies: dict[int | None, Tally] = {}
-    for piece in pieces(entry.shape):
+    for piece in pieces(entry.shape, transposed=entry.transposed):
         weight = read_piece(source, info.name, piece, transposed=entry.transposed)
         codes, scales = (read_piece(quantised, name, piece) for name in (entry.codes, entry.scales))
         tallies.setdefault(piece.expert, Tally()).add(weight, codes, scales)
@@ -55,9 +56,21 @@ def measured_error(
 
 
 def compared_error(
-    source: Checkpoint, info: TensorInfo, variants: Sequence[str], progress: Progress | None = None
+    source: Checkpoint,
+    info: TensorInfo,
+    variants: Sequence[str],
+    progress: Progress | None = None,
+    *,
+    transposed: bool = False,
 ) -> dict[str, dict[int | None, Metrics]]:
     """Quantise a tensor with each profile, piece by piece, and keep the figures.
+
+    Args:
+        source: the checkpoint.
+        info: the tensor.
+        variants: names of resolved profiles.
+        progress: called after each piece.
+        transposed: whether the file has the axes ``[..., k, n]``.
 
     Returns:
         By profile what `measured_error` returns.
@@ -65,12 +78,10 @@ def compared_error(
     Raises:
         ConfigError: a source that is not in BF16, FP16 or FP32.
     """
-    from mxfp4_core.quantize import quantize
-
     _check_dtype(info)
     tallies: dict[str, dict[int | None, Tally]] = {variant: {} for variant in variants}
-    for piece in pieces(info.shape):
-        weight = read_piece(source, info.name, piece)
+    for piece in pieces(logical_shape(info.shape, transposed=transposed), transposed=transposed):
+        weight = read_piece(source, info.name, piece, transposed=transposed)
         for variant, own in tallies.items():
             tensor = quantize(weight, profile=variant, tail="pad", nonfinite="nan", name=info.name)
             own.setdefault(piece.expert, Tally()).add(weight, tensor.codes, tensor.scales)
@@ -137,8 +148,7 @@ def _check_dtype(info: TensorInfo) -> None:
 
 
 def _check_shape(info: TensorInfo, entry: Entry) -> None:
-    lead, last = entry.shape[:-2], entry.shape[-2:]
-    if info.shape != (*lead, *(reversed(last) if entry.transposed else last)):
+    if logical_shape(info.shape, transposed=entry.transposed) != entry.shape:
         raise ShapeError(
             f"{info.name} is not the tensor that was quantised",
             seen=f"{list(info.shape)} in the source, {list(entry.shape)} in the quantised checkpoint",

@@ -1,0 +1,61 @@
+"""Write a report to a folder: each file is complete or absent, and nothing is replaced unasked."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from mxfp4_core.checkpoint.writer import output_failed, write_file
+from mxfp4_core.errors import OutputError
+from mxfp4_core.report.html import render_html
+from mxfp4_core.report.model import Report
+from mxfp4_core.report.render import render_csv, render_json, render_markdown
+
+RENDERERS: Mapping[str, Callable[[Report], str]] = MappingProxyType(
+    {"html": render_html, "json": render_json, "csv": render_csv, "md": render_markdown}
+)
+"""By format, which is also the suffix of the file."""
+
+
+def targets(folder: Path, formats: Sequence[str], *, force: bool) -> dict[str, Path]:
+    """Return the path of each format, checked before the work, so that it is not in vain; writes nothing.
+
+    Raises:
+        OutputError: a file that is there already and not ``force``, or a folder that cannot be written.
+    """
+    paths = {each: folder / f"report.{each}" for each in formats}
+    there = [path.name for path in paths.values() if path.exists() or path.is_symlink()]
+    if there and not force:
+        raise OutputError(
+            f"cannot write the report to {folder}",
+            seen=f"already there: {', '.join(there)}",
+            rule="nothing is replaced unasked",
+            fix="choose another folder, or add --force",
+        )
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        output_failed(folder, NotADirectoryError(errno.ENOTDIR, f"{nearest} is no folder"))
+    if not os.access(nearest, os.W_OK):
+        output_failed(folder, PermissionError(errno.EACCES, f"{nearest} cannot be written"))
+    return paths
+
+
+def write(report: Report, paths: Mapping[str, Path]) -> None:
+    """Render everything, then write each file.
+
+    Raises:
+        OutputError: the disk is full or a file cannot be written.
+    """
+    rendered = {path: RENDERERS[each](report).encode() for each, path in paths.items()}
+    for path, data in rendered.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            output_failed(path, error)
+        write_file(path, data)
+
+
+__all__ = ["RENDERERS", "targets", "write"]
