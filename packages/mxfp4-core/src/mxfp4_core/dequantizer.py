@@ -7,15 +7,16 @@ float32 one rounded to nearest even.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from mxfp4_core import reference
+from mxfp4_core._pages import empty
 from mxfp4_core._threads import spread
 from mxfp4_core.codec import decode_scales
 from mxfp4_core.errors import FormatError
 from mxfp4_core.format import BLOCK, E2M1_VALUES
+
+_CACHE_BLOCKS = 1 << 11  # 256 KB of float32
 
 
 def dequantize(
@@ -23,6 +24,7 @@ def dequantize(
     scales: torch.Tensor,
     dtype: torch.dtype = torch.bfloat16,
     *,
+    out: torch.Tensor | None = None,
     threads: int | None = None,
 ) -> torch.Tensor:
     """Return the values that codes and scales stand for.
@@ -31,6 +33,7 @@ def dequantize(
         codes: uint8 ``[..., K / 2]``, even K in the low nibble, any strides.
         scales: uint8 ``[..., K / 32]`` E8M0, on the same device.
         dtype: bfloat16, float16, float32 or float64. Values beyond its range become infinite.
+        out: contiguous ``[..., K]`` of that dtype to write to; touching fresh memory costs more than decoding.
         threads: CPU threads to use; torch's number if None.
 
     Returns:
@@ -47,57 +50,68 @@ def dequantize(
             rule="the result is bfloat16, float16, float32 or float64",
             fix="ask for torch.bfloat16 and convert the result",
         )
-    if dtype is torch.float64:  # wider than what the fast paths build: bytes 253 and 254 stay finite
-        return reference.dequantize(codes, scales)
-    if codes.device.type != "cpu":
-        return _dequantize_device(codes, scales, dtype)
-    wide = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
-    return _dequantize_cpu(codes.contiguous(), scales.contiguous(), wide, threads).to(dtype)
-
-
-def _dequantize_cpu(
-    codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype, threads: int | None
-) -> torch.Tensor:
-    from mxfp4_core import _kernels_cpu as kernels  # numba takes a second to import
-
-    out = torch.empty((*codes.shape[:-1], codes.shape[-1] * 2), dtype=dtype)
-    blocks = math.prod(scales.shape)
-    if not blocks:
-        return out
-
-    def run(start: int, stop: int) -> int:
-        # Everything is contiguous here, so that all blocks form one row.
-        return kernels.dequantize(
-            kernels.TAGS[dtype],
-            out.element_size(),
-            codes.data_ptr(),
-            scales.data_ptr(),
-            out.data_ptr(),
-            (0, 0, 0),
-            blocks,
-            start,
-            stop,
+    shape = (*codes.shape[:-1], codes.shape[-1] * 2)
+    if out is None:
+        out = empty(shape, dtype, codes.device)
+    elif (out.shape, out.dtype, out.device) != (shape, dtype, codes.device) or not out.is_contiguous():
+        raise FormatError(
+            "dequantised values cannot be written there",
+            seen=f"{out.dtype} {tuple(out.shape)} on {out.device}, strides {out.stride()}",
+            rule=f"out is contiguous, {dtype} {shape} on {codes.device}",
+            fix="allocate it with torch.empty of that shape, or leave it out",
         )
-
-    if spread(run, blocks, threads):
-        flat = scales.view(-1)
-        ends = ((flat < kernels.DECODE_MIN) | (flat > kernels.DECODE_MAX)).nonzero()[:, 0]
-        values = reference.dequantize(codes.view(-1, BLOCK // 2)[ends], flat[ends][:, None])
-        out.view(-1, BLOCK)[ends] = values.to(dtype)
+    if dtype is torch.float64:  # wider than what the fast paths build: bytes 253 and 254 stay finite
+        out.copy_(reference.dequantize(codes, scales))
+    elif codes.device.type != "cpu":
+        _dequantize_device(codes, scales, out)
+    elif out.numel():
+        _dequantize_cpu(codes.contiguous().view(-1), scales.contiguous().view(-1), out.view(-1), threads)
     return out
 
 
-def _dequantize_device(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # In float64, since a GPU may flush subnormal float32 products.
+def _dequantize_cpu(
+    codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, threads: int | None
+) -> None:
+    """Decode flat, contiguous blocks."""
+    from mxfp4_core import _kernels_cpu as kernels  # numba takes a second to import
+
+    def run(start: int, stop: int) -> int:
+        if out.dtype is not torch.float16:
+            return decode(start, stop, out, start)
+        # Through float32 a piece at a time, so that the detour stays in the cache.
+        left = 0
+        wide = torch.empty(min(stop - start, _CACHE_BLOCKS) * BLOCK, dtype=torch.float32)
+        for first in range(start, stop, _CACHE_BLOCKS):
+            last = min(stop, first + _CACHE_BLOCKS)
+            left += decode(first, last, wide, 0)
+            out[first * BLOCK : last * BLOCK].copy_(wide[: (last - first) * BLOCK])
+        return left
+
+    def decode(start: int, stop: int, target: torch.Tensor, at: int) -> int:
+        value_bytes = target.element_size()
+        return kernels.dequantize(
+            kernels.TAGS[target.dtype],
+            value_bytes,
+            codes.data_ptr() + start * (BLOCK // 2),
+            scales.data_ptr() + start,
+            target.data_ptr() + at * BLOCK * value_bytes,
+            stop - start,
+        )
+
+    if spread(run, scales.numel(), threads):
+        ends = ((scales < kernels.DECODE_MIN) | (scales > kernels.DECODE_MAX)).nonzero()[:, 0]
+        values = reference.dequantize(codes.view(-1, BLOCK // 2)[ends], scales[ends][:, None])
+        out.view(-1, BLOCK)[ends] = values.to(torch.float32).to(out.dtype)
+
+
+def _dequantize_device(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+    # In float64, since a GPU may flush subnormal float32 products; float16 through float32, as on the CPU.
     table = torch.tensor(E2M1_VALUES, dtype=torch.float64, device=codes.device)
-    wide = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
-    power = decode_scales(scales)
-    out = torch.empty((*codes.shape[:-1], codes.shape[-1] * 2), dtype=wide, device=codes.device)
+    power = decode_scales(scales)[..., None]
     blocks = out.unflatten(-1, (-1, BLOCK))
     nibbles = codes.unflatten(-1, (-1, BLOCK // 2))
-    blocks[..., 0::2] = (table[(nibbles & 0xF).int()] * power[..., None]).to(wide)
-    blocks[..., 1::2] = (table[(nibbles >> 4).int()] * power[..., None]).to(wide)
-    return out.to(dtype)
+    for parity, half in enumerate((nibbles & 0xF, nibbles >> 4)):
+        blocks[..., parity::2] = (table[half.int()] * power).to(torch.float32).to(out.dtype)
 
 
 def check_pair(codes: torch.Tensor, scales: torch.Tensor, name: str) -> None:

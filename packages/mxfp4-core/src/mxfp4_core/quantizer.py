@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from mxfp4_core import reference
+from mxfp4_core._pages import empty
 from mxfp4_core._threads import spread
 from mxfp4_core.errors import ConfigError, FormatError, NonFiniteError, ShapeError
 from mxfp4_core.format import BLOCK, SIGN_BIT
@@ -77,8 +78,8 @@ def quantize(
                 fix="pass tail='pad' to pad with zeros, which is exact",
             )
         weight = pad(weight, (0, -shape[-1] % BLOCK))
-    codes = weight.new_empty((*shape[:-1], weight.shape[-1] // 2), dtype=torch.uint8)
-    scales = weight.new_empty((*shape[:-1], weight.shape[-1] // BLOCK), dtype=torch.uint8)
+    codes = empty((*shape[:-1], weight.shape[-1] // 2), torch.uint8, weight.device)
+    scales = empty((*shape[:-1], weight.shape[-1] // BLOCK), torch.uint8, weight.device)
     chosen = resolve(profile, rule=rule, ties=ties)
     _quantize(weight, codes, scales, chosen, nonfinite, name, threads)
     return MxTensor(codes, scales, shape, chosen.name)
