@@ -50,7 +50,7 @@ def quantize_checkpoint(
         ConfigError: nothing is left to quantise.
         OutputError: a target that exists, is full, cannot be written or belongs to another run.
     """
-    config, folder = config or Mxfp4Config(), Path(target)
+    config, folder = config or Mxfp4Config.from_dict({}), Path(target)
     check_apart(Path(source), folder)
     checkpoint = open_checkpoint(source)
     refuse_quantized(checkpoint)

@@ -170,7 +170,7 @@ class QuantizeUnit:
 
         bad = (~torch.isfinite(matrix)).nonzero()
         row, k = bad[0].tolist()
-        index = []
+        index: list[int] = []
         flat = start + row
         for size in reversed(self.shape[:-1]):
             flat, at = divmod(flat, size)
