@@ -77,10 +77,13 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
 
     @requested.setter
     def requested(self, other: CoreConfig) -> None:
-        mine, theirs = self.core.to_dict(), other.to_dict()
-        asked = {key: theirs.get(key) for key in other.model_fields_set if key not in _MACHINE}
-        if wrong := {key: value for key, value in asked.items() if value != mine.get(key)}:
-            seen = "; ".join(f"{key}: {value!r} asked, {mine.get(key)!r} in the file" for key, value in wrong.items())
+        arithmetic = {"profile", "rule", "ties"}
+        asked = other.model_fields_set - {*_MACHINE, *arithmetic}
+        pairs = {key: (getattr(other, key), getattr(self.core, key)) for key in sorted(asked)}
+        if other.model_fields_set & arithmetic:
+            pairs["profile"] = other.resolved_profile(), self.core.resolved_profile()
+        if wrong := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
+            seen = "; ".join(f"{key}: {wanted!r} asked, {stored!r} in the file" for key, (wanted, stored) in wrong.items())
             raise ConfigError(
                 "quantization_config contradicts the checkpoint, which is quantised already",
                 seen=seen,

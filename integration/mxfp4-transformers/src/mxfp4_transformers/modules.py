@@ -46,25 +46,30 @@ def _torch_name(device: Device) -> str:
     return f"{'cuda' if device.type == 'hip' else device.type}:{device.index}"
 
 
-def empty_module(model: nn.Module, site: Site, profile: str, dtype: torch.dtype) -> Mxfp4Module:
+def empty_module(
+    model: nn.Module, site: Site, config: CoreConfig, profile: str, dtype: torch.dtype
+) -> Mxfp4Module:
     """Return the MXFP4 module that takes the place of ``site.module``, on the meta device."""
     own = dict(site.module.named_parameters(recurse=False))
-    if not site.is_experts:
+    module: Mxfp4Module
+    if site.is_experts:
+        experts, k, n = site.weights["down_proj"]
+        module = Mxfp4Experts(
+            experts,
+            n,
+            k,
+            top_k=top_k(model, site),
+            gate=find_gate(site.module) or SILU,
+            bias="down_proj_bias" in own,
+            profile=profile,
+            device="meta",
+            dtype=dtype,
+        )
+    else:
         n, k = site.weights["weight"]
-        bias = "bias" in own
-        return Mxfp4Linear(n, k, bias=bias, profile=profile, device="meta", dtype=own["bias"].dtype if bias else dtype)
-    experts, k, n = site.weights["down_proj"]
-    return Mxfp4Experts(
-        experts,
-        n,
-        k,
-        top_k=top_k(model, site),
-        gate=find_gate(site.module) or SILU,
-        bias="down_proj_bias" in own,
-        profile=profile,
-        device="meta",
-        dtype=dtype,
-    )
+        module = Mxfp4Linear(n, k, bias="bias" in own, profile=profile, device="meta", dtype=dtype)
+    module.problem = replace(module.problem, activation=config.activation)
+    return module
 
 
 def hold_place(module: Mxfp4Module, site: Site, dtype: torch.dtype) -> None:
@@ -122,9 +127,9 @@ def widened(module: Any, site: Site, dtype: torch.dtype) -> nn.Module:
         values = module.canonical(part).dequantize(dtype)
         values = values.transpose(-1, -2).contiguous() if site.transposed else values
         setattr(original, name, nn.Parameter(values, requires_grad=False))
-    for name, tensor in module.named_buffers(recurse=False):
-        if name == "bias" or name.endswith("_bias"):
-            setattr(original, name, nn.Parameter(tensor, requires_grad=False))
+    for name, _ in list(original.named_parameters(recurse=False)):
+        if name not in site.weights:
+            setattr(original, name, nn.Parameter(getattr(module, name), requires_grad=False))
     return original
 
 

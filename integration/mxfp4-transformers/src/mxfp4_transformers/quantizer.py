@@ -13,6 +13,7 @@ from transformers.quantizers import HfQuantizer
 from mxfp4_core.errors import ConfigError, LoadError
 from mxfp4_core.load_report import LoadReport, LoadReportBuilder
 from mxfp4_core.modules import prepare_model
+from mxfp4_core.pipeline import FLOATS
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.modules import (
@@ -91,7 +92,7 @@ class Mxfp4Quantizer(HfQuantizer):
             self.plan = plan_load(model, core)
         dtype = dtype or model.dtype
         for site in self.plan.sites:
-            module = empty_module(model, site, self.plan.profile_of(site), dtype)
+            module = empty_module(model, site, core, self.plan.profile_of(site), dtype)
             if not self.pre_quantized:
                 hold_place(module, site, dtype)
             model.set_submodule(site.path, module)
@@ -129,6 +130,16 @@ class Mxfp4Quantizer(HfQuantizer):
                 rule="a weight is quantised from the checkpoint, never from random numbers",
                 fix="complete the checkpoint, or keep these names with ignore",
             )
+        for name in self.plan.weights:
+            for source in found.get(name, ()):
+                if (dtype := self._headers[source].dtype) not in FLOATS:
+                    # The loader casts to the dtype of the model, and then codes look like weights.
+                    raise LoadError(
+                        f"{source} cannot be quantised",
+                        seen=f"dtype {dtype}",
+                        rule=f"a weight is {', '.join(FLOATS)}",
+                        fix="load the checkpoint in high precision from which this one was made",
+                    )
         return found
 
     # during the load
