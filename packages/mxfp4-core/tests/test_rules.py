@@ -229,6 +229,15 @@ class TestExperts:
             with pytest.raises(PatternError, match="would be split"):
                 decide(EXPERTS + ".gate_up_proj", (count, 8, 8), ignore=ignore)
 
+    def test_the_number_of_experts_may_come_from_the_config_of_the_model(self) -> None:
+        config = Mxfp4Config(ignore=[f"{EXPERTS}.{index}" for index in range(4)])
+        for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+            assert not Resolver.for_model(config, {key: 4}).decide(EXPERTS).quantize
+        with pytest.raises(PatternError, match=r"experts 4 .* quantised"):
+            Resolver.for_model(config, {"num_experts": 5}).decide(EXPERTS)
+        with pytest.raises(PatternError, match="would be split"):
+            Resolver.for_model(config, {}).decide(EXPERTS)
+
     def test_a_wildcard_beside_a_digit_is_asked_of_every_expert(self) -> None:
         with pytest.raises(PatternError, match=r"experts 1, 10-12 \(down_proj\) kept"):
             decide(f"{EXPERTS}.down_proj", (13, 8, 8), ignore=["experts.1*"])

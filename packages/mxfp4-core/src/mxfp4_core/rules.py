@@ -40,6 +40,7 @@ from mxfp4_core.vocabulary import (
     weight_of,
 )
 
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MAX_PROBES = 1024  # experts that are asked one by one; also bounds what a hostile header can make us do
 
 
@@ -51,6 +52,7 @@ class Resolver:
         fused: fused modules and their shards; an engine passes its own, empty if it fuses nothing.
         renames: pairs (engine, checkpoint) of component runs that mean the same; ``^`` anchors at the start.
         layers: ``num_hidden_layers`` of the model, to tell draft layers; None if unknown.
+        experts: experts of one layer, for names that come without a shape; None if unknown.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class Resolver:
         fused: Fused = DEFAULT_FUSED,
         renames: Sequence[tuple[str, str]] = (),
         layers: int | None = None,
+        experts: int | None = None,
     ) -> None:
         self.config = config
-        self._fused, self._renames, self._layers = fused, tuple(renames), layers
+        self._fused, self._renames = fused, tuple(renames)
+        self._layers, self._expert_count = layers, experts
         self._targets, self._ignore = frozenset(config.targets), frozenset(config.ignore)
         self._overrides: dict[str, Override] = {override.pattern: override for override in config.overrides}
         texts = dict.fromkeys([*config.ignore, *self._overrides, *config.targets])
@@ -77,7 +81,7 @@ class Resolver:
 
     @classmethod
     def for_model(cls, config: Mxfp4Config, model_config: Mapping[str, Any], **keywords: Any) -> Self:
-        """Return a resolver that knows the depth of the model from its config.json.
+        """Return a resolver that knows the depth and the number of experts of the model from its config.json.
 
         Args:
             config: the config.
@@ -86,8 +90,8 @@ class Resolver:
         """
         text = model_config.get("text_config")
         section = text if isinstance(text, dict) else model_config
-        layers = section.get("num_hidden_layers")
-        return cls(config, layers=layers if isinstance(layers, int) else None, **keywords)
+        layers = _first_int(section, ("num_hidden_layers",))
+        return cls(config, layers=layers, experts=_first_int(section, _EXPERT_KEYS), **keywords)
 
     def decide(self, name: str, shape: Sequence[int] | None = None) -> Decision:
         """Decide about one name of a tensor or module, fused or not, with or without ``.weight``.
@@ -180,7 +184,7 @@ class Resolver:
         if (expert := parse_expert(module)) is not None:
             if expert.index is not None:
                 return [expert.leaf(expert.index, part) for part in expert.parts]
-            count = shape[0] if shape is not None and len(shape) == 3 else None
+            count = shape[0] if shape is not None and len(shape) == 3 else self._expert_count
             experts = range(count) if every and count is not None else self._experts(count)
             return [expert.leaf(index, part) for index in experts for part in expert.parts]
         return shards_of(module, self._fused) or [module]
@@ -281,6 +285,10 @@ class Resolver:
             return
         for fused, _ in fused_names(module, self._fused):
             yield fused, module
+
+
+def _first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    return next((value for key in keys if isinstance(value := section.get(key), int) and value > 0), None)
 
 
 def _expert_numbers(texts: Iterable[str]) -> frozenset[int]:
