@@ -91,45 +91,55 @@ def _amax(typing_context, tag, address):
     return types.int32(tag, types.uintp), emit
 
 
-@intrinsic
-def _encode(typing_context, tag, address, out, exponent, limits, lifted, plus, exact, minus):
-    """Divide 32 weights by 2**exponent and store their 16 code bytes."""
+def _encoder(signs_kept: bool) -> Any:
+    """Make the intrinsic, with or without the instructions that change the signs of zero codes."""
 
-    def emit(context, build, signature, arguments):
-        _, address, out, exponent, limits, lifted, plus, exact, minus = arguments
-        lane, magnitude, sign = _weights(build, address, _KINDS[signature.args[0]])
-        narrow, vector = lane is _I16, magnitude.type
+    @intrinsic
+    def encode(typing_context, tag, address, out, exponent, limits, lifted, plus, exact, minus):
+        """Divide 32 weights by 2**exponent and store their 16 code bytes."""
 
-        def lanes(scalar: Any) -> Any:
-            return _splat(build, build.trunc(scalar, _I16) if narrow else scalar)
+        def emit(context, build, signature, arguments):
+            _, address, out, exponent, limits, lifted, plus, exact, minus = arguments
+            lane, magnitude, sign = _weights(build, address, _KINDS[signature.args[0]])
+            narrow, vector = lane is _I16, magnitude.type
 
-        def mask(predicate: str, left: Any, right: Any) -> Any:
-            return build.sext(build.icmp_signed(predicate, left, right), vector)
+            def lanes(scalar: Any) -> Any:
+                return _splat(build, build.trunc(scalar, _I16) if narrow else scalar)
 
-        shift = ir.Constant(_I32, 7 if narrow else 23)
-        quotient = build.sub(magnitude, lanes(build.shl(exponent, shift)))
-        index = _fill(lane, 0)
-        for number in range(7):
-            limit = build.extract_value(limits, number)
-            if narrow:  # the smallest bfloat16 that reaches the float32 limit
-                limit = build.ashr(build.add(limit, ir.Constant(_I32, 0xFFFF)), ir.Constant(_I32, 16))
-            index = build.sub(index, mask(">=", quotient, lanes(limit)))
-        if not narrow:  # no bfloat16 lies between 0.25 and the float32 below it
-            index = build.sub(index, mask("==", quotient, lanes(lifted)))
-        zero_code, zero_weight = mask("==", index, _fill(lane, 0)), mask("==", magnitude, _fill(lane, 0))
-        sign = build.and_(sign, build.not_(build.and_(zero_code, lanes(plus))))
-        sign = build.and_(sign, build.not_(build.and_(zero_weight, lanes(exact))))
-        sign = build.or_(sign, build.and_(zero_weight, lanes(minus)))
-        codes = build.or_(index, sign)
-        if not narrow:
-            codes = build.trunc(codes, ir.VectorType(_I16, BLOCK))
-        pairs = build.bitcast(codes, ir.VectorType(_I32, _HALF))
-        pairs = build.or_(pairs, build.lshr(pairs, _fill(_I32, 12, _HALF)))
-        _store(build, build.trunc(pairs, ir.VectorType(_I8, _HALF)), out)
-        return context.get_dummy_value()
+            def mask(predicate: str, left: Any, right: Any) -> Any:
+                return build.sext(build.icmp_signed(predicate, left, right), vector)
 
-    i32, pointer = types.int32, types.uintp
-    return types.void(tag, pointer, pointer, i32, types.UniTuple(i32, 7), i32, i32, i32, i32), emit
+            shift = ir.Constant(_I32, 7 if narrow else 23)
+            quotient = build.sub(magnitude, lanes(build.shl(exponent, shift)))
+            index = _fill(lane, 0)
+            for number in range(7):
+                limit = build.extract_value(limits, number)
+                if narrow:  # the smallest bfloat16 that reaches the float32 limit
+                    limit = build.ashr(build.add(limit, ir.Constant(_I32, 0xFFFF)), ir.Constant(_I32, 16))
+                index = build.sub(index, mask(">=", quotient, lanes(limit)))
+            if not narrow:  # no bfloat16 lies between 0.25 and the float32 below it
+                index = build.sub(index, mask("==", quotient, lanes(lifted)))
+            if not signs_kept:
+                zero_code = mask("==", index, _fill(lane, 0))
+                zero_weight = mask("==", magnitude, _fill(lane, 0))
+                sign = build.and_(sign, build.not_(build.and_(zero_code, lanes(plus))))
+                sign = build.and_(sign, build.not_(build.and_(zero_weight, lanes(exact))))
+                sign = build.or_(sign, build.and_(zero_weight, lanes(minus)))
+            codes = build.or_(index, sign)
+            if not narrow:
+                codes = build.trunc(codes, ir.VectorType(_I16, BLOCK))
+            pairs = build.bitcast(codes, ir.VectorType(_I32, _HALF))
+            pairs = build.or_(pairs, build.lshr(pairs, _fill(_I32, 12, _HALF)))
+            _store(build, build.trunc(pairs, ir.VectorType(_I8, _HALF)), out)
+            return context.get_dummy_value()
+
+        i32, pointer = types.int32, types.uintp
+        return types.void(tag, pointer, pointer, i32, types.UniTuple(i32, 7), i32, i32, i32, i32), emit
+
+    return encode
+
+
+_encode, _encode_and_sign = _encoder(signs_kept=True), _encoder(signs_kept=False)
 
 
 @intrinsic
@@ -213,6 +223,7 @@ def quantize(
     mantissa, byte, exponent = tables
     thresholds = (limits[0], limits[1], limits[2], limits[3], limits[4], limits[5], limits[6])
     block_bytes = BLOCK * value_bytes
+    signs_kept = signs[0] == 0 and signs[1] == 0 and signs[2] == 0
     special = 0
     row, column = start // row_blocks, start % row_blocks
     for _ in range(stop - start):
@@ -227,7 +238,12 @@ def quantize(
             special += 1
         else:
             out = codes + row * strides[1] + column * (BLOCK // 2)
-            _encode(tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2])
+            if signs_kept:
+                _encode(tag, address, out, divisor, thresholds, limits[7], 0, 0, 0)
+            else:
+                _encode_and_sign(
+                    tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2]
+                )
         _poke(scales + row * strides[2] + column, scale)
         column += 1
         if column == row_blocks:
@@ -236,25 +252,20 @@ def quantize(
 
 
 @_jit
-def dequantize(tag, value_bytes, codes, scales, out, strides, row_blocks, start, stop):
-    """Dequantize blocks ``start`` to ``stop`` to bfloat16 or float32; arguments as for :func:`quantize`.
+def dequantize(tag, value_bytes, codes, scales, out, blocks):
+    """Dequantize contiguous blocks to bfloat16 or float32; arguments as for :func:`quantize`.
 
     Returns:
         How many blocks were left alone because a value is subnormal, infinite or NaN there.
     """
     special = 0
-    row, column = start // row_blocks, start % row_blocks
-    for _ in range(stop - start):
-        scale = _peek(scales + row * strides[1] + column)
+    for block in range(blocks):
+        scale = _peek(scales + block)
         if scale < DECODE_MIN or scale > DECODE_MAX:
             special += 1
         else:
-            address = codes + row * strides[0] + column * (BLOCK // 2)
-            target = out + row * strides[2] + column * (BLOCK * value_bytes)
-            _decode(tag, address, target, np.int32(scale) - np.int32(E8M0_BIAS))
-        column += 1
-        if column == row_blocks:
-            row, column = row + 1, 0
+            exponent = np.int32(scale) - np.int32(E8M0_BIAS)
+            _decode(tag, codes + block * (BLOCK // 2), out + block * (BLOCK * value_bytes), exponent)
     return special
 
 
