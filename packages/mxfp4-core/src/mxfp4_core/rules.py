@@ -8,10 +8,6 @@ One resolver serves every caller, whichever vocabulary its names are in. What ou
 4. the defaults (output heads, embeddings, routers and gates, norms, draft layers);
 5. ``targets``, where any are given;
 6. everything else is quantised.
-
-A pattern counts for a name through its own spellings first. Through the name of the fused module that the weight
-is part of it counts only where it hits no shard by itself: so ``qkv_proj`` reaches q, k and v, and ``re:.*v_proj``
-reaches v alone, which is then an error, because the three share one kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +22,8 @@ from mxfp4_core.decision import Decision, refuse_pair, refuse_split
 from mxfp4_core.errors import PatternError
 from mxfp4_core.foreign import foreign
 from mxfp4_core.keep import kept_by_default, kept_by_nature
-from mxfp4_core.patterns import PatternSet, near_misses
+from mxfp4_core.matching import Hits, Matcher
+from mxfp4_core.patterns import near_misses
 from mxfp4_core.vocabulary import (
     DEFAULT_FUSED,
     Fused,
@@ -35,7 +32,6 @@ from mxfp4_core.vocabulary import (
     parse_expert,
     rename,
     shards_of,
-    spellings,
     transposed,
     weight_of,
 )
@@ -70,11 +66,8 @@ class Resolver:
         self._targets, self._ignore = frozenset(config.targets), frozenset(config.ignore)
         self._overrides: dict[str, Override] = {override.pattern: override for override in config.overrides}
         texts = dict.fromkeys([*config.ignore, *self._overrides, *config.targets])
-        self._patterns = PatternSet(texts)
+        self._matcher = Matcher(texts, fused, tuple(renames))
         self._probes = _expert_numbers(texts)
-        self._own: dict[str, dict[str, str]] = {}
-        self._all: dict[str, dict[str, str]] = {}
-        self._guards: dict[str, frozenset[str]] = {}
         self._offered: dict[str, None] = {}
         self._matched: set[str] = set()
         self._effective: set[str] = set()
@@ -113,7 +106,7 @@ class Resolver:
             refuse_split(module, {leaf: self._decide_leaf(leaf) for leaf in every})
         decision = next(iter(verdicts.values()))
         if decision.quantize:
-            self._effective.update(text for leaf in verdicts for text in self._all_hits(leaf))
+            self._effective.update(text for leaf in verdicts for text in self._matcher.hits(leaf))
         return replace(decision, name=weight_of(module))
 
     def decide_all(self, names: Iterable[tuple[str, Sequence[int] | None]]) -> list[Decision]:
@@ -137,7 +130,7 @@ class Resolver:
 
     def unmatched(self) -> list[str]:
         """Return the patterns that have hit no name so far."""
-        return [text for text in self._order() if text not in self._matched]
+        return [text for text in self._matcher.texts if text not in self._matched]
 
     def check_patterns(self) -> None:
         """Check that every pattern of the config did something for the names decided so far.
@@ -154,12 +147,16 @@ class Resolver:
             )
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise PatternError(
-                f"{len(missing)} of {len(self._order())} name patterns match nothing",
+                f"{len(missing)} of {len(self._matcher.texts)} name patterns match nothing",
                 seen=", ".join(map(repr, missing[:5])) + more,
                 rule=f"every pattern matches at least one of the {len(names)} names of the model",
                 fix=near or "correct or drop it; `mxfp4 plan` prints the names",
             )
-        idle = [text for text in self._order() if self._should_quantize(text) and text not in self._effective]
+        idle = [
+            text
+            for text in self._matcher.texts
+            if self._should_quantize(text) and text not in self._effective
+        ]
         if idle:
             raise PatternError(
                 "a pattern asks for MXFP4, but all that it matches is kept",
@@ -167,9 +164,6 @@ class Resolver:
                 rule="a target or an override quantises at least one weight",
                 fix="drop it, or give it an override with keep = false, which outranks the defaults",
             )
-
-    def _order(self) -> list[str]:
-        return [pattern.text for pattern in self._patterns.patterns]
 
     def _should_quantize(self, text: str) -> bool:
         return text in self._targets or (text in self._overrides and not self._overrides[text].keep)
@@ -192,50 +186,15 @@ class Resolver:
     def _experts(self, count: int | None) -> list[int]:
         # Only experts that a pattern can tell from the others need asking: those with a number that some
         # pattern contains, and one more for all the rest.
-        if self._patterns.searches_numbers:
+        if self._matcher.searches_numbers:
             asked = max(self._probes, default=0) + 2 if count is None else count
             return list(range(min(asked, _MAX_PROBES)))
         numbers = sorted(number for number in self._probes if count is None or number < count)
         rest = next(number for number in range(len(numbers) + 1) if number not in self._probes)
         return [*numbers, rest] if count is None or rest < count else numbers
 
-    def _own_hits(self, leaf: str) -> dict[str, str]:
-        """Return the patterns that hit one of the leaf's own spellings, each with that spelling."""
-        if (known := self._own.get(leaf)) is None:
-            known = self._own[leaf] = self._search(leaf)
-        return known
-
-    def _search(self, module: str) -> dict[str, str]:
-        hits: dict[str, str] = {}
-        if not self._patterns.patterns:
-            return hits
-        for spelling in spellings(module, self._renames):
-            guarded = self._guarded(spelling.guard)
-            for text in self._patterns.find(spelling.text):
-                if text not in guarded:
-                    hits.setdefault(text, spelling.text)
-        return hits
-
-    def _guarded(self, prefix: str) -> frozenset[str]:
-        if (known := self._guards.get(prefix)) is None:
-            known = self._guards[prefix] = frozenset(self._patterns.find(prefix) if prefix else ())
-        return known
-
-    def _all_hits(self, leaf: str) -> dict[str, str]:
-        """Return the patterns that hit a leaf, by itself or through a fused module, each with the spelling."""
-        if (known := self._all.get(leaf)) is not None:
-            return known
-        hits = dict(self._own_hits(leaf))
-        for fused, shards in fused_names(leaf, self._fused):
-            of_shards = {text for shard in shards for text in self._own_hits(shard)}
-            for text, spelling in self._own_hits(fused).items():
-                if text not in of_shards:
-                    hits.setdefault(text, spelling)
-        self._all[leaf] = hits
-        return hits
-
     def _decide_leaf(self, leaf: str) -> Decision:
-        hits = self._all_hits(leaf)
+        hits = self._matcher.hits(leaf)
         self._matched.update(hits)
         override = self._override(leaf, hits)
         for text in hits:
@@ -263,7 +222,7 @@ class Resolver:
             return Decision(leaf, True, f"target {_how(target, hits)}", target, profile, hits[target])
         return Decision(leaf, True, "a linear or expert weight", None, profile)
 
-    def _override(self, leaf: str, hits: Mapping[str, str]) -> Override | None:
+    def _override(self, leaf: str, hits: Hits) -> Override | None:
         found = [self._overrides[text] for text in hits if text in self._overrides]
         for other in found[1:]:
             if (other.keep, other.resolved_profile()) != (found[0].keep, found[0].resolved_profile()):
@@ -295,7 +254,7 @@ def _expert_numbers(texts: Iterable[str]) -> frozenset[int]:
     return frozenset(int(number) for text in texts for number in re.findall(r"\d+", text) if len(number) < 6)
 
 
-def _how(text: str, hits: Mapping[str, str]) -> str:
+def _how(text: str, hits: Hits) -> str:
     return f"{text!r} as {hits[text]}"
 
 
