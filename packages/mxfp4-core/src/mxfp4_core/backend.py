@@ -63,6 +63,7 @@ class Numerics:
         scale_byte_0: a block with scale byte 0 is worth 2^-127, or is read as zero.
         scale_byte_255: a block with scale byte 255 is NaN as the format says, is infinite, or is refused by
             ``pack``.
+        scale_bytes: lowest and highest scale byte, beside 255, that ``pack`` takes; it refuses the others.
         minus_zero: code 8 survives pack and unpack, or comes back as code 0.
         emulated: weights are widened to a float dtype before an ordinary matmul.
         product_error: largest relative error of one product x * w; 0.0 where it is exact.
@@ -73,6 +74,7 @@ class Numerics:
 
     scale_byte_0: Literal["2^-127", "zero"] = "2^-127"
     scale_byte_255: Literal["nan", "inf", "refused"] = "nan"
+    scale_bytes: tuple[int, int] = (0, 254)
     minus_zero: Literal["kept", "dropped"] = "kept"
     emulated: bool = False
     product_error: float = 0.0

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mxfp4_core.backend import Backend, Packed, Part, Problem
-from mxfp4_core.errors import FormatError, ShapeError
+from mxfp4_core.errors import ConfigError, FormatError, ShapeError
 from mxfp4_core.format import BLOCK, E8M0_BIAS
 from mxfp4_core.shapes import Alignment, padded
 from mxfp4_core.tensor import MxTensor
@@ -190,6 +190,44 @@ def moe(
         None if expert_map is None else expert_map.to(torch.int32),
     )
     return out[:, : problem.k].reshape(x.shape)
+
+
+def quantize(backend: Backend, weight: Tensor, *, profile: str) -> MxTensor:
+    """Quantise on the device of the weight, with the backend's own kernel.
+
+    Args:
+        backend: one that offers ``quantize``.
+        weight: bfloat16, float16 or float32 [..., k], any strides, k a multiple of 32. Blocks with a NaN or an
+            infinity become byte 255.
+        profile: one of ``backend.numerics.profiles``.
+
+    Raises:
+        ConfigError: the backend does not know the profile.
+        ShapeError: k is no multiple of 32.
+        FormatError: another dtype.
+    """
+    if profile not in backend.numerics.profiles:
+        raise ConfigError(
+            f"quantising with {backend.name}",
+            seen=f"profile {profile!r}",
+            rule=f"it knows {', '.join(sorted(backend.numerics.profiles)) or 'none'}",
+            fix="use mxfp4_core.quantize, which knows all profiles and runs on any device",
+        )
+    if weight.dim() < 1 or weight.shape[-1] % BLOCK:
+        raise ShapeError(
+            f"quantising with {backend.name}",
+            seen=f"shape {tuple(weight.shape)}",
+            rule=f"the last axis is cut into blocks of {BLOCK}",
+            fix="pad the weight with zeros, which is exact",
+        )
+    if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise FormatError(
+            f"quantising with {backend.name}",
+            seen=str(weight.dtype),
+            rule="a weight is bfloat16, float16 or float32",
+            fix="convert the weight first",
+        )
+    return backend.quantize(weight.contiguous(), profile=profile)
 
 
 def _check(x: Tensor, weight: Packed, problem: Problem) -> None:

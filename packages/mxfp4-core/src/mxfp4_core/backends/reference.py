@@ -42,11 +42,11 @@ class ReferenceBackend(Backend):
     features = frozenset(
         {
             *("linear", "moe", "quantize", "bias", "expert-map"),
-            *("gate:silu", "gate:clamped", "rows:interleaved"),
+            *("activation:mxfp4", "gate:silu", "gate:clamped", "rows:interleaved"),
             *("dtype:bfloat16", "dtype:float16", "dtype:float32"),
         }
     )
-    numerics = Numerics(emulated=True, profiles=frozenset(profiles()))
+    numerics = Numerics(emulated=True, profiles=frozenset(profiles()), activation_profile="even/even")
     # Elsewhere a person would wonder why an accelerator is slow, so there it has to be named.
     automatic_on = frozenset({"cpu"})
 
@@ -63,7 +63,7 @@ class ReferenceBackend(Backend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         """Compute ``x @ weight.T + bias``; see ``Backend.linear``."""
         t = weight.tensors
-        return ops.linear(x, t["codes"], t["scales"], t.get("bias"))
+        return ops.linear(x, t["codes"], t["scales"], t.get("bias"), self._activation(problem))
 
     def moe(
         self,
@@ -82,8 +82,11 @@ class ReferenceBackend(Backend):
             *(up["codes"], up["scales"], up.get("bias")),
             *(down.tensors["codes"], down.tensors["scales"], down.tensors.get("bias")),
             *(topk_ids, topk_weights, expert_map),
-            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved),
+            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, self._activation(problem)),
         )
+
+    def _activation(self, problem: Problem) -> str:
+        return self.numerics.activation_profile if problem.activation == "mxfp4" else ""
 
     def quantize(self, weight: Tensor, *, profile: str) -> MxTensor:
         """Quantise with the core's own quantizer, on the device of the weight."""

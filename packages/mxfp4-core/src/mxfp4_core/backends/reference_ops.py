@@ -29,6 +29,13 @@ def _step(k: int) -> int:
     return max(1, _SLICE_ELEMS // k)
 
 
+def _widen(x: Tensor, activation_profile: str) -> Tensor:
+    """Return x in float32, after a trip through MXFP4 if a profile says so."""
+    if not activation_profile:
+        return x.to(torch.float32)
+    return _quantize(x, profile=activation_profile, nonfinite="nan").dequantize(torch.float32)
+
+
 def _matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """Return float32 ``x @ weight.T + bias`` for float32 x, widening a slice of rows at a time."""
     step, rows = _step(x.shape[1]), codes.shape[0]
@@ -39,11 +46,11 @@ def _matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Te
     return out if bias is None else out.add_(bias.to(torch.float32))
 
 
-_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias) -> Tensor"
+_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, str activation_profile) -> Tensor"
 
 
 @torch.library.custom_op("mxfp4_reference::linear", mutates_args=(), schema=_LINEAR)
-def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activation_profile: str) -> Tensor:
     """Compute ``x @ dequantize(codes, scales).T + bias``.
 
     Args:
@@ -51,22 +58,23 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
         codes: uint8 [n, k/2].
         scales: uint8 [n, k/32].
         bias: float [n] or None.
+        activation_profile: how x is quantised first, empty for not at all.
 
     Returns:
         [m, n] of the dtype of x.
     """
-    return _matmul(x.to(torch.float32), codes, scales, bias).to(x.dtype)
+    return _matmul(_widen(x, activation_profile), codes, scales, bias).to(x.dtype)
 
 
 @linear.register_fake
-def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activation_profile: str) -> Tensor:
     return x.new_empty((x.shape[0], codes.shape[0]))
 
 
 _MOE = (
     "(Tensor x, Tensor gate_up, Tensor gate_up_scale, Tensor? gate_up_bias, Tensor down, Tensor down_scale, "
     "Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, float alpha, float? limit, "
-    "float up_offset, bool interleaved) -> Tensor"
+    "float up_offset, bool interleaved, str activation_profile) -> Tensor"
 )
 
 
@@ -86,6 +94,7 @@ def moe(
     limit: float | None,
     up_offset: float,
     interleaved: bool,
+    activation_profile: str,
 ) -> Tensor:
     """Compute the weighted sum over the chosen experts, one expert at a time.
 
@@ -104,6 +113,7 @@ def moe(
         limit: clamp or None.
         up_offset: added to up.
         interleaved: order of the gate-up rows.
+        activation_profile: how x and the intermediate are quantised first, empty for not at all.
 
     Returns:
         [m, k] of the dtype of x.
@@ -111,7 +121,7 @@ def moe(
     Raises:
         ShapeError: an id, or an entry of the map, that is neither -1 nor an expert.
     """
-    wide = x.to(torch.float32)
+    wide = _widen(x, activation_profile)
     out = torch.zeros((x.shape[0], down.shape[1]), dtype=torch.float32, device=x.device)
     for expert, tokens, slots in _routes(topk_ids, expert_map, gate_up.shape[0]):
         bias = None if gate_up_bias is None else gate_up_bias[expert]
@@ -121,7 +131,7 @@ def moe(
             gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         hidden = (up + up_offset) * gate * torch.sigmoid(alpha * gate)
         bias = None if down_bias is None else down_bias[expert]
-        result = _matmul(hidden, down[expert], down_scale[expert], bias)
+        result = _matmul(_widen(hidden, activation_profile), down[expert], down_scale[expert], bias)
         out.index_add_(0, tokens, result * topk_weights[tokens, slots, None])
     return out.to(x.dtype)
 

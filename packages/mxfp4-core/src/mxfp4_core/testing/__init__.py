@@ -1,0 +1,31 @@
+"""Everything a backend author needs to be sure: named blocks, strategies, an emulated device, the conformance suite.
+
+A backend's whole conformance file is::
+
+    from mxfp4_core.testing import BackendConformance
+
+
+    class TestMine(BackendConformance):
+        backend_name = "mine"
+
+Nothing is imported until it is used, because pytest loads the plug-in of this package at every start.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mxfp4_core.testing.conformance import BackendConformance as BackendConformance
+    from mxfp4_core.testing.emulated import EmulatedBackend as EmulatedBackend
+
+_HOME = {"BackendConformance": "conformance", "EmulatedBackend": "emulated"}
+
+__all__ = ["BackendConformance", "EmulatedBackend"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mxfp4_core.testing' has no attribute {name!r}")
+    return getattr(import_module(f"mxfp4_core.testing.{_HOME[name]}"), name)

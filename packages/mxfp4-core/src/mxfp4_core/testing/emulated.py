@@ -1,0 +1,185 @@
+"""A device that does not exist: awkward tiles, shuffled bytes, three layouts. It proves the core without hardware.
+
+Its tiles are 48 rows by 96 columns, so that neither 32 nor 64 nor 2880 fits by luck. Inside a tile the bytes go column
+by column, the eight codes of four bytes change places as they do in Marlin's layout, and scales have a tile of their
+own with a column of padding that must be filled. Weights of at least 192 rows get a wider tile, and experts swap their
+gate and up halves. Calls undo all of it and compute in float32: right, slow, and only for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mxfp4_core.backend import Backend, Layout, No, Numerics, Packed, Part, Problem, Verdict, Yes
+from mxfp4_core.backends import reference_ops
+from mxfp4_core.errors import BackendError, FormatError, ShapeError
+from mxfp4_core.format import BLOCK, E8M0_NAN
+from mxfp4_core.shapes import Alignment
+from mxfp4_core.tensor import MxTensor
+
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # where the eight codes of four bytes go
+_COLUMNS = 96
+_FILL = 0x7F  # of the scale padding: uninitialised bytes could be 255, which is NaN
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Tiles of ``rows`` by 96 columns.
+
+    Attributes:
+        rows: rows of a tile.
+        halves: the weight is gate rows and then up rows, and the device wants up first.
+    """
+
+    rows: int = 48
+    halves: bool = False
+
+    @property
+    def id(self) -> str:
+        """Name of the variant."""
+        return f"emulated-{self.rows}x{_COLUMNS}{'-up-gate' if self.halves else ''}"
+
+    @property
+    def alignment(self) -> Alignment:
+        """One tile."""
+        return Alignment(n=self.rows, k=_COLUMNS)
+
+    def pack(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+        """Shuffle; see ``Layout.pack``."""
+        *lead, n, k = weight.shape
+        if n % (self.rows * (2 if self.halves else 1)) or k % _COLUMNS:
+            raise ShapeError(
+                f"packing for {self.id}",
+                seen=f"n = {n}, k = {k}",
+                rule=f"n is a multiple of {self.rows}{' in each half' if self.halves else ''}, k of {_COLUMNS}",
+                fix="let mxfp4_core.calls.pack pad the weight",
+            )
+        if bool((weight.scales == E8M0_NAN).any()):
+            raise FormatError(
+                f"packing for {self.id}",
+                seen="scale byte 255",
+                rule="the device has no NaN scale",
+                fix="quantise again with nonfinite='refuse' to find the weight that is not finite",
+            )
+        codes, scales = self._swap(weight.codes), self._swap(weight.scales)
+        tiles = codes.view(*lead, n // self.rows, self.rows, k // _COLUMNS, _COLUMNS // 2)
+        scale_tiles = scales.view(*lead, n // self.rows, self.rows, k // _COLUMNS, _COLUMNS // BLOCK)
+        padded = scale_tiles.new_full((*lead, n // self.rows, k // _COLUMNS, 4, self.rows), _FILL)
+        padded[..., :3, :] = scale_tiles.movedim(-3, -1)
+        packed = {"blob": _reorder(tiles.movedim(-3, -1).contiguous(), _ORDER), "scale_blob": padded}
+        if bias is not None:
+            packed["bias"] = self._swap(bias[..., None])[..., 0].contiguous()
+        return packed
+
+    def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> MxTensor:
+        """Undo ``pack``; see ``Layout.unpack``."""
+        *lead, n, k = shape
+        back = tuple(_ORDER.index(place) for place in range(8))
+        tiles = _reorder(tensors["blob"], back).movedim(-1, -3)
+        scales = tensors["scale_blob"][..., :3, :].movedim(-1, -3)
+        codes = self._swap(tiles.reshape(*lead, n, k // 2))
+        return MxTensor(codes, self._swap(scales.reshape(*lead, n, k // BLOCK)), torch.Size(shape))
+
+    def bias(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the bias in canonical order."""
+        return self._swap(tensors["bias"][..., None])[..., 0] if "bias" in tensors else None
+
+    def _swap(self, tensor: Tensor) -> Tensor:
+        return torch.cat(tensor.chunk(2, dim=-2)[::-1], dim=-2) if self.halves else tensor
+
+
+def _reorder(tiles: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Move the codes of every four consecutive bytes of the columns (axis -2) to the places of ``order``."""
+    low, high = tiles & 0x0F, tiles >> 4
+    codes = torch.stack([low, high], dim=-2).flatten(-3, -2).unflatten(-2, (-1, 8))
+    codes = codes[..., list(order), :].flatten(-3, -2).unflatten(-2, (-1, 2))
+    return codes[..., 0, :] | (codes[..., 1, :] << 4)
+
+
+class EmulatedBackend(Backend):
+    """The emulated device, on any torch device that the tensors are on."""
+
+    name = "emulated"
+    description = "a device that does not exist, for tests of the core"
+    features = frozenset(
+        {
+            *("linear", "moe", "bias", "expert-map", "gate:silu", "gate:clamped", "rows:interleaved"),
+            *("dtype:bfloat16", "dtype:float32"),
+        }
+    )
+    numerics = Numerics(emulated=True, scale_byte_255="refused")
+    automatic_on: frozenset[str] = frozenset()
+
+    def supports(self, problem: Problem) -> Verdict:
+        """Refuse a single column tile of many experts, so that a refusal by shape is tested too."""
+        if problem.experts > 4096:
+            return No(f"{problem.experts} experts, at most 4096", "use expert parallelism")
+        return Yes(
+            self.layout(problem, "down" if problem.op == "moe" else "weight").id, 4 * problem.n * problem.k
+        )
+
+    def layout(self, problem: Problem, part: Part = "weight") -> Layout:
+        """Choose the tile by the number of rows."""
+        return self._tile(problem, part)
+
+    def _tile(self, problem: Problem, part: Part) -> TileLayout:
+        rows = problem.k if part == "down" else problem.n
+        return TileLayout(
+            64 if rows >= 192 else 48, halves=part == "gate_up" and not problem.gate.interleaved
+        )
+
+    def _canonical(
+        self, packed: Packed, problem: Problem, part: Part
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        layout = self._tile(problem, part)
+        if packed.layout != layout.id:
+            raise BackendError(
+                "a call of the emulated device",
+                seen=f"a weight in the layout {packed.layout!r}",
+                rule=f"{problem} uses {layout.id!r}",
+                fix="pack the weight for this problem",
+            )
+        weight = layout.unpack(packed.tensors, packed.shape)
+        return weight.codes, weight.scales, layout.bias(packed.tensors)
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        """Undo the layout and compute; see ``Backend.linear``."""
+        self._aligned(x, weight)
+        return reference_ops.linear(x, *self._canonical(weight, problem, "weight"), "")
+
+    def moe(
+        self,
+        x: Tensor,
+        gate_up: Packed,
+        down: Packed,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        problem: Problem,
+        expert_map: Tensor | None = None,
+    ) -> Tensor:
+        """Undo the layouts and compute; see ``Backend.moe``."""
+        self._aligned(x, gate_up)
+        gate = problem.gate
+        return reference_ops.moe(
+            x,
+            *self._canonical(gate_up, problem, "gate_up"),
+            *self._canonical(down, problem, "down"),
+            *(topk_ids, topk_weights, expert_map),
+            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, ""),
+        )
+
+    def _aligned(self, x: Tensor, weight: Packed) -> None:
+        if x.dim() != 2 or x.shape[0] == 0 or x.shape[1] != weight.shape[-1] or not x.is_contiguous():
+            raise BackendError(
+                "a call of the emulated device",
+                seen=f"x of shape {tuple(x.shape)}, contiguous: {x.is_contiguous()}",
+                rule=f"the core gives a backend contiguous rows of the physical k = {weight.shape[-1]}, at least one",
+                fix="this is a defect of the core",
+            )
+
+
+backend = EmulatedBackend()

@@ -1,0 +1,90 @@
+"""What the suites share: the backend under test, a device for it, and questions to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mxfp4_core.backend import Backend, No, Problem, verdict
+from mxfp4_core.device import Device, probe
+from mxfp4_core.registry import installed
+
+ORDINARY: dict[str, dict[str, Any]] = {
+    "linear": {"n": 4096, "k": 4096},
+    "moe": {"n": 1024, "k": 2048, "experts": 8, "top_k": 2},
+    "quantize": {"n": 4096, "k": 4096},
+}
+"""A problem of each op that a backend which offers the op must take, on a device that it is made for."""
+
+
+class Fixtures:
+    """Override the attributes, or the fixtures, to say what is tested.
+
+    Attributes:
+        backend_name: name of the entry point; None leaves it to ``--mxfp4-backend``.
+        target: a device that the backend is made for. With it, verdicts and layouts are tested on machines that have
+            no such device.
+    """
+
+    mxfp4_conformance = True
+    backend_name: str | None = None
+    target: Device | None = None
+
+    @pytest.fixture
+    def backend(self, request: pytest.FixtureRequest) -> Backend:
+        """The backend under test, from its entry point."""
+        name = self.backend_name or request.config.getoption("--mxfp4-backend") or "reference"
+        plugins = installed()
+        if name not in plugins:
+            pytest.fail(f"no distribution registers the backend {name!r}; installed: {', '.join(plugins)}")
+        loaded = plugins[name].load()
+        if isinstance(loaded, No):
+            pytest.fail(f"the backend {name!r} is broken: {loaded.reason}")
+        return loaded
+
+    @pytest.fixture
+    def here(self, backend: Backend) -> Device:
+        """A device of this machine on which the backend computes; without one the test is skipped."""
+        reasons = []
+        for found in probe().devices:
+            answer = verdict(backend, ordinary(backend, found))
+            if not isinstance(answer, No):
+                return found
+            reasons.append(f"{found}: {answer.reason}")
+        pytest.skip(f"no device for {backend.name} here; {'; '.join(reasons)}")
+
+    @pytest.fixture
+    def made_for(self, request: pytest.FixtureRequest) -> Device:
+        """The device of the verdicts and layouts: ``target``, else one of this machine."""
+        found: Device = self.target or request.getfixturevalue("here")
+        return found
+
+    @pytest.fixture
+    def device(self, here: Device) -> torch.device:
+        """The device of ``here`` as torch calls it."""
+        return torch.device("cpu" if here.type == "cpu" else f"{torch_type(here)}:{here.index}")
+
+
+def torch_type(device: Device) -> str:
+    """Return the device type that torch uses."""
+    return "cuda" if device.type == "hip" else device.type
+
+
+def ordinary(backend: Backend, device: Device, op: str | None = None) -> Problem:
+    """Return an ordinary problem of ``op``, or of the first op that the backend offers."""
+    chosen = op or next(name for name in ORDINARY if name in backend.features)
+    return Problem(op=chosen, device=device, **ORDINARY[chosen])  # type: ignore[arg-type]  # chosen is an Op
+
+
+def takes(backend: Backend, problem: Problem) -> bool:
+    """Return whether the backend accepts; a refusal must say why and what to do.
+
+    A problem may be refused: this is a right answer, so it is no skip.
+    """
+    answer = verdict(backend, problem)
+    if not isinstance(answer, No):
+        return True
+    assert answer.reason and answer.fix, f"{backend.name} refuses {problem} without a reason or a fix"
+    return False

@@ -1,0 +1,158 @@
+"""Layouts: pack and unpack are inverse, byte for byte, on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mxfp4_core import calls
+from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Part, Problem
+from mxfp4_core.device import Device
+from mxfp4_core.errors import FormatError, ShapeError
+from mxfp4_core.shapes import Alignment
+from mxfp4_core.tensor import MxTensor
+from mxfp4_core.testing.fixtures import Fixtures, ordinary, takes
+from mxfp4_core.testing.samples import random_biases, random_weight
+
+LINEAR = [
+    {"op": "linear", "n": n, "k": k}
+    for n, k in [(1, 32), (32, 96), (130, 160), (130, 360), (257, 1664), (512, 2048)]
+]
+MOE = [
+    {"op": "moe", "n": n, "k": k, "experts": 3, "top_k": 2, "gate": gate, "bias": True}
+    for n, k, gate in [(32, 64, SILU), (90, 160, SILU), (90, 160, GPT_OSS_SWIGLU), (256, 512, SILU)]
+]
+
+
+def _name(sizes: dict[str, Any]) -> str:
+    return "-".join(str(sizes[key]) for key in ("op", "n", "k")) + (
+        "-interleaved" if "gate" in sizes and sizes["gate"].interleaved else ""
+    )
+
+
+def without_minus_zero(codes: torch.Tensor) -> torch.Tensor:
+    """Return the codes with 8 (minus zero) turned into 0."""
+    low, high = codes & 0x0F, codes >> 4
+    return torch.where(low == 8, 0, low) | (torch.where(high == 8, 0, high) << 4)
+
+
+class LayoutSuite(Fixtures):
+    """How a backend stores a weight."""
+
+    @pytest.mark.parametrize("sizes", LINEAR + MOE, ids=_name)
+    def test_layout_unpack_gives_back_what_was_packed(
+        self, backend: Backend, made_for: Device, sizes: dict[str, Any]
+    ) -> None:
+        """With padding, through copies that lose every mark, without touching the source."""
+        problem = Problem(device=made_for, **sizes)
+        if not takes(backend, problem):
+            return
+        for (part, shape), bias in zip(calls.shapes(problem).items(), random_biases(problem), strict=True):
+            weight = random_weight(*shape, seed=sum(shape), scales=backend.numerics.scale_bytes)
+            before = weight.codes.clone(), weight.scales.clone()
+            packed = calls.pack(backend, problem, weight, bias, part)
+            copies = {name: tensor.clone() for name, tensor in packed.tensors.items()}
+            again = calls.unpack(backend, problem, type(packed)(packed.layout, copies, packed.shape), part)
+            codes = (
+                weight.codes if backend.numerics.minus_zero == "kept" else without_minus_zero(weight.codes)
+            )
+            assert again.shape == weight.shape
+            assert torch.equal(again.codes, codes), f"{packed.layout}: codes differ"
+            assert torch.equal(again.scales, weight.scales), f"{packed.layout}: scales differ"
+            assert torch.equal(before[0], weight.codes) and torch.equal(before[1], weight.scales)
+
+    @pytest.mark.parametrize("sizes", LINEAR + MOE, ids=_name)
+    def test_layout_layout_is_named_and_sane(
+        self, backend: Backend, made_for: Device, sizes: dict[str, Any]
+    ) -> None:
+        """A layout has a name that stays, an alignment, and an unpack that refuses the tensors of another layout."""
+        problem = Problem(device=made_for, **sizes)
+        if not takes(backend, problem):
+            return
+        for part, shape in calls.shapes(problem).items():
+            layout = backend.layout(problem, part)
+            assert layout.id and layout.id == backend.layout(problem, part).id
+            assert isinstance(layout.alignment, Alignment)
+            packed = calls.pack(backend, problem, random_weight(*shape), None, part)
+            assert packed.tensors and all(
+                isinstance(tensor, torch.Tensor) for tensor in packed.tensors.values()
+            )
+            other = type(packed)("another layout", packed.tensors, packed.shape)
+            with pytest.raises(FormatError, match="another layout"):
+                calls.unpack(backend, problem, other, part)
+
+    def test_layout_every_byte_survives(self, backend: Backend, made_for: Device) -> None:
+        """All 256 code bytes beside all scale bytes that the device can represent."""
+        problem = ordinary(backend, made_for, "linear" if "linear" in backend.features else "moe")
+        part: Part = "weight" if problem.op == "linear" else "down"
+        shape = calls.shapes(problem)[part]
+        weight = random_weight(*shape)
+        codes = torch.arange(weight.codes.numel(), dtype=torch.int64).to(torch.uint8).view_as(weight.codes)
+        low, high = backend.numerics.scale_bytes
+        cycle = low + torch.arange(weight.scales.numel()) % (high + 1 - low)
+        scales = cycle.to(torch.uint8).view_as(weight.scales)
+        packed = calls.pack(backend, problem, MxTensor(codes, scales, weight.shape), None, part)
+        again = calls.unpack(backend, problem, packed, part)
+        kept = backend.numerics.minus_zero == "kept"
+        assert torch.equal(again.codes, codes if kept else without_minus_zero(codes))
+        assert torch.equal(again.scales, scales)
+
+    @pytest.mark.parametrize("sizes", LINEAR[:1] + MOE[:1], ids=_name)
+    def test_layout_misaligned_weights_are_refused(
+        self, backend: Backend, made_for: Device, sizes: dict[str, Any]
+    ) -> None:
+        """A layout refuses what it would cut, since vendor kernels do not."""
+        problem = Problem(device=made_for, **sizes)
+        if not takes(backend, problem):
+            return
+        for part, shape in calls.shapes(problem).items():
+            layout = backend.layout(problem, part)
+            n, k = layout.alignment.n, layout.alignment.k
+            halves = 2 if part == "gate_up" else 1
+            wrong = [(n + 1, k)] if n > 1 else []
+            wrong += [(n, k + 32)] if k > 32 else []
+            for rows, columns in wrong:
+                with pytest.raises(ShapeError):
+                    layout.pack(random_weight(*shape[:-2], halves * rows, columns))
+
+    def test_layout_wrong_shapes_are_refused(self, backend: Backend, made_for: Device) -> None:
+        """The weight of another layer does not slip in."""
+        problem = Problem(op="linear", n=64, k=128, bias=True, device=made_for)
+        if not takes(backend, problem):
+            return
+        for weight, bias in [
+            (random_weight(128, 64), 64),
+            (random_weight(64, 128), 128),
+            (random_weight(2, 64, 128), 64),
+        ]:
+            with pytest.raises(ShapeError):
+                calls.pack(backend, problem, weight, torch.zeros(bias))
+
+    def test_layout_scale_bytes_out_of_range_are_refused(self, backend: Backend, made_for: Device) -> None:
+        """A finite scale that the device cannot represent is an error, not another number."""
+        problem = Problem(op="linear", n=64, k=128, device=made_for)
+        low, high = backend.numerics.scale_bytes
+        assert 0 <= low <= 127 <= high <= 254
+        if not takes(backend, problem):
+            return
+        for byte in {max(low - 1, 0), min(high + 1, 254)} - {low, high}:
+            weight = random_weight(64, 128)
+            weight.scales[3, 1] = byte
+            with pytest.raises(FormatError):
+                calls.pack(backend, problem, weight)
+
+    def test_layout_byte_255(self, backend: Backend, made_for: Device) -> None:
+        """A backend that cannot represent NaN scales refuses them when it packs."""
+        problem = Problem(op="linear", n=64, k=128, device=made_for)
+        if not takes(backend, problem):
+            return
+        weight = random_weight(64, 128)
+        weight.scales[5, 3] = 255
+        if backend.numerics.scale_byte_255 == "refused":
+            with pytest.raises(FormatError):
+                calls.pack(backend, problem, weight)
+        else:
+            again = calls.unpack(backend, problem, calls.pack(backend, problem, weight))
+            assert torch.equal(again.scales, weight.scales)

@@ -1,0 +1,206 @@
+"""Modules on the backend: save and reload, second loads, copies, compilation, gradients."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mxfp4_core.backend import SILU, Backend, Problem
+from mxfp4_core.device import Device
+from mxfp4_core.errors import BackendError
+from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
+from mxfp4_core.testing.fixtures import Fixtures, takes
+from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
+
+KINDS = ("linear", "moe")
+
+
+def problem_of(kind: str, here: Device) -> Problem:
+    """Return a problem with sizes that most backends must pad."""
+    if kind == "linear":
+        return Problem(op="linear", n=130, k=360, bias=True, device=here)
+    return Problem(op="moe", n=90, k=160, experts=4, top_k=2, bias=True, gate=SILU, device=here)
+
+
+def build(problem: Problem, device: torch.device, seed: int = 0) -> Mxfp4Module:
+    """Return a module with random weights, on the device, not prepared."""
+    bias_shapes = random_biases(problem, seed)
+    if problem.op == "linear":
+        module: Mxfp4Module = Mxfp4Linear(problem.n, problem.k, bias=True, profile="even/even", device="meta")
+    else:
+        module = Mxfp4Experts(
+            problem.experts,
+            problem.n,
+            problem.k,
+            top_k=problem.top_k,
+            bias=True,
+            profile="even/even",
+            device="meta",
+        )
+    for part, bias in zip(module.parts, bias_shapes, strict=True):
+        shape = tuple(module.canonical(part).shape)
+        weight = random_weight(*shape, seed=seed, scales=(117, 122))
+        module.fill(part, weight, bias)
+    return module.to(device)
+
+
+def inputs(problem: Problem, device: torch.device, m: int = 9) -> tuple[Tensor, ...]:
+    """Return the arguments of forward."""
+    x = random_x(m, problem.k).to(device)
+    if problem.op == "linear":
+        return (x,)
+    ids, weights = random_routes(m, problem.experts, problem.top_k)
+    return x, ids.to(device), weights.to(device)
+
+
+class _Recorder(TorchDispatchMode):
+    """Collect the calls of operators that are not torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        self.calls: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace not in ("aten", "prims", "prim", "c10d"):
+            self.calls[str(func)] = (func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+class ModuleSuite(Fixtures):
+    """``Mxfp4Linear`` and ``Mxfp4Experts`` prepared for the backend."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_module_save_and_reload(
+        self, backend: Backend, here: Device, device: torch.device, kind: str, tmp_path: Path
+    ) -> None:
+        """What is saved is canonical whatever the layout, and a reloaded module computes the same bits."""
+        problem = problem_of(kind, here)
+        if not takes(backend, problem):
+            return
+        module = build(problem, device)
+        canonical = {name: tensor.cpu().clone() for name, tensor in module.state_dict().items()}
+        module.prepare(backend)
+        want = module(*inputs(problem, device))
+        state = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+        assert state.keys() == canonical.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in canonical.items())
+        save_file(state, tmp_path / "model.safetensors")
+
+        again = build(problem, device, seed=77)
+        again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        assert torch.equal(again.prepare(backend)(*inputs(problem, device)), want)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_module_second_load(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
+        """A prepared module takes new weights into the same memory, as a captured graph needs it."""
+        problem = problem_of(kind, here)
+        if not takes(backend, problem):
+            return
+        module, other = build(problem, device).prepare(backend), build(problem, device, seed=5)
+        before = {name: buffer.data_ptr() for name, buffer in module.named_buffers()}
+        module.load_state_dict(other.state_dict())
+        assert {name: buffer.data_ptr() for name, buffer in module.named_buffers()} == before
+        want = other.prepare(backend)(*inputs(problem, device))
+        assert torch.equal(module(*inputs(problem, device)), want)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_module_copies(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
+        """Deepcopy and pickle lose the marks that a vendor hangs on tensors; the result stays."""
+        problem = problem_of(kind, here)
+        if not takes(backend, problem):
+            return
+        module = build(problem, device).prepare(backend)
+        want = module(*inputs(problem, device))
+        for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert torch.equal(twin(*inputs(problem, device)), want)
+
+    def test_module_moving_asks_for_another_prepare(
+        self, backend: Backend, here: Device, device: torch.device
+    ) -> None:
+        """A dtype or a device for which nothing was prepared is an error with the way out, and keeps the codes."""
+        problem = problem_of("linear", here)
+        if not takes(backend, problem):
+            return
+        module = build(problem, device)
+        codes = module.canonical("weight").codes.clone()
+        module.prepare(backend).to(torch.float32)
+        assert torch.equal(module.canonical("weight").codes, codes)
+        with pytest.raises(BackendError, match="prepare"):
+            module(*inputs(problem, device))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_module_compiles_whole(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
+        """``torch.compile(fullgraph=True)`` works, for one token and for many."""
+        problem = problem_of(kind, here)
+        if not takes(backend, problem):
+            return
+        module = build(problem, device).prepare(backend)
+        torch.compiler.reset()
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            for m in (9, 1, 12, 0):
+                arguments = inputs(problem, device, m)
+                assert torch.equal(compiled(*arguments), module(*arguments)), f"m={m}"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_module_operators(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
+        """Every operator that a call reaches passes ``torch.library.opcheck``."""
+        problem = problem_of(kind, here)
+        if not takes(backend, problem):
+            return
+        module = build(problem, device).prepare(backend)
+        with torch.no_grad(), _Recorder() as recorder:
+            module(*inputs(problem, device))
+        for func, args, kwargs in recorder.calls.values():
+            torch.library.opcheck(func, args, kwargs)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_module_cuda_graph(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
+        """On a GPU, a backend that computes on the codes can be captured and replayed with new inputs."""
+        problem = problem_of(kind, here)
+        if not takes(backend, problem) or device.type != "cuda" or backend.numerics.emulated:
+            return
+        module = build(problem, device).prepare(backend)
+        arguments, fresh = inputs(problem, device), inputs(problem, device)
+        fresh[0].mul_(-0.5)
+        with torch.no_grad():
+            want = module(*fresh)
+            side = torch.cuda.Stream()
+            with torch.cuda.stream(side):
+                module(*arguments)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = module(*arguments)
+            for static, new in zip(arguments, fresh, strict=True):
+                static.copy_(new)
+            graph.replay()
+            torch.cuda.synchronize()
+        assert torch.equal(out, want)
+
+    def test_module_gradients_are_right_or_refused(
+        self, backend: Backend, here: Device, device: torch.device
+    ) -> None:
+        """A gradient never stops silently: it is the right one, or backward raises."""
+        problem = problem_of("linear", here)
+        if not takes(backend, problem):
+            return
+        module = build(problem, device).prepare(backend)
+        (x,) = inputs(problem, device)
+        out = module(x.requires_grad_())
+        assert out.requires_grad, "the gradient is lost without a word"
+        try:
+            out.sum().backward()
+        except (BackendError, RuntimeError, NotImplementedError):
+            return
+        assert x.grad is not None
+        want = module.canonical("weight").dequantize(torch.float32).sum(0).expand_as(x)
+        torch.testing.assert_close(x.grad.float(), want, rtol=2e-2, atol=1e-3)
