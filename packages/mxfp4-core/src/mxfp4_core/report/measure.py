@@ -19,7 +19,7 @@ from mxfp4_core.format import BLOCK
 from mxfp4_core.profile import resolve
 from mxfp4_core.report.environment import environment
 from mxfp4_core.report.lines import ByExpert, Lines
-from mxfp4_core.report.metrics import merge
+from mxfp4_core.report.metrics import Metrics, merge
 from mxfp4_core.report.model import Report
 from mxfp4_core.report.stream import logical_shape
 from mxfp4_core.report.tensors import Progress, compared_error, kept_error, measured_error
@@ -83,7 +83,7 @@ def measure(
             used.add(name)
             metrics, problem = kept_error(source, info, quantised, progress)
             problems += [f"{name}: {problem}"] if problem else []
-            results = {variant: {None: metrics}} if metrics else {}
+            results = {variant: dict[int | None, Metrics]({None: metrics})} if metrics else {}
             lines.add(info, "kept", _why_kept(resolver, info), quantised.tensors[name].nbytes, results)
         else:
             problems.append(f"{name}: in the source, missing from the quantised checkpoint")

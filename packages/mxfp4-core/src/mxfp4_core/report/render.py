@@ -48,10 +48,12 @@ def render_csv(report: Report) -> str:
     experts = [f"experts_{name}" if name != "experts" else name for name in _EXPERT_COLUMNS]
     writer.writerow([*_TENSOR_COLUMNS, "variant", *_METRIC_COLUMNS, *experts])
     for layer in report.layers:
-        data = layer.to_dict() | {"shape": shape(layer.shape).replace("\u00d7", "x")}
+        data = layer.to_dict()
+        results: dict[str, dict[str, Any]] = data.pop("results") or {"": {}}
+        data["shape"] = "x".join(map(str, layer.shape))
         start = [_cell(data[name]) for name in _TENSOR_COLUMNS]
-        for variant, metrics in data["results"].items() or [("", {})]:
-            spread: dict[str, Any] = metrics.get("experts", {})
+        for variant, metrics in results.items():
+            spread = metrics.get("experts", {})
             values = [metrics.get(name) for name in _METRIC_COLUMNS]
             values += [spread.get(name) for name in _EXPERT_COLUMNS]
             writer.writerow([*start, _cell(variant), *map(_cell, values)])

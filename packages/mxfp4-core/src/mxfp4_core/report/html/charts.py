@@ -43,7 +43,7 @@ def plots(scene: Scene) -> list[Plot]:
             clipped_axis,
             lambda metrics: metrics.saturated_share,
         ),
-        _scales(scene),
+        *_scales(scene),
     ]
 
 
@@ -123,10 +123,12 @@ def _trade(scene: Scene) -> Plot:
     return Plot(*words, x, y, drawings, notes, trade_table(list(steps.values())))
 
 
-def _scales(scene: Scene) -> Plot:
+def _scales(scene: Scene) -> list[Plot]:
     variants = scene.report.variants
     totals = {variant: scene.report.summary(variant).total.histogram for variant in variants}
     used = sorted({byte for histogram in totals.values() for byte in histogram})
+    if not used:  # all tensors are empty
+        return []
     low, high = used[0], used[-1]
     step = -(-(high - low + 1) // 8)
     ticks = tuple((float(byte), _power(byte)) for byte in range(low, high + 1, step))
@@ -149,7 +151,7 @@ def _scales(scene: Scene) -> Plot:
 
     words = "scales", "Scales in use", "How often each scale byte occurs, over all blocks of 32 values."
     notes = [describe(each) for each in variants]
-    return Plot(*words, x, y, [draw(each) for each in variants], notes, wide=True)
+    return [Plot(*words, x, y, [draw(each) for each in variants], notes, wide=True)]
 
 
 _TABLE = "Every value is in the table below."

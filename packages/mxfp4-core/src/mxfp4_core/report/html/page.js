@@ -79,11 +79,13 @@
     halo = null;
     $$("tr.hit").forEach((row) => row.classList.remove("hit"));
   };
-  const dotsOf = (area) => $$(`.v${shown()} path[data-rows]`, area).filter((path) => !path.classList.contains("dim"))
+  const dotsOf = (area) => $$(`.v${shown()} path.k`, area).filter((path) => !path.classList.contains("dim"))
     .flatMap((path) => {
-      const numbers = path.dataset.rows.split(" ");
-      return [...path.getAttribute("d").matchAll(/M(\d+) (\d+)/g)]
-        .map((match, place) => ({ x: Number(match[1]), y: Number(match[2]), row: rows[numbers[place]] }));
+      const own = path.dataset.rows ? path.dataset.rows.split(" ").map((number) => rows[number])
+        : rows.filter((row) => row.dataset.k === path.dataset.k);
+      let x = 0, y = 0;  // the path goes from dot to dot in steps
+      return [...path.getAttribute("d").matchAll(/m(-?\d+) ?(-?\d+)z/g)]
+        .map((match, place) => ({ x: x += Number(match[1]), y: y += Number(match[2]), row: own[place] }));
     }).filter((dot) => dot.row);
   const say = (row) => {
     const cell = (head) => {
@@ -96,9 +98,9 @@
   const show = (area, dot) => {
     hide();
     const svg = $(`.v${shown()}`, area), box = area.getBoundingClientRect();
-    halo = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    halo = $(".grid", svg).cloneNode();
     halo.setAttribute("class", "halo");
-    halo.setAttribute("d", `M${dot.x} ${dot.y}h0`);
+    halo.setAttribute("d", `M${dot.x} ${dot.y}z`);
     svg.insertBefore(halo, svg.children[3] || null);
     tip.textContent = say(dot.row);
     tip.hidden = false;
@@ -120,7 +122,7 @@
     if (row.hidden) { $("#filter").value = ""; $("#stored").value = ""; filter(); }
     location.hash = row.id;
   };
-  $$(".area").filter((area) => $("path[data-rows]", area)).forEach((area) => {
+  $$(".area").filter((area) => $("path.k", area)).forEach((area) => {
     let place = -1;
     area.tabIndex = 0;
     area.setAttribute("role", "group");

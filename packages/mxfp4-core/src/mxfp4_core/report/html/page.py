@@ -15,7 +15,7 @@ from pathlib import PurePath
 from mxfp4_core.report.html.charts import plots
 from mxfp4_core.report.html.plots import HOLLOW
 from mxfp4_core.report.html.scene import Scene
-from mxfp4_core.report.html.tables import DETAILS, name_html, tensor_table, text, variant_table
+from mxfp4_core.report.html.tables import details, name_html, tensor_table, text, variant_table
 from mxfp4_core.report.html.worst import worst
 from mxfp4_core.report.model import Report
 from mxfp4_core.report.wording import number_db, percent, size
@@ -24,7 +24,7 @@ from mxfp4_core.report.wording import number_db, percent, size
 def render_html(report: Report) -> str:
     """Return the whole page."""
     scene = Scene.of(report)
-    style = _asset("page.css") + _variant_style(len(report.variants))
+    style = _asset("page.css") + _variant_style(report)
     script = _asset("page.js")
     title = text(f"MXFP4 report: {PurePath(report.source).name or report.source}")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_digest(script)}'"
@@ -51,14 +51,15 @@ def _digest(script: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
-def _variant_style(count: int) -> str:
+def _variant_style(report: Report) -> str:
+    count, width = len(report.variants), len(details(report))
     rules = [f'[data-v="{chosen}"] .v:not(.v{chosen}){{display:none}}' for chosen in range(count)]
     first = 2 + count
     for chosen in range(count):
         for other in range(count):
             if other != chosen:
-                start = first + other * len(DETAILS)
-                cells = f":nth-child(n+{start}):nth-child(-n+{start + len(DETAILS) - 1})"
+                start = first + other * width
+                cells = f":nth-child(n+{start}):nth-child(-n+{start + width - 1})"
                 rules.append(f'[data-v="{chosen}"] #tensors {cells}:is(td,th){{display:none}}')
     return "\n".join(rules)
 
@@ -143,8 +144,8 @@ def _legend(scene: Scene) -> str:
 
 
 def _mark(kind: int) -> str:
-    hole = f'<path class="hole k{kind}" d="M7 7h0"/>' if kind in HOLLOW else ""
-    drawing = f'<path class="k k{kind}" d="M7 7h0"/>{hole}'
+    hole = f'<path class="hole k{kind}" d="M7 7z"/>' if kind in HOLLOW else ""
+    drawing = f'<path class="k k{kind}" d="M7 7z"/>{hole}'
     return f'<svg class="mark" width="14" height="14" aria-hidden="true">{drawing}</svg>'
 
 

@@ -8,7 +8,7 @@ bytes serve a phone and a desktop, and a thousand dots take some ten kilobytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -48,7 +48,7 @@ class Series:
     Args:
         kind: number of the kind, which decides colour and form.
         points: ``(x, y)`` of each dot.
-        rows: number of the table row of each dot.
+        rows: number of the table row of each dot; empty if these are all rows of the kind, in their order.
     """
 
     kind: int
@@ -123,11 +123,9 @@ def dots(series: Sequence[Series], x: Axis, y: Axis) -> str:
     for each in series:
         if not each.points:
             continue
-        data = "".join(
-            f"M{round(x.place(a) * UNITS)} {UNITS - round(y.place(b) * UNITS)}h0" for a, b in each.points
-        )
-        rows = " ".join(map(str, each.rows))
-        parts.append(f'<path class="k k{each.kind}" data-k="{each.kind}" data-rows="{rows}" d="{data}"/>')
+        data = _marks((round(x.place(a) * UNITS), UNITS - round(y.place(b) * UNITS)) for a, b in each.points)
+        rows = f' data-rows="{" ".join(map(str, each.rows))}"' if each.rows else ""
+        parts.append(f'<path class="k k{each.kind}" data-k="{each.kind}"{rows} d="{data}"/>')
         if each.kind in HOLLOW:
             parts.append(f'<path class="hole k{each.kind}" data-k="{each.kind}" d="{data}"/>')
     return "".join(parts)
@@ -137,13 +135,41 @@ HOLLOW = frozenset({2, 3, 6})
 """Kinds whose form is a ring; page.css has colours and caps."""
 
 
+def _marks(places: Iterable[tuple[int, int]]) -> str:
+    # Steps from dot to dot are shorter than places; z closes a line of no length, which draws its cap alone.
+    parts: list[str] = []
+    last = (0, 0)
+    for place in places:
+        across, down = place[0] - last[0], place[1] - last[1]
+        parts.append(f"m{across}{'' if down < 0 else ' '}{down}z")
+        last = place
+    return "".join(parts)
+
+
 def line(points: Sequence[tuple[float, float]], rows: Sequence[int], x: Axis, y: Axis) -> str:
-    """Draw a line through the points and a dot on each."""
-    places = [(round(x.place(a) * UNITS), UNITS - round(y.place(b) * UNITS)) for a, b in points]
+    """Draw a line with a dot on each point; points closer than a dot to the one before are left out.
+
+    Args:
+        points: ``(x, y)`` in the order of the line.
+        rows: number of the table row of each point, -1 for none.
+        x: horizontal axis.
+        y: vertical axis.
+    """
+    places: list[tuple[int, int]] = []
+    found: list[int] = []
+    for number, ((a, b), row) in enumerate(zip(points, rows, strict=True)):
+        place = round(x.place(a) * UNITS), UNITS - round(y.place(b) * UNITS)
+        if not places or number == len(points) - 1 or math.dist(place, places[-1]) >= _APART:
+            places.append(place)
+            found.append(row)
     path = "L".join(f"{a} {b}" for a, b in places)
-    marks = "".join(f"M{a} {b}h0" for a, b in places)
-    found = " ".join(map(str, rows))
-    return f'<path class="line" d="M{path}"/><path class="k mark" data-rows="{found}" d="{marks}"/>'
+    numbers = " ".join(map(str, found))
+    return (
+        f'<path class="line" d="M{path}"/><path class="k mark" data-rows="{numbers}" d="{_marks(places)}"/>'
+    )
+
+
+_APART = 8
 
 
 def bars(values: Sequence[tuple[int, float]], notes: Sequence[str], x: Axis, y: Axis) -> str:

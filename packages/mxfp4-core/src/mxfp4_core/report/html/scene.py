@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,8 +77,9 @@ class Scene:
         for row, layer, metrics in self.shown(variant):
             if (point := place(layer, metrics)) is not None:
                 found.setdefault(self.number(layer), []).append((point, row))
+        sizes = Counter(self.number(layer) for layer in self.report.quantised_layers)
         return [
-            Series(kind, [point for point, _ in dots], [row for _, row in dots])
+            Series(kind, [at for at, _ in dots], [row for _, row in dots] if len(dots) < sizes[kind] else [])
             for kind, dots in sorted(found.items())
         ]
 

@@ -12,9 +12,6 @@ from mxfp4_core.report.naming import printable
 from mxfp4_core.report.trades import Trade
 from mxfp4_core.report.wording import NONE, decibels, number_db, percent, shape, size, small
 
-DETAILS = ("Relative error", "Flushed", "Clipped", "Largest error", "Scale bytes", "Experts, dB")
-"""Columns that a report of several variants shows for the chosen one only."""
-
 _BEST = 5
 
 
@@ -28,25 +25,35 @@ def name_html(name: str) -> str:
     return text(name).replace(".", ".<wbr>")
 
 
+def details(report: Report) -> list[str]:
+    """Return the columns that a report of several variants shows for the chosen one only."""
+    names = ["Flushed", "Clipped"]
+    if len(report.variants) == 1:
+        names += ["Relative error", "Largest error", "Scale bytes"]
+    return [*names, "Experts, dB"] if any(layer.spread for layer in report.layers) else names
+
+
 def tensor_table(scene: Scene) -> str:
     """Return the table of all tensors; end tags that HTML lets out are left out, a third of the page."""
     report = scene.report
     single = len(report.variants) == 1
     heads = ["Tensor", *(["SQNR, dB"] if single else [f"SQNR, dB: {each}" for each in report.variants])]
-    heads += [head for _ in report.variants for head in DETAILS]
+    heads += [head for _ in report.variants for head in details(report)]
     heads += ["Stored as", "Shape", "Before", "After", "Why kept"]
     head = "".join(f"<th scope=col><button>{text(each)}</button>" for each in heads)
-    body = "".join(_row(scene, row, layer) for row, layer in enumerate(report.layers))
+    columns = details(report)
+    body = "".join(_row(scene, row, layer, columns) for row, layer in enumerate(report.layers))
     return f"<table id=tensors><thead><tr>{head}<tbody>{body}</table>"
 
 
-def _row(scene: Scene, row: int, layer: Layer) -> str:
+def _row(scene: Scene, row: int, layer: Layer, columns: Sequence[str]) -> str:
     kept = layer.decision == "kept"
     count = f" <small>({layer.tensors} tensors)</small>" if layer.tensors > 1 else ""
     found = [layer.results.get(variant) for variant in scene.report.variants]
     cells = ["" if metrics is None else decibels(metrics) for metrics in found]
     for variant, metrics in zip(scene.report.variants, found, strict=True):
-        cells += _details(metrics, layer.spread.get(variant))
+        shown = _details(metrics, layer.spread.get(variant))
+        cells += [shown.get(column, "") for column in columns]
     cells += [
         text(layer.dtype) if kept else "MXFP4",
         shape(layer.shape),
@@ -62,18 +69,18 @@ def _row(scene: Scene, row: int, layer: Layer) -> str:
     )
 
 
-def _details(metrics: Metrics | None, spread: Spread | None) -> list[str]:
+def _details(metrics: Metrics | None, spread: Spread | None) -> dict[str, str]:
     if metrics is None:
-        return [""] * len(DETAILS)
+        return {}
     low, high = metrics.scale_range or (None, None)
-    return [
-        small(metrics.relative_error),
-        percent(metrics.flushed_share),
-        percent(metrics.saturated_share),
-        small(metrics.max_error),
-        "" if low is None else f"{low} to {high}",
-        "" if spread is None else _spread(spread),
-    ]
+    return {
+        "Flushed": percent(metrics.flushed_share),
+        "Clipped": percent(metrics.saturated_share),
+        "Relative error": small(metrics.relative_error),
+        "Largest error": small(metrics.max_error),
+        "Scale bytes": "" if low is None else f"{low} to {high}",
+        "Experts, dB": "" if spread is None else _spread(spread),
+    }
 
 
 def _spread(spread: Spread) -> str:
@@ -125,4 +132,4 @@ def trade_table(steps: Sequence[Sequence[Trade]]) -> str:
     return "".join(parts)
 
 
-__all__ = ["DETAILS", "name_html", "tensor_table", "text", "trade_table", "variant_table"]
+__all__ = ["details", "name_html", "tensor_table", "text", "trade_table", "variant_table"]
