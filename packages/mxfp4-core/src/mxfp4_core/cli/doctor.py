@@ -1,0 +1,107 @@
+"""``mxfp4 doctor``: what is installed, which devices are here, which backend would run, and why not another."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, distributions, version
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from mxfp4_core.device import Device
+    from mxfp4_core.select import Selection
+
+PACKAGES = ("torch", "numba", "triton", "safetensors", "transformers")
+
+
+def doctor_command(
+    op: Annotated[
+        Literal["linear", "moe", "quantize"], typer.Option(help="What is to be computed.")
+    ] = "linear",
+    n: Annotated[int, typer.Option(help="Output features; of moe the intermediate size.")] = 4096,
+    k: Annotated[int, typer.Option(help="Input features; of moe the hidden size.")] = 4096,
+    experts: Annotated[int, typer.Option(help="Experts on this rank, for moe.")] = 8,
+    top_k: Annotated[int, typer.Option(help="Experts per token, for moe.")] = 2,
+    dtype: Annotated[str, typer.Option(help="Dtype of the activations.")] = "bfloat16",
+    activation: Annotated[
+        Literal["none", "mxfp4", "fp8"], typer.Option(help="How activations are quantised.")
+    ] = "none",
+    bias: Annotated[bool, typer.Option("--bias", help="The layer has a bias.")] = False,
+    device: Annotated[
+        str, typer.Option(help="Ask about a device that need not be here, such as cuda:sm_90 or hip:gfx942.")
+    ] = "",
+    backend: Annotated[str, typer.Option(help="Name the backend, as code would.")] = "",
+    fallback: Annotated[str, typer.Option(help="Name the fallback, as code would.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say which backend would run and why; exit code 1 if there is none."""
+    from mxfp4_core.device import Device, probe
+    from mxfp4_core.problem import Problem
+    from mxfp4_core.select import explain
+
+    found = probe()
+    kind, _, arch = device.partition(":")
+    sizes: dict[str, Any] = {"experts": experts, "top_k": top_k} if op == "moe" else {}
+    problem = Problem(
+        op=op,
+        n=n,
+        k=k,
+        dtype=dtype,
+        activation=activation,
+        bias=bias,
+        device=Device(kind, arch or "unknown") if device else found.devices[0],
+        **sizes,
+    )
+    selection = explain(problem, name=backend or None, fallback=fallback or None)
+    if as_json:
+        devices = [one.__dict__ for one in found.devices]
+        data = {"versions": versions(), "devices": devices, "notes": found.notes, **selection.to_dict()}
+        typer.echo(json.dumps(data, indent=2))
+    else:
+        _print(found.devices, found.notes, selection)
+    raise typer.Exit(0 if selection.choice else 1)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of the packages that matter, and of all packages of this project."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    ours = {
+        dist.name: dist.version for dist in distributions() if dist.name and dist.name.startswith("mxfp4")
+    }
+    return found | dict(sorted(ours.items()))
+
+
+def _print(devices: tuple[Device, ...], notes: tuple[str, ...], selection: Selection) -> None:
+    typer.echo("versions")
+    for name, found in versions().items():
+        typer.echo(f"  {name:<20} {found}")
+    typer.echo("devices, the first is used")
+    for device in devices:
+        memory = f", {device.memory_bytes / 2**30:.1f} GiB" if device.memory_bytes else ""
+        typer.echo(f"  {device}{memory}")
+    for note in notes:
+        typer.echo(f"  note: {note}")
+    typer.echo(f"backends for {selection.problem}")
+    for line in selection.trace:
+        typer.echo(f"  {line.name:<14} {line.status:<14} {line.reason}".rstrip())
+        if line.distribution:
+            typer.echo(f"  {'':<29} from {line.distribution}")
+        if line.fix:
+            typer.echo(f"  {'':<29} fix: {line.fix}")
+    if selection.choice is None:
+        typer.echo(f"none is used: {selection.reason}\nfix: {selection.fix}")
+        return
+    typer.echo(f"{selection.choice.name} is used: {selection.reason}")
+    if selection.choice.numerics.emulated:
+        mib = selection.temporary_bytes / 2**20
+        typer.echo(f"it widens the weights in every call: slow, and up to {mib:.1f} MiB of temporary memory")
+
+
+__all__ = ["doctor_command"]
