@@ -2,9 +2,9 @@
 
 Usage: python bench/quantize_cpu.py [--size 4096] [--threads 1 2] [--json FILE]
 
-Every row is the median of at least five runs in this process, after one that compiles. "Of copy" divides the bytes moved
-a second (weight read, codes and scales written, or the other way round) by those of ``torch.Tensor.copy_`` on the same
-number of threads. Peers that are not installed are named as missing.
+Every row is the median of at least five runs in this process, after one that compiles. "Of copy" divides the bytes
+moved a second (weight read, codes and scales written, or the other way round) by those of ``torch.Tensor.copy_`` on the
+same number of threads. Peers that are not installed are named as missing.
 """
 
 from __future__ import annotations

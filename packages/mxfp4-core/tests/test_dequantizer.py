@@ -44,7 +44,27 @@ def test_every_code_under_every_byte(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_the_path_of_other_devices(dtype: torch.dtype) -> None:
     codes, scales = every_pair()
-    check(_dequantize_device(codes, scales, dtype), exact(codes, scales, dtype))
+    out = torch.empty(256, 512, dtype=dtype)
+    _dequantize_device(codes, scales, out)
+    check(out, exact(codes, scales, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_into_a_given_tensor(dtype: torch.dtype) -> None:
+    codes, scales = every_pair()
+    out = torch.empty(256, 512, dtype=dtype)
+    assert dequantize(codes, scales, dtype, out=out) is out
+    check(out, exact(codes, scales, dtype))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [torch.empty(256, 512), torch.empty(512, 256).bfloat16().T, torch.empty(2, 512).bfloat16()],
+    ids=["dtype", "strides", "shape"],
+)
+def test_outputs_that_do_not_fit(out: torch.Tensor) -> None:
+    with pytest.raises(FormatError, match="written there"):
+        dequantize(*every_pair(), out=out)
 
 
 def test_strided_inputs_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:

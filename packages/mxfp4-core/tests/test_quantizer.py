@@ -1,5 +1,8 @@
 """The fast paths against the reference, and what the public functions refuse."""
 
+import multiprocessing
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -263,3 +266,20 @@ def test_blocks_that_reach_six_come_back_as_themselves(name: str) -> None:
     weight[:, ::32] = 7
     values = decode(weight).to(torch.bfloat16) * torch.exp2(torch.arange(8) - 4)[:, None].bfloat16()
     assert torch.equal(quantize(values, profile=name).dequantize(), values)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking with threads is the point
+def test_threads_survive_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mxfp4_core import _threads
+
+    monkeypatch.setattr(_threads, "THREAD_BLOCKS", 1)
+    weight = torch.randn(64, 64).bfloat16()
+    want = quantize(weight, threads=2)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        codes = pool.apply_async(_codes_of, (weight,)).get(timeout=60)
+    assert torch.equal(codes, want.codes)
+
+
+def _codes_of(weight: torch.Tensor) -> torch.Tensor:
+    return quantize(weight, threads=2).codes

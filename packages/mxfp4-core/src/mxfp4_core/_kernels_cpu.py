@@ -34,8 +34,12 @@ TAGS: dict[torch.dtype, Any] = {
     torch.float16: np.int16(0),
     torch.float32: np.uint32(0),
 }
-DECODE_MIN = 2  # 0.5 * 2**-125 is the smallest normal number of bfloat16 and float32
-DECODE_MAX = 252  # 6 * 2**125 is finite, 6 * 2**126 is not
+# Scale bytes under which 0.5 is a normal number and 6 is finite.
+NORMAL: dict[torch.dtype, tuple[int, int]] = {
+    torch.bfloat16: (2, 252),
+    torch.float16: (114, 140),
+    torch.float32: (2, 252),
+}
 _KINDS = {types.uint16: "bfloat16", types.int16: "float16", types.uint32: "float32"}
 
 
@@ -153,13 +157,16 @@ def _decode(typing_context, tag, address, out, exponent):
         high = build.shl(build.lshr(pairs, _fill(_I32, 4, _HALF)), _fill(_I32, 16, _HALF))
         codes = build.bitcast(build.or_(low, high), ir.VectorType(_I16, BLOCK))
         index = build.and_(codes, _fill(_I16, 7))
-        # bfloat16 bits: 0.5 is 0x3F00, and from 1.0 = 0x3F80 on each index adds half an exponent step.
-        value = build.add(build.shl(index, _fill(_I16, 6)), _fill(_I16, 0x3F00))
-        value = build.select(build.icmp_signed("==", index, _fill(_I16, 1)), _fill(_I16, 0x3F00), value)
-        value = build.add(value, _splat(build, build.trunc(build.shl(exponent, ir.Constant(_I32, 7)), _I16)))
+        # From 1.0 (index 2) on, each index adds half an exponent step to the bits; 0.5 sits where index 0 would.
+        kind = _KINDS[signature.args[0]]
+        mantissa_bits, half = (10, 0x3800) if kind == "float16" else (7, 0x3F00)
+        value = build.add(build.shl(index, _fill(_I16, mantissa_bits - 1)), _fill(_I16, half))
+        value = build.select(build.icmp_signed("==", index, _fill(_I16, 1)), _fill(_I16, half), value)
+        steps = build.shl(exponent, ir.Constant(_I32, mantissa_bits))
+        value = build.add(value, _splat(build, build.trunc(steps, _I16)))
         value = build.select(build.icmp_signed("==", index, _fill(_I16, 0)), _fill(_I16, 0), value)
         value = build.or_(value, build.shl(build.and_(codes, _fill(_I16, 8)), _fill(_I16, 12)))
-        if _KINDS[signature.args[0]] == "float32":
+        if kind == "float32":  # bfloat16 and sixteen zeros
             value = build.shl(build.zext(value, ir.VectorType(_I32, BLOCK)), _fill(_I32, 16))
         _store(build, value, out)
         return context.get_dummy_value()
@@ -252,16 +259,16 @@ def quantize(
 
 
 @_jit
-def dequantize(tag, value_bytes, codes, scales, out, blocks):
-    """Dequantize contiguous blocks to bfloat16 or float32; arguments as for :func:`quantize`.
+def dequantize(tag, value_bytes, codes, scales, out, blocks, first, last):
+    """Dequantize contiguous blocks; arguments as for :func:`quantize`.
 
     Returns:
-        How many blocks were left alone because a value is subnormal, infinite or NaN there.
+        How many blocks were left alone because their scale byte is not between ``first`` and ``last``.
     """
     special = 0
     for block in range(blocks):
         scale = _peek(scales + block)
-        if scale < DECODE_MIN or scale > DECODE_MAX:
+        if scale < first or scale > last:
             special += 1
         else:
             exponent = np.int32(scale) - np.int32(E8M0_BIAS)
@@ -269,4 +276,4 @@ def dequantize(tag, value_bytes, codes, scales, out, blocks):
     return special
 
 
-__all__ = ["DECODE_MAX", "DECODE_MIN", "TAGS", "dequantize", "quantize"]
+__all__ = ["NORMAL", "TAGS", "dequantize", "quantize"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Final
 
 import torch
@@ -13,11 +15,21 @@ from mxfp4_core.errors import ConfigError
 THREAD_BLOCKS: Final = 1 << 14  # fewer blocks than this, half a million values, are not worth a thread
 
 
+@cache
+def _pool() -> ThreadPoolExecutor:
+    # Kept, since starting sixteen threads takes longer than quantising a layer. Several callers may share it.
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mxfp4")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the pool but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def spread(run: Callable[[int, int], int], blocks: int, threads: int | None) -> int:
     """Call ``run(start, stop)`` on ranges that cover ``blocks`` and return the sum of the results.
 
     Args:
-        run: works on blocks ``start`` to ``stop``.
+        run: works on blocks ``start`` to ``stop``; must not call ``spread`` itself.
         blocks: how many there are.
         threads: how many threads to use at most; torch's number if None.
 
@@ -35,8 +47,7 @@ def spread(run: Callable[[int, int], int], blocks: int, threads: int | None) -> 
     if workers == 1:
         return run(0, blocks)
     edges = [blocks * worker // workers for worker in range(workers + 1)]
-    with ThreadPoolExecutor(workers) as pool:
-        return sum(pool.map(run, edges[:-1], edges[1:]))
+    return sum(_pool().map(run, edges[:-1], edges[1:]))
 
 
 __all__ = ["THREAD_BLOCKS", "spread"]

@@ -1,8 +1,7 @@
 """Codes and scales to values at speed, on the CPU and on any torch device.
 
-Every E2M1 value times a power of two is exact in bfloat16 and float32 while it is a normal number, so the fast CPU path
-builds its bits; the ends of the range (bytes 0, 1 and 253 to 255) go through the reference. A float16 result is the
-float32 one rounded to nearest even.
+Every E2M1 value times a power of two is exact while it is a normal number, so the fast CPU path builds its bits. Blocks
+with scales beyond that go through the reference; a float16 result is there the float32 one rounded to nearest even.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from mxfp4_core._threads import spread
 from mxfp4_core.codec import decode_scales
 from mxfp4_core.errors import FormatError
 from mxfp4_core.format import BLOCK, E2M1_VALUES
-
-_CACHE_BLOCKS = 1 << 11  # 256 KB of float32
 
 
 def dequantize(
@@ -75,33 +72,29 @@ def _dequantize_cpu(
     """Decode flat, contiguous blocks."""
     from mxfp4_core import _kernels_cpu as kernels  # numba takes a second to import
 
-    def run(start: int, stop: int) -> int:
-        if out.dtype is not torch.float16:
-            return decode(start, stop, out, start)
-        # Through float32 a piece at a time, so that the detour stays in the cache.
-        left = 0
-        wide = torch.empty(min(stop - start, _CACHE_BLOCKS) * BLOCK, dtype=torch.float32)
-        for first in range(start, stop, _CACHE_BLOCKS):
-            last = min(stop, first + _CACHE_BLOCKS)
-            left += decode(first, last, wide, 0)
-            out[first * BLOCK : last * BLOCK].copy_(wide[: (last - first) * BLOCK])
-        return left
+    size = out.element_size()
+    first, last = kernels.NORMAL[out.dtype]
 
-    def decode(start: int, stop: int, target: torch.Tensor, at: int) -> int:
-        value_bytes = target.element_size()
+    def run(start: int, stop: int) -> int:
         return kernels.dequantize(
-            kernels.TAGS[target.dtype],
-            value_bytes,
+            kernels.TAGS[out.dtype],
+            size,
             codes.data_ptr() + start * (BLOCK // 2),
             scales.data_ptr() + start,
-            target.data_ptr() + at * BLOCK * value_bytes,
+            out.data_ptr() + start * BLOCK * size,
             stop - start,
+            first,
+            last,
         )
 
     if spread(run, scales.numel(), threads):
-        ends = ((scales < kernels.DECODE_MIN) | (scales > kernels.DECODE_MAX)).nonzero()[:, 0]
-        values = reference.dequantize(codes.view(-1, BLOCK // 2)[ends], scales[ends][:, None])
-        out.view(-1, BLOCK)[ends] = values.to(torch.float32).to(out.dtype)
+        rest = ((scales < first) | (scales > last)).nonzero()[:, 0]
+        rest_codes, rest_scales = codes.view(-1, BLOCK // 2)[rest], scales[rest][:, None]
+        if out.dtype is torch.float16:  # most of them are ordinary numbers in float32
+            values = dequantize(rest_codes, rest_scales, torch.float32, threads=threads)
+        else:
+            values = reference.dequantize(rest_codes, rest_scales).to(torch.float32)
+        out.view(-1, BLOCK)[rest] = values.to(out.dtype)
 
 
 def _dequantize_device(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
