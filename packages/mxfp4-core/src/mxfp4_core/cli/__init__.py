@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             typer.echo(f"mxfp4: {type(error).__name__}: {error}", err=True)
         raise SystemExit(exit_code(error)) from None
     except MemoryError:
-        typer.echo("mxfp4: out of memory; lower the number of rows per step or free memory", err=True)
+        typer.echo("mxfp4: out of memory; free some and run the same command again", err=True)
         raise SystemExit(1) from None
 
 

@@ -70,7 +70,8 @@ def progress_bar(verb: str, *, shown: bool) -> Iterator[Callable[[int, int], Non
     try:
         yield report
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def print_result(result: Result, *, as_json: bool) -> None:

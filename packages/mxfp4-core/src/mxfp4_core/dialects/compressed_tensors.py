@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.dialects.base import Contents, Entry, Shapes
-from mxfp4_core.dialects.pairs import contradiction, linear_pairs
+from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list
 
 if TYPE_CHECKING:
     from mxfp4_core.config import Mxfp4Config
@@ -96,7 +96,8 @@ class CompressedTensorsDialect:
         groups = _groups(quantization_config)
         if not all(map(_is_mxfp4, groups)):
             contradiction(self.name, "a group that is not MXFP4", "every group of config_groups is MXFP4")
-        if (quantization_config.get("transform_config") or {}).get("config_groups"):
+        transforms = quantization_config.get("transform_config") or {}
+        if not isinstance(transforms, dict) or transforms.get("config_groups"):
             contradiction(
                 self.name, "transform_config with transforms", "codes stand for the weights themselves"
             )
@@ -107,7 +108,7 @@ class CompressedTensorsDialect:
             contradiction(
                 self.name, f"activation modes {sorted(modes)}", "all groups share one activation mode"
             )
-        return Contents(entries, tuple(quantization_config.get("ignore") or ()), profile, modes.pop())
+        return Contents(entries, name_list(self.name, quantization_config, "ignore"), profile, modes.pop())
 
 
 def _groups(quantization_config: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ Tensors: ``X.weight`` codes U8 ``[N, K/2]`` with ``X.weight_scale`` U8 ``[N, K/3
 U8 ``[E, N, K/2]`` with ``X.gate_up_proj_scale``. K is always the last axis, also where the model holds ``[E,
     K, N]``.
 
-``quantization_config``: ``quant_method``, every field of `Mxfp4Config`, and three facts about the tensors:
+``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` but the backend, and three facts about
+    the tensors:
 ``weights_profile`` (the resolved profile that made the codes, empty when unknown), ``shapes`` (logical shapes
     of
 padded weights) and ``transposed`` (weights that the model holds with K before N).
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.dialects.base import Contents, Entry, Shapes
-from mxfp4_core.dialects.pairs import contradiction, linear_pairs
+from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list, shape_table
 from mxfp4_core.format import BLOCK
 
 if TYPE_CHECKING:
@@ -47,19 +48,19 @@ class NativeDialect:
     def write_config(
         self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
     ) -> dict[str, Any]:
-        """Write the whole `Mxfp4Config` and the facts about the tensors."""
+        """Write the `Mxfp4Config` and the facts about the tensors."""
         padded = {entry.weight: list(entry.shape) for entry in entries if entry.shape[-1] % BLOCK}
         facts = {"shapes": padded, "transposed": sorted(e.weight for e in entries if e.transposed)}
-        return {"quant_method": self.name, **config.to_dict(), "weights_profile": profile, **facts}
+        # Which backend runs the weights belongs to a machine, not to a file.
+        settings = {
+            key: value for key, value in config.to_dict().items() if key not in ("backend", "fallback")
+        }
+        return {"quant_method": self.name, **settings, "weights_profile": profile, **facts}
 
     def read(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> Contents:
         """Find the pairs and check them against the description."""
-        settings = self.settings(quantization_config)
-        shapes = {
-            str(weight): tuple(int(size) for size in shape)
-            for weight, shape in dict(quantization_config.get("shapes") or {}).items()
-        }
-        transposed = frozenset(quantization_config.get("transposed") or ())
+        shapes = shape_table(self.name, quantization_config, "shapes")
+        transposed = frozenset(name_list(self.name, quantization_config, "transposed"))
         entries = linear_pairs(
             self.name,
             tensors,
@@ -73,7 +74,7 @@ class NativeDialect:
                 contradiction(
                     self.name, f"a description of {weight!r}, which is not quantised", "facts match tensors"
                 )
-        activation = str(settings.get("activation") or "none")
+        activation = str(quantization_config.get("activation") or "none")
         return Contents(entries, (), str(quantization_config.get("weights_profile") or ""), activation)
 
     @staticmethod

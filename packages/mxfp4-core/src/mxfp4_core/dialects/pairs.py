@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mxfp4_core.dialects.base import Entry, Shapes
 from mxfp4_core.errors import DialectError
@@ -66,6 +66,40 @@ def linear_pairs(
     return entries
 
 
+def name_list(dialect: str, described: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Return a list of names from a description, empty where it is missing or null.
+
+    Raises:
+        DialectError: anything but a list of strings.
+    """
+    value = described.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        contradiction(dialect, f"{key} = {str(value)[:80]}", f"{key} is a list of names")
+    return tuple(value)
+
+
+def shape_table(dialect: str, described: Mapping[str, Any], key: str) -> dict[str, tuple[int, ...]]:
+    """Return a table of shapes from a description, empty where it is missing or null.
+
+    Raises:
+        DialectError: anything but a mapping to lists of at least two positive integers.
+    """
+    value = described.get(key)
+    if value is None:
+        return {}
+    rows = value.values() if isinstance(value, dict) else [value]
+    for row in rows:
+        if (
+            not isinstance(row, list)
+            or len(row) < 2
+            or not all(type(size) is int and size > 0 for size in row)
+        ):
+            contradiction(dialect, f"{key} = {str(value)[:80]}", f"{key} maps names to shapes")
+    return {str(name): tuple(row) for name, row in value.items()}
+
+
 def contradiction(dialect: str, seen: str, rule: str) -> NoReturn:
     """Raise the error for a description and tensors that do not fit each other."""
     raise DialectError(
@@ -97,4 +131,4 @@ def _logical_shape(
     return logical
 
 
-__all__ = ["contradiction", "linear_pairs"]
+__all__ = ["contradiction", "linear_pairs", "name_list", "shape_table"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.dialects.base import Contents, Entry, Shapes
-from mxfp4_core.dialects.pairs import contradiction, linear_pairs
+from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list
 from mxfp4_core.errors import DialectError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class QuarkDialect:
         even = (weight.get("scale_calculation_mode"), weight.get("round_method")) == ("even", "half_even")
         inputs = _spec(quantization_config, "input_tensors")
         activation = "none" if inputs is None else "mxfp4" if inputs.get("dtype") == "fp4" else "fp8"
-        exclude = tuple(quantization_config.get("exclude") or ())
+        exclude = name_list(self.name, quantization_config, "exclude")
         return Contents(entries, exclude, "quark" if even else "", activation)
 
 
