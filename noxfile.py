@@ -138,7 +138,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["setup"])
 def demo(session: nox.Session) -> None:
     """Run the main job: load a BF16 language model in MXFP4, generate, compare, save; arguments go along."""
-    python(session, "demo/demo.py", *session.posargs)
+    python(session, "demo/demo.py", "--force", *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["setup"])
