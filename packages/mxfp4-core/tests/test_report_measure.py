@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def test_experts_share_a_line_that_names_the_worst(source: Path) -> None:
     for expert in range(EXPERTS):
         w = weights()[f"model.layers.1.mlp.experts.{expert}.down_proj.weight"]
         error = w.double() - mxfp4_core.quantize(w).dequantize(torch.float32).double()
-        each.append(10 * np.log10((w.double() ** 2).sum() / (error**2).sum()).item())
+        each.append(10 * math.log10((w.double() ** 2).sum().item() / (error**2).sum().item()))
     assert spread.worst == int(np.argmin(each))
     assert (spread.low, spread.high) == (pytest.approx(min(each)), pytest.approx(max(each)))
     assert spread.median == pytest.approx(np.median(each))

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from itertools import combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mxfp4_core.report import Layer, Metrics, Report, Spread
@@ -209,6 +209,7 @@ def test_hostile_names_stay_text(name: str) -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.text(max_size=60))
 def test_any_name_gives_the_same_page_structure(name: str) -> None:
+    assume(layer_of(name) is None)  # a layer of its own would move the axis
     data = report(1, extra=(layer(name, 5, ("even/even",)),))
     usual = report(1, extra=(layer("plain", 5, ("even/even",)),))
     strip = [tag for tag, _ in Page(render_html(data)).tags if tag != "wbr"]

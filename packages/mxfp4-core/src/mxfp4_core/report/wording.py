@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mxfp4_core.report.metrics import Metrics
 
 NONE = "\u2013"
@@ -64,6 +66,16 @@ def size(count: int) -> str:
     return f"{value:.{digits}f} {_UNITS[unit]}"
 
 
+def tick_size(count: float) -> str:
+    """Return bytes for the label of an axis, as short as it is exact.
+
+    >>> tick_size(4096), tick_size(1.5 * 2**20)
+    ('4 KiB', '1.5 MiB')
+    """
+    unit = max(0, min(len(_UNITS) - 1, int(math.log2(max(count, 1))) // 10))
+    return f"{count / 1024**unit:.6g} {_UNITS[unit]}"
+
+
 def small(value: float | None) -> str:
     """Return a number with three digits that count, a dash for None.
 
@@ -82,4 +94,4 @@ def shape(sizes: tuple[int, ...]) -> str:
     return "\u00d7".join(map(str, sizes)) or "scalar"
 
 
-__all__ = ["NONE", "decibels", "number_db", "percent", "shape", "size", "small", "tick_percent"]
+__all__ = ["NONE", "decibels", "number_db", "percent", "shape", "size", "small", "tick_percent", "tick_size"]

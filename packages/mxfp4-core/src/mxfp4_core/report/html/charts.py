@@ -12,7 +12,7 @@ from mxfp4_core.report.metrics import Metrics
 from mxfp4_core.report.model import Layer
 from mxfp4_core.report.naming import printable
 from mxfp4_core.report.trades import trades
-from mxfp4_core.report.wording import number_db, percent, size, tick_percent
+from mxfp4_core.report.wording import number_db, percent, size, tick_percent, tick_size
 
 
 def plots(scene: Scene) -> list[Plot]:
@@ -73,7 +73,7 @@ def _error_by_size(scene: Scene) -> Plot:
     totals = {variant: scene.report.summary(variant).total.noise or 1.0 for variant in variants}
     shares = [m.noise / totals[variant] for variant in variants for _, _, m in scene.shown(variant)]
     sizes = [layer.bytes_after for layer in scene.report.quantised_layers]
-    x = logarithmic("size in MXFP4", sizes, lambda value: size(round(value)), base=2)
+    x = logarithmic("size in MXFP4", sizes, tick_size, base=2)
     y = logarithmic("share of the squared error", shares, tick_percent)
 
     def draw(variant: str) -> str:

@@ -8,6 +8,10 @@
   const rows = [...body.rows];
   const heads = [...table.tHead.rows[0].cells];
   const nameOf = (row) => row.cells[0].textContent;
+  rows.forEach((row) => {  // names may break after their dots
+    const parts = row.cells[0].firstChild.data.split(/(?<=\.)/);
+    row.cells[0].firstChild.replaceWith(...parts.flatMap((part) => [part, document.createElement("wbr")]));
+  });
 
   // Choice of the rule.
   const shown = () => Number(document.body.dataset.v);
@@ -90,7 +94,8 @@
   const say = (row) => {
     const cell = (head) => {
       const found = heads.map((each, column) => [each, row.cells[column]])
-        .filter(([each, data]) => each.textContent.startsWith(head) && data && getComputedStyle(data).display !== "none");
+        .filter(([each, data]) => each.textContent.startsWith(head) && data && data.textContent.trim()
+          && getComputedStyle(data).display !== "none");
       return found.map(([each, data]) => `${each.textContent}: ${data.textContent}`).join("\n");
     };
     return [nameOf(row), ...["SQNR", "Flushed", "Clipped", "After", "Experts"].map(cell)].filter(Boolean).join("\n");

@@ -34,7 +34,7 @@ def render_html(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><meta name="generator" content="mxfp4-core">'
         f'<link rel="icon" href="data:,"><title>{title}</title>\n<style>{style}</style></head>\n'
-        f'<body data-v="0"><main><header><h1>{title}</h1>{_paths(report)}</header>\n'
+        f'<body data-v="{_best(report)}"><main><header><h1>{title}</h1>{_paths(report)}</header>\n'
         f"{_problems(report)}{_tiles(report)}{_chooser(report)}{_legend(scene)}\n"
         f'<section class="plots" aria-label="Plots">{worst(scene)}\n'
         f"{''.join(plot.html() + chr(10) for plot in plots(scene))}</section>\n"
@@ -123,12 +123,18 @@ def _tile_html(tiles: list[tuple[str, str, str]]) -> str:
 def _chooser(report: Report) -> str:
     if len(report.variants) < 2:
         return ""
+    best = _best(report)
     choices = "".join(
-        f'<label><input type="radio" name="variant" value="{number}"{" checked" * (number == 0)}>'
+        f'<label><input type="radio" name="variant" value="{number}"{" checked" * (number == best)}>'
         f"<span>{text(variant)}</span></label>"
         for number, variant in enumerate(report.variants)
     )
     return f'<fieldset class="chooser" id="chooser"><legend>Rule shown below</legend>{choices}</fieldset>'
+
+
+def _best(report: Report) -> int:
+    found = [report.summary(variant).total.sqnr_db or 0.0 for variant in report.variants]
+    return found.index(max(found))
 
 
 def _legend(scene: Scene) -> str:

@@ -63,7 +63,7 @@ def _row(scene: Scene, row: int, layer: Layer, columns: Sequence[str]) -> str:
     ]
     kind = "" if kept else f" data-k={scene.number(layer)}"
     return (
-        f"<tr id=r{row}{kind}><th scope=row>{name_html(layer.name)}{count}"
+        f"<tr id=r{row}{kind}><th scope=row>{text(layer.name)}{count}"
         + "".join(f"<td>{cell}" for cell in cells)
         + "\n"
     )
