@@ -1,13 +1,15 @@
-"""How much memory a load takes: before it, at its peak, after it.
+"""How much memory a load takes, and how to keep the C library from holding on to what it has freed.
 
-Nothing here changes a counter of the process, because others may be reading the same counters. A high-water
-mark that the system keeps (``VmHWM`` of Linux, ``max_memory_allocated`` of torch) is exact, but only speaks
-about this load when the load raised it. When it did not, the peak is the largest of the samples that
-`MemoryMeter.sample` took, and `MemoryUse.measure` says so.
+Measuring resets no counter of the process, because others may be reading the same ones. A high-water mark that the
+system keeps (``VmHWM`` of Linux, ``max_memory_allocated`` of torch) is exact, but only speaks about this load when
+the load raised it. When it did not, the peak is the largest of the samples that `MemoryMeter.sample` took, and
+`MemoryUse.measure` says so.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 import threading
 from dataclasses import dataclass
@@ -91,4 +93,48 @@ def _resident() -> tuple[int, int] | None:
 
 _KEYS = frozenset({"VmRSS", "VmHWM"})
 
-__all__ = ["MemoryMeter", "MemoryUse"]
+
+class Heap:
+    """The C library's heap, told for a while to keep no large blocks.
+
+    glibc raises by itself, up to 32 MiB, the size from which it takes blocks from the system and returns them when
+    they are freed. Below that size they live in its heap, where a source of 16 MiB leaves a hole that the next
+    one does not quite fit: a load of 1 GiB was seen to keep all of it. `hold` fixes the size at 1 MiB, `release`
+    sets what glibc's own adjustment ends with. Both count, so that sessions may overlap.
+
+    Does nothing for another C library, or where the user set the size (``MALLOC_MMAP_THRESHOLD_``).
+    """
+
+    _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # parameter numbers of mallopt, from malloc.h
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+
+    def hold(self) -> None:
+        """Let every block from 1 MiB be the system's own, until `release`."""
+        with self._lock:
+            self._holders += 1
+            if self._holders == 1:
+                self._set(self._MMAP_THRESHOLD, 1 << 20)
+
+    def release(self) -> None:
+        """End one `hold`."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._set(self._MMAP_THRESHOLD, 32 << 20)
+                self._set(self._TRIM_THRESHOLD, 64 << 20)
+
+    @staticmethod
+    def _set(parameter: int, value: int) -> None:
+        tunables = os.environ.get("GLIBC_TUNABLES", "")
+        if "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in tunables:
+            return
+        if os.name == "posix" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+            library.mallopt(parameter, value)
+
+
+HEAP = Heap()
+
+__all__ = ["HEAP", "Heap", "MemoryMeter", "MemoryUse"]

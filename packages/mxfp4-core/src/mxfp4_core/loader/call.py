@@ -13,7 +13,8 @@ from mxfp4_core.errors import LoadError
 from mxfp4_core.format import BLOCK
 from mxfp4_core.load_report import LoadReportBuilder
 from mxfp4_core.loader.capture import Capture, make_twin, return_attributes
-from mxfp4_core.loader.ledger import Key, Write
+from mxfp4_core.loader.keys import Key
+from mxfp4_core.loader.ledger import Write
 from mxfp4_core.loader.regions import Region, locate
 from mxfp4_core.loader.target import QuantTarget
 

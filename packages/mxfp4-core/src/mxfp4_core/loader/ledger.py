@@ -6,30 +6,16 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.loader.keys import Key
 from mxfp4_core.loader.regions import Range, Region
 
 _MISSING, _VALID, _TORN = 0, 1, 2
 _MOST_NAMES = 6
-
-
-class Key(NamedTuple):
-    """What the engine calls the piece that it loads: its own shard and expert ids, and the checkpoint's name."""
-
-    shard: str | int | tuple[int, ...] | None = None
-    expert: int | None = None
-    source: str | None = None
-
-    def __str__(self) -> str:
-        """Return the ids in words, or "the weight" when the engine gave none."""
-        words = [f"shard {self.shard}"] if self.shard is not None else []
-        words += [f"expert {self.expert}"] if self.expert is not None else []
-        return ", ".join(words) or "the weight"
 
 
 @dataclass(slots=True, eq=False)
@@ -212,4 +198,4 @@ def _runs(wanted: npt.NDArray[np.bool_], borders: list[int]) -> list[tuple[Range
     return runs
 
 
-__all__ = ["Key", "Ledger", "Write"]
+__all__ = ["Ledger", "Write"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,14 +15,13 @@ from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import LoadError
 from mxfp4_core.load_report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.call import LoaderCall
-from mxfp4_core.loader.ledger import Key
+from mxfp4_core.loader.keys import key_reader
 from mxfp4_core.loader.target import Arithmetic, QuantTarget
+from mxfp4_core.memory import HEAP
 from mxfp4_core.profile import resolve
 
 _LOG = logging.getLogger("mxfp4_core.loader")
 _MOST_PROBLEMS = 20
-# What the engines' loaders call their arguments, for wrappers around them that take *args.
-_LOOSE_NAMES = {1: ("shard_id",), 3: ("weight_name", "shard_id", "expert_id")}
 
 
 class LoadSession:
@@ -59,6 +58,7 @@ class LoadSession:
         self._targets: dict[str, QuantTarget] = {}
         self._kept: dict[str, tuple[str, str, int]] = {}
         self._subset = False
+        self._held: weakref.finalize[..., Any] | None = None
 
     @property
     def targets(self) -> dict[str, QuantTarget]:
@@ -100,6 +100,7 @@ class LoadSession:
             LoadError: the session has a target of that name.
             ShapeError, FormatError: as `QuantTarget`.
         """
+        self._hold_heap()
         real = torch.device(device) if codes is None else codes.device
         if real.type != "cpu":
             self.report.watch(str(real))
@@ -156,10 +157,11 @@ class LoadSession:
                 rule="a parameter has a target before its loader is wrapped",
                 fix="call session.target first",
             )
-        key_of = _key_reader(weight_loader)
+        key_of = key_reader(weight_loader)
 
         @functools.wraps(weight_loader)
         def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._hold_heap()
             key = key_of(args, kwargs)
             call = LoaderCall(target, key, loaded_weight, self.report)
             return call.run(param, lambda twin: weight_loader(twin, loaded_weight, *args, **kwargs))
@@ -174,6 +176,7 @@ class LoadSession:
                 weight that is not loaded again is an error, because it would silently keep its old values.
             report: collects times and memory of this load; a new one if None.
         """
+        self._hold_heap()
         old = self.report
         self.report = report or LoadReportBuilder(backend=old.backend, devices=old.watched)
         self._subset = subset
@@ -210,6 +213,8 @@ class LoadSession:
         Raises:
             LoadError: as `check`.
         """
+        if self._held is not None:
+            self._held()
         self.check()
         targets = [target for target in self.targets.values() if target.ledger.touched]
         for one in targets:
@@ -227,26 +232,11 @@ class LoadSession:
         _LOG.info("%s", report.line())
         return report
 
-
-def _key_reader(weight_loader: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], Key]:
-    """Return a function that reads shard, expert and source name from what follows param and loaded_weight."""
-    try:
-        parameters = list(inspect.signature(weight_loader).parameters.values())[2:]
-    except (TypeError, ValueError):  # a callable without a signature, such as a compiled function
-        parameters = []
-    own_names = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
-
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
-        names = own_names if len(args) <= len(own_names) else _LOOSE_NAMES.get(len(args), ())
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        shard = given.get("shard_id", given.get("loaded_shard_id"))
-        return Key(
-            tuple(shard) if isinstance(shard, list) else shard,
-            given.get("expert_id"),
-            given.get("weight_name"),
-        )
-
-    return read
+    def _hold_heap(self) -> None:
+        with self._lock:
+            if self._held is None or not self._held.alive:
+                HEAP.hold()
+                self._held = weakref.finalize(self, HEAP.release)
 
 
 __all__ = ["LoadSession"]

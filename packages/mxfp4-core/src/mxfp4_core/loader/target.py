@@ -157,34 +157,34 @@ class QuantTarget:
         """
         self._check_blocks(region, zero_tail, loaded_k)
         start, stop = region.cols
-        codes = self.codes[..., start // 2 : padded(stop, BLOCK) // 2]
-        scales = self.scales[..., start // BLOCK : padded(stop, BLOCK) // BLOCK]
-        short = -stop % BLOCK
-        as_it_is = source.dtype == self.dtype and source.device == self.device and not short
-        step = region.rows[1] - region.rows[0]
-        if not as_it_is:
-            step = max(1, _CHUNK_ELEMS // (stop - start))
+        as_it_is = source.dtype == self.dtype and source.device == self.device and stop % BLOCK == 0
+        first, last = region.rows
+        step = last - first if as_it_is else max(1, _CHUNK_ELEMS // (stop - start))
         for index, expert in enumerate(range(*region.experts)):
-            for row in range(*region.rows, step):
-                rows = slice(row, min(row + step, region.rows[1]))
-                piece = source[index, rows.start - region.rows[0] : rows.stop - region.rows[0]]
-                if not as_it_is:
-                    piece = pad(piece.to(self.device, self.dtype), (0, short))
-                at = (expert, rows) if self.stacked else (rows,)
-                quantize_into(
-                    piece,
-                    codes[at],
-                    scales[at],
-                    profile=self.arithmetic.profile,
-                    nonfinite=self.arithmetic.nonfinite,
-                    threads=self.arithmetic.threads,
-                    name=self._slice_name(expert, rows, start, stop),
-                )
+            for row in range(first, last, step):
+                rows = slice(row, min(row + step, last))
+                self._put(source[index, row - first : rows.stop - first], expert, rows, start)
 
-    def _slice_name(self, expert: int, rows: slice, start: int, stop: int) -> str:
+    def _put(self, piece: torch.Tensor, expert: int, rows: slice, start: int) -> None:
+        """Quantise ``piece [rows, cols]`` into one expert, its first column being k = `start`."""
+        stop = start + piece.shape[1]
         # An index in an error counts from the piece, so the piece is named as the slice that it is.
-        first = f"{expert}, " if self.stacked else ""
-        return f"{self.name}[{first}{rows.start}:{rows.stop}, {start}:{stop}]"
+        axis = f"{expert}, " if self.stacked else ""
+        name = f"{self.name}[{axis}{rows.start}:{rows.stop}, {start}:{stop}]"
+        piece = piece.to(self.device, self.dtype)
+        if stop % BLOCK:
+            piece = pad(piece, (0, -stop % BLOCK))
+            stop = padded(stop, BLOCK)
+        at = (expert, rows) if self.stacked else (rows,)
+        quantize_into(
+            piece,
+            self.codes[at][:, start // 2 : stop // 2],
+            self.scales[at][:, start // BLOCK : stop // BLOCK],
+            profile=self.arithmetic.profile,
+            nonfinite=self.arithmetic.nonfinite,
+            threads=self.arithmetic.threads,
+            name=name,
+        )
 
     def _check_blocks(self, region: Region, zero_tail: bool, loaded_k: int) -> None:
         start, stop = region.cols
