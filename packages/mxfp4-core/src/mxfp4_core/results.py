@@ -14,6 +14,7 @@ from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, p
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.dialects.foreign import DESCRIPTIONS
 from mxfp4_core.errors import OutputError
 from mxfp4_core.units import CopyUnit
 
@@ -92,7 +93,8 @@ def content_of(
     """Put the parts of the new checkpoint together: tensors, config.json with its description, files to copy."""
     config = {**checkpoint.config, "quantization_config": described}
     document = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    copies = {path.as_posix(): checkpoint.path / path for path in checkpoint.other_files}
+    others = [path for path in checkpoint.other_files if path.as_posix() not in DESCRIPTIONS]
+    copies = {path.as_posix(): checkpoint.path / path for path in others}
     return Content(units, {"config.json": document}, copies, manifest)
 
 

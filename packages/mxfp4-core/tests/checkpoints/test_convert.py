@@ -99,6 +99,15 @@ def test_a_foreign_file_gets_a_config_that_decides_as_it_does(
     assert torch.equal(loaded["lm_head.weight_scale"], expected.scales)
 
 
+def test_descriptions_of_the_old_dialect_stay_behind(source: Path) -> None:
+    one, two = source.parent / "one", source.parent / "two"
+    quantize_checkpoint(source, one, Mxfp4Config.from_dict({"dialect": "compressed-tensors"}))
+    (one / "quantization_config.json").write_text("{}")
+    convert_checkpoint(one, two, "quark")
+    assert not (two / "quantization_config.json").exists()
+    assert (two / "tokenizer.json").exists()
+
+
 def test_a_quantised_head_is_not_ignored(save: Save, dense: dict[str, torch.Tensor]) -> None:
     foreign = foreign_file(save, dense)
     convert_checkpoint(foreign, foreign.parent / "quark", "quark")

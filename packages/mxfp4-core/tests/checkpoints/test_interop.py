@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,20 @@ def test_a_dense_model(tmp_path: Path, dequantize: bool, activation: str) -> Non
     state = model.state_dict()
     for name, weight in original.items():
         assert torch.equal(state[name], values(weight) if "proj.weight" in name else weight), name
+
+
+@pytest.mark.parametrize("activation", ["none", "mxfp4", "fp8"])
+def test_their_schema_takes_the_description(tmp_path: Path, activation: str) -> None:
+    from compressed_tensors.quantization import QuantizationConfig
+
+    source = saved(tmp_path, "Llama", **DENSE)
+    config = Mxfp4Config.from_dict({"dialect": "compressed-tensors", "activation": activation})
+    quantize_checkpoint(source, tmp_path / "target", config)
+    described = json.loads((tmp_path / "target" / "config.json").read_text())["quantization_config"]
+    scheme = QuantizationConfig.model_validate(described).config_groups["group_0"]
+    inputs = scheme.input_activations
+    assert (scheme.weights.num_bits, scheme.weights.group_size, scheme.weights.type) == (4, 32, "float")
+    assert (inputs and inputs.num_bits) == {"none": None, "mxfp4": 4, "fp8": 8}[activation]
 
 
 @pytest.mark.parametrize("dequantize", [True, False])

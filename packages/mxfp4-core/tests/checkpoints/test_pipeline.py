@@ -120,6 +120,27 @@ def test_stacked_experts_keep_k_last(save: Save, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(written[f"{experts}gate_up_proj"], quantize(up).codes)
 
 
+def test_linears_that_are_stored_with_k_first(save: Save) -> None:
+    weight = torch.randn(64, 12)
+    source = save(
+        {"h.0.attn.c_attn.weight": weight, "h.0.attn.bias": torch.ones(12)}, config={"model_type": "gpt2"}
+    )
+    quantize_checkpoint(source, source.parent / "target")
+    written = load_all(source.parent / "target")
+    assert torch.equal(written["h.0.attn.c_attn.weight"], quantize(weight.t()).codes)
+    with pytest.raises(DialectError, match="K before N"):
+        quantize_checkpoint(source, source.parent / "quark", config(dialect="quark"))
+
+
+def test_a_source_that_is_one_file(save: Save, dense: dict[str, torch.Tensor], contents: Contents) -> None:
+    source = save(dense, config={"model_type": "llama"})
+    quantize_checkpoint(source / "model.safetensors", source.parent / "one")
+    quantize_checkpoint(source, source.parent / "two")
+    one, two = contents(source.parent / "one"), contents(source.parent / "two")
+    assert one.keys() == {"config.json", "model.safetensors", "mxfp4_manifest.json"}
+    assert one["model.safetensors"] == two["model.safetensors"]
+
+
 def test_padding_is_recorded(save: Save) -> None:
     weight = torch.randn(5, 40).bfloat16()
     source = save({"layer.proj.weight": weight})

@@ -232,8 +232,8 @@ def test_two_runs_at_once(source: Path, target: Path, monkeypatch: pytest.Monkey
     assert quantize_checkpoint(source, target, options=SMALL).resumed == 2
 
 
-def test_a_source_that_breaks_midway_leaves_nothing(
-    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_source_that_breaks_midway_keeps_what_is_done(
+    source: Path, target: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, done = assemble._write_shard, 0
 
@@ -247,7 +247,10 @@ def test_a_source_that_breaks_midway_leaves_nothing(
     monkeypatch.setattr(assemble, "_write_shard", shrink_later)
     with pytest.raises(CheckpointError, match="end of file"):
         quantize_checkpoint(source, target, options=SMALL)
-    assert not target.exists()
+    left = sorted(contents(target))
+    assert len(left) == 3
+    assert left[0] == f"{STAGING}/journal.jsonl"
+    assert all(name.startswith(f"{STAGING}/model-0") for name in left[1:])
 
 
 def test_resume_after_kill_9(save: Save, contents: Contents) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -71,12 +72,10 @@ class Written:
     Args:
         manifest: as it is on disk.
         resumed: shards that an earlier run had finished.
-        nbytes: size of all files together.
     """
 
     manifest: Manifest
     resumed: int
-    nbytes: int
 
 
 def plan_shards(units: Sequence[Unit], max_shard_bytes: int) -> dict[str, list[Unit]]:
@@ -117,7 +116,12 @@ def write_checkpoint(
     shards = plan_shards(content.units, max_shard_bytes)
     specs = {name: [spec for unit in units for spec in unit.specs] for name, units in shards.items()}
     layout = hashlib.sha256(b"".join(header_bytes(each) for each in specs.values())).hexdigest()
-    run = {"config": content.manifest.config_sha256, "source": content.manifest.source, "layout": layout}
+    run = {
+        "release": version("mxfp4-core"),
+        "config": content.manifest.config_sha256,
+        "source": content.manifest.source,
+        "layout": layout,
+    }
     index = _index(specs)
     documents = {**content.documents, **index}
     names = {*specs, *documents, *content.copies, MANIFEST}
@@ -147,7 +151,7 @@ def write_checkpoint(
         manifest = replace(content.manifest, files=files, tensors=tensors)
         write_file(target.staging / MANIFEST, manifest.to_bytes())
         target.commit()
-    return Written(manifest, resumed, sum(int(each["size"]) for each in files.values()))
+    return Written(manifest, resumed)
 
 
 def _width(unit: Unit) -> int:

@@ -36,8 +36,9 @@ def locate_weights(root: Path) -> tuple[list[Path], dict[str, str] | None]:
         damaged(
             root, "no such file or folder", "a model is a folder with safetensors files", "check the path"
         )
-    found = sorted(entry.name for entry in root.iterdir() if entry.name.endswith(".safetensors"))
-    indices = sorted(entry.name for entry in root.iterdir() if entry.name.endswith(".safetensors.index.json"))
+    present = _names(root)
+    found = [name for name in present if name.endswith(".safetensors")]
+    indices = [name for name in present if name.endswith(".safetensors.index.json")]
     if INDEX in indices:
         indices = [INDEX]
     if len(indices) > 1:
@@ -52,7 +53,7 @@ def locate_weights(root: Path) -> tuple[list[Path], dict[str, str] | None]:
             damaged(root, seen, "it is clear which files are the model", f"remove {WEIGHTS} or the index")
         return [_inside(root / name, root) for name in files], weight_map
     if not found:
-        _no_safetensors(root)
+        _no_safetensors(root, present)
     names = [WEIGHTS] if WEIGHTS in found else found
     return [_inside(root / name, root) for name in names], None
 
@@ -135,8 +136,15 @@ def _weight_map(path: Path, root: Path) -> dict[str, str]:
     return weight_map
 
 
-def _no_safetensors(root: Path) -> None:
-    pickles = sorted(entry.name for entry in root.iterdir() if entry.suffix in _PICKLES)
+def _names(root: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(root))
+    except OSError as error:
+        damaged(root, str(error), "the folder can be read", "check the permissions")
+
+
+def _no_safetensors(root: Path, present: list[str]) -> None:
+    pickles = [name for name in present if name.endswith(_PICKLES)]
     if pickles:
         fix = "where you trust the file, load it and save it again with save_pretrained"
         damaged(

@@ -1,8 +1,7 @@
 """Open a checkpoint of safetensors files and read ranges of rows; only `rows` and `load` import torch.
 
-All checks on the files happen when the checkpoint is opened, from headers alone. Data is read with ``preadv``
-into fresh memory and never mapped, so the resident size of a process is what it holds and not what it has
-looked at.
+All checks on the files happen when the checkpoint is opened, from headers alone. Data is read into
+fresh memory and never mapped, so the resident size of a process is what it holds and not what it has looked at.
 """
 
 from __future__ import annotations
@@ -60,17 +59,13 @@ class Checkpoint:
             damaged(info.file, seen, "ranges lie inside the tensor", "pass a smaller range")
         try:
             with open(info.file, "rb", buffering=0) as file:
-                done = 0
-                while done < len(buffer):
-                    # The kernel moves at most 2 GiB at a time.
-                    count = os.preadv(file.fileno(), [buffer[done:]], info.start + start + done)
-                    if count == 0:
-                        damaged(
-                            info.file,
-                            f"end of file in tensor {name!r}",
-                            "the file does not change while it is read",
-                        )
-                    done += count
+                file.seek(info.start + start)
+                while len(buffer):
+                    count = file.readinto(buffer)  # the kernel moves at most 2 GiB at a time
+                    if not count:
+                        rule = "the file does not change while it is read"
+                        damaged(info.file, f"end of file in tensor {name!r}", rule)
+                    buffer = buffer[count:]
         except OSError as error:
             damaged(info.file, str(error), "the file can be read", "check the disk and the permissions")
 

@@ -30,8 +30,8 @@ _JOURNAL = "journal.jsonl"
 class Target:
     """The target of one run, a context manager; what is unfinished when it fails is removed.
 
-    Finished shards stay for the next attempt after an interruption or a full disk. They are removed after any
-    other error, which the same command would only meet again.
+    Finished shards stay for the next attempt after an interruption, a full disk or a source that could not be read.
+    They are removed after an error about a weight, which the same command would only meet again.
 
     Args:
         folder: where the checkpoint appears.
@@ -112,7 +112,7 @@ class Target:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._journal.close()
-        hopeless = isinstance(error, Mxfp4Error) and not isinstance(error, OutputError)
+        hopeless = isinstance(error, Mxfp4Error) and not isinstance(error, OutputError | CheckpointError)
         if error is None or (self.finished and not hopeless):
             return
         shutil.rmtree(self.staging, ignore_errors=True)

@@ -15,7 +15,6 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -51,9 +50,8 @@ def _root(
 
 
 for _name in COMMANDS:
-    if find_spec(f"{__name__}.{_name}"):
-        _module = importlib.import_module(f"{__name__}.{_name}")
-        app.command(_name)(getattr(_module, f"{_name}_command"))
+    _module = importlib.import_module(f"{__name__}.{_name}")
+    app.command(_name)(getattr(_module, f"{_name}_command"))
 
 
 def exit_code(error: Mxfp4Error) -> int:

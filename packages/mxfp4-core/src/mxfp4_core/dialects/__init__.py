@@ -56,7 +56,7 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
         for dialect in _DIALECTS.values():
             if reason := dialect.recognise(described, tensors):
                 return dialect.name, reason, dialect
-    found = foreign_format(checkpoint.config, tensors, {path.name for path in checkpoint.other_files})
+    found = foreign_format(checkpoint.config, tensors, {path.as_posix() for path in checkpoint.other_files})
     return (*found, None) if found else None
 
 

@@ -31,6 +31,9 @@ _FILES = {
     "quantize_config.json": "GPTQ or AWQ",
 }
 
+DESCRIPTIONS = frozenset({*_FILES, "quantization_config.json"})
+"""Files beside ``config.json`` that describe a quantisation; a new checkpoint does not take them over."""
+
 # The end of a name, the dtypes it then has, and who writes it; the first match wins.
 _TENSORS = (
     ("_blocks", {"U8"}, "gpt-oss MXFP4"),
@@ -79,4 +82,4 @@ def _descriptions(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(prefix + key, part[key]) for prefix, part in parts for key in keys if part.get(key)]
 
 
-__all__ = ["foreign_format"]
+__all__ = ["DESCRIPTIONS", "foreign_format"]
