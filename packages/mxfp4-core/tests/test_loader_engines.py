@@ -231,7 +231,7 @@ def test_biases_go_their_own_way() -> None:
     assert_same(got, rows_of(quantize(weight), (4, 8)))
 
 
-@pytest.mark.parametrize("tp", [2, 3, 4])
+@pytest.mark.parametrize("tp", [2, 3, 4, 6])
 def test_rows_that_an_engine_pads_with_zeros(tp: int) -> None:
     weight = weights(10, 64)
     whole = torch.cat([weight, torch.zeros(12, 64, dtype=weight.dtype)])

@@ -75,7 +75,7 @@ class Capture(TorchDispatchMode):
         """Divert writes into the twin, keep values off the meta device, and run everything else as it is."""
         kwargs = kwargs or {}
         if func is _COPY and self._is_twin(args[0]):
-            if args[1].is_meta:
+            if args[1].is_meta and args[0].numel():
                 raise self._refuse(
                     "a source that has no values (meta device)", "copies from a tensor with values"
                 )

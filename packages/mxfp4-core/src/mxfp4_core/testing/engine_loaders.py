@@ -114,7 +114,10 @@ class PaddedColumn(ColumnParallel):
         start = self.rank * size
         real = max(0, min(size, loaded_weight.shape[0] - start))
         param.data.narrow(0, real, size - real).zero_()
-        param.data.narrow(0, 0, real).copy_(loaded_weight.narrow(0, min(start, loaded_weight.shape[0]), real))
+        loaded_weight = (
+            loaded_weight.narrow(0, start, real) if real else torch.zeros_like(param.data.narrow(0, 0, 0))
+        )
+        param.data.narrow(0, 0, real).copy_(loaded_weight)
 
 
 # Method style: the parameter's class does the work, the layer's loader only says which shard it is.
