@@ -57,7 +57,9 @@ def edited(tmp_path: Path) -> Callable[[Path, dict[str, torch.Tensor | None]], P
             if (path / name).exists():
                 (target / name).write_text((path / name).read_text())
         kept = {**tensors(path), **changes}
-        save_file({n: t for n, t in kept.items() if t is not None}, target / "model.safetensors", {"format": "pt"})
+        save_file(
+            {n: t for n, t in kept.items() if t is not None}, target / "model.safetensors", {"format": "pt"}
+        )
         return target
 
     return edit

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import logging
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from tiny import DEVICE, PROMPT, load, logits, settings, tensors, widened_model
+from tiny import DEVICE, PROMPT, load, logits, reload, settings, tensors, widened_model
 from torch import nn
+from transformers import AutoModel
 
 import mxfp4_transformers
 from mxfp4_core import quantize
@@ -24,7 +28,9 @@ def test_logits_are_those_of_the_widened_weights(checkpoint: Path) -> None:
     expected = logits(widened_model(checkpoint, names, k_first="gpt_oss" in checkpoint.name))
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
     plain = logits(load(checkpoint, dtype=torch.float32))
-    assert (expected - plain).norm() > 0.01 * plain.norm(), "the weights must matter, or this test shows nothing"
+    assert (expected - plain).norm() > 0.01 * plain.norm(), (
+        "the weights must matter, or this test shows nothing"
+    )
 
 
 def test_every_linear_and_expert_is_replaced_but_heads_and_routers(checkpoint: Path) -> None:
@@ -64,7 +70,9 @@ def test_biases_survive(checkpoints: dict[str, Path]) -> None:
 
 def test_generate(checkpoint: Path) -> None:
     model = load(checkpoint, settings(), dtype=torch.float32)
-    oracle = widened_model(checkpoint, list(model.hf_quantizer.plan.weights), k_first="gpt_oss" in checkpoint.name)
+    oracle = widened_model(
+        checkpoint, list(model.hf_quantizer.plan.weights), k_first="gpt_oss" in checkpoint.name
+    )
     written = []
     for each in (model, oracle):
         prompt = PROMPT.to(each.device)
@@ -89,14 +97,18 @@ def test_importing_twice_is_fine() -> None:
 
 def test_rules_and_patterns(checkpoints: dict[str, Path]) -> None:
     config = settings(
-        profile="quark", ignore=["layers.0"], overrides=[{"pattern": "down_proj", "rule": "floor", "ties": "away"}]
+        profile="quark",
+        ignore=["layers.0"],
+        overrides=[{"pattern": "down_proj", "rule": "floor", "ties": "away"}],
     )
     model = load(checkpoints["qwen3"], config)
     assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
     assert model.model.layers[1].mlp.up_proj.profile == "quark"
     down = model.model.layers[1].mlp.down_proj
     assert down.profile == "floor/away"
-    expected = quantize(tensors(checkpoints["qwen3"])["model.layers.1.mlp.down_proj.weight"], rule="floor", ties="away")
+    expected = quantize(
+        tensors(checkpoints["qwen3"])["model.layers.1.mlp.down_proj.weight"], rule="floor", ties="away"
+    )
     assert torch.equal(down.state_dict()["weight"].cpu(), expected.codes)
 
 
@@ -121,7 +133,12 @@ def test_a_head_of_its_own_can_be_quantised(checkpoints: dict[str, Path]) -> Non
 def test_tails_are_padded_on_request(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=48, num_hidden_layers=1, num_attention_heads=2, intermediate_size=80, pad_token_id=0
+        vocab_size=64,
+        hidden_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=80,
+        pad_token_id=0,
     )
     plain = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     plain.save_pretrained(tmp_path / "odd")
@@ -133,12 +150,16 @@ def test_tails_are_padded_on_request(tmp_path: Path) -> None:
     assert shapes["model.layers.0.mlp.down_proj.weight"] == [48, 80]
 
 
-def test_the_report_is_a_line_and_data(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_report_is_a_line_and_data(
+    checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "mxfp4_transformers"):
         model = load(checkpoints["qwen3_moe"], settings())
     report = model.mxfp4_report
     assert report is model.hf_quantizer.report
-    assert any("quantised 12 layers (11 Linear, 1 experts)" in record.getMessage() for record in caplog.records)
+    assert any(
+        "quantised 12 layers (11 Linear, 1 experts)" in record.getMessage() for record in caplog.records
+    )
     assert report.backend == "reference"
     assert report.profile == "even/even"
     source = tensors(checkpoints["qwen3_moe"])
@@ -178,3 +199,39 @@ def test_sizes_are_announced_before_the_load(checkpoints: dict[str, Path]) -> No
         placeholder = torch.empty(weight.shape, dtype=torch.bfloat16, device="meta")
         assert quantizer.param_element_size(model, name, placeholder) == 0.5
     assert quantizer.param_element_size(model, "lm_head.weight", model.lm_head.weight) == 2
+
+
+def test_a_model_can_be_copied_and_pickled(checkpoints: dict[str, Path]) -> None:
+    model = load(checkpoints["qwen3_moe"], settings())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(other), logits(model))
+
+
+def test_loading_again_is_legal(checkpoints: dict[str, Path]) -> None:
+    config = settings()
+    one, other = load(checkpoints["qwen3"], config), load(checkpoints["llama"], config)
+    assert len(one.hf_quantizer.plan.sites) == len(other.hf_quantizer.plan.sites) == 14
+    assert torch.equal(logits(load(checkpoints["qwen3"], config)), logits(one))
+
+
+def test_the_model_below_the_head(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    whole = load(checkpoints["qwen3_moe"], settings())
+    base = AutoModel.from_pretrained(
+        checkpoints["qwen3_moe"], quantization_config=settings(), device_map=DEVICE
+    )
+    whole.save_pretrained(tmp_path / "whole")
+    again = reload(tmp_path / "whole", AutoModel)
+    wanted = whole.model.state_dict()
+    for found in (base.state_dict(), again.state_dict()):
+        assert list(found) == list(wanted)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    base.save_pretrained(tmp_path / "base")
+    headed = reload(tmp_path / "base")
+    assert all(torch.equal(headed.model.state_dict()[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": DEVICE}, "sequential"])
+def test_device_maps(checkpoints: dict[str, Path], device_map: Any) -> None:
+    model = load(checkpoints["qwen3_moe"], settings(), device_map=device_map)
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {torch.device(DEVICE).type}
+    assert torch.equal(logits(model), logits(load(checkpoints["qwen3_moe"], settings())))

@@ -17,10 +17,14 @@ MIB = 1 << 20
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the measure is Linux's")
-def test_a_stack_of_experts_is_never_whole_in_high_precision(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_a_stack_of_experts_is_never_whole_in_high_precision(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     hidden, inner, experts, layers = 512, 1024, 24, 2
     sizes = {**SIZES, "hidden_size": hidden, "num_hidden_layers": layers}
-    config = Qwen3MoeConfig(**sizes, **EXPERTS, moe_intermediate_size=inner, num_experts=experts, dtype="bfloat16")
+    config = Qwen3MoeConfig(
+        **sizes, **EXPERTS, moe_intermediate_size=inner, num_experts=experts, dtype="bfloat16"
+    )
     config.architectures = ["Qwen3MoeForCausalLM"]
     config.save_pretrained(tmp_path)
     small = {"embed_tokens.weight": (128, hidden), "norm.weight": (hidden,)}
@@ -32,7 +36,9 @@ def test_a_stack_of_experts_is_never_whole_in_high_precision(checkpoints: dict[s
         small |= {f"{head}.self_attn.{name}_proj.weight": shape for name, shape in rows.items()}
         small[f"{head}.mlp.gate.weight"] = (experts, hidden)
         for expert in range(experts):
-            small |= {f"{head}.mlp.experts.{expert}.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+            small |= {
+                f"{head}.mlp.experts.{expert}.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")
+            }
             small[f"{head}.mlp.experts.{expert}.down_proj.weight"] = (hidden, inner)
     tensors = {f"model.{name}": torch.ones(shape, dtype=torch.bfloat16) for name, shape in small.items()}
     tensors["lm_head.weight"] = torch.ones(128, hidden, dtype=torch.bfloat16)

@@ -59,12 +59,30 @@ def spoiled(path: Path, name: str, index: tuple[int, ...], value: float) -> dict
     ("model", "name", "index", "value", "seen"),
     [
         ("llama", "model.layers.1.mlp.up_proj.weight", (5, 40), float("nan"), r"nan at index \[5, 40\]"),
-        ("qwen3_moe", "model.layers.1.mlp.experts.3.up_proj.weight", (7, 33), float("inf"), r"inf at index \[7, 33\]"),
-        ("mixtral", "model.layers.0.block_sparse_moe.experts.2.w2.weight", (1, 2), float("-inf"), r"-inf at index \[1, 2\]"),
+        (
+            "qwen3_moe",
+            "model.layers.1.mlp.experts.3.up_proj.weight",
+            (7, 33),
+            float("inf"),
+            r"inf at index \[7, 33\]",
+        ),
+        (
+            "mixtral",
+            "model.layers.0.block_sparse_moe.experts.2.w2.weight",
+            (1, 2),
+            float("-inf"),
+            r"-inf at index \[1, 2\]",
+        ),
     ],
 )
 def test_nan_and_inf_name_the_tensor_and_the_index(
-    checkpoints: dict[str, Path], edited: Edit, model: str, name: str, index: tuple[int, ...], value: float, seen: str
+    checkpoints: dict[str, Path],
+    edited: Edit,
+    model: str,
+    name: str,
+    index: tuple[int, ...],
+    value: float,
+    seen: str,
 ) -> None:
     path = edited(checkpoints[model], spoiled(checkpoints[model], name, index, value))
     with pytest.raises(NonFiniteError, match=seen) as caught:
@@ -114,7 +132,12 @@ def test_sizes_that_are_no_whole_blocks(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=64, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=80, pad_token_id=0
+        vocab_size=64,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=80,
+        pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "odd")
     with pytest.raises(ShapeError, match="k = 80") as caught:
@@ -204,7 +227,10 @@ def test_scales_of_the_wrong_shape(saved: dict[str, Path], edited: Edit) -> None
 
 def test_codes_of_another_size(saved: dict[str, Path], edited: Edit) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
-    changes = {name: torch.zeros(64, 32, dtype=torch.uint8), f"{name}_scale": torch.zeros(64, 2, dtype=torch.uint8)}
+    changes = {
+        name: torch.zeros(64, 32, dtype=torch.uint8),
+        f"{name}_scale": torch.zeros(64, 2, dtype=torch.uint8),
+    }
     with pytest.raises(LoadError, match="up_proj"):
         reload(edited(saved["llama"], changes))
 
@@ -241,7 +267,9 @@ def test_disk_offload(checkpoints: dict[str, Path], tmp_path: Path) -> None:
         load(checkpoints["llama"], settings(), device_map={"": "disk"}, offload_folder=tmp_path)
 
 
-def test_a_module_that_cannot_be_replaced(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_cannot_be_replaced(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers.models.qwen3_moe import modeling_qwen3_moe
 
     monkeypatch.setattr(modeling_qwen3_moe.Qwen3MoeExperts, "_apply_gate", lambda self, x: x.chunk(2, -1)[0])
@@ -252,7 +280,9 @@ def test_a_module_that_cannot_be_replaced(checkpoints: dict[str, Path], monkeypa
     assert "Qwen3MoeExperts" in repr(model)
 
 
-def test_a_linear_with_a_forward_of_its_own(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_with_a_forward_of_its_own(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers.models.qwen3 import modeling_qwen3
 
     class Odd(nn.Linear):
@@ -277,3 +307,16 @@ def test_a_config_of_a_later_version(saved: dict[str, Path], tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="99"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.usefixtures("nothing_read")
+def test_weights_outside_of_linears(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=64, n_embd=64, n_layer=1, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"c_attn\.weight of Conv1D") as caught:
+        load(tmp_path, settings())
+    assert "ignore=['c_attn', 'c_proj', 'c_fc']" in caught.value.fix
+    with pytest.raises(ConfigError, match="nothing is left"):
+        load(tmp_path, settings(ignore=["c_attn", "c_proj", "c_fc"]))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from tiny import DEVICE, load, logits, reload, settings, tensors
+from tiny import DEVICE, EXPERTS, SIZES, load, logits, reload, settings, tensors
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+    conversion_mapping,
+)
+from transformers.core_model_loading import Chunk, WeightConverter
 
 import mxfp4_transformers
+from mxfp4_core import quantize
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.errors import ConfigError, DialectError, OutputError
 from mxfp4_core.pipeline import quantize_checkpoint
@@ -37,7 +42,9 @@ def test_round_trip(checkpoint: Path, tmp_path: Path) -> None:
     same_state(model, again)
     assert torch.equal(logits(model), logits(again))
     again.save_pretrained(tmp_path / "two")
-    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (
+        tmp_path / "two/model.safetensors"
+    ).read_bytes()
     configs = [json.loads((tmp_path / run / "config.json").read_text()) for run in ("one", "two")]
     assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
     assert "backend" not in configs[0]["quantization_config"]
@@ -46,7 +53,9 @@ def test_round_trip(checkpoint: Path, tmp_path: Path) -> None:
 def test_names_on_disk_are_those_of_the_source(checkpoint: Path, tmp_path: Path) -> None:
     load(checkpoint, settings()).save_pretrained(tmp_path / "saved")
     source, saved = tensors(checkpoint), tensors(tmp_path / "saved")
-    packed = {name for name, tensor in saved.items() if tensor.dtype == torch.uint8 and not name.endswith("_scale")}
+    packed = {
+        name for name, tensor in saved.items() if tensor.dtype == torch.uint8 and not name.endswith("_scale")
+    }
     assert set(saved) == set(source) | {f"{name}_scale" for name in packed}
     for name in packed:
         *rows, k = source[name].shape if "gpt_oss" not in checkpoint.name else saved[name].shape
@@ -94,7 +103,9 @@ def test_layers_that_were_kept_come_back(checkpoints: dict[str, Path], tmp_path:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "mixtral"])
-def test_compressed_tensors_reads_what_we_save(checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_compressed_tensors_reads_what_we_save(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     pytest.importorskip("compressed_tensors")
     model = load(checkpoints[name], settings(), dtype=torch.bfloat16)
     path = mxfp4_transformers.save(model, tmp_path / "ct", dialect="compressed-tensors")
@@ -130,7 +141,9 @@ def test_save_writes_our_dialect_too(checkpoints: dict[str, Path], tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
 
 
-def test_a_save_that_fails_leaves_nothing(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_leaves_nothing(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load(checkpoints["llama"], settings())
 
     def full(*args: object, **kwargs: object) -> None:
@@ -147,3 +160,56 @@ def test_a_device_gets_its_own(checkpoint: Path) -> None:
     model = load(checkpoint, settings(), device_map="auto")
     assert all(tensor.device.type != "cpu" for tensor in model.state_dict().values())
     assert any(use.device != "cpu" for use in model.mxfp4_report.memory)
+
+
+@pytest.mark.parametrize("ending", ["", ".weight"])
+def test_weights_that_are_fused_on_disk(
+    checkpoints: dict[str, Path], tmp_path: Path, edited: Edit, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Both ways in which transformers writes such a conversion: for whole modules, and for their weights."""
+    parts = ("gate_proj", "up_proj")
+    source = tensors(checkpoints["llama"])
+    changes: dict[str, torch.Tensor | None] = {}
+    for layer in range(2):
+        for kind in ("weight", "bias"):
+            names = [f"model.layers.{layer}.mlp.{part}.{kind}" for part in parts]
+            if kind == "weight" or not ending:
+                changes[f"model.layers.{layer}.mlp.both.{kind}"] = torch.cat([source[name] for name in names])
+                changes |= dict.fromkeys(names)
+    path = edited(checkpoints["llama"], changes)
+    split = WeightConverter(f"mlp.both{ending}", [f"mlp.{part}{ending}" for part in parts], [Chunk(0)])
+    conversion_mapping.get_checkpoint_conversion_mapping("llama")  # fills the cache
+    monkeypatch.setitem(conversion_mapping._checkpoint_conversion_mapping_cache, "llama", [split])
+
+    model = load(path, settings())
+    same_state(model, load(checkpoints["llama"], settings()))
+    model.save_pretrained(tmp_path / "saved")
+    saved = tensors(tmp_path / "saved")
+    assert saved["model.layers.0.mlp.both.weight_scale"].shape == (192, 2)
+    assert not any("gate_proj.weight" in name for name in saved)
+    same_state(model, reload(tmp_path / "saved"))
+
+
+def test_experts_that_are_transposed_on_disk(tmp_path: Path, edited: Edit) -> None:
+    text = {**SIZES, **EXPERTS, "num_hidden_layers": 1, "moe_intermediate_size": 96, "num_experts": 4}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 4, 4]}
+    vision = {"depth": 1, "hidden_size": 64, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    torch.manual_seed(0)
+    plain = Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(text_config=text, vision_config=vision))
+    plain.to(torch.bfloat16).save_pretrained(tmp_path / "plain")
+    experts = {n: t.mT.contiguous() for n, t in tensors(tmp_path / "plain").items() if ".experts." in n}
+    assert len(experts) == 2
+    path = edited(tmp_path / "plain", dict(experts))
+
+    kind = Qwen3VLMoeForConditionalGeneration
+    model = kind.from_pretrained(path, quantization_config=settings(), device_map=DEVICE)
+    state = model.state_dict()
+    for name, turned in experts.items():
+        expected = quantize(turned.mT)
+        assert torch.equal(state[name].cpu(), expected.codes)
+        assert torch.equal(state[f"{name}_scale"].cpu(), expected.scales)
+    model.save_pretrained(tmp_path / "saved")
+    same_state(model, reload(tmp_path / "saved", kind))
+    quantize_checkpoint(path, tmp_path / "file", CoreConfig())
+    same_state(model, reload(tmp_path / "file", kind))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,14 @@ def load(path: Path, config: Any = None, **keywords: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, **keywords)
 
 
-def reload(path: Path, **keywords: Any) -> Any:
-    """Load a quantised checkpoint: on a CPU without any config."""
-    return load(path, None if DEVICE == "cpu" else settings(), **keywords)
+def reload(path: Path, kind: Any = AutoModelForCausalLM) -> Any:
+    """Load a quantised checkpoint: on a CPU without any config, elsewhere naming the backend."""
+    if DEVICE == "cpu":
+        return kind.from_pretrained(path)
+    with warnings.catch_warnings():
+        # transformers warns about every config that comes with a quantised checkpoint.
+        warnings.simplefilter("ignore", UserWarning)
+        return kind.from_pretrained(path, quantization_config=settings(), device_map=DEVICE)
 
 
 @torch.no_grad()
@@ -94,7 +100,11 @@ def logits(model: Any) -> torch.Tensor:
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return every tensor of a checkpoint."""
-    return {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(path.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def widened_model(path: Path, names: list[str], *, k_first: bool = False, **rule: Any) -> Any:

@@ -35,16 +35,15 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
-from transformers.quantizers import HfQuantizer, auto
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
-def register(
-    method: str, config: type[QuantizationConfigMixin], quantizer: type[HfQuantizer]
-) -> None:
+def register(method: str, config: type[QuantizationConfigMixin], quantizer: type[HfQuantizer]) -> None:
     """Make ``method`` known to ``from_pretrained``; doing it again changes nothing.
 
     transformers has no entry points and refuses a second registration, so this looks before it registers.
@@ -95,16 +94,19 @@ def renames(conversions: Iterable[WeightTransform]) -> list[tuple[str, str]]:
     pairs = []
     for entry in conversions:
         if type(entry) is WeightRenaming and len(entry.source_patterns) == len(entry.target_patterns) == 1:
-            pair = [side[0].replace(r"\.", ".").strip(".") for side in (entry.target_patterns, entry.source_patterns)]
+            pair = [
+                side[0].replace(r"\.", ".").strip(".")
+                for side in (entry.target_patterns, entry.source_patterns)
+            ]
             if all(re.fullmatch(r"[\w.]+", side) for side in pair):
                 pairs.append((pair[0], pair[1]))
     return pairs
 
 
-def renamed(
+def destinations(
     names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
-) -> dict[str, str]:
-    """Return the parameter of the model into which each tensor of the checkpoint goes, as the loader does it.
+) -> dict[str, tuple[str, ...]]:
+    """Return the parameters of the model that each tensor of the checkpoint becomes, as the loader does it.
 
     Args:
         names: names in the checkpoint.
@@ -114,22 +116,30 @@ def renamed(
     conversions = copy.deepcopy(list(conversions))
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     known: dict[str, Any] = model.state_dict()
-    targets = {}
+    found = {}
     for name in sorted(names, key=dot_natural_key):
-        prefix = model.base_model_prefix
-        target, _ = rename_source_key(name, renamings, converters, prefix, known)
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
         if target not in known and name in known:
-            target, _ = rename_source_key(name, [], [], base_model_prefix=prefix, meta_state_dict=known)
-        targets[name] = target
-    return targets
+            pattern = None
+            target, _ = rename_source_key(
+                name, [], [], base_model_prefix=model.base_model_prefix, meta_state_dict=known
+            )
+        first, *others = by_pattern[pattern].target_patterns if pattern is not None else [target]
+        found[name] = (target, *(target.replace(first, other) for other in others))
+    return found
 
 
 class SplitExperts(SplitModulelist):
     """Undo ``MergeExperts``: one tensor for each index of the first axis, every other axis kept."""
 
     def convert(
-        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Split each tensor of ``input_dict``."""
         result: dict[str, Any] = {}
@@ -175,6 +185,11 @@ def feeds(converter: WeightConverter, names: Iterable[str]) -> bool:
     return any(target.strip("$") in name for target in converter.target_patterns for name in names)
 
 
+def names_weights(converter: WeightConverter, names: Iterable[str]) -> bool:
+    """Say whether the patterns of a converter reach to the end of the names of parameters, not just of modules."""
+    return any(name.endswith(target.strip("$")) for target in converter.target_patterns for name in names)
+
+
 def bounded(converter: WeightConverter) -> None:
     """Let no pattern of ``converter`` match the beginning of a longer name."""
     branches = []
@@ -185,9 +200,7 @@ def bounded(converter: WeightConverter) -> None:
     converter.compiled_sources = re.compile("|".join(branches))
 
 
-def rebuilt(
-    cls: type[WeightConverter], converter: WeightConverter, suffix: str = ""
-) -> WeightConverter:
+def rebuilt(cls: type[WeightConverter], converter: WeightConverter, suffix: str = "") -> WeightConverter:
     """Return a converter like ``converter``, of another class and for the names with ``suffix`` appended."""
     operations = [
         MergeExperts(0) if isinstance(op, MergeModulelist) and op.dim == 0 else copy.copy(op)

@@ -78,15 +78,17 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
     @requested.setter
     def requested(self, other: CoreConfig) -> None:
         arithmetic = {"profile", "rule", "ties"}
-        asked = other.model_fields_set - {*_MACHINE, *arithmetic}
-        pairs = {key: (getattr(other, key), getattr(self.core, key)) for key in sorted(asked)}
+        plain = other.model_fields_set - {*_MACHINE, *arithmetic}
+        pairs = {key: (getattr(other, key), getattr(self.core, key)) for key in sorted(plain)}
         if other.model_fields_set & arithmetic:
             pairs["profile"] = other.resolved_profile(), self.core.resolved_profile()
         if wrong := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
-            seen = "; ".join(f"{key}: {wanted!r} asked, {stored!r} in the file" for key, (wanted, stored) in wrong.items())
+            lines = (
+                f"{key}: {asked!r} asked, {stored!r} in the file" for key, (asked, stored) in wrong.items()
+            )
             raise ConfigError(
                 "quantization_config contradicts the checkpoint, which is quantised already",
-                seen=seen,
+                seen="; ".join(lines),
                 rule="only backend and fallback can be chosen for a quantised checkpoint",
                 fix="drop these settings, or load the checkpoint in high precision",
             )

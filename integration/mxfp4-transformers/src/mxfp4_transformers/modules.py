@@ -109,7 +109,8 @@ def settle(module: Any, site: Site, plan: Plan) -> None:
         full = site.name(name)
         weight = plan.weights[full]
         codes, scales = getattr(module, name), getattr(module, f"{name}{SCALE}")
-        for label, tensor, shape in ((full, codes, weight.codes_shape), (f"{full}{SCALE}", scales, weight.scales_shape)):
+        wanted = ((full, codes, weight.codes_shape), (f"{full}{SCALE}", scales, weight.scales_shape))
+        for label, tensor, shape in wanted:
             if tensor.dtype != torch.uint8 or tuple(tensor.shape) != shape or tensor.is_meta:
                 raise LoadError(
                     f"{label} was not loaded",
@@ -148,8 +149,6 @@ def count(builder: LoadReportBuilder, model: nn.Module, plan: Plan, bytes_read: 
         own = dict(module.named_parameters(recurse=False))
         if path in packed or not own:
             continue
-        reason = plan.reasons.get(path) or next(
-            (plan.reasons[f"{path}.{name}"] for name in own if f"{path}.{name}" in plan.reasons), "not a weight"
-        )
+        reason = plan.reason_of(path, own) or "not a weight"
         nbytes = sum(tensor.nbytes for tensor in own.values())
         builder.kept(path, kind=type(module).__name__, reason=reason, nbytes=nbytes)

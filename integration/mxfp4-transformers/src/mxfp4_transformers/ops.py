@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
+from mxfp4_core import quantize_into
 from mxfp4_core.errors import LoadError
 from mxfp4_core.format import BLOCK
 from mxfp4_core.load_report import LoadReportBuilder
-from mxfp4_core import quantize_into
 from mxfp4_core.shapes import Alignment, pad_weight, padded
 from mxfp4_transformers import compat
 
@@ -112,7 +112,9 @@ class Packer:
                 result |= self._pack(weight, parts)
         return result
 
-    def stack(self, name: str, columns: Sequence[list[Any]], names: Sequence[list[str]]) -> dict[str, torch.Tensor]:
+    def stack(
+        self, name: str, columns: Sequence[list[Any]], names: Sequence[list[str]]
+    ) -> dict[str, torch.Tensor]:
         """Quantise a stack of experts whose tensors are still to be read.
 
         Args:
@@ -205,7 +207,13 @@ class QuantizeOp(ConversionOps):
     def __init__(self, packer: Packer) -> None:
         self.packer = packer
 
-    def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """Quantise the tensors of one target; ``input_dict`` has full names."""
         return dict(self.packer.convert(input_dict))
 

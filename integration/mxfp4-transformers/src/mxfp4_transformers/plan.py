@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NoReturn
+
+from torch import nn
 
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects.native import NATIVE
@@ -42,6 +45,11 @@ class Plan:
             full = site.name(name)
             self.weights[full] = Weight(full, shape, site.transposed, profiles[full])
 
+    def reason_of(self, path: str, parameters: Iterable[str]) -> str:
+        """Return why a module is what it is, from its own entry or from one of its parameters'."""
+        own = [self.reasons.get(f"{path}.{name}", "") for name in parameters]
+        return self.reasons.get(path) or next(filter(None, own), "")
+
     def profile_of(self, site: Site) -> str:
         """Return the profile of a module's weights; of several, joined by commas."""
         return ", ".join(dict.fromkeys(self.weights[site.name(name)].profile for name in site.weights))
@@ -74,8 +82,10 @@ def plan_load(model: Any, config: CoreConfig) -> Plan:
                     rule=f"blocks of {BLOCK} run along k",
                     fix=f"pass tail='pad' to pad with zeros, which is exact, or ignore=[{site.path!r}]",
                 )
-        first = next(iter(mine.values()))
-        plan.add(site, {name: found.profile or "" for name, found in mine.items()}, first.reason if first.pattern else "")
+        # A report groups by reason, and what is quantised because everything is needs none.
+        reason = next((found.reason for found in mine.values() if found.pattern), "")
+        plan.add(site, {name: found.profile or "" for name, found in mine.items()}, reason)
+    _check_rest(model, plan, decisions, found.values())
     return plan
 
 
@@ -98,28 +108,36 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, compa
     _check_pairs(headers)
     tensors = {name: (header.dtype, header.shape) for name, header in headers.items()}
     contents = NATIVE.read(config.to_dict(), tensors)
-    conversions = compat.default_conversions(model)
-    targets = compat.renamed(headers, conversions, model)
-    packed: dict[str, list[str]] = {}
-    for entry in contents.entries.values():
-        packed.setdefault(targets[entry.codes], []).append(entry.codes)
+    codes = [entry.codes for entry in contents.entries.values()]
+    packed: dict[tuple[str, ...], list[str]] = {}
+    for source, targets in compat.destinations(codes, compat.default_conversions(model), model).items():
+        packed.setdefault(targets, []).append(source)
+    quantised = {target for targets in packed for target in targets}
     sites = {site.path: site for site in find(model)}
     decisions = _decide(model, config.core, sites.values(), check=False)
     plan = Plan(reasons=_reasons(decisions), profile=contents.profile)
     for site in sites.values():
         mine = {site.name(name): decisions[site.name(name)] for name in site.weights}
-        stored = [name for name in mine if name in packed]
+        stored = [name for name in mine if name in quantised]
         if not stored:
             reason = _stays(model, site, mine)
             if not reason and not site.refusal:
-                _contradiction(f"{site.path} is in high precision", f"{next(iter(mine))} is quantised: {reason}")
+                _contradiction(
+                    f"{site.path} is in high precision", f"{next(iter(mine))} is quantised: {reason}"
+                )
             plan.reasons[site.path] = reason or site.refusal
             continue
         if site.refusal:
             _cannot(site, site.refusal)
         if len(stored) < len(mine):
-            _contradiction(f"only {', '.join(stored)} are MXFP4", f"all weights of {site.path} are quantised alike")
-        plan.add(site, {name: found.profile or contents.profile for name, found in mine.items()}, "in the checkpoint")
+            _contradiction(
+                f"only {', '.join(stored)} are MXFP4", f"all weights of {site.path} are quantised alike"
+            )
+        plan.add(
+            site,
+            {name: found.profile or contents.profile for name, found in mine.items()},
+            "in the checkpoint",
+        )
     _check_places(plan, packed, headers)
     return plan
 
@@ -141,21 +159,27 @@ def _check_pairs(headers: Mapping[str, compat.Header]) -> None:
         )
 
 
-def _check_places(plan: Plan, packed: Mapping[str, list[str]], headers: Mapping[str, compat.Header]) -> None:
-    for target, names in packed.items():
-        if target not in plan.weights:
+def _check_places(
+    plan: Plan, packed: Mapping[tuple[str, ...], list[str]], headers: Mapping[str, compat.Header]
+) -> None:
+    """Check that the codes in the checkpoint fill the weights of the model, each group of them by itself."""
+    for targets, names in packed.items():
+        lost = [target for target in targets if target not in plan.weights]
+        if lost:
             _contradiction(
                 f"{names[0]} is MXFP4",
-                f"MXFP4 weights belong to linears and stacks of experts, which {target} is not",
+                f"MXFP4 weights belong to linears and stacks of experts, which {lost[0]} is not",
                 f"quantise again with ignore=[{names[0].removesuffix('.weight')!r}]",
             )
-        have = sum(_size(headers[name].shape) for name in names)
-        weight = plan.weights[target]
-        if have != _size(weight.codes_shape) or (len(names) == 1 and headers[names[0]].shape != weight.codes_shape):
+        shapes = [plan.weights[target].codes_shape for target in targets]
+        have, want = sum(prod(headers[name].shape) for name in names), sum(map(prod, shapes))
+        first = headers[names[0]].shape
+        alone = len(names) == len(targets) == 1
+        if have != want or (alone and first != shapes[0]):
             raise LoadError(
-                f"{target} cannot be filled",
-                seen=f"{len(names)} tensors with {have} bytes of codes, {names[0]} being {list(headers[names[0]].shape)}",
-                rule=f"the model needs codes of {list(weight.codes_shape)} there",
+                f"{', '.join(targets)} cannot be filled",
+                seen=f"{len(names)} tensors with {have} bytes of codes; {names[0]} is {list(first)}",
+                rule=f"the model needs codes of {' and '.join(str(list(shape)) for shape in shapes)} there",
                 fix="complete the checkpoint, or use the config.json that belongs to it",
             )
 
@@ -173,6 +197,40 @@ def _decide(
     return {name: resolver.decide(name, shape) for name, shape in shapes.items()}
 
 
+def _check_rest(model: Any, plan: Plan, decisions: Mapping[str, Decision], found: Iterable[Site]) -> None:
+    """Refuse weights that are to be quantised and that no module here can hold, and a load that does nothing."""
+    known = {site.name(name) for site in found for name in site.weights}
+    lost: dict[str, str] = {}
+    for name, decision in decisions.items():
+        if not decision.quantize or name in known:
+            continue
+        path = name.rpartition(".")[0]
+        if isinstance(model.get_submodule(path), nn.Embedding):
+            plan.reasons[name] = "an embedding is looked up, not multiplied"
+        else:
+            lost[name] = type(model.get_submodule(path)).__name__
+    if lost:
+        kinds = ", ".join(f"{name} of {kind}" for name, kind in list(lost.items())[:5])
+        raise ConfigError(
+            f"{len(lost)} weights are to be quantised and cannot be",
+            seen=kinds + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+            rule="weights of torch.nn.Linear and of stacked experts can be MXFP4 here; nothing else stays in high "
+            "precision unless the config says so",
+            fix=f"say so: ignore=[{', '.join(repr(part) for part in dict.fromkeys(map(_last, lost)))}]",
+        )
+    if not plan.sites:
+        raise ConfigError(
+            "nothing is left to quantise",
+            seen=f"{len(decisions)} parameters, all kept",
+            rule="a load with a quantization_config quantises at least one weight",
+            fix="quantise more, or load without quantization_config",
+        )
+
+
+def _last(name: str) -> str:
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
 def _reasons(decisions: Mapping[str, Decision]) -> dict[str, str]:
     return {name: decision.reason for name, decision in decisions.items()}
 
@@ -184,7 +242,9 @@ def _stays(model: Any, site: Site, decisions: Mapping[str, Decision]) -> str:
         ConfigError: the config quantises one weight of the module and keeps another.
     """
     if set(decisions) & (set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())):
-        if asked := [decision.pattern for decision in decisions.values() if decision.quantize and decision.pattern]:
+        if asked := [
+            decision.pattern for decision in decisions.values() if decision.quantize and decision.pattern
+        ]:
             _cannot(site, f"{asked[0]!r} asks for it, and it shares its weight with another module")
         return "shares its weight with another module"
     kept = [decision for decision in decisions.values() if not decision.quantize]
@@ -210,10 +270,3 @@ def _cannot(site: Site, why: str) -> NoReturn:
 
 def _contradiction(seen: str, rule: str, fix: str = "write the checkpoint again") -> NoReturn:
     raise ConfigError("the config contradicts the checkpoint", seen=seen, rule=rule, fix=fix)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    result = 1
-    for length in shape:
-        result *= length
-    return result

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform
-from transformers.quantizers import HfQuantizer
+from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.errors import ConfigError, LoadError
 from mxfp4_core.load_report import LoadReport, LoadReportBuilder
@@ -47,11 +47,11 @@ class Mxfp4Quantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.report: LoadReport | None = None
         self.plan = Plan()
-        self._builder = LoadReportBuilder()
+        self._builder: LoadReportBuilder | None = None
         self._packer: Packer | None = None
         self._headers: dict[str, compat.Header] = {}
         self._model: Any = None
-        self._dtype = torch.bfloat16
+        self._dtype: torch.dtype = torch.bfloat16
 
     # before the load
 
@@ -83,21 +83,21 @@ class Mxfp4Quantizer(HfQuantizer):
                 fix="use device_map, or an engine with tensor parallelism",
             )
         devices = device_names(device_map)
-        self._builder = LoadReportBuilder(devices=dict.fromkeys(["cpu", *devices]))
+        self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         core = self.quantization_config.core
         self._headers = compat.headers(checkpoint_files)
         if self.pre_quantized:
             self.plan = plan_reload(model, self.quantization_config, self._headers)
         else:
             self.plan = plan_load(model, core)
-        dtype = dtype or model.dtype
+        self._dtype = dtype or model.dtype
         for site in self.plan.sites:
-            module = empty_module(model, site, core, self.plan.profile_of(site), dtype)
+            module = empty_module(model, site, core, self.plan.profile_of(site), self._dtype)
             if not self.pre_quantized:
-                hold_place(module, site, dtype)
+                hold_place(module, site, self._dtype)
             model.set_submodule(site.path, module)
-        check_backends(model, core, devices, dtype)
-        self._model, self._dtype = model, dtype
+        check_backends(model, core, devices, self._dtype)
+        self._model = model
         return model
 
     def update_weight_conversions(
@@ -107,7 +107,8 @@ class Mxfp4Quantizer(HfQuantizer):
         model = self._model
         if self.pre_quantized:
             return with_scales(weight_conversions, self.plan)
-        self._packer = Packer(self.plan.weights, self.quantization_config.core.nonfinite, self._builder)
+        builder = self._builder or LoadReportBuilder()
+        self._packer = Packer(self.plan.weights, self.quantization_config.core.nonfinite, builder)
         result: list[WeightTransform] = []
         for entry in weight_conversions:
             if isinstance(entry, WeightConverter) and compat.feeds(entry, self.plan.weights):
@@ -121,8 +122,9 @@ class Mxfp4Quantizer(HfQuantizer):
     def _sources(self, conversions: Sequence[WeightTransform], model: Any) -> dict[str, list[str]]:
         """Return the names in the checkpoint of each weight, empty where they cannot be known."""
         found: dict[str, list[str]] = {}
-        for source, target in compat.renamed(self._headers, conversions, model).items():
-            found.setdefault(target, []).append(source)
+        for source, targets in compat.destinations(self._headers, conversions, model).items():
+            for target in targets:
+                found.setdefault(target, []).append(source)
         if self._headers and (lost := [name for name in self.plan.weights if name not in found]):
             raise LoadError(
                 "the checkpoint lacks weights that are to be quantised",
@@ -164,7 +166,7 @@ class Mxfp4Quantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Check that everything arrived, derive the backend's layout, and report."""
-        builder, core = self._builder, self.quantization_config.core
+        builder, core = self._builder or LoadReportBuilder(), self.quantization_config.core
         with builder.timing("preparing"):
             for site in self.plan.sites:
                 settle(model.get_submodule(site.path), site, self.plan)
@@ -176,13 +178,17 @@ class Mxfp4Quantizer(HfQuantizer):
         count(builder, model, self.plan, {} if self._packer is None else self._packer.bytes_read)
         self.report = model.mxfp4_report = builder.build()
         logger.info("%s", self.report.line())
-        self._packer, self._model, self._headers = None, None, {}
+        # What only the load needed: the quantizer is copied and pickled with its model.
+        self._packer = self._builder = self._model = None
+        self._headers = {}
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         """Put the model's own modules back, with the values of the MXFP4 weights in ``dtype``."""
         for site in self.plan.sites:
-            model.set_submodule(site.path, widened(model.get_submodule(site.path), site, dtype or self._dtype))
+            model.set_submodule(
+                site.path, widened(model.get_submodule(site.path), site, dtype or self._dtype)
+            )
         return model
 
     # questions

@@ -26,8 +26,9 @@ from mxfp4_transformers.plan import Plan
 def with_scales(conversions: Iterable[WeightTransform], plan: Plan) -> list[WeightTransform]:
     """Return conversions that treat codes and scales alike.
 
-    A converter that stacks experts gets a companion for their scales. One that does more than move whole rows (a
-    transposition) is left out: our files have those weights as the module here holds them.
+    A converter whose names end where the names of weights end gets a companion for the scales; one for whole modules
+    takes them along by itself. One that does more than move whole rows (a transposition) is left out: our files have
+    those weights as the module here holds them.
     """
     return list(_with_scales(conversions, plan))
 
@@ -38,7 +39,8 @@ def _with_scales(conversions: Iterable[WeightTransform], plan: Plan) -> Iterator
             yield entry
         elif compat.keeps_rows_whole(entry):
             yield compat.rebuilt(Converter, entry)
-            yield compat.rebuilt(Converter, entry, SCALE)
+            if compat.names_weights(entry, plan.weights):
+                yield compat.rebuilt(Converter, entry, SCALE)
 
 
 def for_saving(conversions: Iterable[WeightTransform], plan: Plan) -> list[WeightTransform]:
@@ -79,7 +81,9 @@ def facts(model: Any, plan: Plan) -> dict[str, Any]:
     }
 
 
-def save(model: Any, path: str | os.PathLike[str], dialect: str | None = None, *, force: bool = False) -> Path:
+def save(
+    model: Any, path: str | os.PathLike[str], dialect: str | None = None, *, force: bool = False
+) -> Path:
     """Save a model in a dialect that others read; the folder appears complete or not at all.
 
     The model is saved in our own dialect next to ``path`` and converted from there, file to file, so the disk holds
@@ -100,7 +104,7 @@ def save(model: Any, path: str | os.PathLike[str], dialect: str | None = None, *
         DialectError: the dialect has no words for something in the model, for example stacked experts.
         OutputError: the folder exists, or cannot be written.
     """
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    config: Any = getattr(getattr(model, "config", None), "quantization_config", None)
     if getattr(config, "quant_method", None) != NATIVE.name:
         raise ConfigError(
             f"{type(model).__name__} cannot be saved as MXFP4",

@@ -61,7 +61,9 @@ def find(model: nn.Module) -> Iterator[Site]:
             odd = type(module) is not nn.Linear
             refusal = f"{type(module).__name__} is a linear with a forward of its own" if odd else ""
             yield Site(path, module, {"weight": tuple(module.weight.shape)}, refusal=refusal)
-        elif stacks := {name: tuple(p.shape) for name, p in own.items() if p.ndim == 3 and name.endswith("_proj")}:
+        elif stacks := {
+            name: tuple(p.shape) for name, p in own.items() if p.ndim == 3 and name.endswith("_proj")
+        }:
             transposed = bool(getattr(module, "is_transposed", False))
             if transposed:
                 stacks = {name: (e, n, k) for name, (e, k, n) in stacks.items()}
@@ -71,12 +73,13 @@ def find(model: nn.Module) -> Iterator[Site]:
 def _refusal(module: nn.Module, stacks: dict[str, tuple[int, ...]]) -> str:
     kind = type(module).__name__
     if set(stacks) != set(EXPERT_WEIGHTS) or not hasattr(module, "_apply_gate"):
-        return f"{kind} has the weights {', '.join(stacks)}, and experts that can be replaced have gate_up_proj and down_proj"
+        wanted = f"{' and '.join(EXPERT_WEIGHTS)}, called through ALL_EXPERTS_FUNCTIONS"
+        return f"{kind} has {', '.join(stacks)}; experts that can be replaced have {wanted}"
     if getattr(module, "has_post_expert_norm", False) or not getattr(module, "has_gate", True):
         return f"{kind} does more than a gated activation between two weights"
     (experts, rows, k), (_, out, n) = (stacks[name] for name in EXPERT_WEIGHTS)
     if rows != 2 * n or out != k:
-        return f"{kind} has gate_up_proj {[experts, rows, k]} and down_proj {[experts, out, n]}, which do not follow each other"
+        return f"gate_up_proj {[experts, rows, k]} and down_proj {[experts, out, n]} of {kind} do not fit"
     return "" if find_gate(module) is not None else f"the activation of {kind} is none that a backend knows"
 
 
@@ -114,7 +117,14 @@ def _gated(gate: Gate, g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return (u + gate.up_offset) * g * torch.sigmoid(gate.alpha * g)
 
 
-_TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "num_experts_per_topk")
+_TOP_K = (
+    "top_k",
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_top_k",
+    "moe_topk",
+    "num_experts_per_topk",
+)
 
 
 def top_k(model: nn.Module, site: Site) -> int:

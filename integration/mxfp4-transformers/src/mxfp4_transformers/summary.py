@@ -7,6 +7,7 @@ from typing import Any
 
 from mxfp4_core.modules import Mxfp4Module
 from mxfp4_core.vocabulary import ranges
+from mxfp4_transformers.plan import Plan
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -22,32 +23,29 @@ def summary(model: Any) -> str:
     Returns:
         A heading with the counts, then one line for each group, in the order of the model.
     """
-    reasons: dict[str, str] = {}
-    plan = getattr(getattr(model, "hf_quantizer", None), "plan", None)
-    if plan is not None:
-        reasons = plan.reasons
+    plan: Plan = getattr(getattr(model, "hf_quantizer", None), "plan", None) or Plan()
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     packed = total = 0
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         if isinstance(module, Mxfp4Module):
             packed += 1
-            what, note = _packed(module), reasons.get(path, "")
-            state = "mxfp4"
+            state, what = "mxfp4", _packed(module)
         elif own:
-            what = f"{type(module).__name__} {' '.join(str(list(p.shape)) for p in own.values())}"
-            found = [reasons[f"{path}.{name}"] for name in own if f"{path}.{name}" in reasons]
-            note = reasons.get(path) or next(iter(found), "")
-            state = "kept"
+            shapes = " ".join(str(list(parameter.shape)) for parameter in own.values())
+            state, what = "kept", f"{type(module).__name__} {shapes}"
         else:
             continue
         total += 1
-        groups.setdefault((_NUMBER.sub("*", path), state, what, note), []).append(path)
+        key = (_NUMBER.sub("*", path), state, what, plan.reason_of(path, own))
+        groups.setdefault(key, []).append(path)
     rows = [(state, _collapsed(paths), what, note) for (_, state, what, note), paths in groups.items()]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    lines = ["  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
-    head = f"{type(model).__name__}: {packed} of {total} modules with weights are MXFP4"
-    return "\n".join([head, *(line.rstrip() for line in lines)])
+    lines = [f"{type(model).__name__}: {packed} of {total} modules with weights are MXFP4"]
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def _packed(module: Mxfp4Module) -> str:
