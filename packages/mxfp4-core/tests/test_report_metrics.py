@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mxfp4_core
 from mxfp4_core.report.metrics import Metrics, merge
 from mxfp4_core.report.tally import Tally
 
@@ -189,3 +190,16 @@ def test_plain_values_of_another_dtype() -> None:
     found = metrics.metrics()
     assert (found.values, found.flushed, found.nonfinite, found.saturated) == (5, 1, 1, 0)
     assert found.noise == pytest.approx(2.0**-24 + float(weight[2]) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "normal", "laplace"),
+    [("floor", 18.79, 17.96), ("even", 19.02, 18.14), ("rceil", 18.76, 17.59), ("ceil", 16.83, 15.42)],
+)
+def test_the_figures_of_known_distributions_in_the_docs(rule: str, normal: float, laplace: float) -> None:
+    generator = np.random.default_rng(0)
+    for draw, expected in ((generator.normal, normal), (generator.laplace, laplace)):
+        weight = torch.from_numpy(draw(size=(512, 2048))).bfloat16()
+        tensor = mxfp4_core.quantize(weight, rule=rule)
+        found = tallied(weight, tensor.codes.numpy(), tensor.scales.numpy())
+        assert found.sqnr_db == pytest.approx(expected, abs=0.04)

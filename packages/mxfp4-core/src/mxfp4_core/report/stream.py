@@ -14,8 +14,8 @@ import torch
 
 from mxfp4_core.checkpoint.reader import Checkpoint
 
-CHUNK_VALUES = 1 << 21
-"""Values in one piece: 8 MiB in FP32, small enough for memory and large enough that reading costs little."""
+CHUNK_VALUES = 1 << 22
+"""Values in one piece: 16 MiB in FP32, small enough for memory and large enough that reading costs little."""
 
 _DTYPES = {
     "BF16": torch.bfloat16,
