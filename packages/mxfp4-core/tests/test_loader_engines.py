@@ -289,12 +289,13 @@ def test_a_cut_inside_a_block_is_never_padded_away() -> None:
         assert part in str(caught.value)
 
 
-def test_an_engine_may_pad_inside_a_block() -> None:
-    """40 columns, then zeros up to 64, as engines do for sizes that the ranks cannot divide."""
+@pytest.mark.parametrize("first", [0, 35, 40])
+def test_an_engine_may_pad_inside_a_block(first: int) -> None:
+    """40 columns and zeros up to 64, as engines do for sizes that the ranks cannot divide."""
     weight = weights(4, 40)
 
     def loader(param: Parameter, loaded_weight: torch.Tensor) -> None:
-        param.data.narrow(1, 40, 24).zero_()
+        param.data.narrow(1, first, 64 - first).zero_()
         param.data.narrow(1, 0, 40).copy_(loaded_weight)
 
     assert_same(loaded((4, 64), loader, [(weight,)]), quantize(torch.nn.functional.pad(weight, (0, 24))))

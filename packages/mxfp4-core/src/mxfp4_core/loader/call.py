@@ -122,7 +122,7 @@ class LoaderCall:
         return (
             zeros.experts[0] <= region.experts[0] and region.experts[1] <= zeros.experts[1]
             and zeros.rows[0] <= region.rows[0] and region.rows[1] <= zeros.rows[1]
-            and zeros.cols[0] == stop and zeros.cols[1] >= -(-stop // BLOCK) * BLOCK
+            and zeros.cols[0] <= stop and zeros.cols[1] >= -(-stop // BLOCK) * BLOCK
         )  # fmt: skip
 
     def _region(self, view: torch.Tensor, source: torch.Tensor) -> tuple[Region, torch.Tensor]:
