@@ -36,7 +36,7 @@ TIES: Final = ("even", "away", "zero")
 DIALECTS: Final = ("mxfp4-core", "compressed-tensors", "quark")
 """Dialects that can be written."""
 
-KNOWN_BACKENDS: Final = ("reference", "rocm", "petit", "marlin", "npu")
+KNOWN_BACKENDS: Final = ("reference", "cuda-marlin", "npu", "petit", "rocm")
 """Backends of this project, installed or not. Third-party ones are found by their entry points."""
 
 _BACKEND_GROUP: Final = "mxfp4.backends"

@@ -55,9 +55,9 @@ def kept_by_default(module: str, layers: int | None = None) -> str | None:
     parts = module.split(".")
     for found in (_router, _head, _embedding, _norm):
         if reason := found(parts):
-            return f"{reason}: kept in high precision by default"
+            return f"{reason}, kept by default"
     if reason := _draft(parts, layers):
-        return f"{reason}: kept in high precision by default"
+        return f"{reason}, kept by default"
     return None
 
 
@@ -69,7 +69,7 @@ def _head(parts: list[str]) -> str | None:
 
 
 def _embedding(parts: list[str]) -> str | None:
-    return _first(parts, _EMBEDDING.fullmatch, "is or belongs to an embedding")
+    return _first(parts, _EMBEDDING.fullmatch, "an embedding")
 
 
 def _router(parts: list[str]) -> str | None:
@@ -82,11 +82,11 @@ def _router(parts: list[str]) -> str | None:
 
 
 def _norm(parts: list[str]) -> str | None:
-    return _first(parts, _NORM.fullmatch, "is or belongs to a normalisation")
+    return _first(parts, _NORM.fullmatch, "a normalisation")
 
 
 def _draft(parts: list[str], layers: int | None) -> str | None:
-    if reason := _first(parts, _DRAFT.fullmatch, "is a draft (multi-token prediction) layer"):
+    if reason := _first(parts, _DRAFT.fullmatch, "a draft (multi-token prediction) layer"):
         return reason
     if layers is None or "layers" not in parts[:-1]:
         return None
@@ -101,7 +101,10 @@ def _draft(parts: list[str], layers: int | None) -> str | None:
 
 
 def _first(parts: list[str], test: Callable[[str], object], words: str) -> str | None:
-    return next((f"{part!r} {words}" for part in parts if test(part)), None)
+    found = next((part for part in parts if test(part)), None)
+    if found is None:
+        return None
+    return f"{found!r} is {words}" if found == parts[-1] else f"inside {found!r}, {words}"
 
 
 __all__ = ["kept_by_default", "kept_by_nature"]

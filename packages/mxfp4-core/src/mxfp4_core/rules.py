@@ -100,7 +100,9 @@ class Resolver:
         self._offered[module] = None
         verdicts = {leaf: self._decide_leaf(leaf) for leaf in self._leaves(module, shape)}
         if nature := kept_by_nature(name, shape):
-            return Decision(module if module_of(name) == name else weight_of(module), False, nature)
+            # A norm is a vector, but that it is a norm tells a reader more.
+            role = kept_by_default(module, self._layers) if self.config.keep_defaults else None
+            return Decision(module if module_of(name) == name else weight_of(module), False, role or nature)
         if len({found.outcome for found in verdicts.values()}) > 1:
             every = self._leaves(module, shape, every=True)
             refuse_split(module, {leaf: self._decide_leaf(leaf) for leaf in every})
@@ -201,10 +203,10 @@ class Resolver:
             if text in self._ignore:
                 if override is not None and override.keep is False:
                     refuse_pair(leaf, f"ignore {text!r} and override {override.pattern!r} with keep = false")
-                return Decision(leaf, False, f"ignored by {_how(text, hits)}", text, None, hits[text])
+                return Decision(leaf, False, f"ignored by {text!r}", text, None, hits[text])
         if override is not None and override.keep:
             text = override.pattern
-            return Decision(leaf, False, f"kept by override {_how(text, hits)}", text, None, hits[text])
+            return Decision(leaf, False, f"kept by override {text!r}", text, None, hits[text])
         forced = override is not None and override.keep is False
         if self.config.keep_defaults and not forced and (reason := kept_by_default(leaf, self._layers)):
             return Decision(leaf, False, reason)
@@ -217,9 +219,9 @@ class Resolver:
         if override is not None:
             text = override.pattern
             outranks = ", which outranks the defaults" if forced else ""
-            return Decision(leaf, True, f"override {_how(text, hits)}{outranks}", text, profile, hits[text])
+            return Decision(leaf, True, f"override {text!r}{outranks}", text, profile, hits[text])
         if target is not None:
-            return Decision(leaf, True, f"target {_how(target, hits)}", target, profile, hits[target])
+            return Decision(leaf, True, f"target {target!r}", target, profile, hits[target])
         return Decision(leaf, True, "a linear or expert weight", None, profile)
 
     def _override(self, leaf: str, hits: Hits) -> Override | None:
@@ -252,10 +254,6 @@ def _first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
 
 def _expert_numbers(texts: Iterable[str]) -> frozenset[int]:
     return frozenset(int(number) for text in texts for number in re.findall(r"\d+", text) if len(number) < 6)
-
-
-def _how(text: str, hits: Hits) -> str:
-    return f"{text!r} as {hits[text]}"
 
 
 __all__ = ["DEFAULT_FUSED", "Decision", "Resolver", "foreign", "transposed"]

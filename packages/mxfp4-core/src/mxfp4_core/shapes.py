@@ -6,6 +6,7 @@ zero is exact in MXFP4: zeros appended to K add nothing to a product, rows appen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -55,6 +56,12 @@ def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def mx_bytes(shape: Sequence[int]) -> int:
+    """Return the bytes of codes and scales of a weight ``[..., K]``, with K padded to whole blocks."""
+    *rows, k = shape
+    return math.prod(rows) * (padded(k, BLOCK) // BLOCK) * (BLOCK // 2 + 1)
+
+
 def pad_weight(weight: torch.Tensor, alignment: Alignment) -> torch.Tensor:
     """Append zeros so that the last two axes meet the alignment.
 
@@ -102,7 +109,7 @@ def shard_ranges(
         parts: how many ranks share it.
         multiple: 32 for K, so that no block is cut; 1 for N.
         tensor: name of the tensor, for the error.
-        dim: ``"n"``, ``"k"``, ``"heads"`` or ``"experts"``, for the error.
+        dim: what is cut, for the error: ``"n"``, ``"k"`` or a word such as ``"experts"``.
         tail: ``"refuse"`` wants every range equal and whole; ``"pad"`` rounds the range up, so that the last one
             is shorter and its rank pads it.
 
@@ -123,7 +130,7 @@ def shard_ranges(
     else:
         step, rest = divmod(size, parts)
         if rest:
-            raise _cut(tensor, dim, size, parts, multiple, f"{dim} is divided evenly among {parts} ranks")
+            raise _cut(tensor, dim, size, parts, multiple, f"the {parts} ranks get equal parts")
         if step % multiple:
             rule = f"a shard of {dim} is a multiple of {multiple}, to cut no block; here it would be {step}"
             raise _cut(tensor, dim, size, parts, multiple, rule)
@@ -142,8 +149,6 @@ def _cut(tensor: str, dim: str, size: int, parts: int, multiple: int, rule: str)
     near = sorted(legal, key=lambda ranks: (abs(ranks - parts), ranks))[:3]
     fix = f"use TP or EP size {_either(sorted(near))}" if near else "do not shard it"
     fix += f"; with {parts} ranks the nearest legal {dim} is {_either(list(sizes))}"
-    if dim in ("n", "k") and padded(-(-size // max(parts, 1)), multiple) * (parts - 1) < size:
-        fix += "; tail='pad' pads the last shard with zeros"
     return ShapeError(
         f"{tensor} cannot be sharded along {dim}",
         seen=f"{dim} = {size} over {parts} ranks",
@@ -202,9 +207,9 @@ def qkv_ranges(
     Raises:
         ShapeError: query heads do not divide, or key heads and ranks do not divide each other.
     """
-    q = shard_ranges(heads, parts, tensor=f"{tensor} (q)", dim="heads")
+    q = shard_ranges(heads, parts, tensor=tensor, dim="query heads")
     if kv_heads >= parts or kv_heads < 1:
-        kv = shard_ranges(kv_heads, parts, tensor=f"{tensor} (k, v)", dim="heads")
+        kv = shard_ranges(kv_heads, parts, tensor=tensor, dim="key heads")
     elif parts % kv_heads == 0:
         kv = [(rank * kv_heads // parts, rank * kv_heads // parts + 1) for rank in range(parts)]
     else:
@@ -243,6 +248,7 @@ __all__ = [
     "expert_ranges",
     "legal_parts",
     "merged_ranges",
+    "mx_bytes",
     "pad_weight",
     "padded",
     "qkv_ranges",

@@ -1,0 +1,112 @@
+"""A plan for people: one line for each kind of weight, the totals, and what stands against it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mxfp4_core.cli.output import size
+from mxfp4_core.fit import Fit
+from mxfp4_core.plan import Plan, Row
+from mxfp4_core.plan_groups import collapse, template
+from mxfp4_core.vocabulary import module_of
+
+
+def print_plan(plan: Plan, *, full: bool = False) -> None:
+    """Print a plan to stdout.
+
+    Args:
+        plan: the plan.
+        full: one line for each tensor instead of one for each kind.
+    """
+    console = Console(soft_wrap=False, highlight=False)
+    console.print(_table(plan, full))
+    for line in summary(plan):
+        console.print(escape(line), soft_wrap=True)
+
+
+def _table(plan: Plan, full: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("weight", overflow="fold")
+    table.add_column("count", justify="right")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("becomes", no_wrap=True)
+    table.add_column("before", justify="right", no_wrap=True)
+    table.add_column("after", justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for rows in [[row] for row in plan.rows] if full else grouped(plan.rows):
+        first = rows[0]
+        names = [row.name for row in rows]
+        for index, line in enumerate(names if full else collapse(names)):
+            shown = [""] * 6
+            if index == 0:
+                before, after = (
+                    sum(getattr(row, key) for row in rows) for key in ("bytes_before", "bytes_after")
+                )
+                shape = "x".join(map(str, first.shape)) or "()"
+                shown = [str(len(rows)), shape, _becomes(first), size(before), size(after), _why(first)]
+            style = "red" if first.problem else "" if first.decision.quantize else "dim"
+            table.add_row(*map(escape, [module_of(line), *shown]), style=style)
+    return table
+
+
+def grouped(rows: Iterable[Row]) -> list[list[Row]]:
+    """Return rows that differ only in the numbers of their names together, quantised ones first."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        key = (template(row.name), row.shape, row.dtype, _becomes(row), re.sub(r"\d+", "*", _why(row)))
+        groups.setdefault(key, []).append(row)
+    return sorted(groups.values(), key=lambda group: not group[0].decision.quantize)
+
+
+def _becomes(row: Row) -> str:
+    return row.decision.profile or "MXFP4" if row.decision.quantize else f"stays {row.dtype}"
+
+
+def _why(row: Row) -> str:
+    if row.problem:
+        return "PROBLEM, see below"
+    decision = row.decision
+    through = ""
+    if decision.matched and decision.matched not in (row.name, module_of(row.name)):
+        through = f", as {template(decision.matched)}"
+    return decision.reason + through
+
+
+def summary(plan: Plan) -> list[str]:
+    """Return the totals and the problems, one sentence each."""
+    before, after, quantized = plan.bytes_before, plan.bytes_after, len(plan.quantized)
+    share = f" ({after / before:.1%})" if before else ""
+    lines = [
+        "",
+        f"{plan.path}: {quantized} of {len(plan.rows)} tensors become MXFP4, profile {plan.config.resolved_profile()}",
+        f"size: {size(before)} -> {size(after)}{share}",
+    ]
+    tp, ep = plan.parallel.tp, plan.parallel.ep
+    if tp > 1 or ep > 1:
+        lines.append(f"one rank at tp {tp}, ep {ep}: at most {size(plan.rank_bytes)}")
+    if (unit := plan.largest_unit) is not None:
+        lines.append(
+            f"peak while loading: at most {size(plan.peak_bytes())}, "
+            f"or {size(plan.peak_bytes(device_copy=True))} where units are copied to a device "
+            f"(largest unit: {size(unit.unit_bytes)} of {unit.name})"
+        )
+    lines += [_fit_line(fit) for fit in plan.fits if fit.backend]
+    problems = plan.problems
+    if problems:
+        lines += ["", f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"]
+        lines += [f"  {number}. {text}" for number, text in enumerate(problems, 1)]
+    return lines
+
+
+def _fit_line(fit: Fit) -> str:
+    where = ", ".join(collapse(fit.modules))
+    pads = f", padded to n={fit.n} k={fit.k}, {size(fit.padding_bytes)} more" if fit.padding_bytes else ""
+    return f"backend {fit.backend}: {fit.question}{pads} ({fit.reason}) for {where}"
+
+
+__all__ = ["grouped", "print_plan", "summary"]
