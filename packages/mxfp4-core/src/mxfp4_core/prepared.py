@@ -81,7 +81,6 @@ class Mxfp4Module(nn.Module):
             BackendError: the backend does not take this module.
             FormatError: the device cannot represent a scale byte of the weight.
         """
-        self._restore()
         problem = self.question(dtype)
         answer = verdict(backend, problem)
         if isinstance(answer, No):
@@ -91,6 +90,7 @@ class Mxfp4Module(nn.Module):
                 rule=f"the backend must accept {problem}",
                 fix=answer.fix,
             )
+        self._restore()
         old = {name: tensor for name, tensor in self._buffers.items() if name.startswith("packed_")}
         self._forget()
         self.problem, self.backend = problem, backend

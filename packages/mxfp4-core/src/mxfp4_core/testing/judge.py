@@ -11,11 +11,14 @@ Both come from float64 on the dequantised weights. The bound is derived, not tun
 
 An expert goes through this twice. Between the matmuls a kernel may keep float32 or round to the activation dtype, and
 it may round each expert's result before the weighted sum; the bound allows for these and carries them through:
-``d/dg g * sigmoid(alpha * g) <= 1.1`` for every alpha, and a clamp never widens an error.
+``d/dg g * sigmoid(alpha * g) <= 1.1`` for every alpha, and a clamp never widens an error. That bound holds for the
+worst case, in which all roundings of a sum go the same way, so it is wide. Roundings that go either way nearly cancel:
+over a whole result the error is a few half units of the dtype, and `Answer.noise` says how many are allowed.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,21 +35,34 @@ GATE_EPS = 2.0**-19  # a fast sigmoid: exp2 and reciprocal approximations with a
 
 @dataclass(frozen=True)
 class Answer:
-    """The true result and the largest error of a correct one, both float64 of the same shape."""
+    """The true result and the errors of a correct one.
+
+    Attributes:
+        value: float64.
+        bound: float64 of the same shape: largest error of each element.
+        noise: largest norm of all errors, relative to the norm of the finite values; infinite if only ``bound`` counts.
+    """
 
     value: Tensor
     bound: Tensor
+    noise: float = math.inf
 
     def check(self, got: Tensor, what: str = "result") -> None:
         """Compare.
 
         Raises:
-            AssertionError: an element is further away than the bound, or is NaN where the truth is not.
+            AssertionError: an element is further away than the bound, or is NaN where the truth is not; or all of
+                them together are noisier than they may be.
         """
         assert tuple(got.shape) == tuple(self.value.shape), f"{what}: shape {tuple(got.shape)}"
         error = (got.to("cpu", torch.float64) - self.value).abs()
         bad = ~(error <= self.bound) & ~(got.to("cpu").isnan() & self.value.isnan())
         if not bool(bad.any()):
+            finite = self.value.isfinite()
+            noise = float(error[finite].norm() / self.value[finite].norm().clamp(min=FLUSHED))
+            assert noise <= self.noise, (
+                f"{what}: relative error {noise:.3g} as a whole, at most {self.noise:.3g}"
+            )
             return
         worst = tuple(int(i) for i in bad.nonzero()[0])
         raise AssertionError(
@@ -58,7 +74,7 @@ class Answer:
         """Return the answer after one rounding to ``dtype``."""
         half = torch.finfo(dtype).eps / 2
         room = half * (self.value.abs() + self.bound) + torch.finfo(dtype).smallest_normal * half
-        return Answer(self.value, self.bound + room)
+        return Answer(self.value, self.bound + room, self.noise)
 
 
 def _wide(weight: MxTensor, expert: int | None = None) -> Tensor:
@@ -153,4 +169,6 @@ def moe(
         size.index_add_(0, tokens, factor.abs() * (result.value.abs() + result.bound))
     # The weighted sum: in float32, or in the dtype of the result by kernels that add slot after slot.
     step = max(EPS32, torch.finfo(x.dtype).eps)
-    return Answer(value, bound + (ids.shape[1] + 1) * step * size).rounded(x.dtype)
+    half = torch.finfo(x.dtype).eps / 2
+    noise = 4 * half + EPS32 * math.sqrt(gate_up.shape[-1]) + 4 * numerics.product_error
+    return Answer(value, bound + (ids.shape[1] + 1) * step * size, noise).rounded(x.dtype)
