@@ -116,6 +116,13 @@ def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> No
             rule=f"K is a multiple of {BLOCK}",
             fix="set tail = 'pad', which is exact, or add the name to ignore",
         )
+    if len(entry.shape) == 2 and not entry.weight.endswith(".weight"):
+        raise DialectError(
+            f"tensor {entry.weight!r} cannot be quantised",
+            seen=f"a bare parameter of shape {list(entry.shape)}",
+            rule="what is quantised is the .weight of a linear, or a stack of experts",
+            fix="add the name to ignore",
+        )
     unusual = {
         f"K = {k}, padded": k % BLOCK != 0,
         "stacked experts": len(entry.shape) > 2,

@@ -220,6 +220,7 @@ BAD: dict[str, tuple[dict[str, torch.Tensor], dict[str, object], type[Mxfp4Error
         DialectError,
         "calibration",
     ),
+    "a parameter of no linear": ({f"{LAYER}mixer.A": torch.ones(8, 64)}, {}, DialectError, "bare parameter"),
     "packed weights": ({Q: torch.ones(64, 32, dtype=torch.uint8)}, {}, DialectError, "quantised already"),
 }
 

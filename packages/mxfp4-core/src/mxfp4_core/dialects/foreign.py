@@ -69,7 +69,8 @@ def foreign_format(config: Mapping[str, Any], tensors: Shapes, files: Set[str]) 
             if name.endswith(suffix) and dtype in dtypes:
                 return format_name, f"tensor {name!r} of dtype {dtype}, no description in config.json"
     for name, (dtype, shape) in tensors.items():
-        if len(shape) > 1 and dtype in _NARROW:
+        # Masks may be bytes too; weights have names that say so.
+        if len(shape) > 1 and dtype in _NARROW and name.endswith(("weight", "proj")):
             return "unknown", f"tensor {name!r} of dtype {dtype}, no description in config.json"
     return None
 
