@@ -1,7 +1,8 @@
-"""Run every Python block of the READMEs, so that what they show works."""
+"""Run what the READMEs show: every Python block, and every ``mxfp4`` command of the shell blocks."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,22 +10,31 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^mxfp4 .*$", re.MULTILINE)
 
 
-def main() -> int:
-    """Run the blocks of each README as one program in a folder of its own; return the number that failed."""
-    failed = 0
-    for readme in [ROOT / "README.md", *sorted(ROOT.glob("*/mxfp4-*/README.md"))]:
-        program = "\n".join(BLOCK.findall(readme.read_text(encoding="utf-8")))
-        if not program:
-            continue
-        print(f"{readme.relative_to(ROOT)}: {len(program.splitlines())} lines", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "models").symlink_to(ROOT / "models")
-            failed += subprocess.run([sys.executable, "-c", program], cwd=folder, check=False).returncode != 0
-    return failed
+def run(readme: Path) -> bool:
+    """Run one README in a folder that has nothing but the repository's models; say whether all of it worked."""
+    text = readme.read_text(encoding="utf-8")
+    commands = [[sys.executable, "-c", "\n".join(PYTHON_BLOCK.findall(text))]]
+    commands += [["bash", "-c", line] for line in COMMAND.findall(text)]
+    # The command `mxfp4` lies beside the interpreter; where nothing is installed, Python runs the module.
+    shell = f'mxfp4() {{ "{sys.executable}" -m mxfp4_core "$@"; }}; export -f mxfp4; exec "$@"'
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "models").symlink_to(ROOT / "models")
+        for command in commands:
+            print(f"\n{readme.relative_to(ROOT)}: {command[2].strip()}\n", flush=True)
+            env = {**os.environ, "TQDM_DISABLE": "1"}
+            if subprocess.run(
+                ["bash", "-c", shell, "bash", *command], cwd=folder, env=env, check=False
+            ).returncode:
+                print(f"{readme.relative_to(ROOT)}: that failed", file=sys.stderr)
+                return False
+    return True
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        not all([run(readme) for readme in [ROOT / "README.md", *sorted(ROOT.glob("*/mxfp4-*/README.md"))]])
+    )
