@@ -120,6 +120,7 @@ def test_whatever_is_not_a_config_is_a_config_error(value: Any) -> None:
             "a weight that is kept has no rule",
         ),
         ({"overrides": [{"pattern": "a"}]}, "an override changes something"),
+        ({"overrides": [{"pattern": "a", "ties": "away"}], "profile": "quark"}, "set both, or a profile"),
         ({"overrides": [{"patern": "a", "keep": True}]}, "did you mean 'pattern'?"),
         ({"overrides": [{"pattern": "a..", "keep": True}]}, "'a..'"),
     ],
@@ -154,8 +155,26 @@ def test_defaults_are_even_even_and_native() -> None:
         "mxfp4-core",
         CONFIG_VERSION,
     )
-    assert Override(pattern="a", ties="away").resolved_profile() == "even/away"
-    assert Override(pattern="a", keep=False).resolved_profile() is None
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "profile"),
+    [
+        ({}, {"ties": "away"}, "even/away"),
+        ({"rule": "floor"}, {"ties": "away"}, "floor/away"),
+        ({"ties": "zero"}, {"rule": "ceil"}, "ceil/zero"),
+        ({"rule": "floor"}, {"keep": False}, "floor/even"),
+        ({"profile": "quark"}, {"keep": False}, "quark"),
+        ({"profile": "quark"}, {"rule": "floor", "ties": "zero"}, "floor/zero"),
+        ({"profile": "quark"}, {"profile": "gguf"}, "gguf"),
+        ({"rule": "floor"}, {"profile": "even/away"}, "even/away"),
+    ],
+)
+def test_an_override_inherits_the_half_that_it_does_not_set(
+    config: dict[str, str], override: dict[str, Any], profile: str
+) -> None:
+    built = Mxfp4Config.from_dict({**config, "overrides": [{"pattern": "a", **override}]})
+    assert built.profile_for(built.overrides[0]) == profile
 
 
 def test_the_names_that_are_repeated_here_are_those_that_exist() -> None:

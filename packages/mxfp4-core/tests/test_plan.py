@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mxfp4_core import registry
@@ -119,7 +119,6 @@ def _bytes(shapes: Shapes, names: Any) -> int:
     return total
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.integers(1, 40), st.integers(1, 200))
 def test_the_size_of_a_weight_is_that_of_its_codes_and_scales(n: int, k: int) -> None:
     import torch

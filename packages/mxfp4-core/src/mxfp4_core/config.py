@@ -30,6 +30,7 @@ from mxfp4_core.config_checks import (
     TIES,
     check_arithmetic,
     check_backend,
+    check_inheritance,
     check_patterns,
     profile_name,
 )
@@ -78,12 +79,6 @@ class Override(_Model):
         default=None,
         description="True: keep in high precision. False: quantise even what the defaults keep.",
     )
-
-    def resolved_profile(self) -> str | None:
-        """Return the profile that these weights get, or None where the config's own applies."""
-        if (self.profile, self.rule, self.ties) == (None, None, None):
-            return None
-        return profile_name(self.profile, self.rule, self.ties)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -147,6 +142,17 @@ class Mxfp4Config(_Model):
     def resolved_profile(self) -> str:
         """Return the name of the profile that decides the bytes, for example ``quark`` or ``even/even``."""
         return profile_name(self.profile, self.rule, self.ties)
+
+    def profile_for(self, override: Override | None) -> str:
+        """Return the name of the profile for names that an override hits.
+
+        An override that sets only the rule or only the ties inherits the other one from the config.
+        """
+        if override is None or (override.profile, override.rule, override.ties) == (None, None, None):
+            return self.resolved_profile()
+        if override.profile is not None:
+            return profile_name(override.profile, None, None)
+        return profile_name(None, override.rule or self.rule, override.ties or self.ties)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with every key that has a value; ``from_dict`` reads it back."""
@@ -218,6 +224,7 @@ class Mxfp4Config(_Model):
                 "drop fallback, or name another one",
             )
         check_patterns(self.targets, self.ignore, self.overrides)
+        check_inheritance(self.profile, self.overrides)
         return self
 
 

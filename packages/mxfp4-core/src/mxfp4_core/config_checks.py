@@ -46,6 +46,10 @@ class _Override(Protocol):
     @property
     def pattern(self) -> str: ...
     @property
+    def rule(self) -> str | None: ...
+    @property
+    def ties(self) -> str | None: ...
+    @property
     def keep(self) -> bool | None: ...
 
 
@@ -124,6 +128,18 @@ def check_patterns(targets: list[str], ignore: list[str], overrides: Sequence[_O
             )
 
 
+def check_inheritance(profile: str | None, overrides: Sequence[_Override]) -> None:
+    """Check that an override that sets half of the arithmetic has somewhere to inherit the other half from."""
+    for override in overrides:
+        if profile is not None and (override.rule is None) != (override.ties is None):
+            raise contradiction(
+                f"override {override.pattern!r}",
+                f"{listed(rule=override.rule, ties=override.ties)}, where the config has profile = {profile!r}",
+                "an override that sets one of rule and ties takes the other from the config, and a profile has none",
+                "set both, or a profile",
+            )
+
+
 __all__ = [
     "DIALECTS",
     "KNOWN_BACKENDS",
@@ -131,6 +147,7 @@ __all__ = [
     "TIES",
     "check_arithmetic",
     "check_backend",
+    "check_inheritance",
     "check_patterns",
     "profile_name",
 ]

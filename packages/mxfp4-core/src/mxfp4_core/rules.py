@@ -213,9 +213,7 @@ class Resolver:
         target = next((text for text in hits if text in self._targets), None)
         if self._targets and target is None and not forced:
             return Decision(leaf, False, "no target matches it")
-        profile = (
-            override.resolved_profile() if override is not None else None
-        ) or self.config.resolved_profile()
+        profile = self.config.profile_for(override)
         if override is not None:
             text = override.pattern
             outranks = ", which outranks the defaults" if forced else ""
@@ -226,8 +224,9 @@ class Resolver:
 
     def _override(self, leaf: str, hits: Hits) -> Override | None:
         found = [self._overrides[text] for text in hits if text in self._overrides]
+        profile_for = self.config.profile_for
         for other in found[1:]:
-            if (other.keep, other.resolved_profile()) != (found[0].keep, found[0].resolved_profile()):
+            if (other.keep, profile_for(other)) != (found[0].keep, profile_for(found[0])):
                 refuse_pair(leaf, f"overrides {found[0].pattern!r} and {other.pattern!r}")
         return found[0] if found else None
 
