@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core import dialects
-from mxfp4_core.checkpoint.files import MANIFEST
+from mxfp4_core.checkpoint.files import MANIFEST, inside
 from mxfp4_core.checkpoint.hashing import file_sha256, tensor_pieces, tensor_sha256
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
@@ -125,7 +125,7 @@ def _check_manifest(checkpoint: Checkpoint, result: Verification) -> None:
         file = checkpoint.path / name
         if not file.is_file():
             result.problems.append(Problem("manifest", name, "the file is missing"))
-        elif file_sha256(file) != facts["sha256"]:
+        elif file_sha256(inside(file, checkpoint.path)) != facts["sha256"]:
             changed.add(name)
             if not name.endswith(".safetensors"):
                 result.problems.append(Problem("manifest", name, "the file has another sha256"))

@@ -305,6 +305,7 @@ def test_high_precision_is_not_taken_for_quantised(save: Save, dense: dict[str, 
         "position_ids": torch.arange(4),
         "mask": torch.ones(4, dtype=torch.bool),
         "logit_scale": torch.ones(1),
+        "attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
     }
     checkpoint = open_checkpoint(
         save({**dense, **extra}, config={"text_config": {}, "quantization_config": None})

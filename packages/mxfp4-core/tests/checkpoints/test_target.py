@@ -67,6 +67,29 @@ def test_force_replaces_its_own_files_and_no_others(source: Path, target: Path, 
     assert written["notes.md"] == b"mine"
 
 
+def test_force_leaves_what_was_edited(source: Path, target: Path) -> None:
+    (source / "README.md").write_text("card")
+    (source / "LICENSE").write_text("terms")
+    quantize_checkpoint(source, target)
+    (target / "README.md").write_text("my own words")
+    (source / "README.md").unlink()
+    (source / "LICENSE").unlink()
+    quantize_checkpoint(source, target, Mxfp4Config.from_dict({"rule": "floor"}), Options(force=True))
+    assert (target / "README.md").read_text() == "my own words"
+    assert not (target / "LICENSE").exists()
+
+
+def test_a_hostile_manifest_removes_nothing(source: Path, target: Path) -> None:
+    quantize_checkpoint(source, target)
+    victim = target.parent / "victim.safetensors"
+    victim.write_text("x")
+    manifest = json.loads((target / "mxfp4_manifest.json").read_text())
+    manifest["files"]["../victim.safetensors"] = {"size": 1, "sha256": ""}
+    (target / "mxfp4_manifest.json").write_text(json.dumps(manifest))
+    quantize_checkpoint(source, target, Mxfp4Config.from_dict({"rule": "floor"}), Options(force=True))
+    assert victim.exists()
+
+
 def test_force_does_not_mix_with_weights_of_others(source: Path, target: Path, contents: Contents) -> None:
     shutil.copytree(source, target)
     before = contents(target)
@@ -165,6 +188,14 @@ def test_another_run_is_not_continued(source: Path, target: Path, monkeypatch: p
     with pytest.raises(OutputError, match="another run"):
         quantize_checkpoint(source, target)
     assert quantize_checkpoint(source, target, options=SMALL).resumed == 2
+
+
+def test_a_run_that_finished_nothing_stops_nobody(source: Path, target: Path) -> None:
+    (target / STAGING).mkdir(parents=True)
+    (target / STAGING / "journal.jsonl").write_text('{"run": {"config": "other"}}\n')
+    (target / STAGING / "model.safetensors.partial").write_text("x")
+    quantize_checkpoint(source, target)
+    assert not (target / STAGING).exists()
 
 
 def test_another_source_is_not_continued(

@@ -182,6 +182,22 @@ def test_what_cannot_be_verified(source: Path, target: Path) -> None:
         verify_checkpoint(target)
 
 
+@pytest.mark.parametrize("name", ["../source/config.json", "/etc/passwd", "a/../../x", ""])
+def test_a_manifest_that_leaves_the_folder(target: Path, name: str) -> None:
+    manifest = json.loads((target / "mxfp4_manifest.json").read_text())
+    manifest["files"][name] = {"size": 1, "sha256": ""}
+    (target / "mxfp4_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="of its own folder"):
+        verify_checkpoint(target)
+
+
+def test_a_manifest_with_a_link_out_of_the_folder(source: Path, target: Path) -> None:
+    (target / "tokenizer.json").unlink()
+    (target / "tokenizer.json").symlink_to(source / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="a link to"):
+        verify_checkpoint(target)
+
+
 def test_a_run_that_did_not_finish_is_noted(target: Path) -> None:
     (target / ".mxfp4-partial").mkdir()
     result = verify_checkpoint(target)

@@ -51,11 +51,11 @@ def locate_weights(root: Path) -> tuple[list[Path], dict[str, str] | None]:
         if WEIGHTS in found and WEIGHTS not in files:
             seen = f"{WEIGHTS} beside {indices[0]}, which does not list it"
             damaged(root, seen, "it is clear which files are the model", f"remove {WEIGHTS} or the index")
-        return [_inside(root / name, root) for name in files], weight_map
+        return [inside(root / name, root) for name in files], weight_map
     if not found:
         _no_safetensors(root, present)
     names = [WEIGHTS] if WEIGHTS in found else found
-    return [_inside(root / name, root) for name in names], None
+    return [inside(root / name, root) for name in names], None
 
 
 def carried_files(root: Path) -> tuple[Path, ...]:
@@ -80,7 +80,7 @@ def carried_files(root: Path) -> tuple[Path, ...]:
                 or name.endswith(".safetensors.index.json")
             ):
                 continue
-            result.append(_inside(path, root).relative_to(root))
+            result.append(inside(path, root).relative_to(root))
     return tuple(result)
 
 
@@ -90,7 +90,7 @@ def read_json_file(path: Path, root: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: outside of the folder, unreadable, too large, or no JSON object.
     """
-    _inside(path, root)
+    inside(path, root)
     try:
         size = path.stat().st_size
         if size > MAX_HEADER_BYTES:
@@ -156,7 +156,12 @@ def _no_safetensors(root: Path, present: list[str]) -> None:
     damaged(root, "no *.safetensors file", "a model is a folder with safetensors files", "check the path")
 
 
-def _inside(path: Path, root: Path) -> Path:
+def inside(path: Path, root: Path) -> Path:
+    """Return the path if it is a regular file of the checkpoint, links resolved.
+
+    Raises:
+        CheckpointError: it does not exist, is no regular file, or lies outside of the folder.
+    """
     try:
         real, home = path.resolve(strict=True), root.resolve(strict=True)
     except (OSError, RuntimeError) as error:
@@ -178,6 +183,6 @@ def _inside(path: Path, root: Path) -> Path:
 
 
 __all__ = [
-    "INDEX", "MANIFEST", "WEIGHTS", "WEIGHT_SUFFIXES", "carried_files", "locate_weights",
+    "INDEX", "MANIFEST", "WEIGHTS", "WEIGHT_SUFFIXES", "carried_files", "inside", "locate_weights",
     "read_json_file",
 ]  # fmt: skip

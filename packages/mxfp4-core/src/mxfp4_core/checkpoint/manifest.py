@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mxfp4_core.checkpoint.files import MANIFEST, read_json_file
@@ -87,6 +87,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         or not all(isinstance(row, dict) and isinstance(row.get("sha256"), str) for row in rows)
     ):
         damaged(path, "parts that are missing or of the wrong kind", "a manifest is complete")
+    for name in content["files"]:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+            fix = "do not use this checkpoint: it may be hostile"
+            damaged(path, f"file {name!r}", "a manifest lists files of its own folder", fix)
     return Manifest(**texts, **tables)  # type: ignore[arg-type]  # checked above
 
 

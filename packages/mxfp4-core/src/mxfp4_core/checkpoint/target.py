@@ -25,6 +25,7 @@ from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
 
 STAGING = ".mxfp4-partial"
 _JOURNAL = "journal.jsonl"
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 class Target:
@@ -54,7 +55,7 @@ class Target:
     def __enter__(self) -> Self:
         earlier = self._read_journal()
         resumes = bool(earlier) and earlier[0] == self._run
-        if earlier and not resumes and not self._force:
+        if len(earlier) > 1 and not resumes and not self._force:
             raise OutputError(
                 f"cannot write into {self.folder}",
                 seen=f"{STAGING} with {len(earlier) - 1} finished shard(s) of another run",
@@ -66,6 +67,7 @@ class Target:
             self._make_folders()
             self._journal = open(self.staging / _JOURNAL, "a", encoding="utf-8")
         except OSError as error:
+            self._remove_created()
             output_failed(self.folder, error)
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,12 +99,12 @@ class Target:
             OutputError: a file cannot be moved; running the same command again goes on from there.
         """
         try:
-            for name in [*sorted(self._names - {MANIFEST}), MANIFEST]:
-                if (self.staging / name).exists():
-                    (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(self.staging / name, self.folder / name)
+            for name in sorted(self._names - {MANIFEST}):
+                self._move_up(name)
             for name in self._stale:
                 (self.folder / name).unlink(missing_ok=True)
+            # Last: until then the old manifest says what belonged to the checkpoint that is being replaced.
+            self._move_up(MANIFEST)
             sync_folder(self.folder)
             shutil.rmtree(self.staging)
         except OSError as error:
@@ -116,9 +118,17 @@ class Target:
         if error is None or (self.finished and not hopeless):
             return
         shutil.rmtree(self.staging, ignore_errors=True)
+        self._remove_created()
+
+    def _remove_created(self) -> None:
         for path in reversed(self._created):
-            if path != self.staging and path.exists() and not any(path.iterdir()):
+            if path.exists() and not any(path.iterdir()):
                 path.rmdir()
+
+    def _move_up(self, name: str) -> None:
+        if (self.staging / name).exists():  # else an earlier attempt has moved it
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.staging / name, self.folder / name)
 
     def _check_existing(self, resumes: bool) -> None:
         if not self.folder.exists():
@@ -140,9 +150,8 @@ class Target:
                 fix="choose another target, or pass --force to replace the checkpoint in it",
             )
         owned = self._owned()
-        self._stale = owned - self._names
-        weights = {name for name in present if name.endswith((".safetensors", ".safetensors.index.json"))}
-        if weights := weights - owned - self._names:
+        self._stale = {name for name in owned.keys() - self._names if self._is_ours(name, owned[name])}
+        if weights := {name for name in present if name.endswith(_WEIGHTS)} - owned.keys() - self._names:
             raise OutputError(
                 f"cannot write into {self.folder}",
                 seen=f"weights that mxfp4 did not write: {min(weights)}",
@@ -150,12 +159,19 @@ class Target:
                 fix="remove them yourself, or choose another target",
             )
 
-    def _owned(self) -> set[str]:
+    def _owned(self) -> dict[str, dict[str, Any]]:
         try:
             manifest = read_manifest(self.folder)
         except CheckpointError:
-            return set()
-        return {MANIFEST, *manifest.files} if manifest else set()
+            return {}
+        return manifest.files if manifest else {}
+
+    def _is_ours(self, name: str, facts: Mapping[str, Any]) -> bool:
+        """Return whether a file is as an earlier run wrote it; what somebody has edited since is theirs."""
+        path = self.folder / name
+        if name.endswith(_WEIGHTS) or not path.is_file() or path.is_symlink():
+            return name.endswith(_WEIGHTS)
+        return path.stat().st_size == facts.get("size") and file_sha256(path) == facts["sha256"]
 
     def _make_folders(self) -> None:
         for path in (*reversed(self.folder.parents), self.folder, self.staging):
