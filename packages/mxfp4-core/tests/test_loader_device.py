@@ -1,0 +1,98 @@
+"""Loads into the memory of an accelerator: the same bytes as on the CPU, within the bound, at the same address."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from mxfp4_core import Mxfp4Config, quantize
+from mxfp4_core.loader import LoadSession
+from mxfp4_core.loader import target as target_module
+from mxfp4_core.testing import engine_loaders as engines
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")
+
+
+def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.05).to(dtype)
+
+
+def copy_whole(param: Parameter, loaded_weight: torch.Tensor) -> None:
+    param.data.copy_(loaded_weight.to(param.device))
+
+
+@pytest.mark.parametrize("source", ["cpu", "cuda", "pinned"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bytes_equal_those_of_the_cpu(
+    source: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_module, "_CHUNK_ELEMS", 1 << 12)  # several chunks
+    weight = weights(96, 330, dtype=dtype)
+    loaded = weight.pin_memory() if source == "pinned" else weight.to(source)
+    session = LoadSession(Mxfp4Config(tail="pad"))
+    target = session.target("w", (96, 330), dtype=torch.bfloat16, device="cuda")
+    wrapped = session.wrap("w", copy_whole)
+    addresses = set()
+    for _ in range(2):
+        wrapped(Parameter(target.codes, requires_grad=False), loaded)
+        session.close()
+        addresses.add((target.codes.data_ptr(), target.scales.data_ptr()))
+        session.begin()
+    want = quantize(weight.to(torch.bfloat16), tail="pad")
+    assert target.codes.device.type == "cuda"
+    assert torch.equal(target.codes.cpu(), want.codes)
+    assert torch.equal(target.scales.cpu(), want.scales)
+    assert len(addresses) == 1
+
+
+def test_threads_fill_one_device() -> None:
+    w13, w2 = weights(32, 256, 128, seed=1), weights(32, 128, 128, seed=2)
+    session = LoadSession()
+    moe = engines.FusedMoE(32, 128, 128, rank=0, tp=1)
+    targets = {
+        name: session.target(name, getattr(moe, name), dtype=torch.bfloat16, device="cuda")
+        for name in ("w13", "w2")
+    }
+    params = {name: Parameter(one.codes, requires_grad=False) for name, one in targets.items()}
+    loaders = {name: session.wrap(name, moe.weight_loader) for name in targets}
+
+    def work(first: int) -> None:
+        for expert in range(first, 32, 8):
+            gate, up = w13[expert].chunk(2)
+            loaders["w13"](params["w13"], gate, "gate", "w1", expert)
+            loaders["w13"](params["w13"], up, "up", "w3", expert)
+            loaders["w2"](params["w2"], w2[expert], "down", "w2", expert)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    session.close()
+    for name, weight in (("w13", w13), ("w2", w2)):
+        assert torch.equal(targets[name].codes.cpu(), quantize(weight).codes)
+        assert torch.equal(targets[name].scales.cpu(), quantize(weight).scales)
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_device_memory_stays_below_the_bound(where: str) -> None:
+    """32 tensors of 64 MiB: the result, the piece in hand, and what quantising a chunk of it needs."""
+    pattern = weights(1, 4096, seed=1)
+    torch.cuda.empty_cache()
+    session = LoadSession()
+    for index in range(32):
+        target = session.target(f"w{index}", (8192, 4096), dtype=torch.bfloat16, device="cuda")
+        wrapped = session.wrap(target.name, lambda param, loaded_weight: param.data.copy_(loaded_weight))
+        source = pattern.to(where).expand(8192, 4096).contiguous()
+        wrapped(Parameter(target.codes, requires_grad=False), source)
+        del source
+    report = session.close()
+    use = next(one for one in report.memory if one.device.startswith("cuda"))
+    quantised = sum(target.bytes_after for target in session.targets.values())
+    unit = 8192 * 4096 * 2
+    temporaries = 200 << 20
+    print(report.line())
+    assert quantised <= use.peak - use.before <= quantised + (unit if where == "cuda" else 0) + temporaries
