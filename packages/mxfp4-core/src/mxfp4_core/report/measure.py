@@ -87,7 +87,9 @@ def measure(
             lines.add(info, "kept", _why_kept(resolver, info), quantised.tensors[name].nbytes, results)
         else:
             problems.append(f"{name}: in the source, missing from the quantised checkpoint")
-    extra = [name for name in quantised.tensors if name not in used]
+    # What belongs to a quantised module, such as the scale of its input, has no counterpart in the source.
+    modules = {_module(entry.weight) for entry in contents.entries.values()}
+    extra = [name for name in quantised.tensors if name not in used and _module(name) not in modules]
     problems += [f"{name}: in the quantised checkpoint, not in the source" for name in extra]
     paths = str(source.path), str(quantised.path)
     return Report("measured", *paths, (variant,), lines.layers(), tuple(problems), environment(command))
@@ -164,6 +166,10 @@ def _variants(profiles: Sequence[str]) -> tuple[str, ...]:
             fix="for example --rule floor --rule even",
         )
     return names
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _why_kept(resolver: Resolver, info: TensorInfo) -> str:

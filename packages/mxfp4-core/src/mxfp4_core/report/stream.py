@@ -17,14 +17,6 @@ from mxfp4_core.checkpoint.reader import Checkpoint
 CHUNK_VALUES = 1 << 22
 """Values in one piece: 16 MiB in FP32, small enough for memory and large enough that reading costs little."""
 
-_DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "U8": torch.uint8,
-    "F8_E8M0": torch.uint8,
-}
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -70,21 +62,18 @@ def read_piece(checkpoint: Checkpoint, name: str, piece: Piece, *, transposed: b
 
     Args:
         checkpoint: where the tensor is.
-        name: its name there; BF16, FP16, FP32 or uint8.
+        name: its name there.
         piece: which rows.
         transposed: whether the file has the axes ``[..., k, n]``.
 
     Raises:
         CheckpointError: the file can no longer be read.
     """
-    info = checkpoint.tensors[name]
-    dtype = _DTYPES[info.dtype]
-    k = logical_shape(info.shape, transposed=transposed)[-1]
-    count = piece.stop - piece.start
-    data = torch.empty(count * k * dtype.itemsize, dtype=torch.uint8)
-    checkpoint.read_into(name, piece.start * k * dtype.itemsize, memoryview(data.numpy()))
-    values = data.view(dtype)
-    return values.reshape(k, count).T.contiguous() if transposed else values.reshape(count, k)
+    if not transposed:
+        return checkpoint.matrix_rows(name, piece.start, piece.stop)
+    k = checkpoint.tensors[name].shape[-2]
+    first = (piece.expert or 0) * k
+    return checkpoint.matrix_rows(name, first, first + k).T.contiguous()
 
 
 __all__ = ["CHUNK_VALUES", "Piece", "logical_shape", "pieces", "read_piece"]

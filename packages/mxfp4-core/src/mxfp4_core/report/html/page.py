@@ -182,10 +182,11 @@ def _about(report: Report) -> str:
     )
 
 
-_DEFINITIONS = """<p><b>SQNR</b> is 10 log10 of the sum of squared weights over the sum of squared errors, in float64.
-<b>Exact</b> means no error at all. <b>Relative error</b> is the inverse ratio. <b>Flushed</b>: not zero before, zero
+_DEFINITIONS = """<p><b>SQNR</b> is 10 log10 of the sum of squared weights over the sum of squared errors, in float64;
+<b>exact</b> means no error at all. <b>Relative error</b> is the inverse ratio. <b>Flushed</b>: not zero before, zero
 after. <b>Clipped</b>: larger than six times the scale of the block. A <b>scale byte</b> b stands for 2 to the power of
-b - 127. For scale: normally distributed weights give 19.0 dB with the rule even; a tensor a decibel
-below others of its kind has outliers or rows of different size. These figures are about weights; what a model loses is measured on text, not here.</p>"""
+b - 127.</p><p>For scale: normally distributed weights give 19.0 dB with the rule even. A tensor a decibel below others
+of its kind has outliers or rows of different size. These figures are about weights; what a model loses is measured on
+text, not here.</p>"""
 
 __all__ = ["render_html"]
