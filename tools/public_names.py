@@ -1,29 +1,54 @@
 """List every public name of the workspace: ``python3 tools/public_names.py > api.txt``.
 
-A name is public when a module or package lists it in ``__all__``. The list is read from the source without
-importing it, and committed as ``api.txt``: a change of the public face then shows as a line of the diff,
-and a test fails until somebody meant it.
+Public is what a package lists in its ``__all__``, and what those modules of the core list that backends and
+integrations build on. It is read from the source without importing it, and committed as ``api.txt``: a change of the
+public face then shows as a line of the diff, and a test fails until somebody meant it.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from pathlib import Path
 
 from linked import members
 
+# For backends: backend, problem, shapes, format, testing. For integrations: config, loader, load_report, modules,
+# select, rules. For everybody: errors.
+BUILT_ON = (
+    "backend",
+    "config",
+    "errors",
+    "format",
+    "load_report",
+    "loader",
+    "modules",
+    "problem",
+    "rules",
+    "select",
+    "shapes",
+    "testing",
+)
+
+
+def exported(path: Path) -> list[str]:
+    """Return the names in the ``__all__`` of one file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return sorted(ast.literal_eval(node.value))
+    return []
+
 
 def public_names() -> Iterator[str]:
-    """Yield ``module.name`` for each name in an ``__all__``, in the order of the source tree."""
+    """Yield ``module.name`` for each public name, package by package."""
     for member in members():
-        for path in sorted((member / "src").rglob("*.py")):
-            parts = path.relative_to(member / "src").with_suffix("").parts
-            module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                if isinstance(node, ast.Assign) and any(
-                    isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets
-                ):
-                    yield from (f"{module}.{name}" for name in sorted(ast.literal_eval(node.value)))
+        package = member / "src" / member.name.replace("-", "_")
+        yield from (f"{package.name}.{name}" for name in exported(package / "__init__.py"))
+        if package.name == "mxfp4_core":
+            for module in BUILT_ON:
+                path = package / module
+                path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+                yield from (f"{package.name}.{module}.{name}" for name in exported(path))
 
 
 if __name__ == "__main__":
