@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mxfp4_core import device, registry
+from mxfp4_core.cli import app
+from mxfp4_core.device import Device, Probe
+
+
+def doctor(*options: str) -> Result:
+    return CliRunner().invoke(app, ["doctor", *options])
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Probe((Device("cuda", "sm_90", "NVIDIA H200", 0, 140 << 30), device.cpu()), ("a note",))
+    monkeypatch.setattr(device, "probe", lambda: found)
+
+
+def test_without_a_gpu_the_reference_is_used() -> None:
+    done = doctor("--device", "cpu:x86_64")
+    assert done.exit_code == 0
+    for words in ("torch ", "mxfp4-core ", "reference is used", "it widens the weights in every call"):
+        assert words in done.output
+
+
+@pytest.mark.usefixtures("gpu")
+def test_why_did_it_not_use_my_gpu() -> None:
+    done = doctor()
+    assert done.exit_code == 1
+    assert "cuda sm_90 (NVIDIA H200), 140.0 GiB" in done.output and "note: a note" in done.output
+    assert "cuda-marlin    not installed  made for cuda sm_90" in done.output
+    assert "fix: pip install mxfp4-cuda-marlin" in done.output
+    assert "none is used" in done.output
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_named_fallback_is_reported() -> None:
+    done = doctor("--fallback", "reference", "--op", "moe", "--json")
+    data = json.loads(done.output)
+    assert done.exit_code == 0 and data["choice"] == "reference" and data["fallback"] is True
+    assert "GiB is free" in data["reason"] or "temporary memory" in data["reason"]
+    assert data["devices"][0]["arch"] == "sm_90" and data["versions"]["python"] == sys.version.split()[0]
+    assert {line["name"]: line["status"] for line in data["trace"]} == {
+        "cuda-marlin": "not installed",
+        "reference": "accepted",
+    }
+
+
+def test_sizes_reach_the_question() -> None:
+    options = "--op", "moe", "--n", "768", "--k", "2048", "--experts", "128", "--top-k", "8", "--bias"
+    data = json.loads(doctor(*options, "--device", "cpu", "--json").output)
+    assert "moe m=any n=768 k=2048 experts=128/128 top_k=8 bfloat16 bias" in data["problem"]
+
+
+def test_what_no_backend_offers_is_said() -> None:
+    done = doctor("--activation", "fp8", "--device", "cpu")
+    assert done.exit_code == 1 and "does not offer activation:fp8" in done.output
+
+
+def test_a_misspelt_backend_gets_a_near_miss(capsys: pytest.CaptureFixture[str]) -> None:
+    from mxfp4_core.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--backend", "refrence"])
+    assert stop.value.code == 1 and "did you mean 'reference'?" in capsys.readouterr().err
+
+
+def test_broken_plugins_are_shown_and_harm_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dead.py").write_text("import package_that_is_nowhere")
+    info = tmp_path / "dead-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dead\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[mxfp4.backends]\ndead = dead:backend\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.refresh()
+    try:
+        done = doctor("--device", "cpu:x86_64")
+        assert done.exit_code == 0 and "reference is used" in done.output
+        assert "ModuleNotFoundError: No module named 'package_that_is_nowhere' (dead 2.0)" in done.output
+        assert "pip uninstall dead" in done.output
+    finally:
+        registry.refresh()
+
+
+def test_without_torch_it_still_answers(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", "from mxfp4_core.cli import main; main(['doctor'])"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "importing torch failed: ImportError: libcudart.so.13" in done.stdout
+    assert "reference      broken" in done.stdout and "Traceback" not in done.stderr
