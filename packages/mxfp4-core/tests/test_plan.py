@@ -320,6 +320,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         "arguments",
         [
+            ["--device", "hip:gfx950"],
             ["--ignore", "nothing_like_it"],
             ["--profile", "quark", "--rule", "even"],
             ["--ep", "0"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,6 +85,7 @@ def test_what_the_defaults_quantise(name: str) -> None:
         ("a.q_proj.weight", (64, 64), True),
         ("a.q_proj.weight", (64,), False),
         ("a.q_proj.weight", (), False),
+        ("a.q_proj.weight", (0, 64), False),
         ("a.proj.weight", (64, 3, 14, 14), False),
         ("a.proj.weight", (64, 3, 4), False),
         ("a.experts.gate_up_proj", (8, 64, 64), True),
@@ -304,8 +307,10 @@ class TestDraftLayers:
         assert not resolver.decide("model.language_model.layers.2.mlp.down_proj").quantize
         assert resolver.decide("model.vision_tower.layers.2.mlp.down_proj").quantize
 
-    def test_an_unknown_depth_keeps_nothing(self) -> None:
-        assert Resolver.for_model(Mxfp4Config(), {}).decide("model.layers.61.mlp.down_proj").quantize
+    @pytest.mark.parametrize("depth", [None, "61", True, [61], -1])
+    def test_an_unknown_depth_keeps_nothing(self, depth: object) -> None:
+        resolver = Resolver.for_model(Mxfp4Config(), {"num_hidden_layers": depth, "num_experts": depth})
+        assert resolver.decide("model.layers.61.mlp.down_proj").quantize
 
 
 class TestPatternsThatDoNothing:
@@ -353,6 +358,29 @@ class TestPatternsThatDoNothing:
         assert resolver.unmatched() == ["self_attn"]
         resolver.decide("a.self_attn.qkv_proj")
         resolver.check_patterns()
+
+
+def test_a_hostile_number_of_experts_is_not_asked_one_by_one() -> None:
+    with pytest.raises(PatternError, match="would be split"):
+        decide(f"{EXPERTS}.down_proj", (10**12, 1, 32), ignore=[r"re:.*experts\.[0-9]\..*"])
+
+
+def test_threads_get_the_same_decisions() -> None:
+    config = Mxfp4Config(ignore=["qkv_proj", "experts.w2_weight", "experts.gate_up_proj"])
+    parts = (
+        "self_attn.q_proj",
+        "self_attn.v_proj",
+        "mlp.experts.1.w2",
+        "mlp.experts.1.gate_proj",
+        "mlp.experts",
+    )
+    names = [f"model.layers.{layer}.{part}" for layer in range(20) for part in parts]
+    alone = [Resolver(config).decide(name) for name in names]
+    shared = Resolver(config)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(shared.decide, names)) == alone
+    assert shared.unmatched() == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Final, Protocol
@@ -97,11 +98,12 @@ def check_patterns(targets: list[str], ignore: list[str], overrides: Sequence[_O
     for key, patterns in (("targets", targets), ("ignore", ignore)):
         for pattern in patterns:
             Pattern.parse(pattern)
-        if twice := [pattern for pattern in dict.fromkeys(patterns) if patterns.count(pattern) > 1]:
+        if twice := [pattern for pattern, count in Counter(patterns).items() if count > 1]:
             raise contradiction(
                 key, f"{twice[0]!r} more than once", "a pattern is listed once", "drop the repetition"
             )
-    if both := [pattern for pattern in targets if pattern in ignore]:
+    ignored = set(ignore)
+    if both := [pattern for pattern in targets if pattern in ignored]:
         raise contradiction(
             "config", f"{both[0]!r} in targets and in ignore", "a name is one or the other", "drop one"
         )
@@ -112,7 +114,7 @@ def check_patterns(targets: list[str], ignore: list[str], overrides: Sequence[_O
                 "overrides", f"{override.pattern!r} twice", "a pattern has one override", "merge the two"
             )
         seen.add(override.pattern)
-        if override.pattern in ignore and not override.keep:
+        if override.pattern in ignored and not override.keep:
             raise contradiction(
                 "config",
                 f"{override.pattern!r} in ignore, and an override that quantises it",

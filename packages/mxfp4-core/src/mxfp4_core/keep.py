@@ -36,6 +36,8 @@ def kept_by_nature(name: str, shape: Sequence[int] | None) -> str | None:
         return f"{last!r} is a convolution"
     if shape is None:
         return None
+    if 0 in shape:
+        return "an empty tensor has nothing to quantise"
     if len(shape) < 2:
         return "a vector has no rows to quantise" if shape else "a single number has no rows to quantise"
     if len(shape) == 3 and (expert := parse_expert(module)) is not None and expert.index is None:

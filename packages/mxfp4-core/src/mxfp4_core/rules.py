@@ -181,7 +181,8 @@ class Resolver:
             if expert.index is not None:
                 return [expert.leaf(expert.index, part) for part in expert.parts]
             count = shape[0] if shape is not None and len(shape) == 3 else self._expert_count
-            experts = range(count) if every and count is not None else self._experts(count)
+            ask_all = every and count is not None
+            experts = range(min(count or 0, _MAX_PROBES)) if ask_all else self._experts(count)
             return [expert.leaf(index, part) for index in experts for part in expert.parts]
         return shards_of(module, self._fused) or [module]
 
@@ -248,7 +249,7 @@ class Resolver:
 
 
 def _first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
-    return next((value for key in keys if isinstance(value := section.get(key), int) and value > 0), None)
+    return next((value for key in keys if type(value := section.get(key)) is int and value > 0), None)
 
 
 def _expert_numbers(texts: Iterable[str]) -> frozenset[int]:

@@ -66,6 +66,15 @@ def plan_command(
         if names:
             settings[key] = [*settings.get(key, []), *names]
     place = None
+    if device and not (backend or settings.get("backend")):
+        from mxfp4_core.errors import ConfigError
+
+        raise ConfigError(
+            "--device has no effect",
+            seen=f"--device {device} and no backend",
+            rule="a device is what a backend is asked about",
+            fix="add --backend NAME",
+        )
     if device:
         from mxfp4_core.device import Device
 
