@@ -123,6 +123,8 @@ def test_a_tied_head_stays_and_says_why(checkpoints: dict[str, Path]) -> None:
     model = load(checkpoints["qwen3"], settings(keep_defaults=False))
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert "shares its weight" in model.hf_quantizer.plan.reasons["lm_head"]
+    source = tensors(checkpoints["qwen3"])  # which holds the shared weight once
+    assert model.mxfp4_report.bytes_before == sum(tensor.nbytes for tensor in source.values())
 
 
 def test_a_head_of_its_own_can_be_quantised(checkpoints: dict[str, Path]) -> None:

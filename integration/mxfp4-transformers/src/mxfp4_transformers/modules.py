@@ -145,10 +145,12 @@ def count(builder: LoadReportBuilder, model: nn.Module, plan: Plan, bytes_read: 
         builder.quantised(
             site.path, kind=site.kind, bytes_before=before, bytes_after=after, reason=plan.reasons[site.path]
         )
+    counted: set[int] = set()
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if path in packed or not own:
             continue
         reason = plan.reason_of(path, own) or "not a weight"
-        nbytes = sum(tensor.nbytes for tensor in own.values())
+        nbytes = sum(tensor.nbytes for tensor in own.values() if id(tensor) not in counted)
+        counted.update(map(id, own.values()))  # a weight that two modules share is there once
         builder.kept(path, kind=type(module).__name__, reason=reason, nbytes=nbytes)
