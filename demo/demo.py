@@ -11,16 +11,15 @@ weights bit for bit, and writes a report about every layer.
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # compressed-tensors shows a bar for each of its steps
 
 import torch
 import transformers
@@ -28,7 +27,7 @@ from perplexity import Perplexity, cut, measure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import mxfp4_core
 import mxfp4_transformers
@@ -54,7 +53,8 @@ class Side:
     Args:
         model: the loaded model.
         seconds: time to load it.
-        added: most memory that the process took on top while it loaded, in bytes; None where unknown.
+        added: most memory that the process took on top while it loaded, in bytes, with what it read of the file,
+            which is mapped; None where unknown.
         texts: the continuation of each prompt.
         speed: tokens a second, all prompts in one batch.
         found: losses on the held-out text.
@@ -98,8 +98,9 @@ def differing(path: Path, model: Any) -> list[str]:
         path: a model in the compressed-tensors dialect.
         model: the MXFP4 model that was saved; it is widened to BF16 in place, so this comes last.
     """
-    theirs = AutoModelForCausalLM.from_pretrained(path)
-    theirs(input_ids=torch.zeros(1, 1, dtype=torch.long))  # the first call decompresses the weights
+    with redirect_stderr(io.StringIO()):  # a progress bar for each of its steps
+        theirs = AutoModelForCausalLM.from_pretrained(path)
+        theirs(input_ids=torch.zeros(1, 1, dtype=torch.long))  # the first call decompresses the weights
     found = dict(theirs.named_parameters())
     expected = dict(model.dequantize(torch.bfloat16).named_parameters())
     return [name for name in expected if name not in found or not torch.equal(found[name], expected[name])]
@@ -122,7 +123,7 @@ def print_figures(console: Console, before: Side, after: Side, disk: tuple[int, 
     table = Table("", "BF16", "MXFP4", expand=True)
     table.add_row("weights in memory", mib(before.nbytes), mib(after.nbytes))
     table.add_row("weights on disk", *map(mib, disk))
-    table.add_row("peak memory that loading added, its file included", mib(before.added), mib(after.added))
+    table.add_row("peak memory added by loading", mib(before.added), mib(after.added))
     table.add_row("time to load", f"{before.seconds:.2f} s", f"{after.seconds:.2f} s")
     table.add_row("writing", f"{before.speed:.0f} tokens/s", f"{after.speed:.0f} tokens/s")
     table.add_row("loss, nats a token", str(before.found.loss), str(after.found.loss))
@@ -154,6 +155,11 @@ def show(console: Console, folder: Path, args: argparse.Namespace) -> tuple[Path
     saved, pages = places(folder, args.output, force=args.force)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     windows = cut(tokenizer(args.text.read_text(encoding="utf-8")).input_ids, count=args.windows)
+
+    # What is done once a process is in no figure: imports, and kernels that are read from a cache.
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    mxfp4_core.quantize(torch.ones(1, 32))
 
     console.print("loading and measuring BF16, then MXFP4 …", style="dim")
     before = run(folder, tokenizer, windows, args.tokens)
@@ -196,8 +202,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tokens", type=int, default=60, help="tokens to write for each prompt (default: 60)"
     )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="more only pays for larger models (default: 1)"
+    )
     args = parser.parse_args(argv)
 
+    torch.set_num_threads(args.threads)
     console = Console()
     console = Console(width=min(100, max(80, console.width)))
     transformers.utils.logging.set_verbosity_error()
@@ -205,7 +215,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in args.models:
         places(folder, args.output, force=args.force)
     began = time.perf_counter()
-    mxfp4_core.quantize(torch.ones(1, 32))  # what is done once a process is in no model's figures
     made = [show(console, folder, args) for folder in args.models]
 
     console.rule("[bold]done")
