@@ -182,12 +182,18 @@ def keeps_rows_whole(converter: WeightConverter) -> bool:
 
 def feeds(converter: WeightConverter, names: Iterable[str]) -> bool:
     """Say whether one of the parameters ``names`` may come out of a converter."""
-    return any(target.strip("$") in name for target in converter.target_patterns for name in names)
+    return bool(_targets(converter, "").search("\n".join(names)))
 
 
 def names_weights(converter: WeightConverter, names: Iterable[str]) -> bool:
     """Say whether the patterns of a converter reach to the end of the names of parameters, not just of modules."""
-    return any(name.endswith(target.strip("$")) for target in converter.target_patterns for name in names)
+    return bool(_targets(converter, "$").search("\n".join(names)))
+
+
+def _targets(converter: WeightConverter, end: str) -> re.Pattern[str]:
+    # A target is plain text, but for a reference to what its source caught.
+    texts = [re.escape(target.strip("$")).replace(r"\\1", ".+") for target in converter.target_patterns]
+    return re.compile("|".join(f"{text}{end}" for text in texts), re.MULTILINE)
 
 
 def bounded(converter: WeightConverter) -> None:

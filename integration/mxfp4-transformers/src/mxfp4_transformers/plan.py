@@ -65,7 +65,7 @@ def plan_load(model: Any, config: CoreConfig) -> Plan:
     """
     found = {site.path: site for site in find(model)}
     decisions = _decide(model, config, found.values())
-    plan = Plan(reasons=_reasons(decisions), profile=config.resolved_profile())
+    plan = Plan(reasons=_reasons(model, decisions), profile=config.resolved_profile())
     for site in found.values():
         mine = {site.name(name): decisions[site.name(name)] for name in site.weights}
         reason = _stays(model, site, mine)
@@ -115,7 +115,7 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, compa
     quantised = {target for targets in packed for target in targets}
     sites = {site.path: site for site in find(model)}
     decisions = _decide(model, config.core, sites.values(), check=False)
-    plan = Plan(reasons=_reasons(decisions), profile=contents.profile)
+    plan = Plan(reasons=_reasons(model, decisions), profile=contents.profile)
     for site in sites.values():
         mine = {site.name(name): decisions[site.name(name)] for name in site.weights}
         stored = [name for name in mine if name in quantised]
@@ -231,8 +231,13 @@ def _last(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2]
 
 
-def _reasons(decisions: Mapping[str, Decision]) -> dict[str, str]:
-    return {name: decision.reason for name, decision in decisions.items()}
+def _reasons(model: Any, decisions: Mapping[str, Decision]) -> dict[str, str]:
+    # Norms and biases are vectors under many names: one reason keeps them together in a report.
+    vectors = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
+    return {
+        name: "a vector has no rows to quantise" if name in vectors else decision.reason
+        for name, decision in decisions.items()
+    }
 
 
 def _stays(model: Any, site: Site, decisions: Mapping[str, Decision]) -> str:

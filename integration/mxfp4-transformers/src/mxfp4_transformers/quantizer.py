@@ -198,6 +198,11 @@ class Mxfp4Quantizer(HfQuantizer):
         return True
 
     @property
+    def is_compileable(self) -> bool:
+        """Say that ``generate`` may compile the model: the operators of a backend have fakes."""
+        return True
+
+    @property
     def is_trainable(self) -> bool:
         """Say that the weights are frozen."""
         return False

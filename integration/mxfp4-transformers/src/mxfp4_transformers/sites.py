@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mxfp4_core.backend import SILU, Gate
+from mxfp4_core.backend import Gate
 from mxfp4_core.errors import ConfigError
 
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
@@ -90,11 +90,12 @@ def find_gate(module: nn.Module) -> Gate | None:
     every branch of it.
     """
     interleaved = not getattr(module, "is_concatenated", True)
-    alpha, limit = getattr(module, "alpha", None), getattr(module, "limit", None)
-    limit = getattr(module, "swiglu_limit", None) if limit is None else limit
-    candidates = [SILU]
-    if limit is not None:
-        candidates += [Gate(limit=float(limit)), Gate(float(alpha or 1.0), float(limit), 1.0)]
+    alpha = float(getattr(module, "alpha", None) or 1.0)
+    limit = getattr(module, "limit", None) or getattr(module, "swiglu_limit", None)
+    limits = [None] if limit is None else [None, float(limit)]
+    candidates = [
+        Gate(factor, clamp, offset) for factor in {1.0, alpha} for clamp in limits for offset in (0.0, 1.0)
+    ]
     tried = torch.linspace(-12, 12, 97, dtype=torch.float64)
     gate, up = (axis.flatten() for axis in torch.meshgrid(tried, tried, indexing="ij"))
     rows = torch.stack((gate, up), -1) if interleaved else torch.stack((gate, up))
