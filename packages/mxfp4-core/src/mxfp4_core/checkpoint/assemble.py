@@ -127,7 +127,7 @@ def write_checkpoint(
     names = {*specs, *documents, *content.copies, MANIFEST}
     with Target(folder, run, names, force=force) as target:
         resumed = len(target.finished)
-        _check_room(target, specs)
+        _check_room(target, specs, content.copies)
         for name, units in shards.items():
             if name in target.finished:
                 progress(sum(unit.source_bytes for unit in units))
@@ -138,20 +138,23 @@ def write_checkpoint(
             files[name] = {"size": len(data), "sha256": write_file(target.staging / name, data)}
         for name, source in content.copies.items():
             files[name] = _copy(source, target.staging / name)
-        tensors = {
-            spec.name: {
-                "file": name,
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-                "sha256": target.finished[name]["tensors"][spec.name],
-            }
-            for name, each in specs.items()
-            for spec in each
-        }
-        manifest = replace(content.manifest, files=files, tensors=tensors)
+        manifest = replace(content.manifest, files=files, tensors=_tensor_table(target, specs))
         write_file(target.staging / MANIFEST, manifest.to_bytes())
         target.commit()
     return Written(manifest, resumed)
+
+
+def _tensor_table(target: Target, specs: Mapping[str, Sequence[TensorSpec]]) -> dict[str, dict[str, object]]:
+    return {
+        spec.name: {
+            "file": name,
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "sha256": target.finished[name]["tensors"][spec.name],
+        }
+        for name, each in specs.items()
+        for spec in each
+    }
 
 
 def _width(unit: Unit) -> int:
@@ -178,15 +181,18 @@ def _index(specs: Mapping[str, Sequence[TensorSpec]]) -> dict[str, bytes]:
     return {INDEX: json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"}
 
 
-def _check_room(target: Target, specs: Mapping[str, Sequence[TensorSpec]]) -> None:
+def _check_room(
+    target: Target, specs: Mapping[str, Sequence[TensorSpec]], copies: Mapping[str, Path]
+) -> None:
     """Fail before the work rather than after it where the disk cannot hold the result."""
     missing = [spec for name, each in specs.items() if name not in target.finished for spec in each]
-    needed, free = sum(spec.nbytes for spec in missing), shutil.disk_usage(target.staging).free
+    needed = sum(spec.nbytes for spec in missing) + sum(path.stat().st_size for path in copies.values())
+    free = shutil.disk_usage(target.staging).free
     if needed > free:
         raise OutputError(
             f"cannot write into {target.folder}",
-            seen=f"{free / 1e9:.2f} GB free",
-            rule=f"the result needs another {needed / 1e9:.2f} GB",
+            seen=f"{free / 1e6:.1f} MB free",
+            rule=f"the result needs another {needed / 1e6:.1f} MB",
             fix="free space there, or choose another target",
         )
 
