@@ -10,73 +10,15 @@ from pathlib import Path
 
 import pytest
 
-# What a stranger writes: a package of one module, ...
-PACKAGE = '''
-import torch
-from mxfp4_core import MxTensor, dequantize
-from mxfp4_core.backend import Backend, No, Numerics, Yes
-from mxfp4_core.errors import ShapeError
-from mxfp4_core.shapes import Alignment
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "add-a-backend.md"
 
 
-@torch.library.custom_op("toy::linear", mutates_args=())
-def linear(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    values = dequantize(codes.mT.contiguous(), scales.mT.contiguous(), torch.float32)
-    return torch.nn.functional.linear(x.float(), values, None if bias is None else bias.float()).to(x.dtype)
-
-
-@linear.register_fake
-def _(x, codes, scales, bias):
-    return x.new_empty(x.shape[0], codes.shape[1])
-
-
-class Columns:
-    """Codes and scales by columns, two rows at a time."""
-
-    id, alignment = "toy-columns", Alignment(n=2, k=64)
-
-    def pack(self, weight, bias=None):
-        if weight.shape[-2] % 2 or weight.shape[-1] % 64:
-            raise ShapeError("toy", seen=str(weight.shape), rule="n % 2 == 0, k % 64 == 0", fix="pad")
-        tensors = {"codes": weight.codes.mT.contiguous(), "scales": weight.scales.mT.contiguous()}
-        return tensors if bias is None else tensors | {"bias": bias}
-
-    def unpack(self, tensors, shape):
-        return MxTensor(tensors["codes"].mT.contiguous(), tensors["scales"].mT.contiguous(), shape)
-
-
-class Toy(Backend):
-    name = "toy"
-    description = "a backend of somebody else"
-    features = frozenset({"linear", "bias", "dtype:bfloat16", "dtype:float32"})
-    numerics = Numerics(emulated=True)
-    automatic_on = frozenset()
-
-    def supports(self, problem):
-        if problem.device.type != DEVICE:
-            return No(f"{problem.device} is no " + DEVICE, "use another backend")
-        return Yes() if problem.n <= 10**6 else No("n > 1000000", "cut the layer")
-
-    def layout(self, problem, part="weight"):
-        return Columns()
-
-    def linear(self, x, weight, problem):
-        return linear(x, weight.tensors["codes"], weight.tensors["scales"], weight.tensors.get("bias"))
-
-
-backend = Toy()
-'''
-
-# ... and its conformance test.
-SUITE = """
-from mxfp4_core.device import Device
-from mxfp4_core.testing import BackendConformance
-
-
-class TestToy(BackendConformance):
-    backend_name = "toy"
-    target = Device("DEVICE", "some architecture")
-"""
+def from_the_page(name: str) -> str:
+    """Return the source that the page shows under the name of a file."""
+    (source,) = re.findall(
+        rf"```python\n# {re.escape(name)}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+    )
+    return str(source)
 
 
 @pytest.fixture
@@ -86,12 +28,12 @@ def somewhere(tmp_path: Path) -> Path:
 
 def write(where: Path, device: str) -> Path:
     """Install the package for a type of device, with the metadata that pip would write."""
-    (where / "toy_mxfp4.py").write_text(f"DEVICE = {device!r}\n{PACKAGE}")
+    for name in ("toy_mxfp4.py", "test_toy.py"):
+        (where / name).write_text(from_the_page(name).replace('"cpu"', f'"{device}"'))
     info = where / "toy_mxfp4-0.7.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-mxfp4\nVersion: 0.7\n")
     (info / "entry_points.txt").write_text("[mxfp4.backends]\ntoy = toy_mxfp4:backend\n")
-    (where / "test_toy.py").write_text(SUITE.replace("DEVICE", device))
     (where / "conftest.py").write_text("import torch\n\ntorch.set_num_threads(1)\n")
     return where
 
