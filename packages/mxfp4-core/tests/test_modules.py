@@ -54,6 +54,14 @@ def test_repr_says_what_and_who() -> None:
     assert "n=300, k=70, experts=4, top_k=2" in repr(experts) and "profile=unknown" in repr(experts)
 
 
+def test_quantised_activations_are_asked_for() -> None:
+    module = Mxfp4Linear(10, 70, activation="mxfp4")
+    assert "activation=mxfp4" in repr(module)
+    with pytest.raises(BackendError, match="does not offer activation:mxfp4"):
+        module.prepare(EMULATED)
+    assert Mxfp4Experts(4, 32, 64, top_k=2, activation="fp8").problem.activation == "fp8"
+
+
 def test_nothing_is_computed_before_prepare() -> None:
     with pytest.raises(BackendError, match="prepare_model"):
         linear()(random_x(1, 70))

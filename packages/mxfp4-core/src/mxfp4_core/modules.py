@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mxfp4_core import calls
-from mxfp4_core.backend import SILU, Gate, Problem
+from mxfp4_core.backend import SILU, Activation, Gate, Problem
 from mxfp4_core.device import cpu
 from mxfp4_core.prepared import Mxfp4Module
 from mxfp4_core.select import Selection, select_backend
@@ -27,6 +27,7 @@ class Mxfp4Linear(Mxfp4Module):
         n: output features.
         k: input features; may end in the middle of a block, which is then padded with zeros.
         bias: whether there is one.
+        activation: how a backend is to quantise x.
         profile: name of the profile that makes the bytes.
         device: where the buffers are; ``meta`` for a loader that fills them later.
         dtype: of the bias.
@@ -48,11 +49,13 @@ class Mxfp4Linear(Mxfp4Module):
         k: int,
         *,
         bias: bool = False,
+        activation: Activation = "none",
         profile: str = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        super().__init__(Problem(op="linear", n=n, k=k, bias=bias, device=cpu()), profile, device, dtype)
+        problem = Problem(op="linear", n=n, k=k, bias=bias, activation=activation, device=cpu())
+        super().__init__(problem, profile, device, dtype)
 
     @classmethod
     def from_weight(cls, weight: MxTensor, bias: Tensor | None = None) -> Self:
@@ -89,6 +92,7 @@ class Mxfp4Experts(Mxfp4Module):
         bias: whether both weights have one.
         total_experts: experts that the router knows, if more than are here.
         expert_map: int32 [total_experts], index here or -1; needed if there are more.
+        activation: how a backend is to quantise x and the intermediate.
         profile: name of the profile that makes the bytes.
         device: where the buffers are.
         dtype: of the biases.
@@ -123,6 +127,7 @@ class Mxfp4Experts(Mxfp4Module):
         bias: bool = False,
         total_experts: int = 0,
         expert_map: Tensor | None = None,
+        activation: Activation = "none",
         profile: str = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
@@ -136,6 +141,7 @@ class Mxfp4Experts(Mxfp4Module):
             top_k=top_k,
             gate=gate,
             bias=bias,
+            activation=activation,
             device=cpu(),
         )
         super().__init__(problem, profile, device, dtype)

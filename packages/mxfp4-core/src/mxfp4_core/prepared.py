@@ -120,6 +120,7 @@ class Mxfp4Module(nn.Module):
         """Say sizes, profile and backend."""
         p = self.problem
         sizes = f"n={p.n}, k={p.k}" + (f", experts={p.experts}, top_k={p.top_k}" if p.experts else "")
+        sizes += f", activation={p.activation}" if p.activation != "none" else ""
         layouts = "/".join(dict.fromkeys(layout for layout, _, _ in self._packed.values()))
         ready = f"{self.backend.name} ({layouts})" if self.backend else "not prepared"
         return f"{sizes}, bias={p.bias}, mxfp4 profile={self.profile or 'unknown'}, backend={ready}"
