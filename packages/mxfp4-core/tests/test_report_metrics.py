@@ -192,6 +192,29 @@ def test_plain_values_of_another_dtype() -> None:
     assert found.noise == pytest.approx(2.0**-24 + float(weight[2]) ** 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["floor", "even", "rceil", "ceil"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_adversarial_weights_through_the_quantizer(rule: str, dtype: torch.dtype) -> None:
+    end, generator = torch.finfo(dtype), torch.Generator().manual_seed(3)
+    wild = torch.randn(4, 96, generator=generator) * 10.0 ** torch.randint(
+        -4, 4, (4, 96), generator=generator
+    )
+    weight = torch.zeros(10, 96, dtype=dtype)
+    weight[0] = end.max
+    weight[1, ::2] = -end.max
+    weight[2] = end.smallest_normal / 4  # subnormal
+    weight[3, 5] = end.tiny  # alone in its block
+    weight[4] = torch.linspace(-6, 6, 96).to(dtype)
+    weight[5, :32] = torch.tensor([7.0, -0.0] * 16, dtype=dtype)
+    weight[6:] = wild.to(dtype)
+    tensor = mxfp4_core.quantize(weight, rule=rule)
+    codes, scales = tensor.codes.numpy(), tensor.scales.numpy()
+    metrics = tallied(weight, codes, scales)
+    agree(metrics, direct(weight.float().numpy(), codes, scales))
+    assert metrics.state == "finite"
+    assert (metrics.saturated == 0) == (rule in ("rceil", "ceil"))
+
+
 @pytest.mark.parametrize(
     ("rule", "normal", "laplace"),
     [("floor", 18.79, 17.96), ("even", 19.02, 18.14), ("rceil", 18.76, 17.59), ("ceil", 16.83, 15.42)],

@@ -94,7 +94,7 @@ def _tiles(report: Report) -> str:
     done = sum(layer.tensors for layer in quantised)
     share = sum(layer.bytes_before for layer in quantised) / before if before else 0.0
     tiles.append(("Quantised", f"{done} of {tensors}", f"tensors; {percent(share)} of the bytes"))
-    if len(report.variants) > 1:
+    if len(report.variants) != 1:
         return _tile_html(tiles) + f'<section class="card">{variant_table(report)}</section>'
     summary = report.summary(report.variants[0])
     total = summary.total
