@@ -155,8 +155,12 @@ def test_weights_without_elements(save: Save) -> None:
     source = save({"a.proj.weight": torch.zeros(0, 32), "b.proj.weight": torch.ones(1, 32)})
     quantize_checkpoint(source, source.parent / "target")
     written = load_all(source.parent / "target")
-    assert written["a.proj.weight"].shape == (0, 16)
-    assert written["a.proj.weight_scale"].shape == (0, 1)
+    assert written["a.proj.weight"].shape == (0, 32)  # kept
+    unit = units_module.QuantizeUnit(
+        open_checkpoint(source), "a.proj.weight", ("codes", "scales"), "even/even"
+    )
+    assert [spec.shape for spec in unit.specs] == [(0, 16), (0, 1)]
+    assert list(unit.stream(lambda nbytes: None)) == []
 
 
 def test_a_dry_run_writes_nothing(save: Save, dense: dict[str, torch.Tensor]) -> None:
