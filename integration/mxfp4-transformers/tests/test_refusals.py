@@ -262,9 +262,12 @@ def test_files_that_are_not_safetensors(saved: dict[str, Path], tmp_path: Path) 
         reload(tmp_path)
 
 
-def test_disk_offload(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="disk"):
+@pytest.mark.usefixtures("nothing_read")
+def test_offload(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the model on disk"):
         load(checkpoints["llama"], settings(), device_map={"": "disk"}, offload_folder=tmp_path)
+    with pytest.raises(ConfigError, match="lm_head on cpu"):
+        load(checkpoints["llama"], settings(), device_map={"model": 0, "lm_head": "cpu"})
 
 
 def test_a_module_that_cannot_be_replaced(

@@ -140,8 +140,11 @@ def count(builder: LoadReportBuilder, model: nn.Module, plan: Plan, bytes_read: 
     for site in plan.sites:
         packed.add(site.path)
         weights = [plan.weights[site.name(name)] for name in site.weights]
-        after = sum(weight.nbytes for weight in weights)
-        before = sum(bytes_read.get(weight.name, weight.nbytes) for weight in weights)
+        module = model.get_submodule(site.path)
+        biases = [name for name, _ in site.module.named_parameters(recurse=False) if name not in site.weights]
+        rest = sum(getattr(module, name).nbytes for name in biases)
+        after = rest + sum(weight.nbytes for weight in weights)
+        before = rest + sum(bytes_read.get(weight.name, weight.nbytes) for weight in weights)
         builder.quantised(
             site.path, kind=site.kind, bytes_before=before, bytes_after=after, reason=plan.reasons[site.path]
         )

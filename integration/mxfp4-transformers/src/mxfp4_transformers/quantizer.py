@@ -57,13 +57,17 @@ class Mxfp4Quantizer(HfQuantizer):
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Refuse what cannot work whatever the model is."""
-        if isinstance(device_map, dict) and "disk" in {str(device) for device in device_map.values()}:
-            offloaded = [name for name, device in device_map.items() if str(device) == "disk"]
+        if not isinstance(device_map, dict):
+            return
+        places = {str(name) or "the model": str(device) for name, device in device_map.items()}
+        away = [f"{name} on {device}" for name, device in places.items() if device in ("cpu", "disk")]
+        if away and set(places.values()) != {"cpu"}:
+            # accelerate would move MXFP4 weights, which are buffers, to the accelerator for good.
             raise ConfigError(
-                "device_map puts modules on disk",
-                seen=", ".join(offloaded[:5]),
-                rule="MXFP4 weights stay in memory: their backend has its own layout of them",
-                fix="load on 'cpu' instead of 'disk'; the weights are about a quarter of their size",
+                "device_map offloads modules",
+                seen=", ".join(away[:5]) + (f" and {len(away) - 5} more" if len(away) > 5 else ""),
+                rule="MXFP4 weights stay where they compute",
+                fix="use more devices or a smaller model; MXFP4 takes about a quarter of BF16",
             )
 
     def _process_model_before_weight_loading(
@@ -83,7 +87,6 @@ class Mxfp4Quantizer(HfQuantizer):
                 fix="use device_map, or an engine with tensor parallelism",
             )
         devices = device_names(device_map)
-        self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         core = self.quantization_config.core
         self._headers = compat.headers(checkpoint_files)
         if self.pre_quantized:
@@ -97,6 +100,9 @@ class Mxfp4Quantizer(HfQuantizer):
                 hold_place(module, site, self._dtype)
             model.set_submodule(site.path, module)
         check_backends(model, core, devices, self._dtype)
+        if torch.cuda.is_available() and any(name.startswith("cuda") for name in devices):
+            torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
+        self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         self._model = model
         return model
 
