@@ -20,7 +20,9 @@ SCHEMA = Path(__file__).parents[3] / "docs" / "config.schema.json"
 COMPONENT = st.text("abcz_019", min_size=1, max_size=5)
 PATTERN = st.lists(COMPONENT, min_size=1, max_size=3).map(".".join)
 ARITHMETIC = st.one_of(
-    st.fixed_dictionaries({"profile": st.sampled_from([*PROFILE_NAMES, "even/away", "ceil_d(7.25)/zero", "ceil_d(7.250)/even"])}),
+    st.fixed_dictionaries(
+        {"profile": st.sampled_from([*PROFILE_NAMES, "even/away", "ceil_d(7.25)/zero", "ceil_d(7.250)/even"])}
+    ),
     st.fixed_dictionaries(
         {}, optional={"rule": st.sampled_from(["even", "floor", "ceil_d(7)"]), "ties": st.sampled_from(TIES)}
     ),

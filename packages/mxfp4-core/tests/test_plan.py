@@ -194,7 +194,10 @@ def test_k_first_tensors_are_shown_with_k_last(tmp_path: Path) -> None:
     assert row(found, "model.layers.0.mlp.experts.gate_up_proj").shape == (4, 192, 64)
     assert row(found, "model.layers.0.mlp.experts.down_proj").shape == (4, 64, 96)
     (fit,) = found.fits
-    assert "moe m=any n=96 k=64 experts=4/4 top_k=2" in fit.question and "rows:interleaved" in fit.question
+    assert (
+        "moe m=any n=96 k=64 experts=4/4 top_k=2" in fit.question
+        and "bias gate:clamped rows:interleaved" in fit.question
+    )
     assert found.problems == []
 
 
@@ -205,6 +208,14 @@ class TestBackend:
         assert "n=256 k=128" in asked["model.layers.0.self_attn.qkv_proj"]
         assert "n=192 k=128 experts=4/4 top_k=2" in asked["model.layers.0.mlp.experts"]
         assert all(fit.backend == "reference" for fit in found.fits)
+
+    def test_a_bias_is_part_of_the_question(self, tmp_path: Path) -> None:
+        shapes = {f"model.layers.0.self_attn.{part}_proj.weight": (64, 64) for part in "qkvo"}
+        biases = {f"model.layers.0.self_attn.{part}_proj.bias": (64,) for part in "qkv"}
+        path = write(tmp_path / "biased", {**shapes, **biases}, {})
+        asked = {fit.modules[0]: fit.question for fit in plan(path, backend="reference", device=H200).fits}
+        assert " bias " in asked["model.layers.0.self_attn.qkv_proj"]
+        assert " bias " not in asked["model.layers.0.self_attn.o_proj"]
 
     def test_one_rank_of_experts_asks_with_a_map(self, model: Path) -> None:
         found = plan(model, backend="reference", tp=2, ep=2, device=H200)

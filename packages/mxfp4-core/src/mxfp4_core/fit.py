@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,13 +56,30 @@ class Fit:
         }
 
 
+def biased(names: Iterable[str]) -> frozenset[str]:
+    """Return the modules that have a bias; for stacked experts the ``experts`` module."""
+    found = set()
+    for name in names:
+        module = name.removesuffix(".bias") if name.endswith(".bias") else name.removesuffix("_bias")
+        if module != name:
+            expert = parse_expert(module)
+            found.add(expert.prefix if expert else module)
+    return frozenset(found)
+
+
 def fits(
-    shards: Mapping[str, Shard | None], facts: ModelFacts, config: Mxfp4Config, backend: str, device: Device
+    shards: Mapping[str, Shard | None],
+    biases: frozenset[str],
+    facts: ModelFacts,
+    config: Mxfp4Config,
+    backend: str,
+    device: Device,
 ) -> Iterator[Fit]:
     """Ask a backend about every distinct shape.
 
     Args:
         shards: quantised weights by name, each with what one rank holds; None makes its module unasked.
+        biases: modules with a bias, from ``biased``.
         facts: experts per token and the kind of model.
         config: the activation mode and the fallback.
         backend: who is asked.
@@ -72,7 +89,7 @@ def fits(
         BackendError: no backend has that name.
     """
     questions: dict[Problem, list[str]] = {}
-    for module, problem in _problems(shards, facts, config, device):
+    for module, problem in _problems(shards, biases, facts, config, device):
         questions.setdefault(problem, []).append(module)
     for problem, modules in questions.items():
         selection = explain(problem, name=backend, fallback=config.fallback)
@@ -104,10 +121,15 @@ def _nbytes(problem: Problem, n: int, k: int) -> int:
 
 
 def _problems(
-    shards: Mapping[str, Shard | None], facts: ModelFacts, config: Mxfp4Config, device: Device
+    shards: Mapping[str, Shard | None],
+    biases: frozenset[str],
+    facts: ModelFacts,
+    config: Mxfp4Config,
+    device: Device,
 ) -> Iterator[tuple[str, Problem]]:
     """Yield every module that an engine runs as one operator, with what it asks."""
     linears: dict[str, Shard] = {}
+    with_bias: set[str] = set()
     experts: dict[str, tuple[int, Shard]] = {}
     broken: set[str] = set()
     for name, shard in shards.items():
@@ -118,6 +140,8 @@ def _problems(
             if expert
             else next((fused for fused, _ in fused_names(module, DEFAULT_FUSED)), module)
         )
+        if module in biases or whole in biases:
+            with_bias.add(whole)
         if shard is None:
             broken.add(whole)
         elif expert is None:
@@ -126,7 +150,8 @@ def _problems(
             experts.setdefault(whole, (len(expert.parts), shard))
     for module in [module for module in linears if module not in broken]:
         n, k = linears[module].n, linears[module].k
-        yield module, Problem(op="linear", n=n, k=k, activation=config.activation, device=device)
+        bias = module in with_bias
+        yield module, Problem(op="linear", n=n, k=k, bias=bias, activation=config.activation, device=device)
     for prefix in [prefix for prefix in experts if prefix not in broken]:
         parts, shard = experts[prefix]
         total = facts.experts or shard.experts or 1
@@ -141,11 +166,11 @@ def _problems(
                 total_experts=max(total, held),
                 top_k=min(facts.top_k or 1, max(total, held)),
                 gate=_GATES.get(facts.model_type, SILU),
-                bias=facts.model_type in _GATES,
+                bias=prefix in with_bias,
                 activation=config.activation,
                 device=device,
             ),
         )
 
 
-__all__ = ["Fit", "fits"]
+__all__ = ["Fit", "biased", "fits"]

@@ -18,7 +18,7 @@ from mxfp4_core.decision import Decision
 from mxfp4_core.device import Device
 from mxfp4_core.dialects.base import Dialect, Entry
 from mxfp4_core.errors import Mxfp4Error, ShapeError
-from mxfp4_core.fit import Fit, fits
+from mxfp4_core.fit import Fit, biased, fits
 from mxfp4_core.pipeline import FLOATS, check_expressible, refuse_quantized
 from mxfp4_core.plan_groups import collapse
 from mxfp4_core.rules import Resolver, transposed
@@ -223,7 +223,10 @@ def plan(
     if name is None:
         return result
     shards = {row.name: row.shard for row in result.quantized}
-    return replace(result, fits=tuple(fits(shards, facts, config, name, device or Device.current())))
+    return replace(
+        result,
+        fits=tuple(fits(shards, biased(checkpoint.tensors), facts, config, name, device or Device.current())),
+    )
 
 
 def _row(
