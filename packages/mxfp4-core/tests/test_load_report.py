@@ -177,6 +177,21 @@ def test_peak_is_sampled_when_an_older_mark_hides_it(tmp_path: Path, monkeypatch
     assert (use.peak, use.after, use.measure) == (400 << 10, 200 << 10, "sampled")
 
 
+def test_samples_are_taken_now_and_then(
+    clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr(memory, "_STATUS", status)
+    write_status(status, 100, 900)
+    builder = LoadReportBuilder()
+    for step, rss in ((0.001, 800), (0.02, 700), (0.001, 600)):
+        clock.now += step
+        write_status(status, rss, 900)
+        builder.sample()
+    write_status(status, 100, 900)
+    assert builder.build().memory[0].peak == 700 << 10
+
+
 def test_no_numbers_where_the_platform_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
     assert MemoryMeter().read() is None

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from mxfp4_core import Mxfp4Config, quantize
 from mxfp4_core.loader import LoadSession
 from mxfp4_core.loader import target as target_module
+from mxfp4_core.loader.twin import is_twin
 
 torch.set_num_threads(1)
 
@@ -124,7 +125,8 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+            # A stand-in for a parameter has a size and no memory, as meta tensors do.
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta and not is_twin(tensor):
                 storage = tensor.untyped_storage()
                 reference = StorageWeakRef(storage)
                 self._live[reference.cdata] = (reference, storage.nbytes())

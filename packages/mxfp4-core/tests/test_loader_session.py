@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -326,8 +327,19 @@ def test_eight_threads_load_many_shards() -> None:
     assert report.phases["quantising"].threads >= report.phases["quantising"].wall > 0
 
 
-def test_only_the_thread_that_loads_is_followed() -> None:
-    """Other threads may use meta tensors of their own, also while a loader runs."""
+def test_threads_leave_the_dispatcher_as_it_was() -> None:
+    """A dispatch mode flips flags of the process, which threads do not restore in order."""
+    from torch.utils import _python_dispatch as dispatch
+
+    session = LoadSession(threads=1)
+    _, load = simple(session, (64, 32), lambda param, source, shard_id: param.data[shard_id].copy_(source))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(load, [weights(32)] * 64, range(64)))
+    session.close()
+    assert not dispatch.is_in_torch_dispatch_mode()
+
+
+def test_other_threads_use_the_meta_device_undisturbed() -> None:
     session = LoadSession()
     seen = []
 
@@ -374,6 +386,13 @@ def through_a_buffer(param: Parameter, loaded_weight: torch.Tensor) -> None:
     param.data.copy_(buffer)
 
 
+def through_a_like_buffer(param: Parameter, loaded_weight: torch.Tensor) -> None:
+    for make in (torch.empty_like, torch.zeros_like, lambda one: one.new_zeros(one.shape)):
+        buffer = make(param.data)
+    buffer[:] = loaded_weight
+    param.data[...] = buffer
+
+
 COPIES: dict[str, Callable[[Parameter, torch.Tensor], Any]] = {
     "copy": copy_whole,
     "set item": set_item,
@@ -390,11 +409,14 @@ COPIES: dict[str, Callable[[Parameter, torch.Tensor], Any]] = {
     "not contiguous": lambda param, source: param.data.copy_(source.t().contiguous().t()),
     "k by k": lambda param, source: [param.data[:, k : k + 32].copy_(source[:, k : k + 32]) for k in (32, 0)],
     "through a buffer": through_a_buffer,
+    "through a buffer like the parameter": through_a_like_buffer,
     "zeros first": lambda param, source: (param.data.zero_(), param.data.copy_(source)),
     "fill first": lambda param, source: (param.data.fill_(0), param.data[:].copy_(source)),
     "with a gradient": lambda param, source: param.data.copy_(source.clone().requires_grad_()),
     "and nothing": lambda param, source: (param.data[4:].copy_(source[4:]), param.data.copy_(source)),
-    "itself": lambda param, source: param.data.copy_(source),
+    "in two halves": lambda param, source: [
+        half.copy_(piece) for half, piece in zip(param.chunk(2, 1), source.chunk(2, 1), strict=True)
+    ],
 }
 
 
@@ -429,8 +451,11 @@ REFUSED: dict[str, tuple[Callable[[Parameter, torch.Tensor], Any], str]] = {
     "out": (lambda param, source: torch.add(source, 1, out=param.data), "aten.add.out"),
     "data": (replace_data, "an assignment to param.data"),
     "meta data": (replace_by_meta, "an assignment to param.data"),
-    "temporary": (lambda param, source: torch.empty_like(param).copy_(source), "aten.copy_"),
-    "own values": (lambda param, source: param.data.copy_(param.data * 2), "no values"),
+    "other storage": (lambda param, source: param.set_(source), "aten.set_"),
+    "own values": (lambda param, source: param.data.copy_(param.data * 2), "aten.mul"),
+    "itself": (lambda param, source: param.data.copy_(param.data), "aten.copy_"),
+    "one value": (lambda param, source: param.data.max().item(), "aten.max"),
+    "equal": (lambda param, source: torch.equal(param.data, source), "aten.equal"),
     "stride": (lambda param, source: param.data[::2].copy_(source[::2]), "strides (128, 1)"),
     "repeat": (lambda param, source: param.data.copy_(source[0]), "shape (64,) for a place of shape (4, 64)"),
     "integers": (lambda param, source: param.data.copy_(source.to(torch.int32)), "torch.int32"),
@@ -448,6 +473,38 @@ def test_what_cannot_be_followed_is_refused_and_named(how: str) -> None:
     assert "the loader of w" in caught.value.what
     with pytest.raises(LoadError, match="is not complete"):
         target.mx_tensor()
+
+
+def test_what_never_reaches_the_parameter_is_missing() -> None:
+    session = LoadSession()
+    _, load = simple(session, (4, 64), lambda param, source: torch.empty_like(param).copy_(source))
+    load(weights(4, 64))
+    with pytest.raises(LoadError, match="nothing was loaded"):
+        session.close()
+
+
+def test_the_stand_in_looks_like_the_parameter() -> None:
+    seen: dict[str, Any] = {}
+
+    def loader(param: Any, loaded_weight: torch.Tensor) -> None:
+        seen.update(device=param.device, dtype=param.dtype, shape=param.shape, meta=param.is_meta)
+        seen.update(kind=isinstance(param, engines.PackedParameter), strides=param.data.stride())
+        seen.update(row=param.data[1].storage_offset(), requires_grad=param.requires_grad)
+
+    session = LoadSession()
+    target = session.target("w", (4, 64), dtype=torch.float16)
+    param = engines.PackedParameter(target.codes, weight_loader=loader, rank=0, packed_dim=1, packed_factor=2)
+    session.wrap("w", loader)(param, weights(4, 64))
+    assert seen == {
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "shape": (4, 64),
+        "meta": False,
+        "kind": True,
+        "strides": (64, 1),
+        "row": 64,
+        "requires_grad": False,
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float8_e4m3fn])

@@ -22,6 +22,7 @@ from mxfp4_core.memory import MemoryMeter, MemoryUse
 
 T = TypeVar("T")
 PHASES = ("reading", "quantising", "preparing")
+_SAMPLE_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class LoadReportBuilder:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._start = time.perf_counter()
+        self._start = self._sampled = time.perf_counter()
         self._clocks = {phase: _Clock() for phase in PHASES}
         self._meters = {device: MemoryMeter(device) for device in self.devices}
 
@@ -214,7 +215,11 @@ class LoadReportBuilder:
                 self._meters[device] = MemoryMeter(device)
 
     def sample(self) -> None:
-        """Look at the memory now, so that a peak between two high-water marks is not missed."""
+        """Look at the memory now, unless that was done a moment ago: a peak that no mark shows must be seen here."""
+        now = time.perf_counter()
+        if now - self._sampled < _SAMPLE_SECONDS:
+            return
+        self._sampled = now
         for meter in list(self._meters.values()):
             meter.sample()
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import Parameter
 
 from mxfp4_core.errors import LoadError
 from mxfp4_core.format import BLOCK
 from mxfp4_core.load_report import LoadReportBuilder
-from mxfp4_core.loader.capture import Capture, make_twin, return_attributes
 from mxfp4_core.loader.keys import Key
 from mxfp4_core.loader.ledger import Write
 from mxfp4_core.loader.regions import Region, locate
 from mxfp4_core.loader.target import QuantTarget
+from mxfp4_core.loader.twin import make_twin, return_attributes
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_RUNNING = threading.local()
 
 
 class LoaderCall:
@@ -46,51 +43,31 @@ class LoaderCall:
             LoadError: the source is quantised already, or the loader does what cannot be followed.
             ShapeError: it cuts a block.
         """
-        running: list[torch.Tensor] = vars(_RUNNING).setdefault("twins", [])
-        if any(param is twin for twin in running):
-            # A loader that calls itself through param.weight_loader: its copies are being caught already.
-            return loader(param)
+        target = self._target
         try:
             self._check_source()
             self._check_param(param)
-            twin = make_twin(param, self._target.engine_shape, self._target.dtype)
-            running.append(twin)
-            try:
-                result = self._follow(twin, loader)
-            finally:
-                running.pop()
+            twin = make_twin(param, target.engine_shape, target.dtype, target.device, self)
+            with torch.no_grad():
+                result = loader(twin)
         except BaseException as error:
-            self._target.ledger.fail(self._key, error)
+            target.ledger.fail(self._key, error)
             raise
-        self._target.ledger.commit(self._key, self._writes)
+        target.ledger.commit(self._key, self._writes)
         return_attributes(twin, param)
         return result
 
-    def _follow(self, twin: Parameter, loader: Callable[[torch.Tensor], Any]) -> Any:
-        target = self._target
-        capture = Capture(twin, target.name, target.device, self._copy, self._zero)
-        try:
-            with torch.no_grad(), capture:
-                result = loader(twin)
-        except RuntimeError as error:
-            if "set_data" in str(
-                error
-            ):  # torch refuses real data for a meta parameter, in words nobody expects
-                raise capture.replaced() from error
-            raise
-        capture.check_twin()
-        return result
-
-    def _copy(self, view: torch.Tensor, source: torch.Tensor) -> None:
+    def copied(self, view: torch.Tensor, source: torch.Tensor) -> None:
+        """Quantise `source` into the place of `view`."""
         if source.shape != view.shape and source.numel() == view.numel():
             source = source.expand(view.shape)
         if source.shape != view.shape:
-            raise self._refuse(
+            raise self.refuse(
                 f"a source of shape {tuple(source.shape)} for a place of shape {tuple(view.shape)}",
                 "a weight is copied element by element, never repeated to fill a place",
             )
         if source.dtype not in _FLOATS:
-            raise self._refuse(f"a source of {source.dtype}", "only high-precision numbers can be quantised")
+            raise self.refuse(f"a source of {source.dtype}", "only high-precision numbers can be quantised")
         region, piece = self._region(view, source)
         if region.empty:
             return
@@ -101,7 +78,8 @@ class LoaderCall:
             self._writes.append(write)
         self._report.sample()
 
-    def _zero(self, view: torch.Tensor) -> None:
+    def zeroed(self, view: torch.Tensor) -> None:
+        """Put zeros into the place of `view`."""
         zeros = torch.zeros((), dtype=self._target.dtype, device=self._target.device).expand(view.shape)
         region, piece = self._region(view, zeros)
         if region.empty:
@@ -130,7 +108,7 @@ class LoaderCall:
         experts, n, k = self._target.box
         place = locate(view, (experts, k, n) if self._target.transposed else (experts, n, k))
         if place is None:
-            raise self._refuse(
+            raise self.refuse(
                 f"a copy into strides {tuple(view.stride())} of shape {tuple(view.shape)}",
                 "a piece is a box: whole ranges of experts, rows and columns",
             )
@@ -160,12 +138,13 @@ class LoaderCall:
         codes = self._target.codes
         if param.is_meta or param.untyped_storage().data_ptr() == codes.untyped_storage().data_ptr():
             return
-        raise self._refuse(
+        raise self.refuse(
             f"a parameter of {param.dtype} {tuple(param.shape)} that does not share the memory of the target's codes",
             "the parameter is the target's codes, or a placeholder on the meta device",
         )
 
-    def _refuse(self, seen: str, rule: str) -> LoadError:
+    def refuse(self, seen: str, rule: str) -> LoadError:
+        """Return the error for a loader that does what cannot be followed."""
         return LoadError(
             f"the loader of {self._target.name} cannot be followed for {self._key}",
             seen=seen,

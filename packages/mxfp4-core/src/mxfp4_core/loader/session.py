@@ -17,6 +17,7 @@ from mxfp4_core.load_report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.call import LoaderCall
 from mxfp4_core.loader.keys import key_reader
 from mxfp4_core.loader.target import Arithmetic, QuantTarget
+from mxfp4_core.loader.twin import is_twin
 from mxfp4_core.memory import HEAP
 from mxfp4_core.profile import resolve
 
@@ -161,6 +162,9 @@ class LoadSession:
 
         @functools.wraps(weight_loader)
         def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if is_twin(param):
+                # A loader that calls itself through param.weight_loader: what it copies is being followed already.
+                return weight_loader(param, loaded_weight, *args, **kwargs)
             self._hold_heap()
             key = key_of(args, kwargs)
             call = LoaderCall(target, key, loaded_weight, self.report)

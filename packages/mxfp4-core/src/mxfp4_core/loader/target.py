@@ -17,9 +17,8 @@ from mxfp4_core.quantizer import WEIGHT_DTYPES, quantize_into
 from mxfp4_core.shapes import legal_parts, padded, shard_ranges
 from mxfp4_core.tensor import MxTensor
 
-_CHUNK_ELEMS = (
-    1 << 22
-)  # 8 MiB of bfloat16: what is cast, moved or padded at once beside the engine's own tensor
+# What is cast, moved, padded or quantised on a device at once: 8 MiB of bfloat16.
+_CHUNK_ELEMS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,11 @@ class QuantTarget:
         """
         self._check_blocks(region, zero_tail, loaded_k)
         start, stop = region.cols
-        as_it_is = source.dtype == self.dtype and source.device == self.device and stop % BLOCK == 0
         first, last = region.rows
-        step = last - first if as_it_is else max(1, _CHUNK_ELEMS // (stop - start))
+        as_it_is = source.dtype == self.dtype and source.device == self.device and stop % BLOCK == 0
+        # Only the kernels of the CPU need no temporaries.
+        whole = as_it_is and self.device.type == "cpu"
+        step = last - first if whole else max(1, _CHUNK_ELEMS // (stop - start))
         for index, expert in enumerate(range(*region.experts)):
             for row in range(first, last, step):
                 rows = slice(row, min(row + step, last))
