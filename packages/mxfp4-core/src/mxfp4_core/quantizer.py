@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from mxfp4_core import reference
+from mxfp4_core import _kernels_torch, reference
 from mxfp4_core._pages import empty
 from mxfp4_core._threads import spread
 from mxfp4_core.errors import ConfigError, FormatError, NonFiniteError, ShapeError
-from mxfp4_core.format import BLOCK, SIGN_BIT
-from mxfp4_core.profile import Profile, Zeros, resolve
-from mxfp4_core.steps import SPECIAL, steps
+from mxfp4_core.format import BLOCK
+from mxfp4_core.numerics import Profile
+from mxfp4_core.profile import resolve
+from mxfp4_core.steps import steps
 from mxfp4_core.tensor import MxTensor
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -183,6 +184,12 @@ def _matrices(
             yield matrix, out, scale, index * rows + offset
 
 
+def _quantize_device(
+    weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, profile: Profile, threads: int | None
+) -> int:
+    return _kernels_torch.quantize(weight, codes, scales, profile)
+
+
 def _row_chunks(weight: torch.Tensor, *, whole: bool) -> Iterator[tuple[int, int]]:
     """Cut rows where a step needs temporaries as large as its input; ``whole`` says that it needs none."""
     rows, k = weight.shape
@@ -216,46 +223,10 @@ def _quantize_cpu(
             stop,
             tables,
             limits,
-            _sign_masks(profile),
+            _kernels_torch.sign_masks(profile),
         )
 
     return spread(run, weight.shape[0] * row_blocks, threads)
-
-
-def _sign_masks(profile: Profile) -> np.ndarray:
-    plus = -1 if profile.zeros is Zeros.PLUS else 0
-    exact = -1 if profile.zeros is Zeros.PLUS_INPUT else 0
-    minus = SIGN_BIT if profile.zeros is Zeros.MINUS_INPUT else 0
-    return np.array([plus, exact, minus, profile.zero_byte], dtype=np.int32)
-
-
-def _quantize_device(
-    weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, profile: Profile, threads: int | None
-) -> int:
-    table = steps(profile, weight.dtype)
-    device = weight.device
-    blocks = weight.to(torch.float32).unflatten(-1, (-1, BLOCK)).view(torch.int32)
-    magnitude = blocks & 0x7FFFFFFF
-    largest = magnitude.amax(-1)
-    binade = (largest >> 23).long()
-    side = ((largest & 0x7FFFFF) >= table.mantissa.to(device)[binade]).long()
-    zero = largest == 0
-    exponent = table.exponent.to(device)[side, binade].masked_fill(zero, 0)
-    scales.copy_(table.byte.to(device)[side, binade].masked_fill(zero, profile.zero_byte))
-    # A special block's quotient is nonsense that the reference overwrites.
-    quotient = magnitude - (exponent << 23)[..., None]
-    index = torch.zeros_like(quotient, dtype=torch.uint8)
-    for threshold in table.thresholds.tolist():
-        index += quotient >= threshold
-    index += quotient == table.lifted
-    sign = ((blocks >> 28) & SIGN_BIT).to(torch.uint8)
-    plus, exact, minus, _ = (int(mask) for mask in _sign_masks(profile))
-    sign = sign.masked_fill((index == 0), 0) if plus else sign
-    sign = sign.masked_fill((magnitude == 0), 0) if exact else sign
-    sign = sign.masked_fill((magnitude == 0), SIGN_BIT) if minus else sign
-    packed = (index | sign).flatten(-2)
-    codes.copy_(packed[..., 0::2] | (packed[..., 1::2] << 4))
-    return int((exponent == SPECIAL).sum())
 
 
 def _finish(

@@ -10,7 +10,7 @@ import torch
 
 from mxfp4_core.codec import decode, decode_scales, encode, pack, power_of_two, unpack
 from mxfp4_core.format import BLOCK, E8M0_NAN, SIGN_BIT
-from mxfp4_core.profile import FLUSH, Profile, Zeros
+from mxfp4_core.numerics import FLUSH, Profile, Zeros
 
 
 def quantize(weight: torch.Tensor, profile: Profile) -> tuple[torch.Tensor, torch.Tensor]:

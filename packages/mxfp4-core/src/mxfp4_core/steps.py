@@ -18,7 +18,7 @@ from typing import Final
 import torch
 
 from mxfp4_core.format import E2M1_THRESHOLDS, E8M0_NAN
-from mxfp4_core.profile import FLUSH, Profile
+from mxfp4_core.numerics import FLUSH, Profile
 
 EXPONENT_MIN: Final = -123
 """Lowest exponent with which a subnormal weight still compares below every threshold."""
