@@ -92,7 +92,8 @@ def test_broken_plugins_are_shown_and_harm_nobody(tmp_path: Path, monkeypatch: p
 
 def test_without_torch_it_still_answers(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-c", "from mxfp4_core.cli import main; main(['doctor'])"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr

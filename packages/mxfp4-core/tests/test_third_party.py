@@ -41,7 +41,8 @@ def write(where: Path, device: str) -> Path:
 def run(where: Path, *options: str) -> tuple[int, dict[str, int], str]:
     """Run pytest in another process; return its exit code, the counts of its last line, and its output."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *options]
-    environment = {**os.environ, "PYTHONPATH": str(where), "PYTEST_ADDOPTS": ""}
+    path = [str(where), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTEST_ADDOPTS": ""}
     done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=900)
     summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
     counts = {

@@ -168,7 +168,6 @@ def moe(
         bound.index_add_(0, tokens, factor.abs() * result.bound)
         size.index_add_(0, tokens, factor.abs() * (result.value.abs() + result.bound))
     # The weighted sum: in float32, or in the dtype of the result by kernels that add slot after slot.
-    step = max(EPS32, torch.finfo(x.dtype).eps)
-    half = torch.finfo(x.dtype).eps / 2
-    noise = 4 * half + EPS32 * math.sqrt(gate_up.shape[-1]) + 4 * numerics.product_error
-    return Answer(value, bound + (ids.shape[1] + 1) * step * size, noise).rounded(x.dtype)
+    ulp = torch.finfo(x.dtype).eps
+    noise = 2 * ulp + EPS32 * math.sqrt(gate_up.shape[-1]) + 4 * numerics.product_error
+    return Answer(value, bound + (ids.shape[1] + 1) * max(EPS32, ulp) * size, noise).rounded(x.dtype)

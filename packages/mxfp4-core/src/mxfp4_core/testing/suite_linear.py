@@ -76,7 +76,9 @@ class LinearSuite(Fixtures):
         got = calls.linear(backend, x.to(device), self.run(backend, device, problem, weight), problem)
         judge.linear(rounded, weight, None, backend.numerics).check(got)
 
-    def test_linear_any_shape_and_strides_of_x(self, backend: Backend, here: Device, device: torch.device) -> None:
+    def test_linear_any_shape_and_strides_of_x(
+        self, backend: Backend, here: Device, device: torch.device
+    ) -> None:
         """One token, images, and views with gaps give what the plain matrix gives."""
         problem = Problem(op="linear", n=64, k=160, device=here)
         if not takes(backend, problem):
@@ -119,7 +121,9 @@ class LinearSuite(Fixtures):
         judge.linear(x, weight, None, backend.numerics).check(got)
 
     @pytest.mark.parametrize("byte", [0, 1, 254, 255])
-    def test_linear_ends_of_the_scale(self, backend: Backend, here: Device, device: torch.device, byte: int) -> None:
+    def test_linear_ends_of_the_scale(
+        self, backend: Backend, here: Device, device: torch.device, byte: int
+    ) -> None:
         """The first and last scale bytes mean what the backend says."""
         problem = Problem(op="linear", n=64, k=128, device=here)
         low, high = backend.numerics.scale_bytes

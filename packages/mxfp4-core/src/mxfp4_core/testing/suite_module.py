@@ -99,7 +99,9 @@ class ModuleSuite(Fixtures):
         assert torch.equal(again.prepare(backend)(*inputs(problem, device)), want)
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_module_second_load(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
+    def test_module_second_load(
+        self, backend: Backend, here: Device, device: torch.device, kind: str
+    ) -> None:
         """A prepared module takes new weights into the same memory, as a captured graph needs it."""
         problem = problem_of(kind, here)
         if not takes(backend, problem):
@@ -136,8 +138,12 @@ class ModuleSuite(Fixtures):
         with pytest.raises(BackendError, match="prepare"):
             module(*inputs(problem, device))
 
+    # torch.compile imports modules of torch that use what torch has deprecated.
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("kind", KINDS)
-    def test_module_compiles_whole(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
+    def test_module_compiles_whole(
+        self, backend: Backend, here: Device, device: torch.device, kind: str
+    ) -> None:
         """``torch.compile(fullgraph=True)`` works, for one token and for many."""
         problem = problem_of(kind, here)
         if not takes(backend, problem):
@@ -150,6 +156,7 @@ class ModuleSuite(Fixtures):
                 arguments = inputs(problem, device, m)
                 assert torch.equal(compiled(*arguments), module(*arguments)), f"m={m}"
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("kind", KINDS)
     def test_module_operators(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
         """Every operator that a call reaches passes ``torch.library.opcheck``."""

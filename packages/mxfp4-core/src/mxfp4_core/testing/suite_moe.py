@@ -90,7 +90,9 @@ class MoeSuite(Fixtures):
                 assert got.shape == (0, k)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-    def test_moe_dtypes(self, backend: Backend, here: Device, device: torch.device, dtype: torch.dtype) -> None:
+    def test_moe_dtypes(
+        self, backend: Backend, here: Device, device: torch.device, dtype: torch.dtype
+    ) -> None:
         """Each dtype that is offered; ids of 64 bits and router weights of another dtype do as well."""
         problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, dtype=str(dtype)[6:], device=here)
         if not takes(backend, problem):
@@ -105,7 +107,9 @@ class MoeSuite(Fixtures):
         assert got.dtype == dtype
         layer.answer(backend, x, ids, weights).check(got)
 
-    def test_moe_empty_slots_and_idle_experts(self, backend: Backend, here: Device, device: torch.device) -> None:
+    def test_moe_empty_slots_and_idle_experts(
+        self, backend: Backend, here: Device, device: torch.device
+    ) -> None:
         """-1 adds nothing, a token may choose nobody or one expert twice, and an expert may have no token."""
         problem = Problem(op="moe", n=64, k=96, experts=6, top_k=2, bias=True, device=here)
         if not takes(backend, problem):
@@ -134,7 +138,9 @@ class MoeSuite(Fixtures):
             layer.call(backend, x, ids, weights)
 
     @pytest.mark.parametrize("wrong", [-2, 4, 2**31 - 1, 2**32 + 1, -(2**40)])
-    def test_moe_ids_out_of_range(self, backend: Backend, here: Device, device: torch.device, wrong: int) -> None:
+    def test_moe_ids_out_of_range(
+        self, backend: Backend, here: Device, device: torch.device, wrong: int
+    ) -> None:
         """An id that is no expert is an error or an empty slot: never another expert's weights."""
         problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, device=here)
         if not takes(backend, problem):
