@@ -216,11 +216,14 @@ def test_a_model_can_be_copied_and_pickled(checkpoints: dict[str, Path]) -> None
         assert torch.equal(logits(other), logits(model))
 
 
-def test_loading_again_is_legal(checkpoints: dict[str, Path]) -> None:
+def test_one_config_loads_many_models(checkpoints: dict[str, Path]) -> None:
     config = settings()
-    one, other = load(checkpoints["qwen3"], config), load(checkpoints["llama"], config)
-    assert len(one.hf_quantizer.plan.sites) == len(other.hf_quantizer.plan.sites) == 14
-    assert torch.equal(logits(load(checkpoints["qwen3"], config)), logits(one))
+    stored = config.to_dict()
+    one, other = load(checkpoints["gpt_oss"], config), load(checkpoints["llama"], config)
+    assert config.to_dict() == stored
+    assert len(one.config.quantization_config.to_dict()["transposed"]) == 4
+    assert other.config.quantization_config.to_dict()["transposed"] == []
+    assert torch.equal(logits(load(checkpoints["gpt_oss"], config)), logits(one))
 
 
 def test_the_model_below_the_head(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -237,6 +240,19 @@ def test_the_model_below_the_head(checkpoints: dict[str, Path], tmp_path: Path) 
     base.save_pretrained(tmp_path / "base")
     headed = reload(tmp_path / "base")
     assert all(torch.equal(headed.model.state_dict()[name], wanted[name]) for name in wanted)
+
+
+def test_weights_that_come_in_other_ways(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    path = checkpoints["qwen3_moe"]
+    expected = load(path, settings()).state_dict()
+    (tmp_path / "config.json").write_text((path / "config.json").read_text())
+    torch.save(tensors(path), tmp_path / "pytorch_model.bin")
+    config = transformers.AutoConfig.from_pretrained(path)
+    for source, keywords in ((tmp_path, {}), (None, {"config": config, "state_dict": tensors(path)})):
+        found = transformers.Qwen3MoeForCausalLM.from_pretrained(
+            source, quantization_config=settings(), device_map=DEVICE, dtype=torch.bfloat16, **keywords
+        ).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": DEVICE}, "sequential"])

@@ -12,6 +12,8 @@ from tiny import DEVICE, EXPERTS, SIZES, load, logits, reload, settings, tensors
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
     conversion_mapping,
@@ -134,6 +136,8 @@ def test_save_writes_our_dialect_too(checkpoints: dict[str, Path], tmp_path: Pat
     with pytest.raises(OutputError, match="force"):
         mxfp4_transformers.save(model, tmp_path / "deep/native")
     mxfp4_transformers.save(model, tmp_path / "deep/native", force=True)
+    quark = mxfp4_transformers.save(model, tmp_path / "deep/quark", dialect="quark")
+    assert json.loads((quark / "config.json").read_text())["quantization_config"]["quant_method"] == "quark"
     with pytest.raises(ConfigError, match="dialect"):
         mxfp4_transformers.save(model, tmp_path / "x", dialect="compresed-tensors")
     with pytest.raises(ConfigError, match="loaded with"):
@@ -160,6 +164,21 @@ def test_a_device_gets_its_own(checkpoint: Path) -> None:
     model = load(checkpoint, settings(), device_map="auto")
     assert all(tensor.device.type != "cpu" for tensor in model.state_dict().values())
     assert any(use.device != "cpu" for use in model.mxfp4_report.memory)
+
+
+def test_padded_experts(tmp_path: Path) -> None:
+    sizes = {**SIZES, **EXPERTS, "hidden_size": 48, "num_experts": 3, "moe_intermediate_size": 40}
+    torch.manual_seed(0)
+    plain = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).to(torch.bfloat16)
+    plain.save_pretrained(tmp_path / "odd")
+    model = load(tmp_path / "odd", settings(tail="pad"))
+    model.save_pretrained(tmp_path / "saved")
+    same_state(model, reload(tmp_path / "saved"))
+    described = json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]
+    assert described["shapes"]["model.layers.1.mlp.experts.2.down_proj.weight"] == [48, 40]
+    quantize_checkpoint(tmp_path / "odd", tmp_path / "file", CoreConfig(tail="pad"))
+    assert json.loads((tmp_path / "file/config.json").read_text())["quantization_config"] == described
+    same_state(model, reload(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("ending", ["", ".weight"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +45,8 @@ class Mxfp4Quantizer(HfQuantizer):
     quantization_config: Mxfp4CoreConfig
 
     def __init__(self, quantization_config: Mxfp4CoreConfig, **kwargs: Any) -> None:
-        super().__init__(quantization_config, **kwargs)
+        # A copy: one config may load many models, and each model's says something about its own weights.
+        super().__init__(copy.copy(quantization_config), **kwargs)
         self.report: LoadReport | None = None
         self.plan = Plan()
         self._builder: LoadReportBuilder | None = None
