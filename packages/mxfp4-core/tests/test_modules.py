@@ -132,6 +132,17 @@ def test_prepare_model_chooses_for_every_module_before_it_touches_one(
     assert fresh[0].backend is None
 
 
+def test_the_choice_is_logged_once_for_each_problem(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mxfp4_core.modules")
+    prepare_model(nn.Sequential(linear(), linear(), linear(n=11)))
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    assert "reference runs linear m=any n=10 k=70" in caplog.text
+    caplog.clear()
+    prepare_model(linear(), name="rocm", fallback="reference")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "temporary memory" in caplog.text
+
+
 def test_moving_keeps_codes_and_asks_for_prepare() -> None:
     module = Mxfp4Linear.from_weight(random_weight(10, 70), torch.zeros(10, dtype=torch.bfloat16))
     codes = module.weight.clone()
@@ -162,6 +173,20 @@ def test_a_second_load_writes_into_the_same_memory() -> None:
     module.load_state_dict(other.state_dict())
     assert {name: buffer.data_ptr() for name, buffer in module.named_buffers()} == before
     assert torch.equal(module(x), other.prepare(EMULATED)(x))
+
+
+@pytest.mark.parametrize("backend", [REFERENCE, EMULATED], ids=lambda backend: backend.name)
+def test_a_prepared_module_is_filled_inside_unprepared_only(backend: ReferenceBackend) -> None:
+    module, x = linear().prepare(backend), random_x(2, 70)
+    weight = quantize(torch.randn(10, 70), profile="quark", tail="pad")
+    with pytest.raises(BackendError, match="unprepared"):
+        module.fill("weight", weight)
+    with module.unprepared() as plain:
+        plain.fill("weight", weight)
+        with pytest.raises(BackendError, match="not prepared"):
+            plain(x)
+    judge.linear(x, weight, None, backend.numerics).check(module(x))
+    assert "profile=quark" in repr(module)
 
 
 def test_loading_by_hand_inside_unprepared() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -311,6 +312,13 @@ def package(where: Path, module: str, name: str, source: str) -> None:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 0.3\n")
     (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = {module}:backend\n")
+
+
+def test_asking_needs_no_torch() -> None:
+    names = "select, registry, backend, problem, device, testing.plugin, testing.cases"
+    modules = ", ".join(f"mxfp4_core.{name.strip()}" for name in names.split(","))
+    code = f"import sys; sys.modules['torch'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_a_selection_is_data_and_text(install: Install) -> None:

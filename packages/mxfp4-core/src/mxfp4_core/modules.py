@@ -7,6 +7,7 @@ bytes, and ``load_state_dict`` takes them, into the same device memory as before
 
 from __future__ import annotations
 
+import logging
 from typing import Self
 
 import torch
@@ -18,6 +19,8 @@ from mxfp4_core.device import cpu
 from mxfp4_core.prepared import Mxfp4Module
 from mxfp4_core.select import Selection, select_backend
 from mxfp4_core.tensor import MxTensor
+
+_LOG = logging.getLogger("mxfp4_core.modules")
 
 
 class Mxfp4Linear(Mxfp4Module):
@@ -168,6 +171,8 @@ def prepare_model(
 ) -> dict[str, Selection]:
     """Select a backend for every MXFP4 module of a model and prepare it.
 
+    The choice is logged once for each distinct problem, as a warning where it is the fallback.
+
     Args:
         model: with loaded weights, on the device where it will run.
         name: as in ``select_backend``.
@@ -186,7 +191,9 @@ def prepare_model(
     for key, module in modules.items():
         problem = module.question(dtype)
         if problem not in answers:
-            answers[problem] = select_backend(problem, name=name, fallback=fallback)
+            answer = answers[problem] = select_backend(problem, name=name, fallback=fallback)
+            level = logging.WARNING if answer.fallback else logging.INFO
+            _LOG.log(level, "%s runs %s: %s", answer.backend.name, problem, answer.reason)
         chosen[key] = answers[problem]
     for key, module in modules.items():
         module.prepare(chosen[key].backend, dtype=dtype)

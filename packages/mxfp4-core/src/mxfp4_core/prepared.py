@@ -61,8 +61,20 @@ class Mxfp4Module(nn.Module):
         return MxTensor(codes, scales, torch.Size(calls.shapes(self.problem)[part]), self.profile)
 
     def fill(self, part: Part, weight: MxTensor, bias: Tensor | None = None) -> None:
-        """Replace the canonical buffers of one weight, without a copy."""
+        """Replace the canonical buffers of one weight, without a copy.
+
+        Raises:
+            BackendError: the module is prepared; a backend would go on with the weights that it has.
+        """
+        if self.backend is not None:
+            raise BackendError(
+                f"filling {type(self).__name__}({self.extra_repr()})",
+                seen=f"a module that is prepared for {self.backend.name!r}",
+                rule="weights are replaced while the module is not prepared",
+                fix="fill it inside `with module.unprepared():`",
+            )
         name = self.parts[part]
+        self.profile = weight.profile or self.profile
         self._buffers[name], self._buffers[f"{name}_scale"] = weight.codes, weight.scales
         if bias is not None:
             self._buffers[self._bias_name(name)] = bias.detach()
@@ -110,6 +122,7 @@ class Mxfp4Module(nn.Module):
         """
         backend = self.backend
         self._restore()
+        self.backend = None
         try:
             yield self
         finally:
