@@ -36,7 +36,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     if device.type == "cpu" and tensor.nbytes >= _WORTH_IT and (madvise := _madvise()) is not None:
         start = -(-tensor.data_ptr() // _SMALL_PAGE) * _SMALL_PAGE
         # Advice only: a refusal (EINVAL, where the kernel has no large pages) leaves ordinary memory.
-        madvise(start, (tensor.data_ptr() + tensor.nbytes - start) // _SMALL_PAGE * _SMALL_PAGE, _MADV_HUGEPAGE)
+        madvise(
+            start, (tensor.data_ptr() + tensor.nbytes - start) // _SMALL_PAGE * _SMALL_PAGE, _MADV_HUGEPAGE
+        )
     return tensor
 
 

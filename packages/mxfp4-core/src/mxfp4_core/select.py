@@ -196,7 +196,9 @@ def explain(
             ]
         )
         fixes = [line.fix for line in absent] + [f"name one: {key!r}" for key in accepted]
-        fix = ", or ".join(fixes) or next((line.fix for line in trace if line.fix), "install a backend for this device")
+        fix = ", or ".join(fixes) or next(
+            (line.fix for line in trace if line.fix), "install a backend for this device"
+        )
     if fallback is None:
         return Selection(None, trace, problem, why, fix)
     return _fall_back(accepted.get(fallback), fallback, trace, problem, why, fix)
