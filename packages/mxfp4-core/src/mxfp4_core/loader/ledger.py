@@ -102,16 +102,17 @@ class Ledger:
             subset: accept what an earlier load wrote where this one wrote nothing.
         """
         with self._lock:
-            found = self._conflicts()
-            state, edges = self._paint(self._past + self._writes if subset else self._writes)
-            missing = self._boxes(state != _VALID, edges)
-            if not missing and not found:
+            count, edges = self._count()
+            found: list[str] = []
+            if not (count == 1).all() or not all(write.done for write in self._writes):
+                found = self._conflicts(count, edges)
+                state, edges = self._paint(self._past + self._writes if subset else self._writes)
+                if missing := self._boxes(state != _VALID, edges):
+                    found += self._absences(missing)
+            if not found:
                 # All is well, so one write stands for the history: memory does not grow with the number of loads.
                 whole = Region(*((0, size) for size in self.shape))
                 self._past = [Write(Key(), whole, done=True)]
-                return []
-            if missing:
-                found += self._absences(missing)
             return found
 
     def _paint(self, writes: Sequence[Write]) -> tuple[npt.NDArray[np.int8], list[list[int]]]:
@@ -121,16 +122,24 @@ class Ledger:
             grid[self._cells(write.region, edges)] = _VALID if write.done else _TORN
         return grid, edges
 
-    def _conflicts(self) -> list[str]:
+    def _count(self) -> tuple[npt.NDArray[np.int8], list[list[int]]]:
+        """Count how often this load wrote each cell; 2 stands for more."""
         done = [write for write in self._writes if write.done]
         count, edges = self._grid(done)
         for write in done:
-            cells = self._cells(write.region, edges)
-            count[cells] = np.minimum(count[cells] + 1, 2)
+            cells = count[self._cells(write.region, edges)]
+            cells[...] = np.minimum(cells + 1, 2)
+        return count, edges
+
+    def _conflicts(self, count: npt.NDArray[np.int8], edges: list[list[int]]) -> list[str]:
         if not (count > 1).any():
             return []
         found: list[str] = []
-        suspects = [write for write in done if (count[self._cells(write.region, edges)] > 1).any()]
+        suspects = [
+            write
+            for write in self._writes
+            if write.done and (count[self._cells(write.region, edges)] > 1).any()
+        ]
         for index, write in enumerate(suspects):
             for other in suspects[index + 1 :]:
                 background = write.zeros and write.key == other.key

@@ -150,7 +150,8 @@ class LoadSession:
         Raises:
             LoadError: there is no target of that name.
         """
-        target = self.targets.get(name)
+        with self._lock:
+            target = self._targets.get(name)
         if target is None:
             raise LoadError(
                 f"the loader of {name} cannot be wrapped",
