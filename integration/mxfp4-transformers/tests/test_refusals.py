@@ -167,6 +167,15 @@ def test_weights_of_another_size(checkpoints: dict[str, Path], edited: Edit) -> 
     assert caught.value.what.startswith(name)
 
 
+@pytest.mark.parametrize("shape", [(5, 64, 192), (4, 64, 96), (64, 192)])
+def test_stacks_of_another_size(checkpoints: dict[str, Path], edited: Edit, shape: tuple[int, ...]) -> None:
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    path = edited(checkpoints["gpt_oss"], {name: torch.zeros(shape, dtype=torch.bfloat16)})
+    with pytest.raises(LoadError, match="does not fit") as caught:
+        load(path, settings())
+    assert caught.value.what.startswith(name)
+
+
 def test_weights_that_are_integers(checkpoints: dict[str, Path], edited: Edit) -> None:
     # A cast to the dtype of the model would turn another quantizer's codes into numbers that look like weights.
     name = "model.layers.0.mlp.up_proj.weight"

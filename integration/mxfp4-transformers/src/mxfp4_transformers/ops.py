@@ -66,6 +66,23 @@ class Weight:
         return self.codes_nbytes + torch.Size(self.scales_shape).numel()
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a weight, as they come from the checkpoint.
+
+    Attributes:
+        index: the expert that they belong to; empty for a linear.
+        row: where they begin.
+        value: ``[rows, k]``.
+        source: what messages call them.
+    """
+
+    index: tuple[int, ...]
+    row: int
+    value: torch.Tensor
+    source: str
+
+
 @dataclass
 class Packer:
     """Quantises the weights of one load.
@@ -105,10 +122,12 @@ class Packer:
                 value = value.transpose(-1, -2)
             names = self.sources.get(name, [])
             source = names[0] if len(names) == 1 else name
+            if tuple(value.shape) != weight.shape:
+                raise _misfit(weight, source, f"{list(value.shape)}")
             if value.ndim == 2:
-                result |= self._pack(weight, iter([((), 0, value, source)]))
+                result |= self._pack(weight, iter([Part((), 0, value, source)]))
             else:
-                parts = (((e,), 0, value[e], f"{source}[{e}]") for e in range(value.shape[0]))
+                parts = (Part((e,), 0, value[e], f"{source}[{e}]") for e in range(value.shape[0]))
                 result |= self._pack(weight, parts)
         return result
 
@@ -133,7 +152,7 @@ class Packer:
                     fix="complete the checkpoint; a shard may be missing",
                 )
 
-        def parts() -> Iterator[tuple[tuple[int, ...], int, torch.Tensor, str]]:
+        def parts() -> Iterator[Part]:
             for expert in range(experts):
                 row = 0
                 for column, names_of_column in zip(columns, names, strict=True):
@@ -142,63 +161,67 @@ class Packer:
                     column[expert] = None
                     known = len(names_of_column) == experts
                     source = names_of_column[expert] if known else f"{name}[{expert}]"
-                    yield (expert,), row, value, source
+                    yield Part((expert,), row, value, source)
                     row += value.shape[0]
                     del value
 
         return self._pack(weight, parts())
 
-    def _pack(
-        self, weight: Weight, parts: Iterator[tuple[tuple[int, ...], int, torch.Tensor, str]]
-    ) -> dict[str, torch.Tensor]:
+    def _pack(self, weight: Weight, parts: Iterator[Part]) -> dict[str, torch.Tensor]:
         codes = scales = torch.empty(0)
         rows_seen = 0
         self.bytes_read[weight.name] = 0
-        for index, row, value, source in parts:
+        for part in parts:
+            value = part.value
             if not rows_seen:
                 codes = torch.empty(weight.codes_shape, dtype=torch.uint8, device=value.device)
                 scales = torch.empty(weight.scales_shape, dtype=torch.uint8, device=value.device)
-            self._check(weight, row, value, source)
-            stop = row + value.shape[0]
+            self._check(weight, part)
+            rows = slice(part.row, part.row + value.shape[0])
             rows_seen += value.shape[0]
             self.bytes_read[weight.name] += value.numel() * value.element_size()
             with self.report.timing("quantising"):
                 quantize_into(
                     pad_weight(value, Alignment()),
-                    codes[index][row:stop],
-                    scales[index][row:stop],
+                    codes[part.index][rows],
+                    scales[part.index][rows],
                     profile=weight.profile,
                     nonfinite=self.nonfinite,
-                    name=source,
+                    name=part.source,
                 )
             self.report.sample()
-        rows = torch.Size(weight.shape[:-1]).numel()
-        if rows_seen != rows:
+            del part, value
+        wanted = torch.Size(weight.shape[:-1]).numel()
+        if rows_seen != wanted:
             raise LoadError(
                 f"{weight.name} is not filled",
-                seen=f"{rows_seen} of {rows} rows",
+                seen=f"{rows_seen} of {wanted} rows",
                 rule="the tensors of the checkpoint cover every row once",
                 fix="complete the checkpoint; a shard may be missing",
             )
         return {weight.name: codes, f"{weight.name}{SCALE}": scales}
 
     @staticmethod
-    def _check(weight: Weight, row: int, value: torch.Tensor, source: str) -> None:
-        n, k = weight.shape[-2:]
-        if value.ndim != 2 or value.shape[1] != k or row + value.shape[0] > n:
-            raise LoadError(
-                f"{source} does not fit into {weight.name}",
-                seen=f"{list(value.shape)} at row {row}",
-                rule=f"the model has [{n}, {k}] there",
-                fix="use the config.json that belongs to this checkpoint",
-            )
+    def _check(weight: Weight, part: Part) -> None:
+        (n, k), value = weight.shape[-2:], part.value
+        if value.ndim != 2 or value.shape[1] != k or part.row + value.shape[0] > n:
+            raise _misfit(weight, part.source, f"{list(value.shape)} at row {part.row}")
         if not value.is_floating_point():
             raise LoadError(
-                f"{source} cannot be quantised",
+                f"{part.source} cannot be quantised",
                 seen=f"dtype {value.dtype}",
                 rule="a weight in high precision is quantised; this one is not",
                 fix="load the checkpoint in high precision from which this one was made",
             )
+
+
+def _misfit(weight: Weight, source: str, seen: str) -> LoadError:
+    return LoadError(
+        f"{source} does not fit into {weight.name}",
+        seen=seen,
+        rule=f"the model has {list(weight.shape)} there",
+        fix="use the config.json that belongs to this checkpoint",
+    )
 
 
 class QuantizeOp(ConversionOps):
