@@ -4,7 +4,7 @@ Checked with 5.17.0 and 5.23.0. What differs between them, and what is done abou
 
 * ``update_weight_conversions`` is called with the model in 5.23 only: the quantizer remembers the model.
 * 5.17 casts a tensor from the checkpoint to the dtype of the placeholder before it is quantised: placeholders
-  have the dtype of the model (``quantizer.py``).
+  have the dtype of the model (``hold_place`` in ``modules.py``).
 * 5.17 ends no pattern at a name boundary, so ``w1.weight`` also matches ``w1.weight_scale``: ``bounded`` does.
 * ``SplitModulelist`` of 5.17 drops every axis of length 1, so the scales of a weight with K = 32 would lose
   their last axis when they are saved: ``SplitExperts`` drops the expert axis only.
