@@ -213,6 +213,40 @@ def test_free_memory() -> None:
     assert free_bytes(Device("npu", "unknown")) is None
 
 
+def test_free_memory_of_a_started_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = torch_of(monkeypatch, cuda="13.0")
+    monkeypatch.setattr(device, "sys", SimpleNamespace(modules={"torch": torch}))
+    gpu = Device("cuda", "sm_90", index=1)
+    assert free_bytes(gpu) is None, "asking would start the device"
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.mem_get_info = {1: (5, 9)}.__getitem__
+    assert free_bytes(gpu) == 5
+    torch.cuda.mem_get_info = {}.__getitem__
+    assert free_bytes(gpu) is None
+
+
+def test_a_machine_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_sysconf(name: str) -> int:
+        raise ValueError(name)
+
+    monkeypatch.setattr(device.os, "sysconf", no_sysconf)
+    device.cpu.cache_clear()
+    try:
+        assert device.cpu().type == "cpu" and device.cpu().memory_bytes is None
+    finally:
+        device.cpu.cache_clear()
+
+
+def test_a_started_amd_device_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = torch_of(monkeypatch, hip="7.0")
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.device_count, torch.cuda.current_device = lambda: 1, lambda: 0
+    torch.cuda.get_device_properties = lambda index: SimpleNamespace(
+        name="AMD Instinct MI355X", gcnArchName="gfx950:sramecc+:xnack-", total_memory=7
+    )
+    assert probe().devices[0] == Device("hip", "gfx950", "AMD Instinct MI355X", 0, 7)
+
+
 def test_probing_starts_nothing() -> None:
     code = "from mxfp4_core.device import probe; probe(); import torch; raise SystemExit(torch.cuda.is_initialized())"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0

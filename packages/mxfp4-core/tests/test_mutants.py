@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mxfp4_core.backend import Backend, Layout, Numerics, Packed, Part, Problem, Verdict, Yes
 from mxfp4_core.backends.reference import CanonicalLayout, ReferenceBackend
-from mxfp4_core.device import cpu
+from mxfp4_core.device import Device, cpu
 from mxfp4_core.shapes import Alignment
 from mxfp4_core.tensor import MxTensor
 from mxfp4_core.testing.conformance import BackendConformance
@@ -233,7 +233,6 @@ def test_the_suite_sees_the_defect(mutant: type[Backend], test: str, arguments: 
 def call(backend: Backend, test: str, arguments: tuple[Any, ...]) -> None:
     """Call one test of the suite on the CPU."""
     from mxfp4_core.backend import SILU
-    from mxfp4_core.device import Device
     from mxfp4_core.testing.suite_layout import LINEAR
 
     method: Callable[..., None] = getattr(BackendConformance(), test)
@@ -243,6 +242,40 @@ def call(backend: Backend, test: str, arguments: tuple[Any, ...]) -> None:
         method(backend, *([cpu()] if "layout" in test else []), *given)
     else:
         method(backend, cpu(), CPU, *given)
+
+
+class Values(CanonicalLayout):
+    """Keeps the values beside the bytes."""
+
+    id = "values"
+
+    def pack(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+        return {**super().pack(weight, bias), "values": weight.dequantize(torch.float32)}
+
+
+class Capturable(ReferenceBackend):
+    numerics = Numerics()
+
+    def layout(self, problem: Problem, part: Part = "weight") -> Layout:
+        return Values()
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = x.float() @ weight.tensors["values"].T
+        return (out + weight.tensors["bias"].float()).to(x.dtype)
+
+
+class Synchronising(Capturable):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x, weight, problem) if float(x.abs().max()) >= 0 else x
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on GPUs")
+def test_the_suite_captures_graphs() -> None:
+    gpu, device = Device.current(), torch.device("cuda")
+    suite = BackendConformance()
+    suite.test_module_cuda_graph(Capturable(), gpu, device, "linear")
+    with pytest.raises(RuntimeError, match="captur"):
+        suite.test_module_cuda_graph(Synchronising(), gpu, device, "linear")
 
 
 def test_every_suite_counts() -> None:
