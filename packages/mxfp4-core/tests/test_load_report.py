@@ -79,6 +79,8 @@ def test_last_word_about_a_name_counts() -> None:
     report = builder.build()
     assert sum(group.count for group in report.quantised) == 2
     assert report.bytes_after == 270 + 1088 + 512 + 1000
+    builder.quantised("lm_head", kind="Linear", bytes_before=512, bytes_after=136)
+    assert builder.build().bytes_after == 270 + 1088 + 136 + 1000
 
 
 def test_round_trip_through_json() -> None:

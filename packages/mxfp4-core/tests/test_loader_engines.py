@@ -301,6 +301,23 @@ def test_an_engine_may_pad_inside_a_block(first: int) -> None:
     assert_same(loaded((4, 64), loader, [(weight,)]), quantize(torch.nn.functional.pad(weight, (0, 24))))
 
 
+@pytest.mark.parametrize(
+    "zeros", [(slice(0, 1), slice(0, 4), 45), (slice(0, 2), slice(1, 4), 40), (slice(1, 2), slice(0, 4), 40)]
+)
+def test_zeros_elsewhere_do_not_complete_a_block(zeros: tuple[slice, slice, int]) -> None:
+    """A gap in the block, a row without zeros, an expert without zeros."""
+    session = LoadSession()
+    target = session.target("w", (2, 4, 64), dtype=torch.bfloat16)
+    experts, rows, start = zeros
+
+    def loader(param: Parameter, loaded_weight: torch.Tensor) -> None:
+        param.data[experts, rows, start:].zero_()
+        param.data[0, :, :40].copy_(loaded_weight)
+
+    with pytest.raises(ShapeError, match="expert 0, rows 0:4, k 0:40 of k = 64"):
+        session.wrap("w", loader)(Parameter(target.codes, requires_grad=False), weights(4, 40))
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_any_split_into_any_order_of_pieces_gives_the_same_bytes(data: st.DataObject) -> None:

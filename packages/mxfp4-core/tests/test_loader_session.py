@@ -136,6 +136,24 @@ def test_shards_that_overlap_are_both_named() -> None:
         session.close()
 
 
+def test_zeros_may_not_wipe_what_another_shard_brought() -> None:
+    session = LoadSession()
+
+    def loader(param: Parameter, loaded_weight: torch.Tensor, shard_id: str) -> None:
+        if shard_id == "q":
+            param.data.zero_()
+            param.data[:2].copy_(loaded_weight)
+        else:
+            param.data[2:].copy_(loaded_weight)
+
+    _, load = simple(session, (4, 32), loader)
+    load(weights(2, 32), "q")
+    session.check()
+    load(weights(2, 32), "k")
+    with pytest.raises(LoadError, match=r"overlap: shard k .* covers part of shard q"):
+        session.check()
+
+
 def test_a_long_list_is_cut_but_counted() -> None:
     session = LoadSession()
     for index in range(50):
@@ -177,6 +195,10 @@ def test_a_loader_that_fails_after_copying_counts_for_nothing() -> None:
     fails.clear()
     load(weights(4, 32), 7)
     session.close()
+    load(weights(4, 32), 7)
+    with pytest.raises(LoadError) as caught:
+        session.check()
+    assert "disk gone" not in caught.value.seen
     assert torch.equal(target.mx_tensor().codes, quantize(weights(4, 32)).codes)
 
 
@@ -627,7 +649,30 @@ def test_only_targets_can_be_wrapped() -> None:
         LoadSession().wrap("w", copy_whole)
 
 
+@pytest.mark.parametrize("shard_id", [[0, 1], (0, 1)])
+def test_several_shards_at_once_have_one_name(shard_id: object) -> None:
+    session = LoadSession()
+    _, load = simple(
+        session, (4, 32), lambda param, loaded_weight, shard_id: copy_whole(param, loaded_weight)
+    )
+    for _ in range(2):
+        load(weights(4, 32), shard_id)
+    with pytest.raises(LoadError, match=r"duplicate: shard \(0, 1\) was loaded twice"):
+        session.close()
+
+
 # The report.
+
+
+def test_memory_is_sampled_while_the_source_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples: list[int] = []
+    monkeypatch.setattr(LoadReportBuilder, "sample", lambda self: samples.append(len(alive)))
+    alive = [weights(4, 64)]
+    session = LoadSession()
+    _, load = simple(session, (4, 64), COPIES["in two halves"])
+    load(alive[0])
+    alive.clear()
+    assert samples == [1, 1]
 
 
 def test_report_of_a_load(caplog: pytest.LogCaptureFixture) -> None:

@@ -48,8 +48,7 @@ class LoaderCall:
             self._check_source()
             self._check_param(param)
             twin = make_twin(param, target.engine_shape, target.dtype, target.device, self)
-            with torch.no_grad():
-                result = loader(twin)
+            result = loader(twin)
         except BaseException as error:
             target.ledger.fail(self._key, error)
             raise
