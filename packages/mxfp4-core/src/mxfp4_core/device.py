@@ -91,9 +91,9 @@ def probe() -> Probe:
         At least the CPU. Accelerators come first: cuda, hip, npu.
     """
     torch, notes = _torch()
-    started = torch is not None and torch.cuda.is_initialized()
+    current = torch.cuda.current_device() if torch is not None and torch.cuda.is_initialized() else None
     visible = tuple(os.environ.get(name) for name in _VISIBILITY)
-    return _probe(torch.cuda.current_device() if started else None, visible, tuple(notes))
+    return _probe(current, visible, tuple(notes))
 
 
 @functools.cache

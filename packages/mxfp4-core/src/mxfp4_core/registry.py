@@ -70,19 +70,18 @@ def _installed() -> Mapping[str, Plugin]:
 
 @functools.cache
 def _load(plugin: Plugin) -> Backend | No:
-    if len(plugin.points) > 1:
+    point, *others = plugin.points
+    if others:
         reason = f"more than one distribution registers the name {plugin.name!r}: {plugin.distribution}"
         return No(reason, "uninstall all but one of them")
     try:
-        loaded = plugin.points[0].load()
+        loaded = point.load()
         problems = _defects(plugin.name, loaded)
     except (Exception, SystemExit) as error:  # isolation: any failure belongs to this plug-in alone
-        raised = f"importing {plugin.points[0].value} raised {type(error).__name__}: {error}"
+        raised = f"importing {point.value} raised {type(error).__name__}: {error}"
         return No(f"{raised} ({plugin.distribution})", plugin.advice)
     if problems:
-        return No(
-            f"{plugin.points[0].value} is no backend: {problems} ({plugin.distribution})", plugin.advice
-        )
+        return No(f"{point.value} is no backend: {problems} ({plugin.distribution})", plugin.advice)
     return cast(Backend, loaded)
 
 

@@ -51,9 +51,11 @@ def parse(text: str) -> tuple[int, list[int]]:
     return int(scale, 16), [*(int(code, 16) for code in codes), *[0] * (BLOCK - len(codes))]
 
 
+_MINUS = f"01:{'8' * 32}"
+
 BLOCKS = (
     Block("zeros", (), ("01:", "01:", "01:", "01:", "01:")),
-    Block("minus zeros", (-0.0,) * 32, (f"01:{'8' * 32}",) * 5),
+    Block("minus zeros", (-0.0,) * 32, (_MINUS, _MINUS, _MINUS, _MINUS, _MINUS)),
     Block("one", (1.0,), ("7d:6", "7d:6", "7d:6", "7d:6", "7d:6")),
     Block(
         "every code",
