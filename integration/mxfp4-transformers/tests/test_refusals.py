@@ -25,7 +25,7 @@ from mxfp4_core.errors import (
     PatternError,
     ShapeError,
 )
-from mxfp4_transformers import Mxfp4Config, ops
+from mxfp4_transformers import Mxfp4Config, packer
 
 Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 
@@ -37,7 +37,7 @@ def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_late(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a weight was read before the refusal")
 
-    monkeypatch.setattr(ops, "quantize_into", too_late)
+    monkeypatch.setattr(packer, "quantize_into", too_late)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from mxfp4_core.load_report import LoadReportBuilder
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
 from mxfp4_core.select import select_backend
 from mxfp4_core.tensor import MxTensor
-from mxfp4_transformers.ops import SCALE
+from mxfp4_transformers.packer import SCALE
 from mxfp4_transformers.plan import Plan
 from mxfp4_transformers.sites import Site, find_gate, top_k
 

@@ -17,7 +17,7 @@ from mxfp4_core.format import BLOCK
 from mxfp4_core.rules import Decision, Resolver
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
-from mxfp4_transformers.ops import SCALE, Weight
+from mxfp4_transformers.packer import SCALE, Weight
 from mxfp4_transformers.sites import Site, find
 
 

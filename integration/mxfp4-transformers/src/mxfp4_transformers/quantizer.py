@@ -26,7 +26,8 @@ from mxfp4_transformers.modules import (
     settle,
     widened,
 )
-from mxfp4_transformers.ops import Converter, Direct, Packer, QuantizeOp
+from mxfp4_transformers.ops import Converter, Direct, QuantizeOp
+from mxfp4_transformers.packer import Packer
 from mxfp4_transformers.plan import Plan, plan_load, plan_reload
 from mxfp4_transformers.saving import facts, for_saving, with_scales
 

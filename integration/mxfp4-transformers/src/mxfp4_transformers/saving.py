@@ -19,7 +19,8 @@ from mxfp4_core.errors import ConfigError, OutputError
 from mxfp4_core.format import BLOCK
 from mxfp4_core.results import Options
 from mxfp4_transformers import compat
-from mxfp4_transformers.ops import SCALE, Converter, Direct
+from mxfp4_transformers.ops import Converter, Direct
+from mxfp4_transformers.packer import SCALE
 from mxfp4_transformers.plan import Plan
 
 

@@ -1,0 +1,214 @@
+"""Quantise the weights of one load, a tensor of the checkpoint at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mxfp4_core import quantize_into
+from mxfp4_core.errors import LoadError
+from mxfp4_core.format import BLOCK
+from mxfp4_core.load_report import LoadReportBuilder
+from mxfp4_core.shapes import Alignment, pad_weight, padded
+from mxfp4_transformers import compat
+
+SCALE = "_scale"
+"""What is appended to the name of a weight to name its scales."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of the model that is to be quantised.
+
+    Attributes:
+        name: full name in the model, for example ``model.layers.0.mlp.experts.gate_up_proj``.
+        shape: logical shape ``[n, k]`` or ``[experts, n, k]``; k is last also where the model holds it first.
+        transposed: the model, and the checkpoint with it, holds ``[experts, k, n]``.
+        profile: name of the profile that decides the bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool
+    profile: str
+
+    @property
+    def codes_shape(self) -> tuple[int, ...]:
+        """Shape of the codes, uint8: k padded to whole blocks, two codes a byte."""
+        return (*self.shape[:-1], padded(self.shape[-1], BLOCK) // 2)
+
+    @property
+    def scales_shape(self) -> tuple[int, ...]:
+        """Shape of the scales, uint8: one for each block along k."""
+        return (*self.shape[:-1], padded(self.shape[-1], BLOCK) // BLOCK)
+
+    @property
+    def codes_nbytes(self) -> int:
+        """Bytes of the codes."""
+        return torch.Size(self.codes_shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return self.codes_nbytes + torch.Size(self.scales_shape).numel()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a weight, as they come from the checkpoint.
+
+    Attributes:
+        index: the expert that they belong to; empty for a linear.
+        row: where they begin.
+        value: ``[rows, k]``.
+        source: what messages call them.
+    """
+
+    index: tuple[int, ...]
+    row: int
+    value: torch.Tensor
+    source: str
+
+
+@dataclass
+class Packer:
+    """Quantises the weights of one load.
+
+    Attributes:
+        weights: the weights to quantise, by name.
+        nonfinite: what happens to NaN and infinity, as in the config.
+        report: counts the time.
+        sources: names in the checkpoint by name of the weight, for messages; it may lack some.
+        bytes_read: bytes of each weight as it came from the checkpoint.
+    """
+
+    weights: Mapping[str, Weight]
+    nonfinite: Any
+    report: LoadReportBuilder
+    sources: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
+    bytes_read: dict[str, int] = field(default_factory=dict[str, int])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packer:
+        # transformers copies a converter for every parameter; one load has one packer.
+        return self
+
+    def convert(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Quantise those of ``tensors`` that are to be, and return all of them with the scales added.
+
+        Args:
+            tensors: by full name in the model, each a tensor or a list of one.
+        """
+        result: dict[str, torch.Tensor] = {}
+        for name, entry in tensors.items():
+            value = entry[0] if isinstance(entry, list) else entry
+            if name not in self.weights:
+                result[name] = value
+                continue
+            weight = self.weights[name]
+            if weight.transposed:
+                value = value.transpose(-1, -2)
+            names = self.sources.get(name, [])
+            source = names[0] if len(names) == 1 else name
+            if tuple(value.shape) != weight.shape:
+                raise _misfit(weight, source, f"{list(value.shape)}")
+            if value.ndim == 2:
+                result |= self._pack(weight, iter([Part((), 0, value, source)]))
+            else:
+                parts = (Part((e,), 0, value[e], f"{source}[{e}]") for e in range(value.shape[0]))
+                result |= self._pack(weight, parts)
+        return result
+
+    def stack(
+        self, name: str, columns: Sequence[list[Any]], names: Sequence[list[str]]
+    ) -> dict[str, torch.Tensor]:
+        """Quantise a stack of experts whose tensors are still to be read.
+
+        Args:
+            name: the weight.
+            columns: for each part of an expert (gate, up), one entry of the loader per expert.
+            names: the names in the checkpoint that belong to ``columns``.
+        """
+        weight = self.weights[name]
+        experts = weight.shape[0]
+        for column, names_of_column in zip(columns, names, strict=True):
+            if len(column) != experts:
+                raise LoadError(
+                    f"{name} cannot be stacked",
+                    seen=f"{len(column)} tensors for one part of {experts} experts: {', '.join(names_of_column[:3])} …",
+                    rule="the checkpoint has each part of every expert once",
+                    fix="complete the checkpoint; a shard may be missing",
+                )
+
+        def parts() -> Iterator[Part]:
+            for expert in range(experts):
+                row = 0
+                for column, names_of_column in zip(columns, names, strict=True):
+                    with self.report.timing("reading"):
+                        value = compat.materialised(column[expert])
+                    column[expert] = None
+                    known = len(names_of_column) == experts
+                    source = names_of_column[expert] if known else f"{name}[{expert}]"
+                    yield Part((expert,), row, value, source)
+                    row += value.shape[0]
+                    del value
+
+        return self._pack(weight, parts())
+
+    def _pack(self, weight: Weight, parts: Iterator[Part]) -> dict[str, torch.Tensor]:
+        codes = scales = torch.empty(0)
+        rows_seen = 0
+        self.bytes_read[weight.name] = 0
+        for part in parts:
+            value = part.value
+            if not rows_seen:
+                codes = torch.empty(weight.codes_shape, dtype=torch.uint8, device=value.device)
+                scales = torch.empty(weight.scales_shape, dtype=torch.uint8, device=value.device)
+            self._check(weight, part)
+            rows = slice(part.row, part.row + value.shape[0])
+            rows_seen += value.shape[0]
+            self.bytes_read[weight.name] += value.numel() * value.element_size()
+            with self.report.timing("quantising"):
+                quantize_into(
+                    pad_weight(value, Alignment()),
+                    codes[part.index][rows],
+                    scales[part.index][rows],
+                    profile=weight.profile,
+                    nonfinite=self.nonfinite,
+                    name=part.source,
+                )
+            self.report.sample()
+            del part, value
+        wanted = torch.Size(weight.shape[:-1]).numel()
+        if rows_seen != wanted:
+            raise LoadError(
+                f"{weight.name} is not filled",
+                seen=f"{rows_seen} of {wanted} rows",
+                rule="the tensors of the checkpoint cover every row once",
+                fix="complete the checkpoint; a shard may be missing",
+            )
+        return {weight.name: codes, f"{weight.name}{SCALE}": scales}
+
+    @staticmethod
+    def _check(weight: Weight, part: Part) -> None:
+        (n, k), value = weight.shape[-2:], part.value
+        if value.ndim != 2 or value.shape[1] != k or part.row + value.shape[0] > n:
+            raise _misfit(weight, part.source, f"{list(value.shape)} at row {part.row}")
+        if not value.is_floating_point():
+            raise LoadError(
+                f"{part.source} cannot be quantised",
+                seen=f"dtype {value.dtype}",
+                rule="a weight in high precision is quantised; this one is not",
+                fix="load the checkpoint in high precision from which this one was made",
+            )
+
+
+def _misfit(weight: Weight, source: str, seen: str) -> LoadError:
+    return LoadError(
+        f"{source} does not fit into {weight.name}",
+        seen=seen,
+        rule=f"the model has {list(weight.shape)} there",
+        fix="use the config.json that belongs to this checkpoint",
+    )
