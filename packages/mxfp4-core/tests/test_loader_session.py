@@ -195,11 +195,20 @@ def test_a_loader_that_fails_after_copying_counts_for_nothing() -> None:
     fails.clear()
     load(weights(4, 32), 7)
     session.close()
-    load(weights(4, 32), 7)
+    assert torch.equal(target.mx_tensor().codes, quantize(weights(4, 32)).codes)
+
+
+def test_a_failure_that_was_made_good_is_forgotten() -> None:
+    session = LoadSession()
+    layer, bad = Layer(session), weights(4, 64)
+    bad[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError):
+        layer.load(1, bad)
+    layer.load(1, weights(4, 64))
     with pytest.raises(LoadError) as caught:
         session.check()
-    assert "disk gone" not in caught.value.seen
-    assert torch.equal(target.mx_tensor().codes, quantize(weights(4, 32)).codes)
+    assert "missing: rows 0:4" in caught.value.seen
+    assert "raised" not in caught.value.seen
 
 
 @pytest.mark.parametrize("subset", [False, True])
@@ -282,6 +291,7 @@ def test_a_subset_may_be_loaded_again() -> None:
         layer.load(2, second[8:])
         report = session.close()
     assert layer.holds(torch.cat([first[:8], second[8:]]))
+    assert len(layer.target.ledger._past) == 1, "the account must not grow with the number of loads"
     assert other.holds(first)
     assert [group.count for group in report.quantised] == [1]
 
