@@ -90,6 +90,7 @@ def setup(session: nox.Session) -> None:
         session.log("the environment is up to date")
         return
     stamp.unlink(missing_ok=True)
+    session.log("installing torch, the packages and the tools: once, about two minutes")
     install_torch(session)
     # All members in one command: alone, one of them would fetch its siblings by name from the package index.
     members = [argument for path in linked.members() for argument in ("-e", str(path))]
