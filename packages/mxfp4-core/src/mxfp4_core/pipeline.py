@@ -5,9 +5,7 @@ What can go wrong by names, shapes and dtypes goes wrong before anything is writ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint.assemble import Unit
@@ -17,8 +15,9 @@ from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
 from mxfp4_core.errors import ConfigError, DialectError, FormatError, ShapeError
 from mxfp4_core.format import BLOCK
+from mxfp4_core.orientation import k_first
 from mxfp4_core.results import Options, Result, check_apart, content_of, linear_modules, write_result
-from mxfp4_core.rules import Resolver, transposed
+from mxfp4_core.rules import Resolver
 from mxfp4_core.units import CopyUnit, QuantizeUnit
 
 FLOATS = ("BF16", "F16", "F32")
@@ -90,7 +89,7 @@ def quantize_units(
                 fix="add its name to ignore, or convert the source",
             )
         names = dialect.tensor_names(info.name)
-        first = transposed(info.name, model_type(checkpoint.config))
+        first = k_first(info.name, info.shape, checkpoint.config)
         unit = QuantizeUnit(checkpoint, info.name, names, decision.profile or "", config.nonfinite, first)
         entry = Entry(info.name, *names, unit.shape, first)
         check_expressible(entry, config, dialect)
@@ -138,13 +137,6 @@ def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> No
             )
 
 
-def model_type(config: Mapping[str, Any]) -> str:
-    """Return the model type of config.json, that of the language model where there are several."""
-    text = config.get("text_config")
-    section = text if isinstance(text, dict) and "model_type" in text else config
-    return str(section.get("model_type") or "")
-
-
 def refuse_quantized(checkpoint: Checkpoint) -> None:
     """Raise DialectError for a checkpoint that is quantised, by whatever method."""
     if found := dialects.identify(checkpoint):
@@ -160,7 +152,6 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
 __all__ = [
     "FLOATS",
     "check_expressible",
-    "model_type",
     "quantize_checkpoint",
     "quantize_units",
     "refuse_quantized",

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core import dialects
-from mxfp4_core.checkpoint.reader import TensorInfo, open_checkpoint
+from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.decision import Decision
 from mxfp4_core.device import Device
 from mxfp4_core.dialects.base import Dialect, Entry
 from mxfp4_core.errors import Mxfp4Error, ShapeError
 from mxfp4_core.fit import Fit, biased, fits
+from mxfp4_core.orientation import k_first
 from mxfp4_core.pipeline import FLOATS, check_expressible, refuse_quantized
 from mxfp4_core.plan_groups import collapse
-from mxfp4_core.rules import Resolver, transposed
+from mxfp4_core.rules import Resolver
 from mxfp4_core.shapes import mx_bytes
 from mxfp4_core.sharding import ModelFacts, Parallel, Shard, shard_of
 from mxfp4_core.vocabulary import module_of, parse_expert
@@ -215,7 +216,7 @@ def plan(
     )
     dialect = dialects.get(config.dialect)
     rows = tuple(
-        _row(info, decision, config, dialect, parallel, facts)
+        _row(info, decision, config, dialect, parallel, facts, _k_first(checkpoint, info, decision))
         for info, decision in zip(infos, decisions, strict=True)
     )
     result = Plan(str(model_dir), facts.model_type, config, parallel, rows)
@@ -229,6 +230,10 @@ def plan(
     )
 
 
+def _k_first(checkpoint: Checkpoint, info: TensorInfo, decision: Decision) -> bool:
+    return decision.quantize and k_first(info.name, info.shape, checkpoint.config)
+
+
 def _row(
     info: TensorInfo,
     decision: Decision,
@@ -236,8 +241,8 @@ def _row(
     dialect: Dialect,
     parallel: Parallel,
     facts: ModelFacts,
+    first: bool,
 ) -> Row:
-    first = transposed(info.name, facts.model_type)
     shape = (*info.shape[:-2], info.shape[-1], info.shape[-2]) if first else info.shape
     if not decision.quantize:
         return Row(

@@ -16,6 +16,7 @@ from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.convert import settings_of
 from mxfp4_core.errors import ConfigError, PatternError
 from mxfp4_core.format import BLOCK
+from mxfp4_core.orientation import k_first
 from mxfp4_core.profile import resolve
 from mxfp4_core.report.environment import environment
 from mxfp4_core.report.lines import ByExpert, Lines
@@ -25,7 +26,6 @@ from mxfp4_core.report.stream import logical_shape
 from mxfp4_core.report.tensors import Progress, compared_error, kept_error, measured_error
 from mxfp4_core.rules import Resolver
 from mxfp4_core.scales import RULES
-from mxfp4_core.vocabulary import transposed
 
 Path = str | os.PathLike[str]
 
@@ -123,15 +123,14 @@ def compare(
     source = _open(source)
     _refuse_quantised(source)
     resolver = Resolver.for_model(config or Mxfp4Config(), source.config)
-    model_type = str(source.config.get("model_type", ""))
     decisions = resolver.decide_all((name, info.shape) for name, info in source.tensors.items())
     lines, problems = Lines(), list[str]()
     for (name, info), decision in zip(source.tensors.items(), decisions, strict=True):
         if decision.quantize:
-            k_first = transposed(name, model_type)
-            results = compared_error(source, info, variants, progress, transposed=k_first)
+            first = k_first(name, info.shape, source.config)
+            results = compared_error(source, info, variants, progress, transposed=first)
             problems += _nonfinite(name, results)
-            after = _mxfp4_bytes(logical_shape(info.shape, transposed=k_first))
+            after = _mxfp4_bytes(logical_shape(info.shape, transposed=first))
             lines.add(info, "quantised", decision.reason, after, results)
         else:
             lines.add(info, "kept", decision.reason, info.nbytes, {})
