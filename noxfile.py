@@ -130,9 +130,9 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["setup"])
 def docs(session: nox.Session) -> None:
-    """Build the documentation with every warning an error, and run the Python code of the README."""
+    """Build the documentation with every warning an error, and run the code on the pages."""
     python(session, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs")
-    python(session, "tools/run_readme.py")
+    python(session, "tools/run_pages.py")
     session.log("open build/docs/index.html")
 
 
