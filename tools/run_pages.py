@@ -26,7 +26,7 @@ def run(page: Path) -> bool:
     text = page.read_text(encoding="utf-8")
     commands = [[sys.executable, "-c", "\n".join(PYTHON_BLOCK.findall(text))]]
     commands += [["bash", "-c", line] for line in COMMAND.findall(text)]
-    # The command `mxfp4` lies beside the interpreter; where nothing is installed, Python runs the module.
+    # The command of this interpreter, whether its script is installed or not.
     shell = f'mxfp4() {{ "{sys.executable}" -m mxfp4_core "$@"; }}; export -f mxfp4; exec "$@"'
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "models").symlink_to(ROOT / "models")
