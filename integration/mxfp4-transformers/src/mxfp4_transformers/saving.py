@@ -95,7 +95,7 @@ def save(
         path: a folder that does not exist, or is empty.
         dialect: ``"mxfp4-core"`` (as ``model.save_pretrained``), ``"compressed-tensors"`` or ``"quark"``; the one of
             the config if None.
-        force: replace what is in ``path``.
+        force: replace the checkpoint in ``path``; other files there stay.
 
     Returns:
         The folder.
@@ -128,23 +128,12 @@ def save(
         raise _unwritable(target, error) from error
     try:
         model.save_pretrained(work / "native")
-        if chosen is NATIVE:
-            _replace(work / "native", target)
-        else:
-            convert_checkpoint(work / "native", target, chosen.name, Options(force=force))
+        convert_checkpoint(work / "native", target, chosen.name, Options(force=force))
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-def _replace(source: Path, target: Path) -> None:
-    if target.is_dir():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)
-    os.replace(source, target)
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:
