@@ -79,7 +79,9 @@ def _load(plugin: Plugin) -> Backend | No:
         problems = _defects(plugin.name, loaded)
     except (Exception, SystemExit) as error:  # isolation: any failure belongs to this plug-in alone
         raised = f"importing {point.value} raised {type(error).__name__}: {error}"
-        return No(f"{raised} ({plugin.distribution})", plugin.advice)
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        fix = f"install {missing!r}, which it needs, or {plugin.advice}" if missing else plugin.advice
+        return No(f"{raised} ({plugin.distribution})", fix)
     if problems:
         return No(f"{point.value} is no backend: {problems} ({plugin.distribution})", plugin.advice)
     return cast(Backend, loaded)

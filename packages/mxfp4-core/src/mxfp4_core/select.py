@@ -206,7 +206,9 @@ def explain(
 
 def _absent(name: str, known: Known) -> Candidate:
     made = " ".join(filter(None, ("made for", known.device, "/".join(known.archs))))
-    return Candidate(name, "not installed", made, f"pip install {known.distribution}")
+    # By name alone pip would take whatever a stranger has put under it on PyPI.
+    advice = f"install {known.distribution}, which is not on PyPI yet: see docs/backends.md"
+    return Candidate(name, "not installed", made, advice)
 
 
 def _fall_back(
