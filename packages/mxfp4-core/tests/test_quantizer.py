@@ -13,6 +13,7 @@ from mxfp4_core.codec import decode
 from mxfp4_core.errors import ConfigError, FormatError, NonFiniteError, ShapeError
 from mxfp4_core.profile import Profile, profiles, resolve
 from mxfp4_core.quantizer import quantize, quantize_into
+from mxfp4_core.steps import steps
 
 PAIRS = ["even/even", "even/zero", "floor/even", "rceil/away", "ceil/zero", "ceil_d(7.25)/even"]
 ALL = [*profiles(), *PAIRS]
@@ -283,3 +284,17 @@ def test_threads_survive_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _codes_of(weight: torch.Tensor) -> torch.Tensor:
     return quantize(weight, threads=2).codes
+
+
+@pytest.mark.parametrize("name", ["even/even", "aiter-hip"])
+def test_a_default_device_changes_nothing(name: str) -> None:
+    """Engines load under ``torch.device("meta")``; the tables and the reference must not follow it there."""
+    weight = torch.randn(4, 64)
+    weight[1, :32] *= 1e-40
+    want = quantize(weight, profile=name)
+    steps.cache_clear()
+    with torch.device("meta"):
+        got = quantize(weight, profile=name)
+        values = got.dequantize()
+    assert torch.equal(got.codes, want.codes)
+    assert torch.equal(values, want.dequantize())

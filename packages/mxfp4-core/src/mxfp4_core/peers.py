@@ -35,7 +35,7 @@ def _bits_of_sixth(amax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _bits_times_sixth(amax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # AITER HIP multiplies by float32(1 / 6), which differs from the division for subnormal maxima.
-    return _round_up(amax.to(torch.float32) * torch.tensor(1 / 6, dtype=torch.float32))
+    return _round_up(amax.to(torch.float32) * torch.tensor(1 / 6, dtype=torch.float32, device=amax.device))
 
 
 def _round_up(scale: torch.Tensor) -> torch.Tensor:

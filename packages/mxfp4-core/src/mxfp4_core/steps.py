@@ -64,6 +64,11 @@ def _state(profile: Profile, dtype: torch.dtype, row: torch.Tensor, mantissa: to
 @lru_cache(maxsize=128)
 def steps(profile: Profile, dtype: torch.dtype) -> Steps:
     """Return the tables of a profile for bfloat16, float16 or float32 weights, on the CPU."""
+    with torch.device("cpu"):  # engines load weights under a default device, often meta
+        return _bisect(profile, dtype)
+
+
+def _bisect(profile: Profile, dtype: torch.dtype) -> Steps:
     row = torch.arange(1, _LAST_ROW[dtype] + 1)
     grid = _GRID[dtype]
     low, high = torch.zeros_like(row), torch.full_like(row, _MANTISSA // grid - 1)
