@@ -44,6 +44,7 @@ class Target:
 # and the session ``nox -s NAME`` follows from it.
 TARGETS = {
     "cpu": Target(package="packages/mxfp4-core", backend="reference"),
+    "sm90": Target(package="packages/mxfp4-cuda-marlin", backend="cuda-marlin"),
 }
 
 

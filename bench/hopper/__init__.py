@@ -1,0 +1,1 @@
+"""What the Hopper benchmarks share: timing by graph replays, and figures of peers from another run."""

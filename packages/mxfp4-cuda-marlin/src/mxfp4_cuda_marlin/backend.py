@@ -1,0 +1,147 @@
+"""The backend ``cuda-marlin``: what the SM90 kernels take, and the way from the core's calls to the operators."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from mxfp4_core.backend import Backend, Layout, No, Numerics, Packed, Part, Problem, Verdict, Yes
+from mxfp4_core.tensor import MxTensor
+from mxfp4_cuda_marlin import ops
+from mxfp4_cuda_marlin.compute import MAX_EXPERTS
+from mxfp4_cuda_marlin.kernels.build import PACKAGES
+from mxfp4_cuda_marlin.layout import LARGE_MAX, TILE, Sm90Layout
+from mxfp4_cuda_marlin.quantize import PROFILES
+
+_SIZE_MAX: Final = 2**31 - 1 - TILE
+_INSTALL: Final = {"cuda-bindings": f"pip install {PACKAGES}", "triton": "pip install 'triton>=3.4'"}
+
+
+class CudaMarlinBackend(Backend):
+    """W4A16 linear and MoE on NVIDIA GPUs of compute capability 9.0, and the GPU quantizer."""
+
+    name = "cuda-marlin"
+    description = "NVIDIA Hopper (SM90): W4A16 linear and MoE, weights widened to bfloat16 in registers"
+    features = frozenset(
+        {
+            *("linear", "moe", "quantize", "bias", "expert-map"),
+            *("gate:silu", "gate:clamped", "rows:interleaved"),
+            # float16 and float32 are for quantize; supports says why the matmuls refuse them.
+            *("dtype:bfloat16", "dtype:float16", "dtype:float32"),
+        }
+    )
+    numerics = Numerics(scale_bytes=(0, LARGE_MAX), profiles=PROFILES)
+    automatic_on = frozenset({"cuda"})
+
+    def supports(self, problem: Problem) -> Verdict:
+        """Accept SM90, bfloat16 activations, and sizes that 32-bit numbers hold; see ``Backend.supports``."""
+        device = problem.device
+        if device.type != "cuda":
+            return No(
+                f"the device is {device}, the kernels are for cuda sm_90", "use the backend of this device"
+            )
+        if device.arch != "sm_90":
+            return No(
+                f"compute capability {device.arch}, the kernels use wgmma and setmaxnreg of sm_90 and run nowhere else",
+                "use an H100 or H200, or name the backend 'reference'",
+            )
+        missing = _missing("triton" if problem.op == "quantize" else "cuda-bindings")
+        if missing is not None:
+            return missing
+        if problem.op == "quantize":
+            if problem.dtype not in ("bfloat16", "float16", "float32"):
+                return No(f"weights of {problem.dtype}", "quantise from bfloat16, float16 or float32")
+            return Yes("Triton")
+        if problem.dtype != "bfloat16":
+            return No(
+                f"activations of {problem.dtype}: the tensor cores want both operands in one dtype, and only bfloat16 "
+                "holds the scales of MXFP4 (2^-127 to 2^127)",
+                "run the model in bfloat16",
+            )
+        return self._sizes(problem)
+
+    def _sizes(self, problem: Problem) -> Verdict:
+        rows = 2 * problem.n if problem.op == "moe" else problem.n
+        if max(rows, problem.k) > _SIZE_MAX or rows // TILE * max(problem.experts, 1) > _SIZE_MAX:
+            return No(
+                f"n = {problem.n}, k = {problem.k}, experts = {problem.experts}: rows are counted in 32 bits",
+                "cut the layer into shards",
+            )
+        if problem.op == "linear":
+            return Yes(f"layout {Sm90Layout().id}")
+        if problem.experts > MAX_EXPERTS:
+            return No(
+                f"{problem.experts} experts, the routing kernel takes {MAX_EXPERTS}", "use expert parallelism"
+            )
+        if problem.total_experts > _SIZE_MAX or problem.top_k > 2**16:
+            return No(
+                f"total_experts = {problem.total_experts}, top_k = {problem.top_k}: slots are counted in 32 bits",
+                "check the router's settings",
+            )
+        if problem.gate.limit is not None and not problem.gate.limit >= 0:
+            return No(
+                f"limit = {problem.gate.limit}, a clamp needs limit >= 0", "check the model's swiglu_limit"
+            )
+        return Yes(f"layout {self.layout(problem, 'gate_up').id}")
+
+    def layout(self, problem: Problem, part: Part = "weight") -> Layout:
+        """Return tiles of 64 by 64, with gate and up rows side by side for ``gate_up``."""
+        if part != "gate_up":
+            return Sm90Layout()
+        return Sm90Layout("gate-up-interleaved" if problem.gate.interleaved else "gate-up")
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        """Compute ``x @ weight.T + bias``; see ``Backend.linear``."""
+        t = weight.tensors
+        return ops.linear(x, t["codes"], t["scales"], t.get("bias"))
+
+    def moe(
+        self,
+        x: Tensor,
+        gate_up: Packed,
+        down: Packed,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        problem: Problem,
+        expert_map: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the weighted sum over the chosen experts; see ``Backend.moe``. Ids out of range are empty slots."""
+        up, gate = gate_up.tensors, problem.gate
+        return ops.moe(
+            x,
+            *(up["codes"], up["scales"], up.get("bias")),
+            *(down.tensors["codes"], down.tensors["scales"], down.tensors.get("bias")),
+            *(topk_ids, topk_weights, None if expert_map is None else expert_map.contiguous()),
+            *(gate.alpha, gate.limit, gate.up_offset),
+        )
+
+    def quantize(self, weight: Tensor, *, profile: str) -> MxTensor:
+        """Quantise on the GPU of the weight; see ``Backend.quantize``."""
+        codes, scales = ops.quantize(weight, profile)
+        return MxTensor(codes, scales, weight.shape, profile)
+
+
+def _missing(distribution: str) -> No | None:
+    """Refuse where torch is built for CUDA but the compiler of the kernels is missing.
+
+    With a CPU build of torch the question is about another machine, so what is installed here says nothing.
+    """
+    if torch.version.cuda is None:
+        return None
+    try:
+        found = version(distribution)
+    except PackageNotFoundError:
+        return No(f"{distribution} is not installed, and compiles the kernels", _INSTALL[distribution])
+    need = (12, 8) if distribution == "cuda-bindings" else (3, 4)
+    have = tuple(int(part) if part.isdigit() else 0 for part in found.split(".")[:2])
+    if have < need:
+        return No(f"found {distribution} {found}, needs {need[0]}.{need[1]}", _INSTALL[distribution])
+    return None
+
+
+backend = CudaMarlinBackend()
+
+__all__ = ["CudaMarlinBackend", "backend"]

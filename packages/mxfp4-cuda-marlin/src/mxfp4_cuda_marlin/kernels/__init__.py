@@ -1,0 +1,1 @@
+"""CUDA C++ sources of the SM90 kernels, and what compiles, caches and launches them."""

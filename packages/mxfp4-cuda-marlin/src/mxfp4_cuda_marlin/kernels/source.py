@@ -1,0 +1,32 @@
+"""The text that is compiled: the sources of this folder, with the one instruction that depends on the tile."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+
+def _wgmma(nt: int) -> str:
+    """Return the wrapper of ``wgmma.mma_async.m64n<nt>k16``: one register operand for each accumulator."""
+    count = nt // 2
+    registers = ", ".join(f"%{i}" for i in range(count))
+    outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+    weights = ", ".join(f"%{count + i}" for i in range(4))
+    return (
+        f"DEV void wgmma(float (&d)[{count}], u32 a0, u32 a1, u32 a2, u32 a3, u64 desc) {{\n"
+        f'  asm volatile("{{\\nwgmma.mma_async.sync.aligned.m64n{nt}k16.f32.bf16.bf16 {{{registers}}}, {{{weights}}}, '
+        f'%{count + 4}, 1, 1, 1, 0;\\n}}"\n'
+        f'    : {outputs} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(desc));\n}}'
+    )
+
+
+def gemm(nt: int) -> str:
+    """Return the source of the GEMM for tiles of ``nt`` tokens."""
+    return (files(__package__) / "gemm.cu").read_text(encoding="utf-8").replace("//WGMMA//", _wgmma(nt))
+
+
+def helpers() -> str:
+    """Return the source of routing, combining and summing of splits."""
+    return (files(__package__) / "helpers.cu").read_text(encoding="utf-8")
+
+
+__all__ = ["gemm", "helpers"]

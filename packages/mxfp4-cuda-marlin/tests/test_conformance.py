@@ -1,0 +1,161 @@
+"""The shipped suite, and what only this backend has: verdicts and layouts on every machine, the rest on SM90."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mxfp4_core import MxTensor, calls, reference
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Problem
+from mxfp4_core.device import Device
+from mxfp4_core.profile import resolve
+from mxfp4_core.testing import BackendConformance, judge
+from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
+from mxfp4_cuda_marlin import compute
+from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_variants, moe_variants
+from mxfp4_cuda_marlin.quantize import PROFILES, quantize
+
+# Widths of a block and strips of a warpgroup that the tables do not name yet, beside those that they do.
+OTHERS = [Tile(16, 1), Tile(16), Tile(64), Tile(128), Tile(256)]
+TILES = list(dict.fromkeys([*linear_variants(), *moe_variants(), *OTHERS]))
+
+
+def exact_maxima() -> torch.Tensor:
+    """Return bfloat16 [32768, 32]: every magnitude as the maximum of a block, with parts of it beside it."""
+    largest = torch.arange(1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    parts = torch.linspace(-1, 1, 32, dtype=torch.float64)
+    blocks = (torch.where(largest.isfinite(), largest, 0).double()[:, None] * parts).to(torch.bfloat16)
+    blocks[:, 7] = largest
+    return blocks
+
+
+class TestCudaMarlin(BackendConformance):
+    backend_name = "cuda-marlin"
+    target = Device("cuda", "sm_90", "NVIDIA H200")
+
+    @pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
+    @pytest.mark.parametrize("tile", TILES, ids=str)
+    def test_every_tile_is_right(
+        self, backend: Backend, here: Device, device: torch.device, tile: Tile, small: bool
+    ) -> None:
+        weight = random_weight(320, 448, scales=(100, 128) if small else (1, 252))
+        if not small:  # a wide range of scales, without leaving the range of the result
+            weight.scales[::2] = 100
+            weight.scales[5, 3] = 252
+            weight.codes[5, 48:64] = 0
+        problem, x = Problem(op="linear", n=320, k=448, device=here), random_x(150, 448) * 2.0**-30
+        packed = calls.pack(backend, problem, weight.to(device)).tensors
+        assert (packed["scales"].shape[-1] == 128) == small
+        there, out = x.to(device), torch.full((150, 320), torch.nan, dtype=torch.bfloat16, device=device)
+        compute._linear(there, packed["codes"], packed["scales"], None, out, tile)
+        judge.linear(x, weight, None, backend.numerics).check(out)
+
+    def test_moe_with_large_scales_and_nan_blocks(
+        self, backend: Backend, here: Device, device: torch.device
+    ) -> None:
+        problem = Problem(
+            op="moe", n=64, k=128, experts=3, top_k=2, gate=GPT_OSS_SWIGLU, bias=True, device=here
+        )
+        weights = [
+            random_weight(*s, seed=i, scales=(117, 122)) for i, s in enumerate(calls.shapes(problem).values())
+        ]
+        weights[0].codes[1, 0], weights[0].scales[1, 0] = 0, 200
+        weights[1].scales[2, 7, 1] = 255
+        biases = random_biases(problem)
+        packed = [
+            calls.pack(backend, problem, w.to(device), b.to(device), part)
+            for w, b, part in zip(weights, biases, calls.shapes(problem), strict=True)
+        ]
+        x, (ids, factors) = random_x(20, 128), random_routes(20, 3, 2)
+        got = calls.moe(backend, x.to(device), *packed, ids.to(device), factors.to(device), problem).cpu()
+        answer = judge.moe(
+            x, weights[0], weights[1], tuple(biases), ids, factors, problem.gate, backend.numerics
+        )
+        assert torch.equal(got[:, 7].isnan(), (ids == 2).any(1))
+        keep = [column for column in range(128) if column != 7]
+        judge.Answer(answer.value[:, keep], answer.bound[:, keep]).check(got[:, keep])
+
+    def test_x_that_is_not_aligned(self, backend: Backend, here: Device, device: torch.device) -> None:
+        problem, weight = Problem(op="linear", n=64, k=128, device=here), random_weight(64, 128)
+        packed, x = calls.pack(backend, problem, weight.to(device)), random_x(9, 128).to(device)
+        shifted = torch.empty(9 * 128 + 1, dtype=x.dtype, device=device)[1:].view(9, 128).copy_(x)
+        assert shifted.data_ptr() % 16
+        assert torch.equal(
+            calls.linear(backend, shifted, packed, problem), calls.linear(backend, x, packed, problem)
+        )
+
+    def test_many_tokens_are_cut_into_passes(
+        self, backend: Backend, here: Device, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        linear = Problem(op="linear", n=64, k=128, device=here)
+        packed, x = (
+            calls.pack(backend, linear, random_weight(64, 128).to(device)),
+            random_x(700, 128).to(device),
+        )
+        moe = Problem(op="moe", n=64, k=128, experts=4, top_k=2, device=here)
+        experts = [
+            calls.pack(backend, moe, random_weight(*s, scales=(117, 122)).to(device), None, part)
+            for part, s in calls.shapes(moe).items()
+        ]
+        routes = [t.to(device) for t in random_routes(700, 4, 2)]
+        want = calls.linear(backend, x, packed, linear), calls.moe(backend, x, *experts, *routes, moe)
+        monkeypatch.setattr(compute, "_GRID_Y", 2)
+        monkeypatch.setattr(compute, "_SLOTS", 202)
+        assert torch.equal(calls.linear(backend, x, packed, linear), want[0])
+        assert torch.equal(calls.moe(backend, x, *experts, *routes, moe), want[1])
+
+    def test_streams_do_not_share_workspaces(
+        self, backend: Backend, here: Device, device: torch.device
+    ) -> None:
+        problem = Problem(op="moe", n=256, k=256, experts=8, top_k=2, device=here)
+        packed = [
+            calls.pack(backend, problem, random_weight(*s, scales=(117, 122)).to(device), None, part)
+            for part, s in calls.shapes(problem).items()
+        ]
+        inputs = [
+            (random_x(40, 256, seed=i).to(device), *(t.to(device) for t in random_routes(40, 8, 2, seed=i)))
+            for i in range(4)
+        ]
+        want = [calls.moe(backend, x, *packed, *routes, problem) for x, *routes in inputs]
+        torch.cuda.synchronize()
+        streams, got = [torch.cuda.Stream() for _ in inputs], [[] for _ in inputs]
+        for _ in range(10):
+            for stream, outputs, (x, *routes) in zip(streams, got, inputs, strict=True):
+                with torch.cuda.stream(stream):
+                    outputs.append(calls.moe(backend, x, *packed, *routes, problem))
+        torch.cuda.synchronize()
+        assert all(torch.equal(one, w) for w, outputs in zip(want, got, strict=True) for one in outputs)
+
+    def test_map_entries_out_of_range_are_empty(
+        self, backend: Backend, here: Device, device: torch.device
+    ) -> None:
+        problem = Problem(op="moe", n=64, k=96, experts=2, total_experts=4, top_k=2, device=here)
+        weights = [random_weight(*s, scales=(117, 122)) for s in calls.shapes(problem).values()]
+        packed = [
+            calls.pack(backend, problem, w.to(device), None, part)
+            for w, part in zip(weights, calls.shapes(problem), strict=True)
+        ]
+        x, (ids, factors) = random_x(12, 96), random_routes(12, 4, 2)
+        there = torch.tensor([1, 2**30, -7, 0], dtype=torch.int32)
+        got = calls.moe(
+            backend, x.to(device), *packed, ids.to(device), factors.to(device), problem, there.to(device)
+        )
+        local = torch.tensor([1, -1, -1, 0])[ids.long()]
+        judge.moe(x, *weights, (None, None), local, factors, problem.gate, backend.numerics).check(got)
+
+    @pytest.mark.parametrize("profile", sorted(PROFILES))
+    def test_quantize_every_maximum(self, here: Device, device: torch.device, profile: str) -> None:
+        """Every bfloat16 is the maximum of a block once, subnormals, infinity and NaN too."""
+        blocks = exact_maxima()
+        want = reference.quantize(blocks, resolve(profile))
+        got = quantize(blocks.to(device), profile)
+        assert torch.equal(got[1].cpu(), want[1])
+        assert torch.equal(got[0].cpu(), want[0])
+
+    def test_quantize_odd_addresses(self, here: Device, device: torch.device) -> None:
+        blocks = exact_maxima()[16000:16064]
+        shifted = torch.empty(64 * 32 + 1, dtype=torch.bfloat16, device=device)[1:].view(64, 32).copy_(blocks)
+        assert shifted.data_ptr() % 4
+        want = MxTensor(*reference.quantize(blocks, resolve("even/even")), blocks.shape)
+        got = quantize(shifted, "even/even")
+        assert torch.equal(got[0].cpu(), want.codes) and torch.equal(got[1].cpu(), want.scales)

@@ -1,0 +1,201 @@
+"""Compiling and caching without a GPU: a stand-in for NVRTC, the tables of tiles, the text of the sources."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mxfp4_core.errors import BackendError
+from mxfp4_cuda_marlin import warmup
+from mxfp4_cuda_marlin.kernels import build, load, source, tiles
+
+
+class Compiler:
+    """What NVRTC does, as far as build.py can see."""
+
+    def __init__(self) -> None:
+        self.count, self.refuses, self.version = 0, False, (13, 0)
+
+    def nvrtcVersion(self) -> tuple[Any, ...]:
+        return 0, *self.version
+
+    def nvrtcCreateProgram(self, *arguments: Any) -> tuple[Any, ...]:
+        return 0, SimpleNamespace(source=arguments[0])
+
+    def nvrtcCompileProgram(self, program: Any, count: int, options: list[bytes]) -> tuple[int]:
+        assert count == len(options)
+        self.count += 1
+        return (6 if self.refuses else 0,)
+
+    def nvrtcGetProgramLogSize(self, program: Any) -> tuple[int, int]:
+        return 0, 8
+
+    def nvrtcGetProgramLog(self, program: Any, log: bytes) -> tuple[int]:
+        return (0,)
+
+    def nvrtcGetCUBINSize(self, program: Any) -> tuple[int, int]:
+        return 0, 4
+
+    def nvrtcGetCUBIN(self, program: Any, code: bytes) -> tuple[int]:
+        return (0,)
+
+    def nvrtcDestroyProgram(self, program: Any) -> tuple[int]:
+        return (0,)
+
+
+def no_module(name: str) -> None:
+    raise ImportError(f"no {name}")
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
+    one = Compiler()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "bindings", lambda name: one)
+    monkeypatch.setattr(build, "_told", False)
+    # The stand-in cannot write into the bytes that it is given, so it compiles to what it is given to fill.
+    monkeypatch.setattr(build, "_compile", lambda *a: (one.nvrtcCompileProgram(None, 0, []), b"\x7fELF")[1])
+    return one
+
+
+def test_a_source_is_compiled_once_and_said_once(
+    compiler: Compiler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("a", "a", "b", "a"):
+        assert build.machine_code(text, {"N": 1}, "it") == b"\x7fELF"
+    assert compiler.count == 2
+    assert len(list(build.cache_folder().iterdir())) == 2
+    assert capsys.readouterr().err.count("compiling") == 1
+
+
+def test_everything_that_decides_the_bytes_is_in_the_name(compiler: Compiler) -> None:
+    build.machine_code("a", {"N": 1}, "it")
+    build.machine_code("a", {"N": 2}, "it")
+    compiler.version = (13, 1)
+    build.machine_code("a", {"N": 2}, "it")
+    assert compiler.count == 3
+
+
+def test_a_damaged_file_is_replaced(compiler: Compiler) -> None:
+    build.machine_code("a", {}, "it")
+    (path,) = build.cache_folder().iterdir()
+    path.write_bytes(b"half a f")
+    assert build.machine_code("a", {}, "it") == path.read_bytes() == b"\x7fELF"
+    build.forget("a", {})
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert build.machine_code("a", {}, "it") == b"\x7fELF"
+    assert build.machine_code("a", {}, "it") == b"\x7fELF"
+    assert compiler.count == 2
+
+
+def test_a_full_disk_leaves_nothing_behind(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*paths: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build.os, "replace", full)
+    assert build.machine_code("a", {}, "it") == b"\x7fELF"
+    assert list(build.cache_folder().iterdir()) == []
+
+
+def test_threads_may_compile_at_once(compiler: Compiler) -> None:
+    threads = [threading.Thread(target=build.machine_code, args=("a", {}, "it")) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (path,) = build.cache_folder().iterdir()
+    assert path.read_bytes() == b"\x7fELF"
+
+
+def test_a_relative_cache_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert build.cache_folder() == Path.home() / ".cache" / "mxfp4-cuda-marlin"
+
+
+def test_a_refused_source_is_an_error_with_the_log() -> None:
+    one = Compiler()
+    one.refuses = True
+    with pytest.raises(BackendError, match="compiling it"):
+        build._compile(one, "text", ["-option"], "it")
+
+
+def test_missing_bindings_are_an_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "import_module", no_module)
+    with pytest.raises(BackendError, match=r"pip install 'cuda-bindings"):
+        build.machine_code("a", {}, "it")
+
+
+def test_a_library_that_does_not_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version() -> None:
+        raise RuntimeError("libnvrtc.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(build, "bindings", lambda name: SimpleNamespace(nvrtcVersion=version))
+    with pytest.raises(BackendError, match=r"libnvrtc\.so\.13"):
+        build.machine_code("a", {}, "it")
+
+
+def test_a_kernel_cannot_be_loaded_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(BackendError, match="before the capture"):
+        load.helper(torch.device("cuda", 7), "route")
+
+
+def test_warmup_compiles_every_variant(compiler: Compiler) -> None:
+    from mxfp4_cuda_marlin.warmup import warmup as run
+
+    assert run() == compiler.count == len(list(build.cache_folder().iterdir()))
+    assert run(all_scales=True) == compiler.count
+    run()
+    assert run() < compiler.count
+
+
+def test_warmup_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "import_module", no_module)
+    assert warmup.main() == 1
+    assert "pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tile", [*tiles.linear_variants(), *tiles.moe_variants()], ids=str)
+def test_stages_fit_into_shared_memory(tile: tiles.Tile) -> None:
+    assert tile.stage_bytes % 1024 == 0 and tile.stages >= 2
+    assert (tile.shared_bytes + 3 * 1024) * tile.blocks <= 227 * 1024
+    assert tile.threads * tile.blocks <= 2048
+
+
+@pytest.mark.parametrize("m", [1, 7, 64, 65, 5000])
+@pytest.mark.parametrize(("n", "k"), [(64, 64), (4096, 4096), (64, 28672), (25600, 5120)])
+def test_splits_leave_work_for_each_part(m: int, n: int, k: int) -> None:
+    parts = tiles.splits(m, n, k, tiles.linear_tile(m))
+    assert 1 <= parts <= max(1, k // 256)
+    assert parts == 1 or -(-n // 256) * -(-m // 128) * parts <= 132 * 2
+
+
+def test_tiles_grow_with_the_tokens() -> None:
+    assert [tiles.linear_tile(m).nt for m in (1, 9, 33, 10**6)] == sorted(
+        tiles.linear_tile(m).nt for m in (1, 9, 33, 10**6)
+    )
+    assert tiles.moe_tile(6, 256) == tiles.MOE_FEW
+    assert tiles.moe_tile(10**6, 8) == tiles.LARGE
+    assert [tiles.moe_tile(slots, 100).nt for slots in (400, 1200, 2400, 6400)] == [8, 16, 32, 64]
+
+
+@pytest.mark.parametrize("nt", [8, 256])
+def test_the_instruction_has_one_operand_for_each_register(nt: int) -> None:
+    text = source.gemm(nt)
+    assert "//WGMMA//" not in text
+    assert text.count('"+f"(d[') == nt // 2
+    assert f"m64n{nt}k16" in text and f"%{nt // 2 + 4}, 1, 1, 1, 0;" in text
