@@ -29,16 +29,19 @@ constexpr u32 CODES = ROWS * 2048, SCALES = ROWS * 128, XBYTES = NT * 128;
 constexpr u32 STAGE = ((CODES + XBYTES + SCALES + 1023) / 1024) * 1024;   // x first (1024-aligned), then codes, scales
 constexpr int PT = SMALLM ? 32 : 128;                                     // producer threads
 constexpr int CP = (NT * 8 + PT - 1) / PT;                                // 16-byte copies of x per producer thread and stage
-DEV u32 sel(u32 a, u32 b, u32 m) { u32 d; asm("lop3.b32 %0, %1, %2, %3, 0xac;" : "=r"(d) : "r"(a), "r"(b), "r"(m)); return d; }  // m ? a : b ... (m&a)|(~m&b)
+
+// Eight codes to four pairs of bfloat16: sign to bit 15, the three bits of the magnitude to 8:6. A code then reads as its
+// value times 2^-126, exactly, subnormals included; the factor of the scale makes up for it. Where the bits come from:
+//   pair 0 (row r): 15, 8:6    pair 1 (row r + 8): 13, 2:0    pair 2 (r, column + 8): 12, 5:3    pair 3 (r + 8): 14, 11:9
 DEV void widen(u32 w, u32 (&a)[4], u32 s0, u32 s1) {
   const u32 M = 0x81c081c0u;
-  u32 p0 = w & M, p1 = (w << 6) & M, p2 = (w << 3) & M;
-  u32 p3 = ((w >> 3) & 0x01c001c0u) | ((w << 1) & 0x80008000u);   // pair 3: sign 14, eem 11:9  (sign of pair 1 sits in 13: see below)
-  p1 = ((w << 6) & 0x01c001c0u) | ((w << 2) & 0x80008000u);
+  u32 p0 = w & M, p2 = (w << 3) & M;
+  u32 p3 = ((w >> 3) & 0x01c001c0u) | ((w << 1) & 0x80008000u), p1 = ((w << 6) & 0x01c001c0u) | ((w << 2) & 0x80008000u);
   if (!SMALL) { const u32 C = 0x7e807e80u; p0 = mul2(p0, C); p1 = mul2(p1, C); p2 = mul2(p2, C); p3 = mul2(p3, C); }
   a[0] = mul2(p0, s0); a[1] = mul2(p1, s1); a[2] = mul2(p2, s0); a[3] = mul2(p3, s1);
 }
-DEV u32 splat_scale(u32 b) {  // small: 2^(b-1); else 2^(b-127)
+// The factor of a scale byte, twice: 2^(b - 1) if all bytes are small, else 2^(b - 127) after widen multiplied by 2^126.
+DEV u32 splat_scale(u32 b) {
   if (SMALL) return b * 0x00800080u + 0x3f003f00u;
   u32 v = b == 255 ? 0x7fc0u : (b == 0 ? 0x0040u : b << 7);
   return v | (v << 16);
