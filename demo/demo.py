@@ -133,7 +133,7 @@ def print_figures(console: Console, before: Side, after: Side, disk: tuple[int, 
     console.print(
         f"MXFP4 adds {rise.value:.4f} ± {rise.error:.4f} to the loss (paired over {len(after.found.losses)} "
         "windows of text that neither was trained on; ± is one standard error). Loading maps the BF16 file: its "
-        "pages count as memory of the process from when they are read."
+        "pages count as memory of the process once they are read, and can be reclaimed."
     )
 
 

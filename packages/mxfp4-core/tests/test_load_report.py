@@ -151,8 +151,21 @@ def test_timed_counts_only_the_iterator(clock: FakeTime) -> None:
     assert builder.build().phases["reading"].wall == 3
 
 
-def write_status(path: Path, rss: int, hwm: int) -> None:
-    path.write_text(f"Name:\tpython\nVmHWM:\t{hwm} kB\nVmRSS:\t{rss} kB\nThreads:\t1\n")
+def write_status(path: Path, rss: int, hwm: int, mapped: int = 0) -> None:
+    text = f"Name:\tpython\nVmHWM:\t{hwm} kB\nVmRSS:\t{rss} kB\nRssFile:\t{mapped} kB\nThreads:\t1\n"
+    path.write_text(text)
+
+
+def test_pages_of_a_mapped_checkpoint_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr(memory, "_STATUS", status)
+    write_status(status, 100, 100, mapped=40)
+    builder = LoadReportBuilder()
+    write_status(status, 2048 + 1124, 4096, mapped=2048 + 40)
+    report = builder.build()
+    assert report.memory[0].mapped == 2 << 20
+    assert "after with 2.00 MiB of mapped files, which can be reclaimed" in report.line()
+    assert LoadReport.from_dict(report.to_dict()) == report
 
 
 def test_peak_is_the_mark_when_the_load_raised_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,10 @@ class LoadReport:
         parts.append(f"weights {_size(self.bytes_before)} -> {_size(self.bytes_after)}")
         for use in self.memory:
             peak = f"peak {_size(use.peak)} ({use.measure})"
-            parts.append(f"{use.device} memory {_size(use.before)}, {peak}, {_size(use.after)} after")
+            mapped = (
+                f" with {_size(use.mapped)} of mapped files, which can be reclaimed" if use.mapped else ""
+            )
+            parts.append(f"{use.device} memory {_size(use.before)}, {peak}, {_size(use.after)} after{mapped}")
         times = ", ".join(f"{name} {_phase(spent)}" for name, spent in self.phases.items())
         parts.append(f"{self.seconds:.2f} s: {times}")
         parts.append(f"backend {self.backend or 'not chosen'}, profile {self.profile or 'unknown'}")

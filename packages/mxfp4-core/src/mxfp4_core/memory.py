@@ -29,6 +29,8 @@ class MemoryUse:
         after: bytes when the load ended.
         measure: where `peak` comes from: ``"VmHWM"`` and ``"max_memory_allocated"`` are exact, ``"sampled"``
             is a lower bound.
+        mapped: bytes of `after` that are pages of files which were mapped and read meanwhile, such as a checkpoint.
+            The system takes them back when it needs them.
     """
 
     device: str
@@ -36,6 +38,7 @@ class MemoryUse:
     peak: int
     after: int
     measure: str
+    mapped: int = 0
 
 
 class MemoryMeter:
@@ -49,6 +52,7 @@ class MemoryMeter:
         self.device = device
         self._lock = threading.Lock()
         self._start = self._now()
+        self._mapped = _mapped()
         self._highest = self._start[0] if self._start else 0
 
     def sample(self) -> None:
@@ -68,7 +72,8 @@ class MemoryMeter:
         (current, mark), (before, mark_before) = now, self._start or (0, 0)
         exact = mark > mark_before
         measure = ("VmHWM" if self.device == "cpu" else "max_memory_allocated") if exact else "sampled"
-        return MemoryUse(self.device, before, mark if exact else self._highest, current, measure)
+        mapped = max(0, _mapped() - self._mapped) if self.device == "cpu" else 0
+        return MemoryUse(self.device, before, mark if exact else self._highest, current, measure, mapped)
 
     def _now(self) -> tuple[int, int] | None:
         """Return (bytes in use, high-water mark)."""
@@ -82,16 +87,22 @@ class MemoryMeter:
 
 
 def _resident() -> tuple[int, int] | None:
+    found = _status("VmRSS", "VmHWM")
+    return (found["VmRSS"], found["VmHWM"]) if len(found) == 2 else None
+
+
+def _mapped() -> int:
+    return _status("RssFile").get("RssFile", 0)
+
+
+def _status(*keys: str) -> dict[str, int]:
+    """Return those of the fields that the system has, in bytes."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
-        return None
+        return {}
     fields = (line.partition(":") for line in lines)
-    kib = {key: int(rest.split()[0]) for key, _, rest in fields if key in _KEYS}
-    return (kib["VmRSS"] << 10, kib["VmHWM"] << 10) if len(kib) == len(_KEYS) else None
-
-
-_KEYS = frozenset({"VmRSS", "VmHWM"})
+    return {key: int(rest.split()[0]) << 10 for key, _, rest in fields if key in keys}
 
 
 class Heap:
