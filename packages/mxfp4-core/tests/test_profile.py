@@ -61,7 +61,11 @@ def test_near_misses() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_own_profile_clamps_and_peers_say_who_they_are(name: str) -> None:
+def test_peers_say_who_they_are(name: str) -> None:
     assert profiles()[name].peer
-    extremes = torch.tensor([2.0**-149, 3.4e38], dtype=torch.float64)
-    assert resolve().scale(extremes, torch.float32)[0].tolist() == [1, 253]
+
+
+def test_own_profiles_stay_between_1_and_254() -> None:
+    extremes = torch.tensor([2.0**-149, 3.4028234663852886e38], dtype=torch.float64)
+    for rule, largest in (("floor", 252), ("even", 253), ("rceil", 253), ("ceil", 253)):
+        assert resolve(rule=rule).scale(extremes, torch.float32)[0].tolist() == [1, largest]

@@ -2,7 +2,7 @@
 # numba and llvmlite carry no types; what is typed here is what Python code calls.
 """The CPU kernels: one block of 32 values at a time, as LLVM vectors.
 
-Plain loops reach a third of this speed, since the compiler widens 16-bit integers to 64; so the body of a block is
+Plain loops are several times slower, since the compiler widens 16-bit integers to 64; so the body of a block is
 written as vector instructions (LLVM IR through numba's ``intrinsic``), which LLVM maps onto whatever the processor has.
 Everything is integer arithmetic on the bits of the weights, see :mod:`mxfp4_core.steps`.
 

@@ -31,7 +31,7 @@ PROFILE_NAMES: Final = (
     "msmodelslim",
     "auto-round",
 )
-"""Named profiles of ``mxfp4_core.profiles``, repeated here so that checking a config needs no torch."""
+"""Named profiles of ``mxfp4_core.profile``, repeated here so that checking a config needs no torch."""
 
 TIES: Final = ("even", "away", "zero")
 DIALECTS: Final = ("mxfp4-core", "compressed-tensors", "quark")
@@ -55,7 +55,7 @@ class _Override(Protocol):
 
 
 def profile_name(profile: str | None, rule: str | None, ties: str | None) -> str:
-    """Return the name of the resolved profile, as ``mxfp4_core.profiles.resolve`` would give it."""
+    """Return the name of the resolved profile, as ``mxfp4_core.profile.resolve`` would give it."""
     if profile is not None and "/" not in profile:
         return profile
     scale, _, tie = profile.partition("/") if profile is not None else (rule or "even", "", ties or "even")
