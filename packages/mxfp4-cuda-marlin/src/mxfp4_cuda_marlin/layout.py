@@ -39,8 +39,15 @@ LARGE_MAX: Final = 252
 
 Rows = Literal["plain", "gate-up", "gate-up-interleaved"]
 
-# Bits of the sign, the two exponent bits and the mantissa bit of each pair of codes, in either half of a word.
-_PLACES = ((15, 8, 7, 6), (13, 2, 1, 0), (12, 5, 4, 3), (14, 11, 10, 9))
+# Where the sign, the two exponent bits and the mantissa bit of each pair of codes stand in a word, first of the even
+# code, then of the odd one. A bfloat16 wants them at 15, 8, 7 and 6 of its half: the places are those from which five
+# masks and four shifts bring all eight there (``widen`` in the kernels); no other places need fewer than these nine.
+_PLACES = (
+    ((15, 8, 7, 6), (31, 24, 23, 22)),
+    ((11, 4, 3, 2), (27, 20, 19, 18)),
+    ((21, 14, 13, 12), (5, 30, 29, 28)),
+    ((9, 10, 1, 0), (25, 26, 17, 16)),
+)
 _STEP = 1 << 24  # codes handled at a time: bounds the temporaries of packing to some 200 MB
 
 
@@ -49,11 +56,11 @@ def _table() -> Tensor:
     """Return int32 [4, 256]: what each canonical byte (two codes) adds to a word, by pair."""
     byte = torch.arange(256)
     rows = []
-    for places in _PLACES:
+    for pair in _PLACES:
         word = torch.zeros(256, dtype=torch.int64)
-        for half in (0, 1):
+        for half, places in enumerate(pair):
             for bit, place in zip((3, 2, 1, 0), places, strict=True):
-                word |= ((byte >> (4 * half + bit)) & 1) << (place + 16 * half)
+                word |= ((byte >> (4 * half + bit)) & 1) << place
         rows.append(word)
     table = torch.stack(rows)
     return torch.where(table >= 1 << 31, table - (1 << 32), table).to(torch.int32)
@@ -76,10 +83,10 @@ def _unpack_codes(tiles: Tensor) -> Tensor:
     strips, across = tiles.shape[:2]
     word = tiles.contiguous().view(torch.int32).view(strips, across, 4, 8, 4, 4)
     split = torch.zeros((*word.shape, 2, 2), dtype=torch.uint8, device=tiles.device)
-    for pair, places in enumerate(_PLACES):
-        for half in (0, 1):
+    for pair, both in enumerate(_PLACES):
+        for half, places in enumerate(both):
             for bit, place in zip((3, 2, 1, 0), places, strict=True):
-                one = ((word >> (place + 16 * half)) & 1) << (4 * half + bit)
+                one = ((word >> place) & 1) << (4 * half + bit)
                 split[..., pair // 2, pair % 2] |= one.to(torch.uint8)
     # strip, tile, warp, row, column pair, step, g, h
     return split.permute(0, 2, 7, 3, 1, 5, 6, 4).reshape(strips * TILE, across * TILE // 2)

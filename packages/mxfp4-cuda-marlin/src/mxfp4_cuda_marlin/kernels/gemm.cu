@@ -31,12 +31,12 @@ constexpr int PT = SMALLM ? 32 : 128;                                     // pro
 constexpr int CP = (NT * 8 + PT - 1) / PT;                                // 16-byte copies of x per producer thread and stage
 
 // Eight codes to four pairs of bfloat16: sign to bit 15, the three bits of the magnitude to 8:6. A code then reads as its
-// value times 2^-126, exactly, subnormals included; the factor of the scale makes up for it. Where the bits come from:
-//   pair 0 (row r): 15, 8:6    pair 1 (row r + 8): 13, 2:0    pair 2 (r, column + 8): 12, 5:3    pair 3 (r + 8): 14, 11:9
+// value times 2^-126, exactly, subnormals included; the factor of the scale makes up for it. Pairs: row r, row r + 8,
+// and both again 8 columns further; where their bits come from is in layout.py.
 DEV void widen(u32 w, u32 (&a)[4], u32 s0, u32 s1) {
   const u32 M = 0x81c081c0u;
-  u32 p0 = w & M, p2 = (w << 3) & M;
-  u32 p3 = ((w >> 3) & 0x01c001c0u) | ((w << 1) & 0x80008000u), p1 = ((w << 6) & 0x01c001c0u) | ((w << 2) & 0x80008000u);
+  u32 p0 = w & M, p1 = (w << 4) & M, p2 = __funnelshift_r(w, w, 6) & M;
+  u32 p3 = ((w << 6) & 0x80c080c0u) | ((w >> 2) & 0x01000100u);
   if (!SMALL) { const u32 C = 0x7e807e80u; p0 = mul2(p0, C); p1 = mul2(p1, C); p2 = mul2(p2, C); p3 = mul2(p3, C); }
   a[0] = mul2(p0, s0); a[1] = mul2(p1, s1); a[2] = mul2(p2, s0); a[3] = mul2(p3, s1);
 }
