@@ -52,22 +52,21 @@ def test_each_thread_finds_the_codes_of_its_fragments() -> None:
     codes = unpack(weight.codes).tolist()
     words = packed["codes"].view(torch.int32).view(4, 32, 4).tolist()
     scales = packed["scales"].view(4, 8, 4).tolist()
-    shifts = {
-        0: (0, 0),
-        1: (6, 2),
-        2: (3, 3),
-        3: (-3, 1),
-    }  # of exponent and mantissa to 8:6, and of the sign to 15
+    fields = 0x81C081C0  # sign, exponents and mantissa of two bfloat16
     for warp in range(4):
         for lane in range(32):
             row, column = 16 * warp + lane // 4, 2 * (lane % 4)
             for step in range(4):
                 word = words[warp][lane][step] & 0xFFFFFFFF
-                for pair, (up, sign_up) in shifts.items():
-                    moved = (word << up if up >= 0 else word >> -up) & 0x01C001C0
-                    signs = (word << sign_up) & 0x80008000
+                pairs = (
+                    word & fields,
+                    word << 4 & fields,
+                    (word >> 6 | word << 26) & fields,
+                    word << 6 & 0x80C080C0 | word >> 2 & 0x01000100,
+                )
+                for pair, two in enumerate(pairs):
                     for half in (0, 1):
-                        found = (moved >> (16 * half + 6) & 7) | (signs >> (16 * half + 12) & 8)
+                        found = two >> (16 * half + 6) & 7 | two >> (16 * half + 12) & 8
                         at = codes[row + 8 * (pair % 2)][16 * step + column + 8 * (pair // 2) + half]
                         assert found == at, (warp, lane, step, pair, half)
             for upper in (0, 1):
