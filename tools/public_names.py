@@ -13,13 +13,14 @@ from pathlib import Path
 
 from linked import members
 
-# For backends: backend, problem, shapes, format, testing. For integrations: config, loader, load_report, modules,
+# For backends: backend, kernels, problem, shapes, format, testing. For integrations: config, loader, load_report, modules,
 # select, rules. For everybody: errors.
 BUILT_ON = (
     "backend",
     "config",
     "errors",
     "format",
+    "kernels",
     "load_report",
     "loader",
     "modules",

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mxfp4_core import device, registry
+from mxfp4_core.backends.reference import ReferenceBackend
 from mxfp4_core.cli import app
 from mxfp4_core.device import Device, Probe
+from mxfp4_core.kernels import Choice
 
 
 def doctor(*options: str) -> Result:
@@ -100,3 +102,24 @@ def test_without_torch_it_still_answers(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "importing torch failed: ImportError: libcudart.so.13" in done.stdout
     assert "reference      broken" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_table_of_choices_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (Choice(1, 8, "small", {"tile": 8}), Choice(9, None, "large", {"tile": 64, "splits": 2}))
+    monkeypatch.setattr(ReferenceBackend, "choices", lambda self, problem: rows)
+    lines = [line.rstrip() for line in doctor("--device", "cpu").output.splitlines()]
+    assert lines[-4:] == [
+        "kernels, by the number of tokens in a call",
+        "  tokens      kernel  tile  splits",
+        "  1-8         small   8",
+        "  9 and more  large   64    2",
+    ]
+    data = json.loads(doctor("--device", "cpu", "--json").output)
+    assert data["choices"][1] == {"first": 9, "last": None, "kernel": "large", "settings": rows[1].settings}
+
+
+def test_a_broken_table_hides_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReferenceBackend, "choices", lambda self, problem: 1 / 0)
+    done = doctor("--device", "cpu")
+    assert done.exit_code == 0 and "reference is used" in done.output
+    assert "note: reference: choices raised ZeroDivisionError" in done.output

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mxfp4_core.errors import BackendError
-from mxfp4_cuda_marlin import warmup
+from mxfp4_core.errors import BackendError, OutputError
+from mxfp4_core.kernels import compile_all
+from mxfp4_cuda_marlin import backend
 from mxfp4_cuda_marlin.kernels import build, load, source, tiles
 
 
@@ -152,21 +153,39 @@ def test_a_kernel_cannot_be_loaded_during_a_capture(monkeypatch: pytest.MonkeyPa
         load.helper(torch.device("cuda", 7), "route")
 
 
-def test_warmup_compiles_every_variant(compiler: Compiler) -> None:
-    from mxfp4_cuda_marlin.warmup import warmup as run
+def test_warmup_compiles_every_variant_once(compiler: Compiler) -> None:
+    found = backend.kernels()
+    assert found.folder == str(build.cache_folder()) and not any(one.cached for one in found.kernels)
+    done = compile_all(found.kernels, jobs=8)
+    assert {one.state for one in done} == {"compiled"}
+    assert len(done) == compiler.count == len(list(build.cache_folder().iterdir()))
+    assert {one.state for one in compile_all(backend.kernels().kernels, jobs=8)} == {"cached"}
+    assert len(done) == compiler.count
+    tiles_of_gemms = {(tile, mode) for tile in tiles.linear_variants() for mode in (load.LINEAR,)}
+    tiles_of_gemms |= {(tile, mode) for tile in tiles.moe_variants() for mode in (load.GATE_UP, load.DOWN)}
+    for tile, mode in tiles_of_gemms:  # the names under which a call looks them up
+        assert build.is_kept(source.gemm(tile.nt), tile.defines(mode, True))
+    assert build.is_kept(source.helpers(), {})
 
-    assert run() == compiler.count == len(list(build.cache_folder().iterdir()))
-    assert run(all_scales=True) == compiler.count
-    run()
-    assert run() < compiler.count
+
+def test_warmup_prints_nothing_of_its_own(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
+    compile_all(backend.kernels().kernels[:2], jobs=2)
+    assert capsys.readouterr() == ("", "")
 
 
-def test_warmup_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_warmup_into_a_folder_that_cannot_be_written_is_an_error(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="set XDG_CACHE_HOME"):
+        compile_all(backend.kernels().kernels[-1:], jobs=1)
+
+
+def test_warmup_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "import_module", no_module)
-    assert warmup.main() == 1
-    assert "pip install" in capsys.readouterr().err
+    with pytest.raises(BackendError, match="pip install"):
+        backend.kernels()
 
 
 @pytest.mark.parametrize("tile", [*tiles.linear_variants(), *tiles.moe_variants()], ids=str)

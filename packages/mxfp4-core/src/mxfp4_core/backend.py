@@ -3,6 +3,8 @@
     Problem ──► Backend.supports ──► Yes | No(reason, fix)       no device needed, never raises
     Problem ──► Backend.layout   ──► Layout.pack / Layout.unpack  index maths, runs on the CPU
     tensors ──► Backend.linear / Backend.moe / Backend.quantize
+    nothing ──► Backend.kernels  ──► what `mxfp4 warmup` compiles ahead    optional, as is the next
+    Problem ──► Backend.choices  ──► which kernel `mxfp4 doctor` shows for how many tokens
 
 The core does what every backend would have to repeat: it checks dtypes and shapes, pads to the declared
 alignment, makes inputs contiguous, answers for zero tokens and crops the result (``calls.py``). So a backend
@@ -11,11 +13,12 @@ sees sizes that its kernel takes, and nothing else. How to write one: ``docs/add
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from mxfp4_core.errors import BackendError
+from mxfp4_core.kernels import Choice, Kernel, Kernels
 from mxfp4_core.problem import GPT_OSS_SWIGLU, SILU, Activation, Gate, Op, Part, Problem
 from mxfp4_core.shapes import Alignment
 
@@ -237,6 +240,18 @@ class Backend(Protocol):
         """
         raise _missing(self, "quantize")
 
+    def kernels(self) -> Kernels | None:
+        """List what is compiled on this machine and kept; None: nothing is. Touches no device; see ``Kernels``.
+
+        Raises:
+            BackendError: the compiler is missing.
+        """
+        return None
+
+    def choices(self, problem: Problem) -> Sequence[Choice]:
+        """List which kernel runs from how many tokens on: pure, asked for problems that ``supports`` accepts."""
+        return ()
+
 
 def verdict(backend: Backend, problem: Problem) -> Verdict:
     """Ask a backend about a problem, after the check that it knows every word of it.
@@ -264,7 +279,10 @@ __all__ = [
     "SILU",
     "Activation",
     "Backend",
+    "Choice",
     "Gate",
+    "Kernel",
+    "Kernels",
     "Layout",
     "No",
     "Numerics",

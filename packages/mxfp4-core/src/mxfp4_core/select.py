@@ -168,10 +168,10 @@ def explain(
     plugins = installed()
     for asked in filter(None, (name, fallback)):
         if asked not in plugins and asked not in KNOWN:
-            raise _unknown(asked, [*plugins, *KNOWN])
+            raise unknown_name(asked, [*plugins, *KNOWN])
     answers = [_ask(plugin, problem) for plugin in plugins.values()]
     absent = [
-        _absent(key, known)
+        missing_line(key, known)
         for key, known in KNOWN.items()
         if key not in plugins and (known.fits(problem.device) or key in (name, fallback))
     ]
@@ -204,7 +204,8 @@ def explain(
     return _fall_back(accepted.get(fallback), fallback, trace, problem, why, fix)
 
 
-def _absent(name: str, known: Known) -> Candidate:
+def missing_line(name: str, known: Known) -> Candidate:
+    """Return the line of the trace for a backend of this project that is not installed."""
     made = " ".join(filter(None, ("made for", known.device, "/".join(known.archs))))
     # By name alone pip would take whatever a stranger has put under it on PyPI.
     advice = f"install {known.distribution}, which is not on PyPI yet: see docs/backends.md"
@@ -271,7 +272,8 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def _unknown(name: str, names: Sequence[str]) -> BackendError:
+def unknown_name(name: str, names: Sequence[str]) -> BackendError:
+    """Build the error for a name that is none of ``names``, with a near miss."""
     near = difflib.get_close_matches(name, names, n=1)
     return BackendError(
         f"backend {name!r}",

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from mxfp4_core.backend import Backend, Layout, No, Numerics, Packed, Part, Problem, Verdict, Yes
+from mxfp4_core.backend import (
+    Backend,
+    Choice,
+    Kernels,
+    Layout,
+    No,
+    Numerics,
+    Packed,
+    Part,
+    Problem,
+    Verdict,
+    Yes,
+)
 from mxfp4_core.tensor import MxTensor
-from mxfp4_cuda_marlin import ops
+from mxfp4_cuda_marlin import choices, ops, warmup
 from mxfp4_cuda_marlin.compute import MAX_EXPERTS
 from mxfp4_cuda_marlin.kernels.build import PACKAGES
 from mxfp4_cuda_marlin.layout import LARGE_MAX, TILE, Sm90Layout
@@ -122,6 +135,14 @@ class CudaMarlinBackend(Backend):
         """Quantise on the GPU of the weight; see ``Backend.quantize``."""
         codes, scales = ops.quantize(weight, profile)
         return MxTensor(codes, scales, weight.shape, profile)
+
+    def kernels(self) -> Kernels:
+        """List what NVRTC compiles; see ``warmup``."""
+        return warmup.kernels()
+
+    def choices(self, problem: Problem) -> Sequence[Choice]:
+        """List the tiles for each number of tokens; see ``choices``."""
+        return choices.choices(problem)
 
 
 def _missing(distribution: str) -> No | None:

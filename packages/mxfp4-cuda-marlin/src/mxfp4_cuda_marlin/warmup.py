@@ -1,61 +1,46 @@
-"""Compile every kernel ahead of time: ``python -m mxfp4_cuda_marlin.warmup``.
-
-It needs NVRTC but no GPU, so an image can be built with a warm cache.
-"""
+"""Every kernel that NVRTC compiles for linear and MoE, for ``mxfp4 warmup``; Triton keeps the quantizer's."""
 
 from __future__ import annotations
 
-import sys
-import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 
-from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.backend import Kernel, Kernels
 from mxfp4_cuda_marlin.kernels import build, source
 from mxfp4_cuda_marlin.kernels.load import DOWN, GATE_UP, LINEAR
-from mxfp4_cuda_marlin.kernels.tiles import linear_variants, moe_variants
+from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_variants, moe_variants
 
-_VARIANTS = {"linear": ((LINEAR,), linear_variants), "moe": ((GATE_UP, DOWN), moe_variants)}
+_MODES = {LINEAR: "linear", GATE_UP: "gate-up", DOWN: "down"}
 
 
-def warmup(ops: tuple[str, ...] = ("linear", "moe"), *, all_scales: bool = False) -> int:
-    """Compile the kernels of these ops into the cache, unless they are there.
+def programs() -> Iterator[tuple[str, str, Mapping[str, int]]]:
+    """Yield name, source and macros of each, the largest tiles first, because they take longest.
 
-    Args:
-        ops: ``linear``, ``moe``.
-        all_scales: also the variants for scale bytes above 128, which no trained model has.
+    Variants for scale bytes above 128, which no trained model has, are compiled when they are needed.
+    """
+    pairs = {(tile, LINEAR) for tile in linear_variants()}
+    pairs |= {(tile, mode) for tile in moe_variants() for mode in (GATE_UP, DOWN)}
+    for tile, mode in sorted(pairs, key=_cost, reverse=True):
+        yield f"gemm {_MODES[mode]} {tile}", source.gemm(tile.nt), tile.defines(mode, True)
+    yield "route, combine, reduce_splits", source.helpers(), {}
 
-    Returns:
-        How many kernels the cache holds for them.
+
+def kernels() -> Kernels:
+    """List the kernels, and which of them the cache holds.
 
     Raises:
         BackendError: NVRTC is missing.
     """
-    build.machine_code(source.helpers(), {}, "helpers")
-    count = 1
-    for op in ops:
-        modes, tiles = _VARIANTS[op]
-        for tile in tiles():
-            for mode in modes:
-                for small in (True, False) if all_scales else (True,):
-                    build.machine_code(
-                        source.gemm(tile.nt), tile.defines(mode, small), f"gemm {tile} {mode=}"
-                    )
-                    count += 1
-    return count
+    rows = tuple(
+        Kernel(name, build.is_kept(text, defines), partial(build.compile_ahead, text, defines, name))
+        for name, text, defines in programs()
+    )
+    return Kernels(str(build.cache_folder()), rows)
 
 
-def main() -> int:
-    """Run ``warmup`` and say what it did."""
-    start = time.perf_counter()
-    try:
-        count = warmup()
-    except Mxfp4Error as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    print(f"{count} kernels in {build.cache_folder()}, {time.perf_counter() - start:.1f} s")
-    return 0
+def _cost(pair: tuple[Tile, int]) -> tuple[int, ...]:
+    tile, mode = pair
+    return tile.nt * tile.mb, tile.wg, mode
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-__all__ = ["warmup"]
+__all__ = ["kernels", "programs"]

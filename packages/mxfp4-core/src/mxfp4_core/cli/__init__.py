@@ -21,7 +21,7 @@ import typer
 
 from mxfp4_core.errors import ConfigError, Mxfp4Error, OutputError
 
-COMMANDS = ("plan", "quantize", "convert", "verify", "report", "doctor")
+COMMANDS = ("plan", "quantize", "convert", "verify", "report", "doctor", "warmup")
 
 app = typer.Typer(
     name="mxfp4",

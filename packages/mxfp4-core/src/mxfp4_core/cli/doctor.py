@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from mxfp4_core.device import Device
+    from mxfp4_core.kernels import Choice
     from mxfp4_core.select import Selection
 
 PACKAGES = ("torch", "numba", "triton", "safetensors", "transformers")
@@ -55,12 +56,16 @@ def doctor_command(
         **sizes,
     )
     selection = explain(problem, name=backend or None, fallback=fallback or None)
+    notes, table = [*found.notes], choices(selection)
+    if isinstance(table, str):
+        notes, table = [*notes, table], ()
     if as_json:
         devices = [one.__dict__ for one in found.devices]
-        data = {"versions": versions(), "devices": devices, "notes": found.notes, **selection.to_dict()}
-        typer.echo(json.dumps(data, indent=2))
+        data = {"versions": versions(), "devices": devices, "notes": notes, **selection.to_dict()}
+        typer.echo(json.dumps(data | {"choices": [row.to_dict() for row in table]}, indent=2))
     else:
-        _print(found.devices, found.notes, selection)
+        _print(found.devices, notes, selection)
+        _print_choices(table)
     raise typer.Exit(0 if selection.choice else 1)
 
 
@@ -78,7 +83,34 @@ def versions() -> dict[str, str]:
     return found | dict(sorted(ours.items()))
 
 
-def _print(devices: tuple[Device, ...], notes: tuple[str, ...], selection: Selection) -> None:
+def choices(selection: Selection) -> tuple[Choice, ...] | str:
+    """Return the table of kernels of the backend that was chosen, or why it could not be had."""
+    from mxfp4_core.kernels import choices_of
+
+    if selection.choice is None:
+        return ()
+    try:
+        return choices_of(selection.choice, selection.problem)
+    except Exception as error:  # the table is an extra: a broken one must not hide the verdicts
+        return f"{selection.choice.name}: choices raised {type(error).__name__}: {error}"
+
+
+def _print_choices(table: tuple[Choice, ...]) -> None:
+    if not table:
+        return
+    names = list(dict.fromkeys(name for row in table for name in row.settings))
+    lines = [["tokens", "kernel", *names]]
+    for row in table:
+        tokens = f"{row.first}-{row.last}" if row.last is not None else f"{row.first} and more"
+        lines.append([tokens, row.kernel, *(str(row.settings.get(name, "")) for name in names)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    typer.echo("kernels, by the number of tokens in a call")
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        typer.echo(f"  {'  '.join(cells)}".rstrip())
+
+
+def _print(devices: tuple[Device, ...], notes: list[str], selection: Selection) -> None:
     typer.echo("versions")
     for name, found in versions().items():
         typer.echo(f"  {name:<20} {found}")

@@ -38,8 +38,8 @@ def shard_bytes(text: str) -> int:
 
 
 @contextmanager
-def progress_bar(verb: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show bytes, rate and time left on stderr, and yield what reports the progress."""
+def progress_bar(verb: str, *, shown: bool, pieces: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show bytes, rate and time left on stderr, or pieces and time; yield what reports the progress."""
     if not shown:
         yield lambda done, total: None
         return
@@ -47,20 +47,19 @@ def progress_bar(verb: str, *, shown: bool) -> Iterator[Callable[[int, int], Non
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
+        TimeElapsedColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn(verb),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True))
+    columns: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    if pieces:
+        columns = (MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(TextColumn(verb), BarColumn(), *columns, console=Console(stderr=True))
     task = bar.add_task(verb, total=None)
 
     def report(done: int, total: int) -> None:

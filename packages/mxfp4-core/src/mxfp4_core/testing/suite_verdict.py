@@ -12,6 +12,8 @@ import pytest
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Gate, No, Numerics, Problem, Yes, verdict
 from mxfp4_core.device import Device
+from mxfp4_core.errors import BackendError
+from mxfp4_core.kernels import choices_of, kernels_of
 from mxfp4_core.profile import resolve
 from mxfp4_core.testing.fixtures import ORDINARY, Fixtures, ordinary, takes
 
@@ -86,6 +88,26 @@ class VerdictSuite(Fixtures):
             assert isinstance(first, Yes | No), problem
             assert backend.supports(problem) == first
             takes(backend, problem)
+
+    def test_kernels_are_listed_without_a_device(self, backend: Backend) -> None:
+        """What is compiled here has a name each, and a place; a missing compiler is an error of ours."""
+        try:
+            found = kernels_of(backend)
+        except BackendError:
+            return
+        if found is not None:
+            names = [kernel.name for kernel in found.kernels]
+            assert found.folder and names and len(set(names)) == len(names)
+
+    @pytest.mark.parametrize("op", ORDINARY)
+    def test_choices_leave_no_number_of_tokens_out(self, backend: Backend, made_for: Device, op: str) -> None:
+        """A table of choices begins at one token, has no gap, and ends with all larger numbers."""
+        problem = ordinary(backend, made_for, op)
+        rows = choices_of(backend, problem) if takes(backend, problem) else ()
+        if rows:
+            assert rows == choices_of(backend, problem)
+            assert [row.first for row in rows] == [1, *((row.last or 0) + 1 for row in rows[:-1])]
+            assert rows[-1].last is None and all(row.kernel for row in rows)
 
     def test_it_can_be_copied(self, backend: Backend) -> None:
         """Modules hold the backend, and modules are copied and sent to other processes."""

@@ -1,8 +1,8 @@
 """Compile CUDA C++ with NVRTC, once: machine code is kept in the user's cache folder.
 
 A file of the cache is named by a hash of everything that decides its bytes: source, options, version of NVRTC. It is
-written aside and renamed, so that processes which compile at the same time cannot see half a file. A folder that cannot
-be written costs time, never a result.
+written aside and renamed, so that processes and threads which compile at the same time cannot see half a file; NVRTC
+runs in several threads at once. A folder that cannot be written costs a call time, never its result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mxfp4_core.errors import BackendError
+from mxfp4_core.errors import BackendError, OutputError
 
 ARCH = "sm_90a"
 PACKAGES = "'cuda-bindings>=12.8' 'nvidia-cuda-nvrtc>=12.8'"
@@ -80,15 +80,48 @@ def machine_code(source: str, defines: Mapping[str, int], what: str) -> bytes:
     """
     nvrtc = bindings("nvrtc")
     path = _path(nvrtc, source, defines)
+    code = _kept(path)
+    if code is None:
+        _tell(path.parent)
+        code = _compile(nvrtc, source, _options(defines), what)
+        _keep(path, code)
+    return code
+
+
+def is_kept(source: str, defines: Mapping[str, int]) -> bool:
+    """Say whether the cache holds the machine code of a source.
+
+    Raises:
+        BackendError: NVRTC is missing.
+    """
+    return _kept(_path(bindings("nvrtc"), source, defines)) is not None
+
+
+def compile_ahead(source: str, defines: Mapping[str, int], what: str) -> None:
+    """Compile a source into the cache, and print nothing; for arguments see ``machine_code``.
+
+    Raises:
+        BackendError: NVRTC is missing or refuses the source.
+        OutputError: the folder of the cache cannot be written.
+    """
+    nvrtc = bindings("nvrtc")
+    path = _path(nvrtc, source, defines)
+    _keep(path, _compile(nvrtc, source, _options(defines), what))
+    if _kept(path) is None:
+        raise OutputError(
+            f"keeping {what}",
+            seen=f"{path.parent} cannot be written, or is full",
+            rule="kernels that are compiled ahead are kept there",
+            fix="make room, or set XDG_CACHE_HOME to a folder that can be written, here and where the model runs",
+        )
+
+
+def _kept(path: Path) -> bytes | None:
     with contextlib.suppress(OSError):
         code = path.read_bytes()
         if code.startswith(b"\x7fELF"):
             return code
-    with _lock:
-        _tell(path.parent)
-        code = _compile(nvrtc, source, _options(defines), what)
-    _keep(path, code)
-    return code
+    return None
 
 
 def _nvrtc_version(nvrtc: Any) -> str:
@@ -106,8 +139,9 @@ def _nvrtc_version(nvrtc: Any) -> str:
 
 def _tell(folder: Path) -> None:
     global _told
-    if not _told:
-        _told = True
+    with _lock:
+        first, _told = not _told, True
+    if first:
         print(
             f"mxfp4-cuda-marlin: compiling kernels for {ARCH}, some seconds each, once; they are kept in {folder}",
             file=sys.stderr,
@@ -164,4 +198,14 @@ def _path(nvrtc: Any, source: str, defines: Mapping[str, int]) -> Path:
     return cache_folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.cubin"
 
 
-__all__ = ["ARCH", "PACKAGES", "bindings", "cache_folder", "check", "forget", "machine_code"]
+__all__ = [
+    "ARCH",
+    "PACKAGES",
+    "bindings",
+    "cache_folder",
+    "check",
+    "compile_ahead",
+    "forget",
+    "is_kept",
+    "machine_code",
+]
