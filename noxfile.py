@@ -12,9 +12,11 @@ import hashlib
 import shutil
 import sys
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import linked
@@ -27,6 +29,7 @@ nox.options.error_on_missing_interpreters = True
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 TORCH = "torch==2.13.0"
+OPTIONAL = ("compressed-tensors", "gguf", "pytest-cov")  # of the group "test": tests do without
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 shared_python = sys.executable  # the session "setup" puts the interpreter of the shared environment here
@@ -34,17 +37,37 @@ shared_python = sys.executable  # the session "setup" puts the interpreter of th
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of hardware: the package that serves it and the backend that must pass the suite there."""
+    """One kind of hardware, and all that must pass there.
 
-    package: str
+    Attributes:
+        backend: the backend that serves it; a skip in its conformance suite is a failure.
+        tests: files and folders of tests.
+        device: what torch calls an accelerator of this kind; the tests of the adapters then run on it, too.
+        workers: processes of pytest-xdist that share it; 0 for none.
+    """
+
     backend: str
+    tests: tuple[str, ...]
+    device: str = ""
+    workers: int = 0
 
+
+# Tests of the core that are skipped where there is no GPU.
+ON_ANY_GPU = (
+    "packages/mxfp4-core/tests/test_loader_device.py",
+    "packages/mxfp4-core/tests/test_mutants.py::test_the_suite_captures_graphs",
+)
 
 # One row for each kind of hardware that a package in this repository serves. A new backend adds its row,
 # and the session ``nox -s NAME`` follows from it.
 TARGETS = {
-    "cpu": Target(package="packages/mxfp4-core", backend="reference"),
-    "sm90": Target(package="packages/mxfp4-cuda-marlin", backend="cuda-marlin"),
+    "cpu": Target("reference", ("packages/mxfp4-core/tests/test_conformance.py",)),
+    "sm90": Target(
+        "cuda-marlin",
+        ("packages/mxfp4-cuda-marlin/tests", *ON_ANY_GPU),
+        device="cuda",
+        workers=8,
+    ),
 }
 
 
@@ -152,16 +175,47 @@ def bench(session: nox.Session) -> None:
         python(session, f"bench/{name}.py")
 
 
+def check_needs(session: nox.Session) -> None:
+    """Stop where a package that the tests need is not installed, and name all of them."""
+    texts = group("test")
+    for member in linked.members():
+        texts += tuple(nox.project.load_toml(member / "pyproject.toml")["project"]["dependencies"])
+    absent = []
+    for text in texts:
+        requirement = Requirement(text)
+        try:
+            found = None if requirement.name.startswith("mxfp4-") else version(requirement.name)
+        except PackageNotFoundError:
+            absent.append(text)
+            continue
+        if found and not requirement.specifier.contains(found, prereleases=True):
+            session.warn(f"{requirement.name} {found} is here, {text} is asked for")
+    optional = [text for text in absent if Requirement(text).name in OPTIONAL]
+    if optional:
+        session.warn(f"not installed, so the tests that need them are skipped: {' '.join(optional)}")
+    needed = [text for text in absent if text not in optional]
+    if needed:
+        session.error(f"not installed, but needed: pip install {' '.join(map(repr, needed))}")
+
+
 def add_target(name: str, target: Target) -> None:
-    """Make the session that holds one kind of hardware to the conformance suite, with no test skipped."""
+    """Make the session that holds one kind of hardware to all that must pass there, with no test skipped."""
 
     def run(session: nox.Session) -> None:
-        suite = f"{target.package}/tests/test_conformance.py"
-        python(session, "-m", "pytest", suite, "--require-backend", target.backend, *session.posargs)
+        if shared_python == sys.executable:
+            check_needs(session)
+        # Each fails with what is missing and what to do: a device, a driver, a compiler.
+        python(session, "-m", "mxfp4_core", "doctor", "--backend", target.backend)
+        python(session, "-m", "mxfp4_core", "warmup", "--backend", target.backend)
+        tests, variables = target.tests, {}
+        if target.device:
+            tests += tuple(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("integration/*/tests")))
+            variables["MXFP4_TEST_DEVICE"] = target.device
+        spread = ("-n", str(target.workers), "--dist", "worksteal") if target.workers else ()
+        options = ("--require-backend", target.backend, *spread, *session.posargs)
+        python(session, "-m", "pytest", *tests, *options, **variables)
 
-    run.__doc__ = (
-        f"Hold the backend {target.backend!r} to the conformance suite on this machine; a skip is a failure."
-    )
+    run.__doc__ = f"Test the backend {target.backend!r} on this machine; a skip in its suite is a failure."
     nox.session(name=name, venv_backend="none", requires=["setup"])(run)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from mxfp4_core import MxTensor, calls, reference
 from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Problem
 from mxfp4_core.device import Device
+from mxfp4_core.kernels import compile_all
 from mxfp4_core.profile import resolve
 from mxfp4_core.testing import BackendConformance, judge
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
+from mxfp4_core.warmup import processors
 from mxfp4_cuda_marlin import compute
+from mxfp4_cuda_marlin.kernels import build, load
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_variants, moe_variants
 from mxfp4_cuda_marlin.quantize import PROFILES, quantize
 
@@ -142,6 +147,51 @@ class TestCudaMarlin(BackendConformance):
         )
         local = torch.tensor([1, -1, -1, 0])[ids.long()]
         judge.moe(x, *weights, (None, None), local, factors, problem.gate, backend.numerics).check(got)
+
+    def test_warmup_covers_what_runs(
+        self,
+        backend: Backend,
+        here: Device,
+        device: torch.device,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """After a warm-up no call compiles, whatever kernel it takes."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(load, "_functions", {})
+        listed = backend.kernels()
+        assert listed is not None
+        compile_all(listed.kernels, jobs=processors())
+        monkeypatch.setattr(build, "_compile", lambda *a: pytest.fail(f"{a[-1]} is not in the warm-up"))
+        for problem in (
+            Problem(op="linear", n=192, k=1088, device=here),
+            Problem(op="linear", n=8192, k=512, bias=True, device=here),
+            Problem(op="moe", n=64, k=192, experts=8, top_k=2, device=here),
+            Problem(op="moe", n=64, k=192, experts=256, top_k=8, gate=GPT_OSS_SWIGLU, bias=True, device=here),
+        ):
+            shapes = calls.shapes(problem)
+            biases = {
+                part: torch.zeros(s[:-1], device=device, dtype=torch.bfloat16) for part, s in shapes.items()
+            }
+            packed = [
+                calls.pack(
+                    backend,
+                    problem,
+                    random_weight(*s, scales=(117, 122)).to(device),
+                    biases[part] if problem.bias else None,
+                    part,
+                )
+                for part, s in shapes.items()
+            ]
+            rows = backend.choices(problem)
+            for m in sorted({m for row in rows for m in (row.first, row.last or row.first + 1)}):
+                x = random_x(m, problem.k).to(device)
+                if problem.op == "linear":
+                    calls.linear(backend, x, *packed, problem)
+                else:
+                    routes = [t.to(device) for t in random_routes(m, problem.experts, problem.top_k)]
+                    calls.moe(backend, x, *packed, *routes, problem)
+        torch.cuda.synchronize()
 
     @pytest.mark.parametrize("profile", sorted(PROFILES))
     def test_quantize_every_maximum(self, here: Device, device: torch.device, profile: str) -> None:
