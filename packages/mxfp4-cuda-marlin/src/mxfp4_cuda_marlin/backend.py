@@ -24,12 +24,11 @@ from mxfp4_core.backend import (
 )
 from mxfp4_core.tensor import MxTensor
 from mxfp4_cuda_marlin import choices, ops, warmup
-from mxfp4_cuda_marlin.compute import MAX_EXPERTS
+from mxfp4_cuda_marlin.checks import MAX_EXPERTS, MAX_TOP_K, SIZE_MAX
 from mxfp4_cuda_marlin.kernels.build import PACKAGES
 from mxfp4_cuda_marlin.layout import LARGE_MAX, TILE, Sm90Layout
 from mxfp4_cuda_marlin.quantize import PROFILES
 
-_SIZE_MAX: Final = 2**31 - 1 - TILE
 _INSTALL: Final = {"cuda-bindings": f"pip install {PACKAGES}", "triton": "pip install 'triton>=3.4'"}
 
 
@@ -78,7 +77,7 @@ class CudaMarlinBackend(Backend):
 
     def _sizes(self, problem: Problem) -> Verdict:
         rows = 2 * problem.n if problem.op == "moe" else problem.n
-        if max(rows, problem.k) > _SIZE_MAX or rows // TILE * max(problem.experts, 1) > _SIZE_MAX:
+        if max(rows, problem.k) > SIZE_MAX or rows // TILE * max(problem.experts, 1) > SIZE_MAX:
             return No(
                 f"n = {problem.n}, k = {problem.k}, experts = {problem.experts}: rows are counted in 32 bits",
                 "cut the layer into shards",
@@ -89,7 +88,7 @@ class CudaMarlinBackend(Backend):
             return No(
                 f"{problem.experts} experts, the routing kernel takes {MAX_EXPERTS}", "use expert parallelism"
             )
-        if problem.total_experts > _SIZE_MAX or problem.top_k > 2**16:
+        if problem.total_experts > SIZE_MAX or problem.top_k > MAX_TOP_K:
             return No(
                 f"total_experts = {problem.total_experts}, top_k = {problem.top_k}: slots are counted in 32 bits",
                 "check the router's settings",

@@ -11,27 +11,20 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mxfp4_core.errors import BackendError, FormatError, ShapeError
+from mxfp4_cuda_marlin.checks import MAX_EXPERTS, Weight, check_limit, check_linear, check_moe, sizes
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_tile, moe_tile, splits
-from mxfp4_cuda_marlin.layout import TILE
 
-MAX_EXPERTS: Final = 1024
 _GRID_Y: Final = 65535
 _SLOTS: Final = (
     1 << 21
 )  # pairs of token and expert in one pass: keeps 32-bit row numbers and the grid in range
 
 
-def sizes(codes: Tensor) -> tuple[int, int]:
-    """Return n and k of a packed weight: codes uint8 [..., n/64, k/64, 2048]."""
-    return codes.shape[-3] * TILE, codes.shape[-2] * TILE
-
-
 def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """Compute ``x @ weight.T + bias``; see ``ops.linear``."""
-    n, k = sizes(codes)
-    _check("mxfp4_cuda_marlin::linear", x, k, [(codes, scales, bias, ())])
+    check_linear(x, (codes, scales, bias))
+    n, _ = sizes(codes)
     x, out = _aligned(x), x.new_empty((x.shape[0], n))
     with torch.cuda.device(x.device):
         tile = linear_tile(x.shape[0])
@@ -61,8 +54,8 @@ def _linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, out: 
 
 def moe(
     x: Tensor,
-    gate_up: tuple[Tensor, Tensor, Tensor | None],
-    down: tuple[Tensor, Tensor, Tensor | None],
+    gate_up: Weight,
+    down: Weight,
     topk_ids: Tensor,
     topk_weights: Tensor,
     expert_map: Tensor | None,
@@ -79,10 +72,8 @@ def moe(
         expert_map: int32 [total_experts] or None.
         gate: alpha, limit and offset of up.
     """
-    (rows, k), (_, n) = sizes(gate_up[0]), sizes(down[0])
-    experts = gate_up[0].shape[0]
-    _check("mxfp4_cuda_marlin::moe", x, k, [(*gate_up, (experts,)), (*down, (experts,))], rows == 2 * n)
-    _check_routes(x, topk_ids, topk_weights, expert_map)
+    check_moe(x, gate_up, down, topk_ids, topk_weights, expert_map)
+    check_limit(gate[1])
     x, out = _aligned(x), torch.empty_like(x)
     step = max(1, min(_SLOTS // topk_ids.shape[1], x.shape[0]))
     with torch.cuda.device(x.device):
@@ -94,8 +85,8 @@ def moe(
 
 def _moe(
     x: Tensor,
-    gate_up: tuple[Tensor, Tensor, Tensor | None],
-    down: tuple[Tensor, Tensor, Tensor | None],
+    gate_up: Weight,
+    down: Weight,
     ids: Tensor,
     weights: Tensor,
     expert_map: Tensor | None,
@@ -142,66 +133,4 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()  # rows are copied 16 bytes at a time
 
 
-def _check(
-    op: str,
-    x: Tensor,
-    k: int,
-    weights: list[tuple[Tensor, Tensor, Tensor | None, tuple[int, ...]]],
-    belong: bool = True,
-) -> None:
-    if x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) != (9, 0):
-        raise BackendError(
-            op,
-            seen=f"x on {x.device}",
-            rule="the kernels run on NVIDIA GPUs of compute capability 9.0",
-            fix="ask mxfp4_core.select_backend for a backend of this device",
-        )
-    if x.dtype is not torch.bfloat16:
-        raise FormatError(op, seen=f"x is {x.dtype}", rule="x is bfloat16", fix="convert x")
-    if x.dim() != 2 or x.shape[1] != k or not x.is_contiguous() or x.shape[0] < 1 or not belong:
-        shapes = [tuple(codes.shape) for codes, *_ in weights]
-        raise ShapeError(
-            op,
-            seen=f"x {tuple(x.shape)}, contiguous {x.is_contiguous()}, codes {shapes}",
-            rule=f"x is contiguous [m, {k}] with m >= 1, and the weights belong together",
-            fix="call it through mxfp4_core.calls, which pads and checks",
-        )
-    for codes, scales, bias, lead in weights:
-        tiles = (*lead, *codes.shape[-3:-1])
-        fits = codes.shape == (*tiles, 2048) and scales.shape in ((*tiles, 128), (*tiles, 64, 2))
-        fits &= bias is None or bias.shape == (*lead, tiles[-2] * TILE)
-        parts = [codes, scales] if bias is None else [codes, scales, bias]
-        dtypes = [torch.uint8, torch.uint8, torch.bfloat16][: len(parts)]
-        sound = [part.dtype for part in parts] == dtypes and all(
-            part.is_contiguous() and part.device == x.device and part.data_ptr() % 16 == 0 for part in parts
-        )
-        if not fits or not sound:
-            raise FormatError(
-                op,
-                seen="; ".join(f"{part.dtype} {tuple(part.shape)} on {part.device}" for part in parts),
-                rule="codes, scales and bias are what Sm90Layout.pack returned, on the device of x",
-                fix="pack the weight with mxfp4_core.calls.pack",
-            )
-
-
-def _check_routes(x: Tensor, ids: Tensor, weights: Tensor, expert_map: Tensor | None) -> None:
-    routes = [("topk_ids", ids, torch.int32), ("topk_weights", weights, torch.float32)]
-    if expert_map is not None:
-        routes.append(("expert_map", expert_map, torch.int32))
-    wrong = [
-        f"{name} is {tensor.dtype} on {tensor.device}, contiguous {tensor.is_contiguous()}"
-        for name, tensor, dtype in routes
-        if tensor.dtype != dtype or tensor.device != x.device or not tensor.is_contiguous()
-    ]
-    if wrong or ids.dim() != 2 or ids.shape[0] != x.shape[0] or ids.shape != weights.shape:
-        raise FormatError(
-            "mxfp4_cuda_marlin::moe",
-            seen="; ".join(
-                [*wrong, f"ids {tuple(ids.shape)}, weights {tuple(weights.shape)}, x {tuple(x.shape)}"]
-            ),
-            rule="ids int32 and weights float32 [m, top_k], map int32 [total], contiguous, on the device of x",
-            fix="call it through mxfp4_core.calls, which converts and checks",
-        )
-
-
-__all__ = ["MAX_EXPERTS", "linear", "moe", "sizes"]
+__all__ = ["linear", "moe"]

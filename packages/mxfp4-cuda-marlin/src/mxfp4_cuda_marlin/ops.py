@@ -10,6 +10,7 @@ from torch import Tensor
 from mxfp4_core.errors import BackendError
 from mxfp4_cuda_marlin import compute
 from mxfp4_cuda_marlin import quantize as quantizer
+from mxfp4_cuda_marlin.checks import sizes
 
 _LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias) -> Tensor"
 
@@ -37,7 +38,7 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
 
 @linear.register_fake
 def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((x.shape[0], compute.sizes(codes)[0]))
+    return x.new_empty((x.shape[0], sizes(codes)[0]))
 
 
 _MOE = (
@@ -85,6 +86,7 @@ def moe(
 
     Raises:
         BackendError, FormatError, ShapeError: as ``linear``.
+        ConfigError: a limit below 0.
     """
     return compute.moe(
         x,
