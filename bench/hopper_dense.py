@@ -1,78 +1,52 @@
-"""How fast is a W4A16 linear on Hopper, against BF16 weights and against what peers reached?
+"""How fast is a W4A16 linear on Hopper, against the kernels that engines use and against BF16 weights?
 
-Usage: python bench/hopper_dense.py [--tokens 1 16 64 256 1024 4096 16384]
+Usage: python bench/hopper_dense.py --peer-path DIR [--peers marlin,humming] [--shapes "o_proj 4096x4096"] [--m 1 16]
 
-Medians of 20 CUDA-graph replays with a cold L2 cache. The error is that of the output against FP32 on the dequantised
-weights. ``bf16`` is torch's matmul in this run. Peers are not run by this script: their column is the fastest of Marlin
-and Humming in bench/hopper/peers.json, measured on 2026-11-20 on another machine of the same kind, and "x peer" says
-how many times faster we are than that; it is a hint, no like-for-like result.
+Everyone runs in this process, on the same random weight and tokens; medians of 20 CUDA-graph replays (7 where one
+takes over 2 ms) with an L2 cache that holds nothing of the linear. A peer that can compute it in several ways is timed
+in each, and its fastest counts. The error is that of 64 tokens against FP32 on the dequantised weight. ``bf16`` is
+torch's matmul; it is no W4A16 peer. How to fetch the peers: bench/README.md.
 """
 
 from __future__ import annotations
 
-import argparse
-from datetime import date
-
 import torch
-from hopper.timing import (
-    PEERS,
-    best_peer,
-    ceilings,
-    geometric_mean,
-    microseconds,
-    relative_error,
-    require_sm90,
-)
+from hopper import compare, timing
+from hopper.cases import DENSE_SHAPES, DENSE_TOKENS, DenseCase
+from hopper.peers import Linear
 
-from mxfp4_core import MxTensor, calls
-from mxfp4_core.backend import Problem
-
-SHAPES = {
-    "o_proj 4096x4096": (4096, 4096),
-    "qwen3-32b up 25600x5120": (25600, 5120),
-    "llama70b down 8192x28672": (8192, 28672),
-    "wan2.2 ffn 13824x5120": (13824, 5120),
-}
+from mxfp4_core import calls
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096, 16384])
-    tokens = parser.parse_args().tokens
-    require_sm90()
+    options = compare.arguments(__doc__.splitlines()[0], DENSE_SHAPES, DENSE_TOKENS).parse_args()
+    timing.require_sm90()
+    session = compare.Session.start(options, "dense")
+    for name in options.shapes:
+        case = DenseCase.random(name, torch.device("cuda"))
+        draw = {"device": "cuda", "dtype": torch.bfloat16}
+        session.shape(
+            name,
+            {m: torch.randn(m, case.problem.k, **draw) for m in options.m},
+            {m: case.floor(m, session.copy, session.peak) for m in options.m},
+            lambda case=case: ours(case),
+            {
+                who: (lambda peer=peer, case=case: peer.linear(case, options.m))
+                for who, peer in session.peers.items()
+            },
+            lambda x, gate, case=case: case.truth(x, compare.ROWS),
+        )
+        del case
+        torch.cuda.empty_cache()
+    session.finish(options.json)
+
+
+def ours(case: DenseCase) -> Linear:
+    """Lay out the weight for our backend."""
     from mxfp4_cuda_marlin import backend
 
-    copy, peak = ceilings()
-    print(f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}")
-    print(f"copy {copy:.0f} GB/s, BF16 matmul {peak:.0f} TFLOP/s\n")
-    print("| shape n x k | m | floor us | ours us | of floor | error | bf16 us | best peer us | x peer |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    flush, gains = torch.empty(64 << 20, dtype=torch.float32, device="cuda"), []
-    for name, (n, k) in SHAPES.items():
-        codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, device="cuda")
-        scales = torch.randint(116, 122, (n, k // 32), dtype=torch.uint8, device="cuda")
-        weight = MxTensor(codes, scales, torch.Size((n, k)))
-        wide, problem = weight.dequantize(torch.bfloat16), Problem(op="linear", n=n, k=k)
-        packed = calls.pack(backend, problem, weight)
-        for m in tokens:
-            x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
-            some = slice(0, 256)
-            error = relative_error(
-                calls.linear(backend, x, packed, problem)[some], x[some].float() @ wide.float().T
-            )
-            ours = microseconds(lambda x=x, w=packed, p=problem: calls.linear(backend, x, w, p), flush=flush)
-            base = microseconds(lambda x=x, w=wide: x @ w.T, flush=flush)
-            moved = n * k * 17 / 32 + 2 * m * (n + k)
-            floor = max(moved / copy / 1e3, 2 * m * n * k / peak / 1e6)
-            row = PEERS["dense"].get(name, {}).get(str(m))
-            peer = best_peer(row) if row else float("nan")
-            gains.append(peer / ours)
-            print(
-                f"| {name} | {m} | {floor:.1f} | {ours:.1f} | {ours / floor:.2f} | {error:.1e} | {base:.1f} "
-                f"| {peer:.1f} | {peer / ours:.2f} |",
-                flush=True,
-            )
-    print(f"\ngeometric mean of x peer: {geometric_mean(g for g in gains if g == g):.2f}")
+    packed = calls.pack(backend, case.problem, case.weight)
+    return {"default": lambda x: calls.linear(backend, x, packed, case.problem)}
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the Hopper benchmarks share: timing by graph replays, and figures of peers from another run."""
+"""What the Hopper benchmarks share: the layers, the peers, timing by graph replays, and tables."""
