@@ -102,6 +102,51 @@ def test_ids_and_weights_have_one_dtype_at_the_backend() -> None:
     assert [tensor.dtype for tensor in backend.seen] == [torch.bfloat16, torch.int32, torch.float32]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint64, torch.uint32, torch.int16, torch.uint8])
+def test_numbers_that_do_not_fit_stay_out_of_range(dtype: torch.dtype) -> None:
+    largest = torch.iinfo(dtype).max
+    numbers = torch.tensor([0, 3, largest, largest - 1], dtype=torch.uint64).to(dtype)
+    found = calls._narrow(numbers, 4)
+    assert found.dtype is torch.int32 and found[:2].tolist() == [0, 3]
+    assert not any(0 <= one < 4 for one in found[2:].tolist())
+    if dtype is torch.int64:
+        assert calls._narrow(torch.tensor([-1, -(2**32), 2**32 + 1]), 4).tolist() == [-1, -2, 4]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ids": torch.zeros(6, 2)},
+        {"ids": torch.zeros(6, 2, dtype=torch.bool)},
+        {"ids": torch.zeros(6, 2, dtype=torch.complex64)},
+        {"ids": torch.zeros(6, 2, dtype=torch.int32, device="meta")},
+        {"weights": torch.zeros(6, 2, dtype=torch.int32)},
+        {"weights": torch.zeros(6, 2, device="meta")},
+        {"expert_map": torch.zeros(8)},
+        {"expert_map": torch.zeros(8, dtype=torch.bool)},
+        {"expert_map": torch.zeros(8, dtype=torch.int32, device="meta")},
+    ],
+    ids=str,
+)
+def test_routes_of_another_kind_or_place_are_refused(changes: dict[str, torch.Tensor]) -> None:
+    problem = Problem(op="moe", n=32, k=32, experts=4, total_experts=8, top_k=2, device=CPU)
+    packed = [
+        calls.pack(REFERENCE, problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
+    ]
+    ids, weights = random_routes(6, 8, 2)
+    routes = {"ids": ids, "weights": weights, "expert_map": torch.zeros(8, dtype=torch.int32)} | changes
+    with pytest.raises(FormatError, match="ids and map are integers"):
+        calls.moe(
+            REFERENCE,
+            random_x(6, 32),
+            *packed,
+            routes["ids"],
+            routes["weights"],
+            problem,
+            routes["expert_map"],
+        )
+
+
 @pytest.mark.parametrize("shape", [(4,), (9,), ()])
 def test_an_expert_map_has_an_entry_for_each_expert(shape: tuple[int, ...]) -> None:
     problem = Problem(op="moe", n=32, k=32, experts=4, total_experts=8, top_k=2, device=CPU)

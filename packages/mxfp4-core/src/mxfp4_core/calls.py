@@ -168,26 +168,28 @@ def moe(
             f"{problem.experts} of {problem.total_experts} experts here the map is one of {maps}",
             fix="pass the router's output for these tokens, and a map of total_experts entries",
         )
-    if topk_ids.is_floating_point() or topk_ids.dtype is torch.bool or not topk_weights.is_floating_point():
+    routes = [topk_ids, topk_weights, *([] if expert_map is None else [expert_map])]
+    integers = [one for one in routes if one is not topk_weights]
+    sound = not any(
+        one.dtype is torch.bool or one.is_floating_point() or one.is_complex() for one in integers
+    )
+    if not sound or not topk_weights.is_floating_point() or any(one.device != x.device for one in routes):
         raise FormatError(
             "moe",
-            seen=f"topk_ids {topk_ids.dtype}, topk_weights {topk_weights.dtype}",
-            rule="ids are integers, weights are floats",
+            seen="ids, weights and map are " + ", ".join(f"{one.dtype} on {one.device}" for one in routes),
+            rule=f"ids and map are integers, weights are floats, all on {x.device}",
             fix="swap them if they are in the wrong order, else convert them",
         )
     if x.numel() == 0:
         return torch.empty_like(x)
-    if topk_ids.dtype is torch.int64:
-        # An id that does not fit 32 bits must stay out of range instead of wrapping onto an expert.
-        topk_ids = topk_ids.clamp(-2, problem.total_experts)
     out = backend.moe(
         _rows(x, gate_up.shape[-1]),
         gate_up,
         down,
-        topk_ids.reshape(-1, problem.top_k).to(torch.int32).contiguous(),
+        _narrow(topk_ids, problem.total_experts).reshape(-1, problem.top_k).contiguous(),
         topk_weights.reshape(-1, problem.top_k).to(torch.float32).contiguous(),
         problem,
-        None if expert_map is None else expert_map.to(torch.int32),
+        None if expert_map is None else _narrow(expert_map, problem.experts),
     )
     return out[:, : problem.k].reshape(x.shape)
 
@@ -246,6 +248,13 @@ def _check(x: Tensor, weight: Packed, problem: Problem) -> None:
             rule=f"the weight was prepared for {problem.dtype} on {device}",
             fix="convert x, or prepare the weight again for this dtype and device",
         )
+
+
+def _narrow(numbers: Tensor, end: int) -> Tensor:
+    """Return int32, where a number that does not fit stays out of range instead of wrapping onto an expert."""
+    if numbers.dtype in (torch.int64, torch.uint32, torch.uint64):
+        numbers = numbers.to(torch.int64).clamp(-2, end)
+    return numbers.to(torch.int32)
 
 
 def _rows(x: Tensor, k: int) -> Tensor:

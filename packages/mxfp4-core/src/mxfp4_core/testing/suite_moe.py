@@ -137,7 +137,38 @@ class MoeSuite(Fixtures):
         with pytest.raises(ShapeError):
             layer.call(backend, x, ids, weights)
 
-    @pytest.mark.parametrize("wrong", [-2, 4, 2**31 - 1, 2**32 + 1, -(2**40)])
+    def test_moe_empty_slots_ignore_their_weight(
+        self, backend: Backend, here: Device, device: torch.device
+    ) -> None:
+        """A router may leave anything in the weight of a slot that it leaves empty, NaN too."""
+        problem = Problem(op="moe", n=64, k=96, experts=6, top_k=2, bias=True, device=here)
+        if not takes(backend, problem):
+            return
+        layer = Layer.build(backend, device, problem)
+        for m in (1, 5, 70):
+            x, (ids, weights) = random_x(m, 96), random_routes(m, 6, 2)
+            ids[::2, 1], weights[::2, 1] = -1, torch.nan
+            ids[3::4], weights[3::4] = -1, torch.inf
+            want = layer.answer(backend, x, ids, weights.nan_to_num(0, 0))
+            want.check(layer.call(backend, x, ids, weights))
+
+    @pytest.mark.parametrize("wrong", [-2, 3, 2**31 - 1, -(2**31), 2**32 + 1])
+    def test_moe_map_entries_out_of_range(
+        self, backend: Backend, here: Device, device: torch.device, wrong: int
+    ) -> None:
+        """An entry of the map that is no expert here is an error or empty: never another expert's weights."""
+        problem = Problem(op="moe", n=64, k=96, experts=3, total_experts=4, top_k=2, device=here)
+        if not takes(backend, problem):
+            return
+        layer = Layer.build(backend, device, problem)
+        x, (ids, weights) = random_x(6, 96), random_routes(6, 4, 2)
+        try:
+            got = layer.call(backend, x, ids, weights, torch.tensor([2, wrong, 0, 1]))
+        except ShapeError:
+            return
+        layer.answer(backend, x, torch.tensor([2, -1, 0, 1])[ids.long()], weights).check(got)
+
+    @pytest.mark.parametrize("wrong", [-2, 4, 2**31 - 1, -(2**31), 2**32 + 1, -(2**40)])
     def test_moe_ids_out_of_range(
         self, backend: Backend, here: Device, device: torch.device, wrong: int
     ) -> None:
