@@ -17,11 +17,10 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Chunk,
@@ -35,8 +34,11 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.integrations.accelerate import get_device
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
+
+from mxfp4_core.checkpoint.header import TensorInfo, read_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,29 +61,22 @@ def register(method: str, config: type[QuantizationConfigMixin], quantizer: type
         auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*auto.LOADING_ATTRIBUTES_CONFIG_TYPES, config)
 
 
-@dataclass(frozen=True)
-class Header:
-    """Name, dtype (as safetensors writes it) and shape of one tensor in the checkpoint."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def headers(files: Sequence[str] | None) -> dict[str, Header]:
+def headers(files: Sequence[str] | None) -> dict[str, TensorInfo]:
     """Read what the safetensors files say about their tensors; empty for other formats.
 
     Args:
         files: what ``from_pretrained`` resolved, or None where it was given a state dict.
     """
-    found: dict[str, Header] = {}
+    found: dict[str, TensorInfo] = {}
     for path in files or ():
         if str(path).endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    part = file.get_slice(name)
-                    found[name] = Header(name, part.get_dtype(), tuple(part.get_shape()))
+            found |= read_header(Path(path))[0]
     return found
+
+
+def device_of(device_map: dict[str, Any] | None, name: str) -> torch.device:
+    """Return the device on which transformers puts a parameter."""
+    return torch.device(get_device(device_map, name, valid_torch_device=True))
 
 
 def default_conversions(model: PreTrainedModel) -> list[WeightTransform]:
@@ -224,16 +219,6 @@ def rebuilt(cls: type[WeightConverter], converter: WeightConverter, suffix: str 
 
 def _suffixed(pattern: str, suffix: str) -> str:
     return f"{pattern[:-1]}{suffix}$" if pattern.endswith("$") else f"{pattern}{suffix}"
-
-
-def sources_of(converter: WeightConverter, target: str) -> dict[str, list[str]]:
-    """Return the names in the checkpoint that were collected for ``target``, by pattern, in order."""
-    names = sorted(converter.layer_targets.get(target, ()), key=dot_natural_key)
-    found: dict[str, list[str]] = {}
-    for pattern in converter.source_patterns:
-        body = re.compile(pattern.replace("*.", r".*\."))
-        found[pattern] = [name for name in names if body.search(name)]
-    return found
 
 
 def is_distributed(model: PreTrainedModel) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mxfp4_core.backend import SILU, Problem
+from mxfp4_core.backend import SILU, Backend
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.device import Device
 from mxfp4_core.errors import LoadError
@@ -17,9 +17,9 @@ from mxfp4_core.load_report import LoadReportBuilder
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
 from mxfp4_core.select import select_backend
 from mxfp4_core.tensor import MxTensor
-from mxfp4_transformers.packer import SCALE
 from mxfp4_transformers.plan import Plan
 from mxfp4_transformers.sites import Site, find_gate, top_k
+from mxfp4_transformers.weights import SCALE
 
 
 def device_names(device_map: Any) -> list[str]:
@@ -84,19 +84,25 @@ def hold_place(module: Mxfp4Module, site: Site, dtype: torch.dtype) -> None:
         module._buffers[name] = nn.Parameter(placeholder, requires_grad=False)
 
 
-def check_backends(model: nn.Module, config: CoreConfig, devices: Iterable[str], dtype: torch.dtype) -> None:
+def check_backends(
+    model: nn.Module, config: CoreConfig, devices: Iterable[str], dtype: torch.dtype
+) -> dict[str, list[Backend]]:
     """Ask for a backend for every kind of weight on every device, before anything is loaded.
+
+    Returns:
+        The backends on each device.
 
     Raises:
         BackendError: there is none for one of them.
     """
-    problems: set[Problem] = set()
+    chosen: dict[str, list[Backend]] = {}
     for name in devices:
         device, text = Device.of(name), str(dtype).removeprefix("torch.")
         found = (module.problem for module in model.modules() if isinstance(module, Mxfp4Module))
-        problems |= {replace(problem, device=device, dtype=text) for problem in found}
-    for problem in problems:
-        select_backend(problem, name=config.backend, fallback=config.fallback)
+        problems = dict.fromkeys(replace(problem, device=device, dtype=text) for problem in found)
+        selected = (select_backend(each, name=config.backend, fallback=config.fallback) for each in problems)
+        chosen[name] = list({each.backend.name: each.backend for each in selected}.values())
+    return chosen
 
 
 def settle(module: Any, site: Site, plan: Plan) -> None:

@@ -45,6 +45,12 @@ class Converter(WeightConverter):
         super().__init__(*args, **kwargs)
         compat.bounded(self)
 
+    def add_tensor(self, target_key: str, source_key: str, source_pattern: str, future: Any) -> None:
+        """Collect a tensor for a parameter."""
+        super().add_tensor(target_key, source_key, source_pattern, future)
+        if self.packer is not None:
+            self.packer.feed.collect(target_key, self.source_patterns, source_pattern, source_key)
+
     def convert(
         self,
         layer_name: str,
@@ -57,8 +63,8 @@ class Converter(WeightConverter):
         packer = self.packer
         if packer is not None and layer_name in packer.weights and compat.stacks(self):
             columns = [self.collected_tensors.pop(pattern, []) for pattern in self.source_patterns]
-            names = compat.sources_of(self, layer_name)
-            return dict(packer.stack(layer_name, columns, [names[p] for p in self.source_patterns]))
+            names = packer.feed.collected.get(layer_name, {})
+            return dict(packer.stack(layer_name, columns, [names.get(p, []) for p in self.source_patterns]))
         if packer is None:
             return super().convert(layer_name, model, config, hf_quantizer, loading_info)
         with packer.report.timing("reading"):
@@ -78,6 +84,11 @@ class Direct(WeightConverter):
     def __deepcopy__(self, memo: dict[int, Any]) -> Direct:
         return Direct(self.packer, self.prefix[:-1])
 
+    def add_tensor(self, target_key: str, source_key: str, source_pattern: str, future: Any) -> None:
+        """Collect the one tensor of a weight."""
+        super().add_tensor(target_key, source_key, source_pattern, future)
+        self.packer.feed.collect(target_key, self.source_patterns, source_pattern, source_key)
+
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
         """Claim the name of a weight to quantise, which the loader may still give a prefix or take it away."""
         names = (source_key, f"{self.prefix}{source_key}", source_key.removeprefix(self.prefix))
@@ -92,8 +103,6 @@ class Direct(WeightConverter):
         loading_info: Any = None,
     ) -> dict[str, Any]:
         """Read and quantise the one tensor that was collected."""
-        entries = self.collected_tensors.pop(self.PATTERN)
-        with self.packer.report.timing("reading"):
-            value = compat.materialised(entries[0])
-        entries.clear()
-        return dict(self.packer.convert({layer_name: value}))
+        entry = self.collected_tensors.pop(self.PATTERN).pop(0)
+        (source,) = self.packer.feed.collected[layer_name][self.PATTERN]
+        return dict(self.packer.single(layer_name, entry, source))

@@ -8,52 +8,14 @@ from typing import Any
 
 import torch
 
-from mxfp4_core import quantize_into
-from mxfp4_core.errors import LoadError
-from mxfp4_core.format import BLOCK
+from mxfp4_core.backend import Backend
+from mxfp4_core.device_quantizer import DeviceQuantizer, device_quantizer
+from mxfp4_core.errors import LoadError, NonFiniteError
 from mxfp4_core.load_report import LoadReportBuilder
-from mxfp4_core.shapes import Alignment, pad_weight, padded
+from mxfp4_core.shapes import Alignment, pad_weight
 from mxfp4_transformers import compat
-
-SCALE = "_scale"
-"""What is appended to the name of a weight to name its scales."""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One parameter of the model that is to be quantised.
-
-    Attributes:
-        name: full name in the model, for example ``model.layers.0.mlp.experts.gate_up_proj``.
-        shape: logical shape ``[n, k]`` or ``[experts, n, k]``; k is last also where the model holds it first.
-        transposed: the model, and the checkpoint with it, holds ``[experts, k, n]``.
-        profile: name of the profile that decides the bytes.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    transposed: bool
-    profile: str
-
-    @property
-    def codes_shape(self) -> tuple[int, ...]:
-        """Shape of the codes, uint8: k padded to whole blocks, two codes a byte."""
-        return (*self.shape[:-1], padded(self.shape[-1], BLOCK) // 2)
-
-    @property
-    def scales_shape(self) -> tuple[int, ...]:
-        """Shape of the scales, uint8: one for each block along k."""
-        return (*self.shape[:-1], padded(self.shape[-1], BLOCK) // BLOCK)
-
-    @property
-    def codes_nbytes(self) -> int:
-        """Bytes of the codes."""
-        return torch.Size(self.codes_shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes and scales."""
-        return self.codes_nbytes + torch.Size(self.scales_shape).numel()
+from mxfp4_transformers.feed import Feed, in_order, wait
+from mxfp4_transformers.weights import SCALE, Weight
 
 
 @dataclass(frozen=True)
@@ -81,6 +43,8 @@ class Packer:
         weights: the weights to quantise, by name.
         nonfinite: what happens to NaN and infinity, as in the config.
         report: counts the time.
+        feed: reads ahead what can be.
+        backends: who will compute on each device, by its name in torch; they may quantise there, too.
         sources: names in the checkpoint by name of the weight, for messages; it may lack some.
         bytes_read: bytes of each weight as it came from the checkpoint.
     """
@@ -88,8 +52,13 @@ class Packer:
     weights: Mapping[str, Weight]
     nonfinite: Any
     report: LoadReportBuilder
+    feed: Feed = field(default_factory=Feed)
+    backends: Mapping[str, Sequence[Backend]] = field(default_factory=dict[str, Sequence[Backend]])
     sources: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
     bytes_read: dict[str, int] = field(default_factory=dict[str, int])
+    _quantizers: dict[tuple[str, torch.dtype, str], DeviceQuantizer] = field(
+        default_factory=dict[tuple[str, torch.dtype, str], DeviceQuantizer]
+    )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packer:
         # transformers copies a converter for every parameter; one load has one packer.
@@ -142,6 +111,10 @@ class Packer:
                     fix="complete the checkpoint; a shard may be missing",
                 )
 
+        streamed = self._stream(weight, in_order(names))
+        if streamed is not None:
+            return streamed
+
         def parts() -> Iterator[Part]:
             for expert in range(experts):
                 row = 0
@@ -157,25 +130,38 @@ class Packer:
 
         return self._pack(weight, parts())
 
+    def single(self, name: str, entry: Any, source: str) -> dict[str, torch.Tensor]:
+        """Quantise a weight that is one tensor of the checkpoint, still to be read.
+
+        Args:
+            name: the weight.
+            entry: what the loader has for it.
+            source: its name in the checkpoint.
+        """
+        streamed = self._stream(self.weights[name], [source]) if name in self.weights else None
+        if streamed is not None:
+            return streamed
+        with self.report.timing("reading"):
+            value = compat.materialised(entry)
+        return self.convert({name: value})
+
     def _pack(self, weight: Weight, parts: Iterator[Part]) -> dict[str, torch.Tensor]:
-        codes = scales = torch.empty(0)
+        codes = scales = torch.empty(0, dtype=torch.uint8)
         rows_seen = 0
         self.bytes_read[weight.name] = 0
         for part in parts:
             value = part.value
             if not rows_seen:
-                codes = torch.empty(weight.codes_shape, dtype=torch.uint8, device=value.device)
-                scales = torch.empty(weight.scales_shape, dtype=torch.uint8, device=value.device)
+                codes, scales = weight.empty(value.device)
             self._check(weight, part)
             rows = slice(part.row, part.row + value.shape[0])
             rows_seen += value.shape[0]
             self.bytes_read[weight.name] += value.numel() * value.element_size()
             with self.report.timing("quantising"):
-                quantize_into(
+                self._quantizer(weight, value).into(
                     pad_weight(value, Alignment()),
                     codes[part.index][rows],
                     scales[part.index][rows],
-                    profile=weight.profile,
                     nonfinite=self.nonfinite,
                     name=part.source,
                 )
@@ -190,6 +176,40 @@ class Packer:
                 fix="complete the checkpoint; a shard may be missing",
             )
         return {weight.name: codes, f"{weight.name}{SCALE}": scales}
+
+    def _stream(self, weight: Weight, names: Sequence[str]) -> dict[str, torch.Tensor] | None:
+        """Quantise a weight from what was read ahead, or return None where that is not possible."""
+        fed = self.feed.rows(weight, names)
+        if fed is None:
+            return None
+        device, chunks = fed
+        codes, scales = weight.empty(device)
+        flat = codes.view(-1, codes.shape[-1]), scales.view(-1, scales.shape[-1])
+        row = 0
+        try:
+            for chunk in self.report.timed(chunks):
+                with self.report.timing("quantising"):
+                    value = chunk.to(codes.device, non_blocking=True)
+                    rows = slice(row, row + value.shape[0])
+                    quantizer = self._quantizer(weight, value)
+                    quantizer.into(value, flat[0][rows], flat[1][rows], nonfinite=self.nonfinite)
+                    wait(codes.device)  # before the memory of the chunk is filled again
+                    row = rows.stop
+                    del value
+                self.report.sample()
+        except NonFiniteError:
+            return None  # read again the ordinary way, the error names the tensor and the index in it
+        self.bytes_read[weight.name] = torch.Size(weight.shape).numel() * self.feed.dtype.itemsize
+        return {weight.name: codes, f"{weight.name}{SCALE}": scales}
+
+    def _quantizer(self, weight: Weight, value: torch.Tensor) -> DeviceQuantizer:
+        key = weight.profile, value.dtype, str(value.device)
+        if key not in self._quantizers:
+            candidates = self.backends.get(key[2], ())
+            found = self._quantizers[key] = device_quantizer(candidates, *key)
+            names = [*filter(None, self.report.quantizer.split(", ")), found.name]
+            self.report.quantizer = ", ".join(dict.fromkeys(names))
+        return self._quantizers[key]
 
     @staticmethod
     def _check(weight: Weight, part: Part) -> None:

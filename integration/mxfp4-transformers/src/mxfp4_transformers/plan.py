@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from mxfp4_core.checkpoint.header import TensorInfo
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import CheckpointError, ConfigError, LoadError, ShapeError
@@ -17,8 +18,8 @@ from mxfp4_core.format import BLOCK
 from mxfp4_core.rules import Decision, Resolver
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
-from mxfp4_transformers.packer import SCALE, Weight
 from mxfp4_transformers.sites import Site, find
+from mxfp4_transformers.weights import SCALE, Weight
 
 
 @dataclass
@@ -89,7 +90,7 @@ def plan_load(model: Any, config: CoreConfig) -> Plan:
     return plan
 
 
-def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, compat.Header]) -> Plan:
+def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, TensorInfo]) -> Plan:
     """Find what is MXFP4 in a checkpoint of ours, and check that it is complete.
 
     Raises:
@@ -142,7 +143,7 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, compa
     return plan
 
 
-def _check_pairs(headers: Mapping[str, compat.Header]) -> None:
+def _check_pairs(headers: Mapping[str, TensorInfo]) -> None:
     codes = {name for name, header in headers.items() if header.dtype == "U8" and not name.endswith(SCALE)}
     lost = sorted(f"{name}{SCALE}" for name in codes if f"{name}{SCALE}" not in headers)
     lost += sorted(
@@ -160,7 +161,7 @@ def _check_pairs(headers: Mapping[str, compat.Header]) -> None:
 
 
 def _check_places(
-    plan: Plan, packed: Mapping[tuple[str, ...], list[str]], headers: Mapping[str, compat.Header]
+    plan: Plan, packed: Mapping[tuple[str, ...], list[str]], headers: Mapping[str, TensorInfo]
 ) -> None:
     """Check that the codes in the checkpoint fill the weights of the model, each group of them by itself."""
     for targets, names in packed.items():

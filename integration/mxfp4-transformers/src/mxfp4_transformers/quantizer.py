@@ -11,12 +11,15 @@ import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
+from mxfp4_core.backend import Backend
+from mxfp4_core.checkpoint.header import TensorInfo
 from mxfp4_core.errors import ConfigError, LoadError
 from mxfp4_core.load_report import LoadReport, LoadReportBuilder
 from mxfp4_core.modules import prepare_model
 from mxfp4_core.pipeline import FLOATS
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
+from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.modules import (
     check_backends,
     count,
@@ -52,7 +55,9 @@ class Mxfp4Quantizer(HfQuantizer):
         self.plan = Plan()
         self._builder: LoadReportBuilder | None = None
         self._packer: Packer | None = None
-        self._headers: dict[str, compat.Header] = {}
+        self._headers: dict[str, TensorInfo] = {}
+        self._device_map: dict[str, Any] | None = None
+        self._backends: dict[str, list[Backend]] = {}
         self._model: Any = None
         self._dtype: torch.dtype = torch.bfloat16
 
@@ -62,6 +67,7 @@ class Mxfp4Quantizer(HfQuantizer):
         """Refuse what cannot work whatever the model is."""
         if not isinstance(device_map, dict):
             return
+        self._device_map = device_map
         places = {str(name) or "the model": str(device) for name, device in device_map.items()}
         away = [f"{name} on {device}" for name, device in places.items() if device in ("cpu", "disk")]
         if away and set(places.values()) != {"cpu"}:
@@ -102,7 +108,7 @@ class Mxfp4Quantizer(HfQuantizer):
             if not self.pre_quantized:
                 hold_place(module, site, self._dtype)
             model.set_submodule(site.path, module)
-        check_backends(model, core, devices, self._dtype)
+        self._backends = check_backends(model, core, devices, self._dtype)
         if torch.cuda.is_available() and any(name.startswith("cuda") for name in devices):
             torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
         self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
@@ -117,7 +123,9 @@ class Mxfp4Quantizer(HfQuantizer):
         if self.pre_quantized:
             return with_scales(weight_conversions, self.plan)
         builder = self._builder or LoadReportBuilder()
-        self._packer = Packer(self.plan.weights, self.quantization_config.core.nonfinite, builder)
+        feed = Feed(self.plan.weights, self._headers, self._dtype, self._device_of)
+        nonfinite = self.quantization_config.core.nonfinite
+        self._packer = Packer(self.plan.weights, nonfinite, builder, feed, self._backends)
         result: list[WeightTransform] = []
         for entry in weight_conversions:
             if isinstance(entry, WeightConverter) and compat.feeds(entry, self.plan.weights):
@@ -127,6 +135,9 @@ class Mxfp4Quantizer(HfQuantizer):
         result.append(Direct(self._packer, model.base_model_prefix))
         self._packer.sources = self._sources(result, model)
         return result
+
+    def _device_of(self, name: str) -> torch.device:
+        return compat.device_of(self._device_map, name)
 
     def _sources(self, conversions: Sequence[WeightTransform], model: Any) -> dict[str, list[str]]:
         """Return the names in the checkpoint of each weight, empty where they cannot be known."""
@@ -176,10 +187,14 @@ class Mxfp4Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Check that everything arrived, derive the backend's layout, and report."""
         builder, core = self._builder or LoadReportBuilder(), self.quantization_config.core
+        if self._packer is not None:
+            self._packer.feed.close()
         with builder.timing("preparing"):
             for site in self.plan.sites:
                 settle(model.get_submodule(site.path), site, self.plan)
-            chosen = prepare_model(model, name=core.backend, fallback=core.fallback, dtype=self._dtype)
+            chosen = prepare_model(
+                model, name=core.backend, fallback=core.fallback, dtype=self._dtype, consume=True
+            )
         compat.set_conversions(model, for_saving(compat.conversions_of(model), self.plan))
         self.quantization_config.facts = facts(model, self.plan)
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
@@ -189,7 +204,7 @@ class Mxfp4Quantizer(HfQuantizer):
         logger.info("%s", self.report.line())
         # What only the load needed: the quantizer is copied and pickled with its model.
         self._packer = self._builder = self._model = None
-        self._headers = {}
+        self._headers, self._backends, self._device_map = {}, {}, None
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:

@@ -20,8 +20,8 @@ from mxfp4_core.format import BLOCK
 from mxfp4_core.results import Options
 from mxfp4_transformers import compat
 from mxfp4_transformers.ops import Converter, Direct
-from mxfp4_transformers.packer import SCALE
 from mxfp4_transformers.plan import Plan
+from mxfp4_transformers.weights import SCALE
 
 
 def with_scales(conversions: Iterable[WeightTransform], plan: Plan) -> list[WeightTransform]:

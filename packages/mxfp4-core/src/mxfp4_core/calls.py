@@ -19,6 +19,7 @@ from torch.nn import functional
 from mxfp4_core.backend import Backend, Packed, Part, Problem
 from mxfp4_core.errors import ConfigError, FormatError, ShapeError
 from mxfp4_core.format import BLOCK, E8M0_BIAS
+from mxfp4_core.inplace import pack_in_place
 from mxfp4_core.shapes import Alignment, padded
 from mxfp4_core.tensor import MxTensor
 
@@ -46,7 +47,13 @@ def shapes(problem: Problem, align: Alignment | None = None) -> dict[Part, tuple
 
 
 def pack(
-    backend: Backend, problem: Problem, weight: MxTensor, bias: Tensor | None = None, part: Part = "weight"
+    backend: Backend,
+    problem: Problem,
+    weight: MxTensor,
+    bias: Tensor | None = None,
+    part: Part = "weight",
+    *,
+    consume: bool = False,
 ) -> Packed:
     """Pad a canonical weight as the backend's layout needs it, and pack it.
 
@@ -56,6 +63,7 @@ def pack(
         weight: canonical, of the logical shape.
         bias: [(experts,) n] or None.
         part: which weight of the problem.
+        consume: the layout may overwrite the weight, which nobody uses again; see `mxfp4_core.inplace`.
 
     Raises:
         ShapeError: the weight or the bias does not have the problem's shape.
@@ -76,7 +84,8 @@ def pack(
     bias = None if bias is None else _grow(bias[..., None], rows, 1, 0, halves)[..., 0]
     aligned = MxTensor(codes, scales, torch.Size(physical), weight.profile)
     layout = backend.layout(problem, part)
-    return Packed(layout.id, layout.pack(aligned, bias), physical)
+    tensors = pack_in_place(layout, aligned, bias) if consume else layout.pack(aligned, bias)
+    return Packed(layout.id, tensors, physical)
 
 
 def unpack(

@@ -59,7 +59,7 @@ class PhaseTime:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did: layers by kind and reason, bytes, memory, seconds, backend and profile.
+    """What a load did: layers by kind and reason, bytes, memory, seconds, backend, profile and quantizer.
 
     Phases may overlap (one thread reads while another quantises), so `phases` need not add up to `seconds`.
     """
@@ -71,6 +71,7 @@ class LoadReport:
     seconds: float
     backend: str
     profile: str
+    quantizer: str = ""
 
     @property
     def bytes_before(self) -> int:
@@ -94,7 +95,8 @@ class LoadReport:
             parts.append(f"{use.device} memory {_size(use.before)}, {peak}, {_size(use.after)} after{mapped}")
         times = ", ".join(f"{name} {_phase(spent)}" for name, spent in self.phases.items())
         parts.append(f"{self.seconds:.2f} s: {times}")
-        parts.append(f"backend {self.backend or 'not chosen'}, profile {self.profile or 'unknown'}")
+        by = f" by {self.quantizer}" if self.quantizer else ""
+        parts.append(f"backend {self.backend or 'not chosen'}, profile {self.profile or 'unknown'}{by}")
         return "mxfp4: " + "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,6 +121,7 @@ class LoadReport:
                 seconds=data["seconds"],
                 backend=data["backend"],
                 profile=data["profile"],
+                quantizer=data["quantizer"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(
@@ -147,11 +150,13 @@ class LoadReportBuilder:
         backend: name of the backend that will compute, empty while it is not chosen.
         profile: name of the resolved profile (or of several, comma separated).
         devices: what to measure memory on, ``"cpu"`` and torch devices such as ``"cuda:0"``.
+        quantizer: who makes the bytes: ``mxfp4_core``, or the backend whose kernels do (or several).
     """
 
     backend: str = ""
     profile: str = ""
     devices: Sequence[str] = ("cpu",)
+    quantizer: str = ""
     _quantised: dict[str, LayerGroup] = field(default_factory=dict[str, LayerGroup], init=False, repr=False)
     _kept: dict[str, LayerGroup] = field(default_factory=dict[str, LayerGroup], init=False, repr=False)
 
@@ -238,6 +243,7 @@ class LoadReportBuilder:
                 seconds=time.perf_counter() - self._start,
                 backend=self.backend,
                 profile=self.profile,
+                quantizer=self.quantizer,
             )
 
 

@@ -168,6 +168,7 @@ def prepare_model(
     name: str | None = None,
     fallback: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    consume: bool = False,
 ) -> dict[str, Selection]:
     """Select a backend for every MXFP4 module of a model and prepare it.
 
@@ -178,6 +179,7 @@ def prepare_model(
         name: as in ``select_backend``.
         fallback: as in ``select_backend``.
         dtype: of the activations.
+        consume: as in ``Mxfp4Module.prepare``.
 
     Returns:
         The selection for each module, by its name; modules that ask the same share one.
@@ -196,7 +198,7 @@ def prepare_model(
             _LOG.log(level, "%s runs %s: %s", answer.backend.name, problem, answer.reason)
         chosen[key] = answers[problem]
     for key, module in modules.items():
-        module.prepare(chosen[key].backend, dtype=dtype)
+        module.prepare(chosen[key].backend, dtype=dtype, consume=consume)
     return chosen
 
 

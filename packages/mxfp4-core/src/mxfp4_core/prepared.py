@@ -15,6 +15,7 @@ from mxfp4_core.backend import Backend, No, Packed, Part, Problem, verdict
 from mxfp4_core.device import Device
 from mxfp4_core.errors import BackendError
 from mxfp4_core.format import BLOCK
+from mxfp4_core.inplace import InPlaceLayout
 from mxfp4_core.shapes import padded
 from mxfp4_core.tensor import MxTensor
 
@@ -79,7 +80,9 @@ class Mxfp4Module(nn.Module):
         if bias is not None:
             self._buffers[self._bias_name(name)] = bias.detach()
 
-    def prepare(self, backend: Backend, *, dtype: torch.dtype = torch.bfloat16) -> Self:
+    def prepare(
+        self, backend: Backend, *, dtype: torch.dtype = torch.bfloat16, consume: bool = False
+    ) -> Self:
         """Derive the backend's layout on the device where the weights are.
 
         Canonical bytes that are not part of the layout are released, one weight after the other. Prepared
@@ -88,6 +91,8 @@ class Mxfp4Module(nn.Module):
         Args:
             backend: for example ``select_backend(...).backend``.
             dtype: of the activations.
+            consume: nobody else uses the canonical bytes, so the layout may be made in their memory; else there
+                is a moment with one weight in both.
 
         Raises:
             BackendError: the backend does not take this module.
@@ -107,7 +112,7 @@ class Mxfp4Module(nn.Module):
         self._forget()
         self.problem, self.backend = problem, backend
         for part in self.parts:
-            self._pack(part, cast("dict[str, Tensor]", old))
+            self._pack(part, cast("dict[str, Tensor]", old), consume)
         return self
 
     def question(self, dtype: torch.dtype) -> Problem:
@@ -153,12 +158,13 @@ class Mxfp4Module(nn.Module):
         tensors = {name: cast(Tensor, self._buffers[f"packed_{part}_{name}"]) for name in names}
         return Packed(layout, tensors, shape)
 
-    def _pack(self, part: Part, old: Mapping[str, Tensor]) -> None:
+    def _pack(self, part: Part, old: Mapping[str, Tensor], consume: bool) -> None:
         name = self.parts[part]
         canonical = [f"{name}", f"{name}_scale"]
         source = [cast(Tensor, self._buffers[key]) for key in canonical]
         bias = self._buffers[self._bias_name(name)]
-        packed = calls.pack(self._ready(), self.problem, self.canonical(part), bias, part)
+        weight = self.canonical(part)
+        packed = calls.pack(self._ready(), self.problem, weight, bias, part, consume=consume)
         for key, tensor in packed.tensors.items():
             before = old.get(f"packed_{part}_{key}")
             same = before is not None and (before.shape, before.dtype, before.device, before.stride()) == (
@@ -169,7 +175,8 @@ class Mxfp4Module(nn.Module):
             self.register_buffer(f"packed_{part}_{key}", tensor, persistent=False)
         self._packed[part] = (packed.layout, tuple(packed.tensors), packed.shape)
         kept = {tensor.data_ptr() for tensor in packed.tensors.values()}
-        if not {tensor.data_ptr() for tensor in source} <= kept:
+        overwritten = consume and isinstance(self._ready().layout(self.problem, part), InPlaceLayout)
+        if overwritten or not {tensor.data_ptr() for tensor in source} <= kept:
             for key in canonical:
                 self._buffers[key] = None
 

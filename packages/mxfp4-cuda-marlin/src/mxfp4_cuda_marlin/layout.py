@@ -15,7 +15,7 @@ Two forms of scales exist, told apart by their shape, which copies keep: ``[...,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal
@@ -27,6 +27,7 @@ from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_core.format import BLOCK
 from mxfp4_core.shapes import Alignment
 from mxfp4_core.tensor import MxTensor
+from mxfp4_cuda_marlin import packing
 
 TILE: Final = 64
 """Rows and columns of a tile."""
@@ -48,11 +49,12 @@ _PLACES = (
     ((21, 14, 13, 12), (5, 30, 29, 28)),
     ((9, 10, 1, 0), (25, 26, 17, 16)),
 )
+_OnGpu = Callable[[Tensor, Tensor, Tensor, str], tuple[Tensor, Tensor]]
 _STEP = 1 << 24  # codes handled at a time: bounds the temporaries of packing to some 200 MB
 
 
 @cache
-def _table() -> Tensor:
+def _table(device: torch.device) -> Tensor:
     """Return int32 [4, 256]: what each canonical byte (two codes) adds to a word, by pair."""
     byte = torch.arange(256)
     rows = []
@@ -63,7 +65,7 @@ def _table() -> Tensor:
                 word |= ((byte >> (4 * half + bit)) & 1) << place
         rows.append(word)
     table = torch.stack(rows)
-    return torch.where(table >= 1 << 31, table - (1 << 32), table).to(torch.int32)
+    return torch.where(table >= 1 << 31, table - (1 << 32), table).to(device, torch.int32)
 
 
 def _pack_codes(codes: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ def _pack_codes(codes: Tensor) -> Tensor:
     n, k = codes.shape[0], codes.shape[1] * 2
     # strip, warp, h, row, tile, step, g, column pair
     split = codes.view(n // TILE, 4, 2, 8, k // TILE, 4, 2, 4).permute(0, 4, 1, 3, 7, 5, 6, 2)
-    table = _table().to(codes.device)
+    table = _table(codes.device)
     word = torch.zeros(split.shape[:-2], dtype=torch.int32, device=codes.device)
     for pair in range(4):
         word |= table[pair][split[..., pair // 2, pair % 2].int()]
@@ -155,7 +157,52 @@ class Sm90Layout:
             ShapeError: n or k is no multiple of 64.
             FormatError: a scale byte above 252 that is not 255.
         """
+        return self._packed(weight, bias, packing.pack)
+
+    def pack_in_place(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+        """Return what ``pack`` does; on a GPU with Triton in the memory of ``weight``, which is overwritten.
+
+        Raises:
+            ShapeError, FormatError: as ``pack``, before anything is written.
+        """
+        return self._packed(weight, bias, packing.pack_over)
+
+    def _packed(self, weight: MxTensor, bias: Tensor | None, on_gpu: _OnGpu) -> dict[str, Tensor]:
+        self._check(weight.shape)
         *lead, n, k = weight.shape
+        large = self._is_large(weight.scales)
+        codes, scales = weight.codes.reshape(-1, n, k // 2), weight.scales.reshape(-1, n, k // BLOCK)
+        if packing.usable(codes):
+            table = _table(codes.device)
+            out, tiles = on_gpu(codes.contiguous(), scales.contiguous(), table, self.rows)
+        else:
+            order = row_order(self.rows, n, codes.device)
+            out = self._pack_all(codes, order)
+            tiles = _pack_scales(scales if order is None else scales[..., order, :])
+        tiles = tiles.view(*lead, *tiles.shape[1:])
+        packed = {
+            "codes": out.view(*lead, *out.shape[1:]),
+            "scales": tiles.unflatten(-1, (64, 2)) if large else tiles,
+        }
+        if bias is None:
+            return packed
+        order = row_order(self.rows, n, bias.device)
+        moved = bias.to(torch.bfloat16) if order is None else bias.to(torch.bfloat16)[..., order]
+        return packed | {"bias": moved.contiguous()}
+
+    def _pack_all(self, codes: Tensor, order: Tensor | None) -> Tensor:
+        _, n, half = codes.shape
+        out = codes.new_empty((codes.shape[0], n // TILE, half * 2 // TILE, 2048))
+        step = max(1, _STEP // (2 * half * TILE)) * TILE
+        for expert in range(codes.shape[0]):
+            for start in range(0, n, step):
+                part = slice(start, start + step)
+                some = codes[expert, part] if order is None else codes[expert, order[part]]
+                out[expert, start // TILE : (start + step) // TILE] = _pack_codes(some.contiguous())
+        return out
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        n, k = shape[-2:]
         if n % TILE or k % TILE:
             raise ShapeError(
                 f"packing for {self.id}",
@@ -164,25 +211,6 @@ class Sm90Layout:
                 + ("" if self.rows == "plain" else ", n counting gate and up rows"),
                 fix="let mxfp4_core.calls.pack pad the weight, which is exact",
             )
-        large = self._is_large(weight.scales)
-        codes, scales = weight.codes.reshape(-1, n, k // 2), weight.scales
-        order = row_order(self.rows, n, codes.device)
-        out = codes.new_empty((codes.shape[0], n // TILE, k // TILE, 2048))
-        step = max(1, _STEP // (k * TILE)) * TILE
-        for expert in range(codes.shape[0]):
-            for start in range(0, n, step):
-                part = slice(start, start + step)
-                some = codes[expert, part] if order is None else codes[expert, order[part]]
-                out[expert, start // TILE : (start + step) // TILE] = _pack_codes(some.contiguous())
-        tiles = _pack_scales(scales if order is None else scales[..., order, :])
-        packed = {
-            "codes": out.view(*lead, n // TILE, k // TILE, 2048),
-            "scales": tiles.unflatten(-1, (64, 2)) if large else tiles,
-        }
-        if bias is None:
-            return packed
-        moved = bias.to(torch.bfloat16) if order is None else bias.to(torch.bfloat16)[..., order]
-        return packed | {"bias": moved.contiguous()}
 
     def _is_large(self, scales: Tensor) -> bool:
         if not scales.numel():

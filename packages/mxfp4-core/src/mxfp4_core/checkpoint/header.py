@@ -86,6 +86,28 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], str]
     return {info.name: info for info in tensors}, metadata, hashlib.sha256(raw).hexdigest()
 
 
+def read_bytes(info: TensorInfo, start: int, buffer: memoryview) -> None:
+    """Fill a writable buffer of bytes with a tensor's data from byte ``start`` on; other threads run meanwhile.
+
+    Raises:
+        CheckpointError: a range outside of the tensor, or a file that shrank since its header was read.
+    """
+    if start < 0 or start + len(buffer) > info.nbytes:
+        seen = f"bytes {start} to {start + len(buffer)} of tensor {info.name!r} with {info.nbytes} bytes"
+        damaged(info.file, seen, "ranges lie inside the tensor", "pass a smaller range")
+    try:
+        with open(info.file, "rb", buffering=0) as file:
+            file.seek(info.start + start)
+            while len(buffer):
+                count = file.readinto(buffer)  # the kernel moves at most 2 GiB at a time
+                if not count:
+                    rule = "the file does not change while it is read"
+                    damaged(info.file, f"end of file in tensor {info.name!r}", rule)
+                buffer = buffer[count:]
+    except OSError as error:
+        damaged(info.file, str(error), "the file can be read", "check the disk and the permissions")
+
+
 def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     """Parse bytes from outside as one JSON object.
 
@@ -197,4 +219,12 @@ def _check_data_covered(tensors: list[TensorInfo], base: int, size: int, path: P
         damaged(path, f"{size} bytes where the header describes {end}", "the tensors fill the file exactly")
 
 
-__all__ = ["DTYPE_BITS", "MAX_HEADER_BYTES", "TensorInfo", "damaged", "parse_json", "read_header"]
+__all__ = [
+    "DTYPE_BITS",
+    "MAX_HEADER_BYTES",
+    "TensorInfo",
+    "damaged",
+    "parse_json",
+    "read_bytes",
+    "read_header",
+]

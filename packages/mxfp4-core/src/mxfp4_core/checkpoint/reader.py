@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.checkpoint.files import carried_files, locate_weights, read_json_file
-from mxfp4_core.checkpoint.header import TensorInfo, damaged, read_header
+from mxfp4_core.checkpoint.header import TensorInfo, damaged, read_bytes, read_header
 from mxfp4_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -53,21 +53,7 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, a range outside of it, or a file that shrank since it was opened.
         """
-        info = self._info(name)
-        if start < 0 or start + len(buffer) > info.nbytes:
-            seen = f"bytes {start} to {start + len(buffer)} of tensor {name!r} with {info.nbytes} bytes"
-            damaged(info.file, seen, "ranges lie inside the tensor", "pass a smaller range")
-        try:
-            with open(info.file, "rb", buffering=0) as file:
-                file.seek(info.start + start)
-                while len(buffer):
-                    count = file.readinto(buffer)  # the kernel moves at most 2 GiB at a time
-                    if not count:
-                        rule = "the file does not change while it is read"
-                        damaged(info.file, f"end of file in tensor {name!r}", rule)
-                    buffer = buffer[count:]
-        except OSError as error:
-            damaged(info.file, str(error), "the file can be read", "check the disk and the permissions")
+        read_bytes(self._info(name), start, buffer)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read the indices ``start`` to ``stop`` of the first axis.

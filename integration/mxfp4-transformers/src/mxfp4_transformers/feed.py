@@ -1,0 +1,118 @@
+"""Read the tensors of a checkpoint ahead, in the order in which transformers will ask for them.
+
+transformers reads one tensor at a time for a load that quantises, from a mapped file straight to the device. On a GPU
+that is slower than the bus and slower than its own load without quantisation, which has threads. So where a weight is
+made of whole rows of the files, it is taken from `mxfp4_core.checkpoint.ahead` instead: the same bytes, by threads,
+through pinned memory, in chunks that do not end where tensors end. Any other weight goes the ordinary way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from mxfp4_core.checkpoint.ahead import ReadAhead, Rows
+from mxfp4_core.checkpoint.header import TensorInfo
+from mxfp4_core.format import BLOCK
+from mxfp4_transformers.weights import Weight
+
+DEVICES = frozenset({"cuda"})
+"""Types of devices for which tensors are read ahead; others use the memory of the process, or were not tried."""
+
+_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+
+
+@dataclass
+class Feed:
+    """What one load will read, and the threads that do.
+
+    Attributes:
+        weights: the weights to quantise, by name.
+        headers: every tensor of the checkpoint; empty where it is not in safetensors files.
+        dtype: of the model, to which transformers casts what it reads.
+        device_of: where a weight goes.
+        collected: names in the checkpoint for each weight, by pattern of its converter, in order.
+    """
+
+    weights: Mapping[str, Weight] = field(default_factory=dict[str, Weight])
+    headers: Mapping[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
+    dtype: torch.dtype = torch.bfloat16
+    device_of: Callable[[str], torch.device] = lambda name: torch.device("cpu")
+    collected: dict[str, dict[str, list[str]]] = field(default_factory=dict[str, dict[str, list[str]]])
+    _jobs: dict[str, tuple[list[str], Rows]] = field(default_factory=dict[str, tuple[list[str], Rows]])
+    _reader: ReadAhead | None = None
+
+    def collect(self, target: str, patterns: Sequence[str], pattern: str, source: str) -> None:
+        """Note that a tensor of the checkpoint becomes part of a weight. All come before the first `rows`."""
+        columns = self.collected.setdefault(target, {each: [] for each in patterns})
+        columns.setdefault(pattern, []).append(source)
+
+    def rows(
+        self, weight: Weight, names: Sequence[str]
+    ) -> tuple[torch.device, Iterator[torch.Tensor]] | None:
+        """Return where a weight goes and its rows, in order, in chunks ``[rows, k]`` on the CPU.
+
+        Args:
+            weight: the weight.
+            names: the tensors of the checkpoint that it is made of, in the order of its rows.
+
+        Returns:
+            None where it has to be read the ordinary way. A chunk is valid until the next one is asked for.
+        """
+        if self._reader is None:
+            self._begin()
+        if self._reader is None or weight.name not in self._jobs:
+            return None
+        expected, job = self._jobs[weight.name]
+        taken = self._reader.take(job) if expected == list(names) else None
+        if taken is None:
+            return None
+        k = weight.shape[-1]
+        return self.device_of(weight.name), (chunk.view(self.dtype).view(-1, k) for chunk in taken)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _begin(self) -> None:
+        for target, columns in self.collected.items():
+            weight = self.weights.get(target)
+            names = in_order(list(columns.values()))
+            if weight is not None and (job := self._job(weight, names)) is not None:
+                self._jobs[target] = names, job
+        devices = {self.device_of(name).type for name in self._jobs}
+        self._reader = ReadAhead((job for _, job in self._jobs.values()), pinned=bool(devices - {"cpu"}))
+
+    def _job(self, weight: Weight, names: Sequence[str]) -> Rows | None:
+        """Return the tensors of a weight if its bytes are theirs, one after the other."""
+        infos = tuple(info for name in names if (info := self.headers.get(name)) is not None)
+        *stack, n, k = weight.shape
+        readable = self.device_of(weight.name).type in DEVICES and not weight.transposed and k % BLOCK == 0
+        if not readable or not infos or len(infos) != len(names):
+            return None
+        if any(info.dtype != _DTYPES.get(self.dtype) or info.shape[-1:] != (k,) for info in infos):
+            return None
+        if len(infos) == 1:
+            return Rows(infos) if infos[0].shape == weight.shape and infos[0].nbytes else None
+        # Every expert has the same parts.
+        parts, rest = divmod(len(infos), stack[0] if stack else 1)
+        alike = not rest and all(info.shape == infos[i % parts].shape for i, info in enumerate(infos))
+        whole = alike and all(len(info.shape) == 2 for info in infos)
+        return Rows(infos) if whole and sum(info.shape[0] for info in infos[:parts]) == n else None
+
+
+def wait(device: torch.device) -> None:
+    """Wait until copies to a device that were started here are done."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def in_order(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return the names of a stack of experts, expert by expert, from one list for each part of an expert."""
+    return [name for row in zip(*columns, strict=False) for name in row]
+
+
+__all__ = ["DEVICES", "Feed", "in_order", "wait"]

@@ -1,0 +1,97 @@
+"""Who quantises on a device while a model loads: a backend's kernels where it has them, else the core's own.
+
+Both give the same bytes, which the conformance suite demands of every backend. So this choice is about time and memory
+only: the torch operations of the core need twelve times the memory of what they quantise, kernels next to none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from mxfp4_core import calls
+from mxfp4_core.backend import Backend, Problem, Yes, verdict
+from mxfp4_core.device import Device
+from mxfp4_core.format import BLOCK, E8M0_NAN
+from mxfp4_core.profile import resolve
+from mxfp4_core.quantizer import quantize_into
+
+CORE = "mxfp4_core"
+"""What a report calls the core's own quantizer."""
+
+
+@dataclass(frozen=True)
+class DeviceQuantizer:
+    """Quantises weights of one profile on one device.
+
+    Attributes:
+        profile: name of the resolved profile.
+        backend: whose kernels run; None for the core's own quantizer.
+    """
+
+    profile: str
+    backend: Backend | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the backend, or of the core."""
+        return CORE if self.backend is None else self.backend.name
+
+    def into(
+        self,
+        weight: torch.Tensor,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        *,
+        nonfinite: Literal["refuse", "nan"] = "refuse",
+        name: str = "weight",
+        threads: int | None = None,
+    ) -> None:
+        """Quantise whole blocks into tensors that exist; see `mxfp4_core.quantize_into` for arguments and errors.
+
+        With ``nonfinite="refuse"`` it waits for the device, to look at the result.
+        """
+        if self.backend is None or not weight.numel():
+            quantize_into(
+                weight, codes, scales, profile=self.profile, nonfinite=nonfinite, name=name, threads=threads
+            )
+            return
+        found = calls.quantize(self.backend, weight, profile=self.profile)
+        if nonfinite == "refuse" and int(found.scales.max()) == E8M0_NAN:
+            # The core looks for the value, and says where it is.
+            quantize_into(weight, codes, scales, profile=self.profile, nonfinite=nonfinite, name=name)
+        codes.copy_(found.codes)
+        scales.copy_(found.scales)
+
+
+def device_quantizer(
+    candidates: Iterable[Backend], profile: str, dtype: torch.dtype, device: torch.device | str
+) -> DeviceQuantizer:
+    """Choose who quantises.
+
+    Args:
+        candidates: backends that will compute with the weights, in order of preference.
+        profile: name of a profile, or a pair such as ``even/even``.
+        dtype: of the weights.
+        device: where they are.
+
+    Returns:
+        The first candidate that offers ``quantize`` for this profile, dtype and device, or the core. On CPUs, and
+        where a candidate only emulates, it is the core: its kernels write straight into the result.
+    """
+    chosen = resolve(profile)
+    device = torch.device(device)
+    if device.type != "cpu" and (not chosen.dtypes or dtype in chosen.dtypes):
+        text = str(dtype).removeprefix("torch.")
+        problem = Problem(op="quantize", n=1, k=BLOCK, dtype=text, device=Device.of(str(device)))
+        for each in candidates:
+            offered = not each.numerics.emulated and chosen.name in each.numerics.profiles
+            if offered and isinstance(verdict(each, problem), Yes):
+                return DeviceQuantizer(chosen.name, each)
+    return DeviceQuantizer(chosen.name)
+
+
+__all__ = ["CORE", "DeviceQuantizer", "device_quantizer"]

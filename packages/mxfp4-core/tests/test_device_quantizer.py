@@ -1,0 +1,121 @@
+"""Who quantises on a device, and packing over the canonical bytes; the meta-free parts run with made-up backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from mxfp4_core import calls, device_quantizer, quantize
+from mxfp4_core.backend import Backend, Layout, No, Numerics, Part, Problem, Verdict, Yes
+from mxfp4_core.backends.reference import CanonicalLayout
+from mxfp4_core.backends.reference import backend as reference
+from mxfp4_core.device_quantizer import CORE, DeviceQuantizer
+from mxfp4_core.errors import NonFiniteError
+from mxfp4_core.modules import Mxfp4Linear
+from mxfp4_core.tensor import MxTensor
+from mxfp4_core.testing.samples import random_weight, random_x
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """Every byte inverted, in place where it may."""
+
+    id = "flipped"
+    alignment = CanonicalLayout.alignment
+
+    def pack(self, weight: MxTensor, bias: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {"codes": ~weight.codes, "scales": ~weight.scales}
+
+    def pack_in_place(self, weight: MxTensor, bias: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {"codes": weight.codes.bitwise_not_(), "scales": weight.scales.bitwise_not_()}
+
+    def unpack(self, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> MxTensor:
+        return MxTensor(~tensors["codes"], ~tensors["scales"], torch.Size(shape))
+
+
+class Device(Backend):
+    name = "flipper"
+    description = "quantises as the core does, and stores inverted bytes"
+    features = frozenset({"linear", "quantize", "dtype:bfloat16", "dtype:float32"})
+    numerics = Numerics(profiles=frozenset({"even/even", "vllm"}))
+    automatic_on = frozenset[str]()
+
+    def supports(self, problem: Problem) -> Verdict:
+        return (
+            Yes()
+            if problem.dtype == "bfloat16" or problem.op == "linear"
+            else No("not that dtype", "cast it")
+        )
+
+    def layout(self, problem: Problem, part: Part = "weight") -> Layout:
+        return Flipped()
+
+    def linear(self, x: torch.Tensor, weight: calls.Packed, problem: Problem) -> torch.Tensor:
+        return x @ Flipped().unpack(weight.tensors, weight.shape).dequantize(x.dtype).T
+
+    def quantize(self, weight: torch.Tensor, *, profile: str) -> MxTensor:
+        return quantize(weight, profile=profile, nonfinite="nan")
+
+
+def choose(
+    *candidates: Backend, profile: str = "even/even", dtype: torch.dtype = torch.bfloat16, on: str = "cuda:0"
+) -> str:
+    return device_quantizer.device_quantizer(candidates, profile, dtype, on).name
+
+
+def test_the_first_that_offers_it_quantises() -> None:
+    assert choose(Device()) == "flipper"
+    assert choose(reference, Device()) == "flipper", "an emulation has no kernels"
+    assert choose(Device(), profile="vllm") == "flipper"
+
+
+def test_otherwise_the_core_does() -> None:
+    assert choose() == choose(reference) == CORE
+    assert choose(Device(), on="cpu") == CORE
+    assert choose(Device(), profile="floor/even") == CORE
+    assert choose(Device(), dtype=torch.float16) == CORE, "a feature it lacks"
+    assert choose(Device(), dtype=torch.float32) == CORE, "a verdict"
+    assert choose(Device(), profile="quark", dtype=torch.float32) == CORE
+
+
+def test_the_bytes_and_the_error_are_those_of_the_core() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    want = quantize(weight)
+    both = [torch.empty(8, 64, dtype=torch.uint8) for _ in range(2)]
+    codes, scales = both[0][:, :32], both[1][:, ::32]  # with gaps
+    quantizer = DeviceQuantizer("even/even", Device())
+    quantizer.into(weight, codes, scales)
+    assert torch.equal(codes, want.codes) and torch.equal(scales, want.scales)
+    weight[3, 40] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"w cannot.*|inf at index \[3, 40\]"):
+        quantizer.into(weight, codes, scales, name="w")
+    quantizer.into(weight, codes, scales, nonfinite="nan")
+    want = quantize(weight, nonfinite="nan")
+    assert torch.equal(codes, want.codes) and torch.equal(scales, want.scales)
+
+
+def test_a_consumed_weight_is_packed_in_its_own_memory() -> None:
+    weight, x = random_weight(64, 128), random_x(3, 128)
+    want = weight.codes.clone()
+    module = Mxfp4Linear.from_weight(weight)
+    module.prepare(Device())
+    assert torch.equal(weight.codes, want), "not consumed without being asked"
+    y = module(x)
+    module = Mxfp4Linear.from_weight(weight).prepare(Device(), consume=True)
+    assert torch.equal(weight.codes, ~want)
+    assert module.packed_weight_codes.data_ptr() == weight.codes.data_ptr()
+    assert module.weight is None, "what is there is not canonical any more"
+    assert torch.equal(module(x), y)
+    assert torch.equal(module.state_dict()["weight"], want)
+    with module.unprepared():
+        assert torch.equal(module.weight, want)
+    assert torch.equal(module(x), y)
+
+
+def test_a_layout_that_cannot_packs_into_new_memory() -> None:
+    weight = random_weight(64, 128)
+    module = Mxfp4Linear.from_weight(weight).prepare(reference, consume=True)
+    assert module.weight is weight.codes
