@@ -59,6 +59,13 @@ def test_the_summary_says_which_composition_was_fastest() -> None:
     assert "fastest composition of humming, grouped: a 2" in text
 
 
+def test_a_failure_of_ours_is_reported_like_that_of_a_peer() -> None:
+    one = Row("shape", 1, 10.0, "BackendError: no", {"marlin": Timing(30.0, 2e-3)})
+    assert one.gain() is None
+    assert tables.line(one, ["marlin"]).startswith("| shape | 1 | 10.0 | - | - | 30.0 | marlin | - |")
+    assert "no result of ours: BackendError: no (first at shape, m = 1)" in tables.summary([one], ["marlin"])
+
+
 def test_json_keeps_every_figure(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     tables.write_json(path, {"l2": "cold"}, [row(1, 20.0, marlin=30.0, humming="absent")])

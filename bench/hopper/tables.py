@@ -35,14 +35,14 @@ class Row:
         shape: name of the shape.
         m: tokens.
         floor: microseconds below which no kernel can be.
-        ours: our backend.
+        ours: our backend's timing, or why there is none.
         peers: timings, or why there is none.
     """
 
     shape: str
     m: int
     floor: float
-    ours: Timing
+    ours: Timing | str
     peers: Mapping[str, Timing | str] = field(default_factory=dict)
 
     def best(self) -> tuple[str, float] | None:
@@ -57,7 +57,7 @@ class Row:
         best = self.best()
         if not name:
             peer = best[1] if best else None
-        return None if peer is None else peer / self.ours.us
+        return None if peer is None or isinstance(self.ours, str) else peer / self.ours.us
 
 
 def markdown(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
@@ -71,17 +71,12 @@ def markdown(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
 def line(row: Row, names: Sequence[str]) -> str:
     """Return one line of the table."""
     best, gain = row.best(), row.gain()
-    peers = [row.peers.get(name, "-") for name in names]
-    times = [f"{peer.us:.1f}" if isinstance(peer, Timing) else "-" for peer in peers]
-    errors = [f"{peer.error:.0e}" if isinstance(peer, Timing) else "-" for peer in (row.ours, *peers)]
-    cells = [
-        row.shape,
-        str(row.m),
-        f"{row.floor:.1f}",
-        f"{row.ours.us:.1f}",
-        f"{row.ours.us / row.floor:.2f}",
-    ]
-    cells += [*times, best[0] if best else "-", f"{gain:.2f}" if gain else "-", " ".join(errors)]
+    all_of_it = [row.ours, *(row.peers.get(name, "-") for name in names)]
+    times = [f"{one.us:.1f}" if isinstance(one, Timing) else "-" for one in all_of_it]
+    errors = [f"{one.error:.0e}" if isinstance(one, Timing) else "-" for one in all_of_it]
+    above = f"{row.ours.us / row.floor:.2f}" if isinstance(row.ours, Timing) else "-"
+    cells = [row.shape, str(row.m), f"{row.floor:.1f}", times[0], above, *times[1:], best[0] if best else "-"]
+    cells += [f"{gain:.2f}" if gain else "-", " ".join(errors)]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -113,7 +108,7 @@ def summary(rows: Sequence[Row], names: Sequence[str], slack: float = 1.03) -> l
     )
     reasons: dict[str, Row] = {}
     for row in rows:
-        for name, peer in row.peers.items():
+        for name, peer in {"ours": row.ours, **row.peers}.items():
             if isinstance(peer, str):
                 reasons.setdefault(f"{name}: {peer}", row)
     lines += [f"no result of {reason} (first at {row.shape}, m = {row.m})" for reason, row in reasons.items()]
@@ -122,8 +117,7 @@ def summary(rows: Sequence[Row], names: Sequence[str], slack: float = 1.03) -> l
         for name, peer in row.peers.items():
             if isinstance(peer, Timing) and peer.way not in ("", "default"):
                 ways.setdefault(f"{name}, {peer.way}", []).append(f"{row.shape} {row.m}")
-    if len(ways) > 1:
-        lines += [f"fastest composition of {way}: {', '.join(points)}" for way, points in ways.items()]
+    lines += [f"fastest composition of {way}: {', '.join(points)}" for way, points in sorted(ways.items())]
     return lines
 
 
