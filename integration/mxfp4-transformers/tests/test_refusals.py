@@ -37,7 +37,7 @@ def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_late(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a weight was read before the refusal")
 
-    monkeypatch.setattr(packer.DeviceQuantizer, "into", too_late)
+    monkeypatch.setattr(packer.DeviceQuantizers, "of", too_late)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mxfp4_core import calls, device_quantizer, quantize
 from mxfp4_core.backend import Backend, Layout, No, Numerics, Part, Problem, Verdict, Yes
 from mxfp4_core.backends.reference import CanonicalLayout
 from mxfp4_core.backends.reference import backend as reference
-from mxfp4_core.device_quantizer import CORE, DeviceQuantizer
+from mxfp4_core.device_quantizer import CORE, DeviceQuantizer, DeviceQuantizers
 from mxfp4_core.errors import NonFiniteError
 from mxfp4_core.modules import Mxfp4Linear
 from mxfp4_core.tensor import MxTensor
@@ -119,3 +119,23 @@ def test_a_layout_that_cannot_packs_into_new_memory() -> None:
     weight = random_weight(64, 128)
     module = Mxfp4Linear.from_weight(weight).prepare(reference, consume=True)
     assert module.weight is weight.codes
+
+
+def test_kernels_are_loaded_ahead_once_for_each_profile() -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Noting(Device):
+        def quantize(self, weight: torch.Tensor, *, profile: str) -> MxTensor:
+            seen.append((profile, str(weight.device)))
+            return super().quantize(weight, profile=profile)
+
+    found = DeviceQuantizers({"meta": [Noting()], "cpu": [Noting()]})
+    assert found.names == ()
+    found.start(["even/even", "vllm", "even/even", "floor/even"], torch.bfloat16)
+    chosen = found.of("even/even", torch.bfloat16, torch.device("meta"))
+    assert chosen.name == "flipper" and found.of("even/even", torch.bfloat16, torch.device("meta")) is chosen
+    # On the meta device the first call fails; that is kept for the weights, and nothing else is tried.
+    assert seen == [("even/even", "meta")]
+    assert found.of("floor/even", torch.bfloat16, torch.device("meta")).name == CORE
+    assert found.of("even/even", torch.bfloat16, torch.device("cpu")).name == CORE
+    assert found.names == ("flipper", CORE)

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.backend import Backend
-from mxfp4_core.device_quantizer import DeviceQuantizer, device_quantizer
+from mxfp4_core.device_quantizer import DeviceQuantizers
 from mxfp4_core.errors import LoadError, NonFiniteError
 from mxfp4_core.load_report import LoadReportBuilder
 from mxfp4_core.shapes import Alignment, pad_weight
@@ -44,7 +43,7 @@ class Packer:
         nonfinite: what happens to NaN and infinity, as in the config.
         report: counts the time.
         feed: reads ahead what can be.
-        backends: who will compute on each device, by its name in torch; they may quantise there, too.
+        quantizers: who quantises on which device.
         sources: names in the checkpoint by name of the weight, for messages; it may lack some.
         bytes_read: bytes of each weight as it came from the checkpoint.
     """
@@ -53,12 +52,9 @@ class Packer:
     nonfinite: Any
     report: LoadReportBuilder
     feed: Feed = field(default_factory=Feed)
-    backends: Mapping[str, Sequence[Backend]] = field(default_factory=dict[str, Sequence[Backend]])
+    quantizers: DeviceQuantizers = field(default_factory=DeviceQuantizers)
     sources: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
     bytes_read: dict[str, int] = field(default_factory=dict[str, int])
-    _quantizers: dict[tuple[str, torch.dtype, str], DeviceQuantizer] = field(
-        default_factory=dict[tuple[str, torch.dtype, str], DeviceQuantizer]
-    )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packer:
         # transformers copies a converter for every parameter; one load has one packer.
@@ -158,7 +154,7 @@ class Packer:
             rows_seen += value.shape[0]
             self.bytes_read[weight.name] += value.numel() * value.element_size()
             with self.report.timing("quantising"):
-                self._quantizer(weight, value).into(
+                self.quantizers.of(weight.profile, value.dtype, value.device).into(
                     pad_weight(value, Alignment()),
                     codes[part.index][rows],
                     scales[part.index][rows],
@@ -191,7 +187,7 @@ class Packer:
                 with self.report.timing("quantising"):
                     value = chunk.to(codes.device, non_blocking=True)
                     rows = slice(row, row + value.shape[0])
-                    quantizer = self._quantizer(weight, value)
+                    quantizer = self.quantizers.of(weight.profile, value.dtype, value.device)
                     quantizer.into(value, flat[0][rows], flat[1][rows], nonfinite=self.nonfinite)
                     wait(codes.device)  # before the memory of the chunk is filled again
                     row = rows.stop
@@ -201,15 +197,6 @@ class Packer:
             return None  # read again the ordinary way, the error names the tensor and the index in it
         self.bytes_read[weight.name] = torch.Size(weight.shape).numel() * self.feed.dtype.itemsize
         return {weight.name: codes, f"{weight.name}{SCALE}": scales}
-
-    def _quantizer(self, weight: Weight, value: torch.Tensor) -> DeviceQuantizer:
-        key = weight.profile, value.dtype, str(value.device)
-        if key not in self._quantizers:
-            candidates = self.backends.get(key[2], ())
-            found = self._quantizers[key] = device_quantizer(candidates, *key)
-            names = [*filter(None, self.report.quantizer.split(", ")), found.name]
-            self.report.quantizer = ", ".join(dict.fromkeys(names))
-        return self._quantizers[key]
 
     @staticmethod
     def _check(weight: Weight, part: Part) -> None:

@@ -11,8 +11,8 @@ import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
-from mxfp4_core.backend import Backend
 from mxfp4_core.checkpoint.header import TensorInfo
+from mxfp4_core.device_quantizer import DeviceQuantizers
 from mxfp4_core.errors import ConfigError, LoadError
 from mxfp4_core.load_report import LoadReport, LoadReportBuilder
 from mxfp4_core.modules import prepare_model
@@ -57,7 +57,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self._packer: Packer | None = None
         self._headers: dict[str, TensorInfo] = {}
         self._device_map: dict[str, Any] | None = None
-        self._backends: dict[str, list[Backend]] = {}
+        self._quantizers = DeviceQuantizers()
         self._model: Any = None
         self._dtype: torch.dtype = torch.bfloat16
 
@@ -108,9 +108,12 @@ class Mxfp4Quantizer(HfQuantizer):
             if not self.pre_quantized:
                 hold_place(module, site, self._dtype)
             model.set_submodule(site.path, module)
-        self._backends = check_backends(model, core, devices, self._dtype)
+        backends = check_backends(model, core, devices, self._dtype)
         if torch.cuda.is_available() and any(name.startswith("cuda") for name in devices):
             torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
+        self._quantizers = DeviceQuantizers(backends)
+        if not self.pre_quantized:
+            self._quantizers.start((weight.profile for weight in self.plan.weights.values()), self._dtype)
         self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         self._model = model
         return model
@@ -125,7 +128,7 @@ class Mxfp4Quantizer(HfQuantizer):
         builder = self._builder or LoadReportBuilder()
         feed = Feed(self.plan.weights, self._headers, self._dtype, self._device_of)
         nonfinite = self.quantization_config.core.nonfinite
-        self._packer = Packer(self.plan.weights, nonfinite, builder, feed, self._backends)
+        self._packer = Packer(self.plan.weights, nonfinite, builder, feed, self._quantizers)
         result: list[WeightTransform] = []
         for entry in weight_conversions:
             if isinstance(entry, WeightConverter) and compat.feeds(entry, self.plan.weights):
@@ -198,13 +201,14 @@ class Mxfp4Quantizer(HfQuantizer):
         compat.set_conversions(model, for_saving(compat.conversions_of(model), self.plan))
         self.quantization_config.facts = facts(model, self.plan)
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
+        builder.quantizer = ", ".join(self._quantizers.names)
         builder.profile = ", ".join(dict.fromkeys(weight.profile for weight in self.plan.weights.values()))
         count(builder, model, self.plan, {} if self._packer is None else self._packer.bytes_read)
         self.report = model.mxfp4_report = builder.build()
         logger.info("%s", self.report.line())
         # What only the load needed: the quantizer is copied and pickled with its model.
         self._packer = self._builder = self._model = None
-        self._headers, self._backends, self._device_map = {}, {}, None
+        self._headers, self._device_map, self._quantizers = {}, None, DeviceQuantizers()
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:

@@ -6,7 +6,9 @@ only: the torch operations of the core need twelve times the memory of what they
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +69,55 @@ class DeviceQuantizer:
         scales.copy_(found.scales)
 
 
+class DeviceQuantizers:
+    """The quantizers of one load, one for each profile, dtype and device.
+
+    Args:
+        backends: who will compute on each device, by its name in torch; see `device_quantizer`.
+    """
+
+    def __init__(self, backends: Mapping[str, Sequence[Backend]] | None = None) -> None:
+        self._backends = backends or {}
+        self._found: dict[tuple[str, torch.dtype, str], DeviceQuantizer] = {}
+        self._started: threading.Thread | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who has quantised so far."""
+        return tuple(dict.fromkeys(each.name for each in self._found.values()))
+
+    def start(self, profiles: Iterable[str], dtype: torch.dtype) -> None:
+        """Let a thread load the kernels that this load will need, which takes a while, long before they are needed."""
+        each = [
+            (name, device) for device in self._backends if device != "cpu" for name in dict.fromkeys(profiles)
+        ]
+
+        def load() -> None:
+            # Whatever is wrong comes up again where a weight is quantised, and belongs there.
+            with contextlib.suppress(Exception):
+                for profile, device in each:
+                    weight = torch.zeros(1, BLOCK, dtype=dtype, device=device)
+                    codes, scales = (
+                        torch.empty(1, size, dtype=torch.uint8, device=device) for size in (BLOCK // 2, 1)
+                    )
+                    chosen = device_quantizer(self._backends[device], profile, dtype, device)
+                    if chosen.backend is not None:
+                        chosen.into(weight, codes, scales)
+
+        if each:
+            self._started = threading.Thread(target=load, name="mxfp4-kernels", daemon=True)
+            self._started.start()
+
+    def of(self, profile: str, dtype: torch.dtype, device: torch.device) -> DeviceQuantizer:
+        """Return the quantizer for a weight."""
+        key = profile, dtype, str(device)
+        if key not in self._found:
+            if self._started is not None:
+                self._started.join()
+            self._found[key] = device_quantizer(self._backends.get(key[2], ()), *key)
+        return self._found[key]
+
+
 def device_quantizer(
     candidates: Iterable[Backend], profile: str, dtype: torch.dtype, device: torch.device | str
 ) -> DeviceQuantizer:
@@ -94,4 +145,4 @@ def device_quantizer(
     return DeviceQuantizer(chosen.name)
 
 
-__all__ = ["CORE", "DeviceQuantizer", "device_quantizer"]
+__all__ = ["CORE", "DeviceQuantizer", "DeviceQuantizers", "device_quantizer"]

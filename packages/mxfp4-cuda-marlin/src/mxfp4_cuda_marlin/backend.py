@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -151,15 +152,23 @@ def _missing(distribution: str) -> No | None:
     """
     if torch.version.cuda is None:
         return None
-    try:
-        found = version(distribution)
-    except PackageNotFoundError:
+    found = _version(distribution)
+    if found is None:
         return No(f"{distribution} is not installed, and compiles the kernels", _INSTALL[distribution])
     need = (12, 8) if distribution == "cuda-bindings" else (3, 4)
     have = tuple(int(part) if part.isdigit() else 0 for part in found.split(".")[:2])
     if have < need:
         return No(f"found {distribution} {found}, needs {need[0]}.{need[1]}", _INSTALL[distribution])
     return None
+
+
+@functools.cache
+def _version(distribution: str) -> str | None:
+    """Look once: it takes a millisecond, and a model asks for each of its layers."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 backend = CudaMarlinBackend()
