@@ -105,17 +105,17 @@ def test_without_torch_it_still_answers(tmp_path: Path) -> None:
 
 
 def test_a_table_of_choices_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = (Choice(1, 8, "small", {"tile": 8}), Choice(9, None, "large", {"tile": 64, "splits": 2}))
+    rows = (Choice(1, 8, "small", {"tile": 8}), Choice(9, 64, "large", {"tile": 64, "splits": 2}))
     monkeypatch.setattr(ReferenceBackend, "choices", lambda self, problem: rows)
     lines = [line.rstrip() for line in doctor("--device", "cpu").output.splitlines()]
     assert lines[-4:] == [
         "kernels, by the number of tokens in a call",
-        "  tokens      kernel  tile  splits",
-        "  1-8         small   8",
-        "  9 and more  large   64    2",
+        "  tokens  kernel  tile  splits",
+        "  1-8     small   8",
+        "  9-64    large   64    2",
     ]
     data = json.loads(doctor("--device", "cpu", "--json").output)
-    assert data["choices"][1] == {"first": 9, "last": None, "kernel": "large", "settings": rows[1].settings}
+    assert data["choices"][1] == {"first": 9, "last": 64, "kernel": "large", "settings": rows[1].settings}
 
 
 def test_a_broken_table_hides_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

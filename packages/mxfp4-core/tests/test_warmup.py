@@ -137,9 +137,9 @@ def test_a_table_is_what_the_function_answers() -> None:
     assert rows == (
         Choice(1, 3, "small", {"tile": 8}),
         Choice(4, 9, "large", {"tile": 16}),
-        Choice(10, None, "large", {"tile": 17}),
+        Choice(10, 15, "large", {"tile": 17}),
     )
-    assert rows[2].to_dict() == {"first": 10, "last": None, "kernel": "large", "settings": {"tile": 17}}
+    assert rows[2].to_dict() == {"first": 10, "last": 15, "kernel": "large", "settings": {"tile": 17}}
 
 
 def test_the_defaults_of_the_protocol_are_nothing() -> None:

@@ -71,13 +71,13 @@ class Choice:
 
     Attributes:
         first: smallest m.
-        last: largest m; None for all that are larger than ``first``.
+        last: largest m; of the last row, how far the table looks.
         kernel: its name.
         settings: what else was chosen, such as the size of a tile. Rows may have different ones.
     """
 
     first: int
-    last: int | None
+    last: int
     kernel: str
     settings: Mapping[str, int | str] = field(default_factory=dict)
 
@@ -113,7 +113,7 @@ def tabulate(choose: Callable[[int], tuple[str, Mapping[str, int | str]]], most:
 
     Args:
         choose: from m to the kernel's name and settings.
-        most: it is asked for 1 to ``most`` tokens; the last row stands for all that are more.
+        most: it is asked for 1 to ``most`` tokens.
     """
     rows: list[Choice] = []
     for m in range(1, most + 1):
@@ -122,7 +122,7 @@ def tabulate(choose: Callable[[int], tuple[str, Mapping[str, int | str]]], most:
             rows[-1] = replace(rows[-1], last=m)
         else:
             rows.append(Choice(m, m, kernel, settings))
-    return (*rows[:-1], replace(rows[-1], last=None))
+    return tuple(rows)
 
 
 def compile_all(

@@ -101,8 +101,9 @@ def _print_choices(table: tuple[Choice, ...]) -> None:
     names = list(dict.fromkeys(name for row in table for name in row.settings))
     lines = [["tokens", "kernel", *names]]
     for row in table:
-        tokens = f"{row.first}-{row.last}" if row.last is not None else f"{row.first} and more"
-        lines.append([tokens, row.kernel, *(str(row.settings.get(name, "")) for name in names)])
+        lines.append(
+            [f"{row.first}-{row.last}", row.kernel, *(str(row.settings.get(name, "")) for name in names)]
+        )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     typer.echo("kernels, by the number of tokens in a call")
     for line in lines:
