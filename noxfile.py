@@ -211,7 +211,10 @@ def add_target(name: str, target: Target) -> None:
         if target.device:
             tests += tuple(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("integration/*/tests")))
             variables["MXFP4_TEST_DEVICE"] = target.device
-        spread = ("-n", str(target.workers), "--dist", "worksteal") if target.workers else ()
+        spread: tuple[str, ...] = ()
+        if target.workers:  # two threads each, or the judge's matmuls of all workers fight for the processors
+            spread = ("-n", str(target.workers), "--dist", "worksteal")
+            variables["OMP_NUM_THREADS"] = "2"
         options = ("--require-backend", target.backend, *spread, *session.posargs)
         python(session, "-m", "pytest", *tests, *options, **variables)
 
