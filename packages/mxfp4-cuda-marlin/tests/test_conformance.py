@@ -10,19 +10,17 @@ import torch
 from mxfp4_core import MxTensor, calls, reference
 from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Problem
 from mxfp4_core.device import Device
+from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_core.kernels import compile_all
 from mxfp4_core.profile import resolve
 from mxfp4_core.testing import BackendConformance, judge
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 from mxfp4_core.warmup import processors
 from mxfp4_cuda_marlin import compute
+from mxfp4_cuda_marlin import quantize as quantizer
 from mxfp4_cuda_marlin.kernels import build, load
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_variants, moe_variants
 from mxfp4_cuda_marlin.quantize import PROFILES, quantize
-
-# Widths of a block and strips of a warpgroup that the tables do not name yet, beside those that they do.
-OTHERS = [Tile(16, 1), Tile(16), Tile(64), Tile(128), Tile(256)]
-TILES = list(dict.fromkeys([*linear_variants(), *moe_variants(), *OTHERS]))
 
 
 def exact_maxima() -> torch.Tensor:
@@ -34,12 +32,30 @@ def exact_maxima() -> torch.Tensor:
     return blocks
 
 
+def hostile_blocks(dtype: torch.dtype) -> torch.Tensor:
+    """Return [*, 32]: ties and their neighbours at every scale, any bits at all, subnormals, zeros, not finite."""
+    generator = torch.Generator().manual_seed(0)
+    size, integer = dtype.itemsize, torch.int32 if dtype.itemsize == 4 else torch.int16
+    low, high = (-149, 127) if dtype is not torch.float16 else (-24, 15)
+    exponents = torch.arange(low, high).repeat_interleave(8)[:, None]
+    quarters = torch.randint(-32, 33, (len(exponents), 32), generator=generator) / 4
+    ties = torch.ldexp(quarters.double(), exponents).to(dtype)
+    near = ties.view(integer) + torch.randint(-1, 2, ties.shape, generator=generator).to(integer)
+    noise = torch.randint(0, 256, (600, 32 * size), generator=generator).to(torch.uint8).view(dtype)
+    mild = torch.ldexp(
+        torch.randn(2000, 32, generator=generator), exponents[torch.arange(2000) % len(exponents)]
+    )
+    tiny = torch.randint(-200, 200, (50, 32), generator=generator).to(integer) & torch.iinfo(integer).max
+    zeros = torch.zeros(2, 32).copysign(torch.tensor([[1.0], [-1.0]])).to(dtype)
+    return torch.cat((ties, near.view(dtype), noise, mild.to(dtype), tiny.view(dtype), zeros))
+
+
 class TestCudaMarlin(BackendConformance):
     backend_name = "cuda-marlin"
     target = Device("cuda", "sm_90", "NVIDIA H200")
 
     @pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
-    @pytest.mark.parametrize("tile", TILES, ids=str)
+    @pytest.mark.parametrize("tile", linear_variants(), ids=str)
     def test_every_tile_is_right(
         self, backend: Backend, here: Device, device: torch.device, tile: Tile, small: bool
     ) -> None:
@@ -54,6 +70,33 @@ class TestCudaMarlin(BackendConformance):
         there, out = x.to(device), torch.full((150, 320), torch.nan, dtype=torch.bfloat16, device=device)
         compute._linear(there, packed["codes"], packed["scales"], None, out, tile)
         judge.linear(x, weight, None, backend.numerics).check(out)
+
+    @pytest.mark.parametrize("tile", moe_variants(), ids=str)
+    def test_every_tile_of_experts_is_right(
+        self,
+        backend: Backend,
+        here: Device,
+        device: torch.device,
+        tile: Tile,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        problem = Problem(
+            op="moe", n=192, k=320, experts=5, top_k=2, gate=GPT_OSS_SWIGLU, bias=True, device=here
+        )
+        weights = [
+            random_weight(*s, seed=i, scales=(117, 122)) for i, s in enumerate(calls.shapes(problem).values())
+        ]
+        biases = random_biases(problem)
+        packed = [
+            calls.pack(backend, problem, w.to(device), b.to(device), part)
+            for w, b, part in zip(weights, biases, calls.shapes(problem), strict=True)
+        ]
+        x, (ids, factors) = random_x(700, 320), random_routes(700, 5, 2)
+        ids[::7, 0], ids[3::11, 1] = -1, 5
+        monkeypatch.setattr(compute, "moe_tiles", lambda *sizes: (tile, tile))
+        got = calls.moe(backend, x.to(device), *packed, ids.to(device), factors.to(device), problem)
+        local = torch.where((ids < 0) | (ids > 4), -1, ids)
+        judge.moe(x, *weights, biases, local, factors, problem.gate, backend.numerics).check(got)
 
     def test_moe_with_large_scales_and_nan_blocks(
         self, backend: Backend, here: Device, device: torch.device
@@ -98,16 +141,17 @@ class TestCudaMarlin(BackendConformance):
             random_x(700, 128).to(device),
         )
         moe = Problem(op="moe", n=64, k=128, experts=4, top_k=2, device=here)
+        weights = [random_weight(*s, scales=(117, 122)) for s in calls.shapes(moe).values()]
         experts = [
-            calls.pack(backend, moe, random_weight(*s, scales=(117, 122)).to(device), None, part)
-            for part, s in calls.shapes(moe).items()
+            calls.pack(backend, moe, w.to(device), None, part)
+            for w, part in zip(weights, calls.shapes(moe), strict=True)
         ]
-        routes = [t.to(device) for t in random_routes(700, 4, 2)]
-        want = calls.linear(backend, x, packed, linear), calls.moe(backend, x, *experts, *routes, moe)
-        monkeypatch.setattr(compute, "_GRID_Y", 2)
+        routes = random_routes(700, 4, 2)
         monkeypatch.setattr(compute, "_SLOTS", 202)
-        assert torch.equal(calls.linear(backend, x, packed, linear), want[0])
-        assert torch.equal(calls.moe(backend, x, *experts, *routes, moe), want[1])
+        got = calls.linear(backend, x, packed, linear)
+        judge.linear(x.cpu(), random_weight(64, 128), None, backend.numerics).check(got)
+        got = calls.moe(backend, x, *experts, *(t.to(device) for t in routes), moe)
+        judge.moe(x.cpu(), *weights, (None, None), *routes, moe.gate, backend.numerics).check(got)
 
     def test_streams_do_not_share_workspaces(
         self, backend: Backend, here: Device, device: torch.device
@@ -183,14 +227,15 @@ class TestCudaMarlin(BackendConformance):
                 )
                 for part, s in shapes.items()
             ]
-            rows = backend.choices(problem)
-            for m in sorted({m for row in rows for m in (row.first, row.last or row.first + 1)}):
-                x = random_x(m, problem.k).to(device)
+            # One number of tokens for each kernel that the layer can get.
+            found = {(row.kernel, *row.settings.items()): row.first for row in backend.choices(problem)}
+            for m in found.values():
+                x = torch.randn(m, problem.k, device=device).bfloat16()
                 if problem.op == "linear":
                     calls.linear(backend, x, *packed, problem)
                 else:
-                    routes = [t.to(device) for t in random_routes(m, problem.experts, problem.top_k)]
-                    calls.moe(backend, x, *packed, *routes, problem)
+                    factors, ids = torch.rand(m, problem.experts, device=device).topk(problem.top_k)
+                    calls.moe(backend, x, *packed, ids, factors, problem)
         torch.cuda.synchronize()
 
     @pytest.mark.parametrize("profile", sorted(PROFILES))
@@ -201,6 +246,48 @@ class TestCudaMarlin(BackendConformance):
         got = quantize(blocks.to(device), profile)
         assert torch.equal(got[1].cpu(), want[1])
         assert torch.equal(got[0].cpu(), want[0])
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    @pytest.mark.parametrize("profile", sorted(PROFILES))
+    def test_quantize_by_both_kernels(
+        self, here: Device, device: torch.device, profile: str, dtype: torch.dtype
+    ) -> None:
+        chosen, blocks = resolve(profile), hostile_blocks(dtype)
+        want = reference.quantize(blocks, chosen)
+        there = blocks.to(device)
+        codes = torch.empty(len(blocks), 16, dtype=torch.uint8, device=device)
+        scales = torch.empty(len(blocks), 1, dtype=torch.uint8, device=device)
+        for packed in {False, quantizer._packs(there)}:
+            quantizer._run(there, codes.fill_(99), scales.fill_(99), chosen, packed=packed)
+            assert torch.equal(scales.cpu(), want[1]), f"{packed=}"
+            assert torch.equal(codes.cpu(), want[0]), f"{packed=}"
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+    def test_quantize_more_values_than_32_bits_count(
+        self, here: Device, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        tile = torch.randn(1 << 20, 32, device=device).to(dtype)
+        codes, scales = quantize(tile, "even/away")
+        times = 65  # 65 * 2^25 values are more than 2^31
+        all_codes, all_scales = quantize(tile.repeat(times, 1), "even/away")
+        assert bool((all_codes.view(times, -1) == codes.view(-1)).all())
+        assert bool((all_scales.view(times, -1) == scales.view(-1)).all())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+    def test_quantize_views(self, here: Device, device: torch.device, dtype: torch.dtype) -> None:
+        whole = torch.randn(96, 160, dtype=dtype, device=device)
+        for view in (whole[:, 32:128], whole.T, whole[::3], whole[0], whole[:0]):
+            want = quantize(view.clone(memory_format=torch.contiguous_format), "even/even")
+            got = quantize(view, "even/even")
+            assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+    def test_quantize_refuses_what_it_cannot_do(self, here: Device, device: torch.device) -> None:
+        with pytest.raises(ShapeError, match="blocks of 32"):
+            quantize(torch.zeros(2, 48, device=device), "even/even")
+        with pytest.raises(FormatError, match="float64"):
+            quantize(torch.zeros(2, 32, dtype=torch.float64, device=device), "even/even")
+        with pytest.raises(FormatError, match="vllm"):
+            quantize(torch.zeros(2, 32, device=device), "vllm")
 
     def test_quantize_odd_addresses(self, here: Device, device: torch.device) -> None:
         blocks = exact_maxima()[16000:16064]

@@ -1,75 +1,79 @@
-"""Tables of one profile for the GPU quantizer; derived from the core's, never written by hand."""
+"""The scale rule of one profile as tables for the GPU quantizer; derived from the core's, never written by hand.
+
+Within one binade of the block maximum every profile's scale takes at most two values, the second from some mantissa
+on. Row 0 stands for a maximum of zero, row ``i`` for maxima from ``2^(i - 150)`` to twice that: subnormals of float32
+in rows 1 to 23, normals in 24 to 277, NaN and infinity in 278.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from mxfp4_core.codec import Ties
 from mxfp4_core.format import E8M0_NAN
 from mxfp4_core.numerics import FLUSH, Profile, Zeros
-from mxfp4_core.steps import steps
 
+ROWS: Final = 279
+CLEAR: Final = 0x100
+"""This block gets zero codes with plus signs."""
 
-def fits_bfloat16(profile: Profile) -> bool:
-    """Say whether the packed bfloat16 kernel can do the profile: ties to even, signs of zeros kept."""
-    return profile.ties is Ties.EVEN and profile.zeros is Zeros.KEEP and not profile.low_tie_up
-
-
-@lru_cache(maxsize=128)
-def bfloat16_tables(profile: Profile, device: torch.device) -> tuple[Tensor, Tensor, bool]:
-    """Return the tables of the packed bfloat16 kernel.
-
-    Row ``r`` holds the 128 block maxima with exponent field ``r``; in row 0 these are zero and the subnormals.
-
-    Args:
-        profile: one that ``fits_bfloat16``.
-        device: where the tables go.
-
-    Returns:
-        int32 [256], the mantissa (bits 22:16, as in float32) from which the second state of a row holds; and int32
-        [512], the two states of each row: scale byte in bits 7:0 (255 for blocks that the reference does), and in
-        bits 31:16 the bfloat16 bits of the factor 2^-exponent; and whether this covers every finite maximum.
-    """
-    bits = torch.arange(255 * 128, dtype=torch.int32)
-    byte, exponent = profile.scale((bits << 16).view(torch.float32).to(torch.float64), torch.bfloat16)
-    byte = torch.where((exponent < -127) | ((exponent > 127) & (exponent != FLUSH)), E8M0_NAN, byte)
-    states = (byte | (_factor(exponent) << 16)).to(torch.int32).view(255, 128)
-    changed = states != states[:, :1]
-    step = torch.where(changed.any(1), changed.int().argmax(1), 128)
-    after = torch.arange(128)[None] >= step[:, None]
-    # A row with more than one step is left to the reference from its first step on.
-    single = (~after | (states == states[:, -1:])).all(1)
-    table = torch.full((2, 256), E8M0_NAN, dtype=torch.int32)  # row 255: NaN and infinity
-    table[0, :255], table[1, :255] = states[:, 0], torch.where(single, states[:, -1], E8M0_NAN)
-    threshold = torch.full((256,), 128, dtype=torch.int32)
-    threshold[:255] = step
-    complete = bool(single.all()) and bool((table[:, :255] & 0xFF != E8M0_NAN).all())
-    return (threshold << 16).to(device), table.reshape(-1).to(device), complete
-
-
-def _factor(exponent: Tensor) -> Tensor:
-    """Return the bfloat16 bits of 2^-exponent, zero for FLUSH."""
-    bits = torch.where(exponent >= 127, 0x0040, (127 - exponent.clamp(-127, 126)) << 7)
-    return torch.where(exponent == FLUSH, 0, bits).to(torch.int32)
+_EMPTY: Final = CLEAR | 0x3F80 << 16
+_MANTISSA: Final = 1 << 23
+_FORMATS: Final = {torch.bfloat16: (24, 278, 16), torch.float16: (136, 166, 13), torch.float32: (24, 278, 0)}
+"""For each dtype the first row of its normals, the row past its last, and its mantissa bits below 23."""
 
 
 @lru_cache(maxsize=128)
-def portable_tables(
-    profile: Profile, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tables of the portable kernel: the core's, on the device.
+def tables(profile: Profile, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, bool]:
+    """Return the tables of a profile for one dtype of weights.
 
     Returns:
-        int32 [256] mantissa thresholds; int32 [512] scale bytes in bits 7:0 and exponents in bits 31:8; int32 [8] the
-        seven element thresholds and the one lifted quotient.
+        int32 [279], the mantissa (23 bits) from which the second state of a row holds; int32 [2, 279], both states:
+        scale byte in bits 7:0, ``CLEAR``, and in bits 31:16 the bfloat16 bits of the factor 2^-E; and whether they
+        cover every finite maximum. A maximum that they do not cover gives byte 255, as NaN does.
     """
-    table = steps(profile, dtype)
-    state = table.byte.to(torch.int32) | (table.exponent << 8)
-    limits = torch.cat((table.thresholds, torch.tensor([table.lifted], dtype=torch.int32)))
-    return table.mantissa.to(device), state.reshape(-1).to(device), limits.to(device)
+    with torch.device("cpu"):  # engines load weights under a default device, often meta
+        threshold, states, complete = _build(profile, dtype)
+    return threshold.to(device), states.to(device), complete
 
 
-__all__ = ["bfloat16_tables", "fits_bfloat16", "portable_tables"]
+def _build(profile: Profile, dtype: torch.dtype) -> tuple[Tensor, Tensor, bool]:
+    normal, stop, spare = _FORMATS[dtype]
+    row = torch.arange(max(1, normal - 23 + spare), stop)
+    shift = spare + (normal - row).clamp(min=0)  # subnormals have fewer mantissas
+    low, high = torch.zeros_like(row), (_MANTISSA >> shift) - 1
+    first, last = _state(profile, dtype, row, low << shift), _state(profile, dtype, row, high << shift)
+    moved = first != last
+    # Invariant where the row has a step: the state at `low` is the first one, the state at `high` is not.
+    while bool((moved & (high - low > 1)).any()):
+        middle = (low + high) // 2
+        same = _state(profile, dtype, row, middle << shift) == first
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    step = _state(profile, dtype, row, high << shift)
+    single = ~moved | (step == last)  # msmodelslim overflows float16 and steps twice
+    threshold = torch.full((ROWS,), _MANTISSA, dtype=torch.int32)
+    threshold[row] = torch.where(moved, high << shift, _MANTISSA).to(torch.int32)
+    states = torch.full((2, ROWS), E8M0_NAN | _EMPTY, dtype=torch.int32)
+    states[:, 0] = _state(profile, dtype, row[:1] * 0, row[:1] * 0)
+    states[0, row], states[1, row] = first, torch.where(single, last, states[1, row])
+    return threshold, states, bool((states[:, row] != states[0, -1]).all())
+
+
+def _state(profile: Profile, dtype: torch.dtype, row: Tensor, mantissa: Tensor) -> Tensor:
+    """Return int32 states of maxima given by row and mantissa."""
+    amax = torch.where(row == 0, 0.0, torch.ldexp(1 + mantissa.double() / _MANTISSA, row - 150))
+    byte, exponent = profile.scale(amax, dtype)
+    # 2^-127 is subnormal, and exponents beyond mean that everything rounds to zero.
+    factor = torch.where(exponent == 127, 0x0040, (127 - exponent).clamp(min=0) << 7)
+    plus = (exponent == FLUSH) & (
+        profile.zeros is Zeros.PLUS_INPUT
+    )  # the quotients, not the weights, are zero
+    state = torch.where(plus, byte | _EMPTY, byte | (factor << 16))
+    covered = (exponent <= 127) | (torch.ldexp(amax, -exponent) < 0.25)
+    return torch.where(covered, state, E8M0_NAN | _EMPTY).to(torch.int32)
+
+
+__all__ = ["CLEAR", "ROWS", "tables"]
