@@ -14,6 +14,7 @@ from mxfp4_core.backends.reference import CanonicalLayout
 from mxfp4_core.backends.reference import backend as reference
 from mxfp4_core.device_quantizer import CORE, DeviceQuantizer, DeviceQuantizers
 from mxfp4_core.errors import NonFiniteError
+from mxfp4_core.loader import LoadSession
 from mxfp4_core.modules import Mxfp4Linear
 from mxfp4_core.tensor import MxTensor
 from mxfp4_core.testing.samples import random_weight, random_x
@@ -119,6 +120,21 @@ def test_a_layout_that_cannot_packs_into_new_memory() -> None:
     weight = random_weight(64, 128)
     module = Mxfp4Linear.from_weight(weight).prepare(reference, consume=True)
     assert module.weight is weight.codes
+
+
+def test_a_session_uses_them() -> None:
+    class OnCpu(DeviceQuantizers):
+        def of(self, profile: str, dtype: torch.dtype, device: torch.device) -> DeviceQuantizer:
+            self._found[profile, dtype, str(device)] = DeviceQuantizer(profile, Device())
+            return self._found[profile, dtype, str(device)]
+
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    session = LoadSession(quantizers=OnCpu())
+    target = session.target("w", (64, 96), dtype=torch.bfloat16)
+    session.wrap("w", lambda param, loaded: param.data.copy_(loaded))(target.codes, weight)
+    assert session.close().quantizer == "flipper"
+    want = quantize(weight)
+    assert torch.equal(target.codes, want.codes) and torch.equal(target.scales, want.scales)
 
 
 def test_kernels_are_loaded_ahead_once_for_each_profile() -> None:

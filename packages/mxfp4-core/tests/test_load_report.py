@@ -64,6 +64,13 @@ def test_line_says_what_why_where() -> None:
         assert part in line
 
 
+def test_who_quantised_is_said_where_it_is_known() -> None:
+    builder = filled()
+    assert builder.build().line().endswith("profile even/even")
+    builder.quantizer = "cuda-marlin"
+    assert builder.build().line().endswith("profile even/even by cuda-marlin")
+
+
 def test_long_lists_of_reasons_are_cut_but_counted() -> None:
     builder = LoadReportBuilder()
     for index in range(9):

@@ -10,9 +10,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from mxfp4_core.device import Device
+from mxfp4_core.testing.fixtures import Fixtures
 from mxfp4_core.testing.samples import random_weight
 from mxfp4_cuda_marlin import packing
-from mxfp4_cuda_marlin.layout import Sm90Layout
+from mxfp4_cuda_marlin.layout import Rows, Sm90Layout
 
 SCRIPT = """
 import torch
@@ -53,3 +55,32 @@ def test_without_a_gpu_nothing_is_overwritten() -> None:
     assert torch.equal(packed["codes"], Sm90Layout().pack(weight)["codes"])
     assert torch.equal(weight.codes, before)
     assert not packing.usable(weight.codes)
+
+
+class TestPackingOnTheGpu(Fixtures):
+    backend_name = "cuda-marlin"
+
+    @pytest.mark.parametrize("shape", [(64, 64), (2880, 2880), (5, 1536, 192)], ids=str)
+    @pytest.mark.parametrize("rows", ["plain", "gate-up", "gate-up-interleaved"])
+    def test_the_bytes_are_those_of_the_cpu(
+        self,
+        here: Device,
+        device: torch.device,
+        rows: Rows,
+        shape: tuple[int, ...],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(packing, "_STEP_BYTES", 1 << 20)
+        weight, layout = random_weight(*shape, scales=(0, 252)), Sm90Layout(rows)
+        want, there = layout.pack(weight), weight.to(device)
+        assert packing.usable(there.codes)
+        for packed in (layout.pack(there), layout.pack_in_place(there)):
+            assert all(torch.equal(packed[name].cpu(), tensor) for name, tensor in want.items())
+        assert packed["codes"].data_ptr() == there.codes.data_ptr()
+
+    def test_in_place_it_takes_a_bounded_buffer(self, here: Device, device: torch.device) -> None:
+        weight = random_weight(8, 2048, 8192).to(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        Sm90Layout("gate-up").pack_in_place(weight)
+        assert torch.cuda.max_memory_allocated(device) - before < (1 << 25) + (1 << 20)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.device_quantizer import DeviceQuantizers
 from mxfp4_core.errors import LoadError
 from mxfp4_core.load_report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.call import LoaderCall
@@ -34,6 +35,7 @@ class LoadSession:
         config: rule, tail and NaN policy; the default quantises by ``even/even`` and refuses what is not exact.
         report: collects times and memory; a new one, on the CPU, if None.
         threads: CPU threads for one piece; torch's number if None. 1 is right where many threads load.
+        quantizers: the backends that may quantise on devices, with their own kernels; the core does if None.
 
     Example:
         session = LoadSession(Mxfp4Config())
@@ -50,10 +52,12 @@ class LoadSession:
         *,
         report: LoadReportBuilder | None = None,
         threads: int | None = None,
+        quantizers: DeviceQuantizers | None = None,
     ) -> None:
         self.config = config or Mxfp4Config.from_dict({})
         self.report = report or LoadReportBuilder()
         self._threads = threads
+        self._quantizers = quantizers or DeviceQuantizers()
         self._profile = resolve(self.config.resolved_profile()).name
         self._lock = threading.Lock()
         self._targets: dict[str, QuantTarget] = {}
@@ -110,6 +114,7 @@ class LoadSession:
             self.config.tail,
             self.config.nonfinite,
             self._threads,
+            self._quantizers,
         )
         with self._lock:
             if name in self._targets:
@@ -233,6 +238,7 @@ class LoadSession:
             self.report.kept(name, kind=kind, reason=reason, nbytes=nbytes)
         used = {one.arithmetic.profile: None for one in targets} or {self._profile: None}
         self.report.profile = self.report.profile or ", ".join(used)
+        self.report.quantizer = self.report.quantizer or ", ".join(self._quantizers.names)
         report = self.report.build()
         _LOG.info("%s", report.line())
         return report

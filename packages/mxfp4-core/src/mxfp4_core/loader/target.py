@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch.nn.functional import pad
 
+from mxfp4_core.device_quantizer import DeviceQuantizers
 from mxfp4_core.errors import FormatError, LoadError, ShapeError
 from mxfp4_core.format import BLOCK
 from mxfp4_core.loader.ledger import Ledger
 from mxfp4_core.loader.regions import Region
-from mxfp4_core.quantizer import WEIGHT_DTYPES, quantize_into
+from mxfp4_core.quantizer import WEIGHT_DTYPES
 from mxfp4_core.shapes import legal_parts, padded, shard_ranges
 from mxfp4_core.tensor import MxTensor
 
@@ -30,12 +31,14 @@ class Arithmetic:
         tail: whether K may end inside a block, which zeros then fill.
         nonfinite: what NaN and infinity get.
         threads: CPU threads for one piece; torch's number if None.
+        quantizers: who quantises on which device; the core if nobody else.
     """
 
     profile: str
     tail: Literal["refuse", "pad"] = "refuse"
     nonfinite: Literal["refuse", "nan"] = "refuse"
     threads: int | None = None
+    quantizers: DeviceQuantizers = field(default_factory=DeviceQuantizers)
 
 
 class QuantTarget:
@@ -177,13 +180,13 @@ class QuantTarget:
             piece = pad(piece, (0, -stop % BLOCK))
             stop = padded(stop, BLOCK)
         at = (expert, rows) if self.stacked else (rows,)
-        quantize_into(
+        how = self.arithmetic
+        how.quantizers.of(how.profile, piece.dtype, piece.device).into(
             piece,
             self.codes[at][:, start // 2 : stop // 2],
             self.scales[at][:, start // BLOCK : stop // BLOCK],
-            profile=self.arithmetic.profile,
-            nonfinite=self.arithmetic.nonfinite,
-            threads=self.arithmetic.threads,
+            nonfinite=how.nonfinite,
+            threads=how.threads,
             name=name,
         )
 

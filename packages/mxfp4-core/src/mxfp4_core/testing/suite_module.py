@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,26 @@ class ModuleSuite(Fixtures):
         assert {name: buffer.data_ptr() for name, buffer in module.named_buffers()} == before
         want = other.prepare(backend)(*inputs(problem, device))
         assert torch.equal(module(*inputs(problem, device)), want)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_module_made_in_the_memory_of_its_bytes(
+        self, backend: Backend, here: Device, device: torch.device, kind: str
+    ) -> None:
+        """Where the canonical bytes may be overwritten, nothing is lost: with sizes to pad, and without."""
+        for problem in (problem_of(kind, here), replace(problem_of(kind, here), n=256, k=512)):
+            if not takes(backend, problem):
+                continue
+            module = build(problem, device)
+            canonical = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            want = build(problem, device).prepare(backend)(*inputs(problem, device))
+            module.prepare(backend, consume=True)
+            assert torch.equal(module(*inputs(problem, device)), want)
+            state = module.state_dict()
+            assert all(torch.equal(state[name], tensor) for name, tensor in canonical.items())
+            other = build(problem, device, seed=5)
+            module.load_state_dict(other.state_dict())
+            want = other.prepare(backend)(*inputs(problem, device))
+            assert torch.equal(module(*inputs(problem, device)), want)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_module_copies(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
