@@ -150,7 +150,7 @@ def test_a_library_that_does_not_load_is_an_error(monkeypatch: pytest.MonkeyPatc
 def test_a_kernel_cannot_be_loaded_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(BackendError, match="before the capture"):
-        load.helper(torch.device("cuda", 7), "route")
+        load.routing(torch.device("cuda", 7), "route")
 
 
 def test_warmup_compiles_every_variant_once(compiler: Compiler) -> None:
@@ -161,11 +161,11 @@ def test_warmup_compiles_every_variant_once(compiler: Compiler) -> None:
     assert len(done) == compiler.count == len(list(build.cache_folder().iterdir()))
     assert {one.state for one in compile_all(backend.kernels().kernels, jobs=8)} == {"cached"}
     assert len(done) == compiler.count
-    tiles_of_gemms = {(tile, mode) for tile in tiles.linear_variants() for mode in (load.LINEAR,)}
-    tiles_of_gemms |= {(tile, mode) for tile in tiles.moe_variants() for mode in (load.GATE_UP, load.DOWN)}
+    tiles_of_gemms = {(tile, mode) for tile in tiles.linear_variants() for mode in (tiles.LINEAR,)}
+    tiles_of_gemms |= {(tile, mode) for tile in tiles.moe_variants() for mode in (tiles.GATE_UP, tiles.DOWN)}
     for tile, mode in tiles_of_gemms:  # the names under which a call looks them up
         assert build.is_kept(source.gemm(tile.nt), tile.defines(mode, True))
-    assert build.is_kept(source.helpers(), {})
+    assert all(build.is_kept(source.routing(), {"CLUSTER": blocks}) for blocks in (1, 8))
 
 
 def test_warmup_prints_nothing_of_its_own(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,31 +188,60 @@ def test_warmup_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.kernels()
 
 
-@pytest.mark.parametrize("tile", [*tiles.linear_variants(), *tiles.moe_variants()], ids=str)
+@pytest.mark.parametrize("tile", tiles.linear_variants(), ids=str)
 def test_stages_fit_into_shared_memory(tile: tiles.Tile) -> None:
-    assert tile.stage_bytes % 1024 == 0 and tile.stages >= 2
-    assert (tile.shared_bytes + 3 * 1024) * tile.blocks <= 227 * 1024
-    assert tile.threads * tile.blocks <= 2048
+    assert tile.nt % 32 == 0 and tile.stage_bytes % 1024 == 0
+    for mode in (tiles.LINEAR, tiles.GATE_UP, tiles.DOWN):
+        assert tile.stages(mode) >= 4
+        assert tile.shared_bytes(mode) + 3 * 1024 <= 227 * 1024
+
+
+@pytest.mark.parametrize("tile", tiles.moe_variants(), ids=str)
+def test_gate_up_writes_whole_columns_of_down(tile: tiles.Tile) -> None:
+    assert tile.split == 1 and tile.wg * tile.mb % 2 == 0
 
 
 @pytest.mark.parametrize("m", [1, 7, 64, 65, 5000])
 @pytest.mark.parametrize(("n", "k"), [(64, 64), (4096, 4096), (64, 28672), (25600, 5120)])
 def test_splits_leave_work_for_each_part(m: int, n: int, k: int) -> None:
-    parts = tiles.splits(m, n, k, tiles.linear_tile(m))
-    assert 1 <= parts <= max(1, k // 256)
-    assert parts == 1 or -(-n // 256) * -(-m // 128) * parts <= 132 * 2
+    tile = tiles.linear_tile(m, n, k)
+    assert 1 <= tile.split <= k // 64
+    assert tile.split == 1 or tile.blocks(n) * -(-m // tile.nt) * tile.split <= 2 * tiles.MULTIPROCESSORS
 
 
-def test_tiles_grow_with_the_tokens() -> None:
-    assert [tiles.linear_tile(m).nt for m in (1, 9, 33, 10**6)] == sorted(
-        tiles.linear_tile(m).nt for m in (1, 9, 33, 10**6)
-    )
-    assert tiles.moe_tile(6, 256) == tiles.MOE_FEW
-    assert tiles.moe_tile(10**6, 8) == tiles.LARGE
-    assert [tiles.moe_tile(slots, 100).nt for slots in (400, 1200, 2400, 6400)] == [8, 16, 32, 64]
+def test_the_cheapest_variant_is_taken() -> None:
+    n, k = 8192, 4096
+    for m in (32, 64, 500, 3000):
+        waves = {
+            tile: -(-tile.blocks(n) * -(-m // tile.nt) * tile.split // tiles.MULTIPROCESSORS)
+            for tile in tiles.linear_variants()
+        }
+        least = min(tiles.cost(tile, k, waves[tile]) for tile in waves)
+        chosen = tiles.linear_tile(m, n, k)
+        assert tiles.cost(chosen, k, waves[chosen]) == least
+    assert tiles.linear_tile(64, 4096, 16384).split > 1 and tiles.linear_tile(4096, 4096, 16384).split == 1
+    growing = [tiles.moe_tiles(m, 8, 128, 768, 2048)[0].nt for m in (64, 512, 1024, 2048)]
+    assert growing == sorted(growing) and growing[0] < growing[-1]
 
 
-@pytest.mark.parametrize("nt", [8, 256])
+def test_expected_tiles_follow_random_routing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for m, top_k, experts, nt in (
+        (512, 8, 128, 32),
+        (2048, 8, 128, 128),
+        (2048, 2, 8, 256),
+        (8192, 6, 256, 64),
+    ):
+        there = []
+        for _ in range(20):
+            chosen = torch.rand(m, experts, generator=generator).topk(top_k).indices
+            counts = chosen.flatten().bincount(minlength=experts)
+            there.append(float((-(-counts // nt)).sum()))
+        mean = sum(there) / len(there)
+        assert tiles.expected_tiles(m * top_k, experts, nt) == pytest.approx(mean, rel=0.05)
+
+
+@pytest.mark.parametrize("nt", [32, 256])
 def test_the_instruction_has_one_operand_for_each_register(nt: int) -> None:
     text = source.gemm(nt)
     assert "//WGMMA//" not in text

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from mxfp4_core.backend import Choice, Problem
 from mxfp4_core.kernels import tabulate
 from mxfp4_core.shapes import padded
-from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_tile, moe_tile, splits
+from mxfp4_cuda_marlin.kernels.few import linear_few, moe_few
+from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_tile, moe_tiles
 from mxfp4_cuda_marlin.layout import TILE
 
 _MOST = 16384
@@ -21,22 +22,26 @@ def choices(problem: Problem) -> tuple[Choice, ...]:
 
 
 def _one(problem: Problem, m: int) -> tuple[str, Mapping[str, int | str]]:
-    if problem.op == "moe":
-        return _settings(moe_tile(m * problem.top_k, problem.experts))
-    tile = linear_tile(m)
-    kernel, settings = _settings(tile)
     n, k = padded(problem.n, TILE), padded(problem.k, TILE)
-    return kernel, {**settings, "splits": splits(m, n, k, tile)}
-
-
-def _settings(tile: Tile) -> tuple[str, dict[str, int | str]]:
-    instruction = "mma.sync" if tile.small else "wgmma"
-    return f"gemm {instruction}", {
-        "tile_tokens": tile.nt,
-        "tile_features": tile.features,
-        "stages": tile.stages,
-        "blocks_per_sm": tile.blocks,
-    }
+    if problem.op == "moe":
+        fews = moe_few(m, problem.top_k, problem.experts, k)
+        if fews is not None:
+            settings = {
+                f"{name}_features": few.features for name, few in zip(("gate_up", "down"), fews, strict=True)
+            }
+            return "decode mma.sync", {"tile_tokens": fews[0].tokens, **settings}
+        up, down = moe_tiles(m, problem.top_k, problem.experts, n, k)
+        settings = {f"{name}_features": tile.features for name, tile in (("gate_up", up), ("down", down))}
+        return "gemm wgmma", {"tile_tokens": up.nt, **settings}
+    few = linear_few(m, n)
+    if few is not None:
+        return "decode mma.sync", {
+            "tile_tokens": few.tokens,
+            "tile_features": few.features,
+            "splits": few.teams,
+        }
+    tile: Tile = linear_tile(m, n, k)
+    return "gemm wgmma", {"tile_tokens": tile.nt, "tile_features": tile.features, "splits": tile.split}
 
 
 __all__ = ["choices"]

@@ -11,45 +11,45 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from mxfp4_cuda_marlin import small
 from mxfp4_cuda_marlin.checks import MAX_EXPERTS, Weight, check_limit, check_linear, check_moe, sizes
 from mxfp4_cuda_marlin.kernels import load
-from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_tile, moe_tile, splits
+from mxfp4_cuda_marlin.kernels.few import linear_few, moe_few
+from mxfp4_cuda_marlin.kernels.tiles import DOWN, GATE_UP, LINEAR, Tile, linear_tile, moe_tiles
 
-_GRID_Y: Final = 65535
-_SLOTS: Final = (
-    1 << 21
-)  # pairs of token and expert in one pass: keeps 32-bit row numbers and the grid in range
+_SLOTS: Final = 1 << 21  # tokens, or pairs of token and expert, in one pass: keeps row numbers within 32 bits
+_ITEMS: Final = 1 << 30  # tiles of tokens times blocks of features, likewise
+_WIDE: Final = 2048  # slots from which routing takes a cluster of blocks
 
 
 def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """Compute ``x @ weight.T + bias``; see ``ops.linear``."""
     check_linear(x, (codes, scales, bias))
-    n, _ = sizes(codes)
+    n, k = sizes(codes)
     x, out = _aligned(x), x.new_empty((x.shape[0], n))
+    step = _step(n, 1)
     with torch.cuda.device(x.device):
-        tile = linear_tile(x.shape[0])
-        step = _GRID_Y * tile.nt
         for start in range(0, x.shape[0], step):
-            _linear(x[start : start + step], codes, scales, bias, out[start : start + step], tile)
+            some, into = x[start : start + step], out[start : start + step]
+            few = linear_few(some.shape[0], n)
+            if few is None:
+                _linear(some, codes, scales, bias, into, linear_tile(some.shape[0], n, k))
+            else:
+                small.linear(some, (codes, scales, bias), into, few)
     return out
 
 
 def _linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, out: Tensor, tile: Tile) -> None:
     (m, k), n = x.shape, out.shape[1]
-    parts, tiles = splits(m, n, k, tile), math.ceil(m / tile.nt)
-    partial = None if parts == 1 else x.new_empty((parts, tiles * tile.nt, n), dtype=torch.float32)
+    tiles = -(-m // tile.nt)
     load.launch(
-        load.gemm(x.device, tile, load.LINEAR, _small(scales)),
-        (math.ceil(n / tile.features), tiles, parts),
+        load.gemm(x.device, tile, LINEAR, _small(scales)),
+        tile.grid(tiles * tile.blocks(n)),
         tile.threads,
-        tile.shared_bytes,
-        *(codes, scales, x, out, bias if parts == 1 else None, None, None, None, None, None, partial, None),
-        *(m, n, k, 1, parts, 1.0, math.inf, 0.0),
+        tile.shared_bytes(LINEAR),
+        *(codes, scales, x, out, bias, None, None, None, None),
+        *(m, n, k, tiles, 1.0, math.inf, 0.0, load.tensor_map(x.data_ptr(), m, k, tile.nt)),
     )
-    if partial is not None:
-        reduce = load.helper(x.device, "reduce_splits")
-        grid = (math.ceil(m * n / 512), 1, 1)
-        load.launch(reduce, grid, 256, 0, partial, out, bias, m, n, tiles * tile.nt, parts)
 
 
 def moe(
@@ -75,11 +75,20 @@ def moe(
     check_moe(x, gate_up, down, topk_ids, topk_weights, expert_map)
     check_limit(gate[1])
     x, out = _aligned(x), torch.empty_like(x)
-    step = max(1, min(_SLOTS // topk_ids.shape[1], x.shape[0]))
+    (k, n), top_k = sizes(down[0]), topk_ids.shape[1]
+    alpha, limit, up_offset = gate
+    form = (float(alpha), math.inf if limit is None else float(limit), float(up_offset))
+    step, experts = _step(max(2 * n, k), top_k), gate_up[0].shape[0]
     with torch.cuda.device(x.device):
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
-            _moe(x[part], gate_up, down, topk_ids[part], topk_weights[part], expert_map, gate, out[part])
+            m, routes = x[part].shape[0], (topk_ids[part], topk_weights[part], expert_map)
+            few = moe_few(m, top_k, experts, k)
+            if few is None:
+                tiles = moe_tiles(m, top_k, experts, n, k)
+                _moe(x[part], gate_up, down, *routes, form, out[part], tiles)
+            else:
+                small.moe(x[part], gate_up, down, *routes, form, out[part], few)
     return out
 
 
@@ -90,38 +99,47 @@ def _moe(
     ids: Tensor,
     weights: Tensor,
     expert_map: Tensor | None,
-    gate: tuple[float, float | None, float],
+    gate: tuple[float, float, float],
     out: Tensor,
+    variants: tuple[Tile, Tile],
 ) -> None:
     (m, k), (_, n), top_k, experts = x.shape, sizes(down[0]), ids.shape[1], gate_up[0].shape[0]
-    slots, tile = m * top_k, moe_tile(m * top_k, experts)
+    slots, nt = m * top_k, variants[0].nt
     # Every tile but one of each expert is full, so there are at most this many.
-    tiles = min(slots, experts) + slots // tile.nt
-    local, rows, owner, first, count = (
-        ids.new_empty(size) for size in (slots, tiles * tile.nt, tiles, tiles, 1)
-    )
-    total = 0 if expert_map is None else expert_map.shape[0]
-    route = load.helper(x.device, "route")
-    tables = (ids, expert_map, local, rows, owner, first, count)
-    load.launch(route, (1, 1, 1), MAX_EXPERTS, 0, *tables, slots, experts, total, tile.nt)
+    tiles = min(slots, experts) + slots // nt
+    local, rows, owner, count = (ids.new_empty(size) for size in (slots, tiles * nt, tiles, 1))
+    cluster, total = 8 if slots > _WIDE else 1, 0 if expert_map is None else expert_map.shape[0]
+    route = load.routing(x.device, "route", cluster)
+    tables = (ids, expert_map, local, rows, owner, count)
+    load.launch(route, cluster, MAX_EXPERTS, 0, *tables, slots, experts, total, nt)
 
-    hidden, result = x.new_empty((slots, n)), x.new_empty((slots, k))
-    alpha, limit, up_offset = gate
-    form = (float(alpha), math.inf if limit is None else float(limit), float(up_offset))
-    for mode, source, target, (codes, scales, bias), width, depth, factors in (
-        (load.GATE_UP, x, hidden, gate_up, 2 * n, k, None),
-        (load.DOWN, hidden, result, down, k, n, weights),
+    gathered, hidden, result = (
+        x.new_empty(tiles * nt * k),
+        x.new_empty(tiles * nt * n),
+        x.new_empty((slots, k)),
+    )
+    gather = load.routing(x.device, "gather")
+    load.launch(gather, tiles * nt // 8, 256, 0, x, gathered, rows, count, k, nt, top_k, overlap=True)
+    for mode, tile, source, target, (codes, scales, bias), width, depth, factors in (
+        (GATE_UP, variants[0], gathered, hidden, gate_up, 2 * n, k, None),
+        (DOWN, variants[1], hidden, result, down, k, n, weights),
     ):
         load.launch(
             load.gemm(x.device, tile, mode, _small(scales)),
-            (math.ceil(width / tile.features), tiles, 1),
+            tile.grid(tiles * tile.blocks(width)),
             tile.threads,
-            tile.shared_bytes,
-            *(codes, scales, source, target, bias, owner, first, rows, count, factors, None, None),
-            *(m, width, depth, top_k if mode == load.GATE_UP else 1, 1, *form),
+            tile.shared_bytes(mode),
+            *(codes, scales, source, target, bias, owner, rows, count, factors),
+            *(m, width, depth, tiles, *gate, load.no_map()),
+            overlap=True,
         )
-    combine = load.helper(x.device, "combine")
-    load.launch(combine, (math.ceil(m * k / 512), 1, 1), 256, 0, result, local, out, m, k // 2, top_k)
+    combine = load.routing(x.device, "combine")
+    load.launch(combine, -(-m * k // 2048), 256, 0, result, local, out, m, k // 8, top_k, overlap=True)
+
+
+def _step(n: int, top_k: int) -> int:
+    """Return how many tokens go through in one pass."""
+    return max(1, min(_SLOTS, _ITEMS // (n // 64 + 1) * 32) // top_k)
 
 
 def _small(scales: Tensor) -> bool:

@@ -7,10 +7,10 @@ from functools import partial
 
 from mxfp4_core.backend import Kernel, Kernels
 from mxfp4_cuda_marlin.kernels import build, source
-from mxfp4_cuda_marlin.kernels.load import DOWN, GATE_UP, LINEAR
-from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_variants, moe_variants
+from mxfp4_cuda_marlin.kernels.few import TOKEN, linear_fews, moe_fews
+from mxfp4_cuda_marlin.kernels.tiles import DOWN, GATE_UP, LINEAR, Tile, linear_variants, moe_variants
 
-_MODES = {LINEAR: "linear", GATE_UP: "gate-up", DOWN: "down"}
+_MODES = {LINEAR: "linear", GATE_UP: "gate-up", DOWN: "down", TOKEN: "down of a token"}
 
 
 def programs() -> Iterator[tuple[str, str, Mapping[str, int]]]:
@@ -22,7 +22,13 @@ def programs() -> Iterator[tuple[str, str, Mapping[str, int]]]:
     pairs |= {(tile, mode) for tile in moe_variants() for mode in (GATE_UP, DOWN)}
     for tile, mode in sorted(pairs, key=_cost, reverse=True):
         yield f"gemm {_MODES[mode]} {tile}", source.gemm(tile.nt), tile.defines(mode, True)
-    yield "route, combine, reduce_splits", source.helpers(), {}
+    fews = {(few, LINEAR) for few in linear_fews()}
+    for up, down in moe_fews():
+        fews |= {(up, GATE_UP), (down, TOKEN if down.tokens == 1 else DOWN)}
+    for few, mode in sorted(fews, key=lambda pair: (pair[0].tokens, pair[0].threads, pair[1]), reverse=True):
+        yield f"decode {_MODES[mode]} {few}", source.decode(), few.defines(mode, True)
+    for cluster in (1, 8):
+        yield f"route, gather, combine, {cluster=}", source.routing(), {"CLUSTER": cluster}
 
 
 def kernels() -> Kernels:

@@ -1,209 +1,254 @@
-// W4A16 GEMM for SM90: out[slot, n] = x[slot / x_div, k] * W[expert][n, k], W in the layout of layout.py.
+// W4A16 GEMM for SM90 and more than a few tokens: out[slot, n] = x[slot, k] * W[expert][n, k], W in the layout of layout.py.
 //
-// Weights are the A operand, widened to bfloat16 in registers; tokens are the B operand, in shared memory with the
-// 128-byte swizzle. One producer warpgroup (or warp) copies stages; WG consumer warpgroups of MB strips of 64 rows each
-// widen and multiply: wgmma, or mma.sync where NT is at most 16 (SMALLM). Accumulators are float32; the order of the sum
-// over k is fixed, so results repeat. Defined on the command line:
-//   NT tokens in a tile; WG, MB see above; STAGES in shared memory; OCC blocks per multiprocessor;
-//   MODE 0 linear, 1 gate-up with the gated activation, 2 down with the weights of the router;
-//   SMALL 1 if every scale byte is at most 128, else weights are multiplied twice.
-typedef unsigned int u32; typedef unsigned long long u64; typedef unsigned char u8; typedef unsigned short u16;
-#define DEV __device__ __forceinline__
-DEV u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-DEV void mbar_init(u32 b, u32 n) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(b), "r"(n)); }
-DEV void mbar_arrive(u32 b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(b) : "memory"); }
-DEV void mbar_expect(u32 b, u32 n) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(b), "r"(n) : "memory"); }
-DEV void mbar_wait(u32 b, u32 parity) {
-  asm volatile("{\n.reg .pred p;\nW: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra D;\nbra W;\nD:\n}" :: "r"(b), "r"(parity) : "memory");
-}
-DEV void bulk(u32 dst, const void* src, u32 bytes, u32 bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" :: "r"(dst), "l"(src), "r"(bytes), "r"(bar) : "memory");
-}
-DEV void cp16(u32 dst, const void* src, u32 bytes) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(dst), "l"(src), "r"(bytes) : "memory"); }
-DEV u32 mul2(u32 a, u32 b) { u32 d; asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
-DEV u32 pack2(float lo, float hi) { u32 d; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo)); return d; }
-DEV float bf(u16 v) { return __uint_as_float((u32)v << 16); }
+// Weights are the A operand of wgmma, widened to bfloat16 in registers; tokens are the B operand, in shared memory with the 128-byte swizzle.
+// Blocks stay, one on each multiprocessor, and take items: a tile of NT tokens and ROWS strips of 64 output features. Four producer warps fill
+// STAGES stages of 64 columns with bulk copies, also beyond the end of an item; WG consumer warpgroups of MB strips each widen one strip while
+// the products of another are under way. Results leave through shared memory in whole rows. Accumulators are float32; the order of every sum is
+// fixed, so results repeat. Defined on the command line:
+//   NT tokens in a tile, a multiple of 32; WG, MB, STAGES see above;
+//   MODE 0 linear, x by a tensor map; 1 gate-up with the gated activation; 2 down with the weights of the router;
+//   SPLIT blocks of a cluster share an item and cut k, linear only, one item each;
+//   SMALL see ptx.cuh.
+// In mode 1 and 2, x is [tile][k / 64][NT][64] with 16-byte chunks exclusive-ored with the token, and so is the output of mode 1.
 //WGMMA//
-#define ROWS (WG * MB)                                                 // 64-row strips in a CTA
-constexpr u32 CODES = ROWS * 2048, SCALES = ROWS * 128, XBYTES = NT * 128;
-constexpr u32 STAGE = ((CODES + XBYTES + SCALES + 1023) / 1024) * 1024;   // x first (1024-aligned), then codes, scales
-constexpr int PT = SMALLM ? 32 : 128;                                     // producer threads
-constexpr int CP = (NT * 8 + PT - 1) / PT;                                // 16-byte copies of x per producer thread and stage
+constexpr u32 ROWS = WG * MB, GROUP = 16;
+constexpr u32 CODES = ROWS * 2048, SCALES = ROWS * 128, X = NT * 128;
+constexpr u32 STAGE = (CODES + X + SCALES + 1023) / 1024 * 1024;   // x first, on 1024 bytes for the swizzle, then codes, then scales
+constexpr u32 PITCH = ROWS * 128 + 16;       // bytes of a token in the buffer of results; the 16 keep stmatrix free of bank conflicts
+constexpr u32 SUM_PITCH = ROWS * 256 + 16;   // the same for the float32 sums of a split
+constexpr int X_WARP = 3;                    // the producer that copies x: the last, whose strip is missing first
+struct alignas(64) Map { u64 words[16]; };
 
-// Eight codes to four pairs of bfloat16: sign to bit 15, the three bits of the magnitude to 8:6. A code then reads as its
-// value times 2^-126, exactly, subnormals included; the factor of the scale makes up for it. Pairs: row r, row r + 8,
-// and both again 8 columns further; where their bits come from is in layout.py.
-DEV void widen(u32 w, u32 (&a)[4], u32 s0, u32 s1) {
-  const u32 M = 0x81c081c0u;
-  u32 p0 = w & M, p1 = (w << 4) & M, p2 = __funnelshift_r(w, w, 6) & M;
-  u32 p3 = ((w << 6) & 0x80c080c0u) | ((w >> 2) & 0x01000100u);
-  if (!SMALL) { const u32 C = 0x7e807e80u; p0 = mul2(p0, C); p1 = mul2(p1, C); p2 = mul2(p2, C); p3 = mul2(p3, C); }
-  a[0] = mul2(p0, s0); a[1] = mul2(p1, s1); a[2] = mul2(p2, s0); a[3] = mul2(p3, s1);
+DEV void widen_strip(u32 codes, u32 scales, u32 (&a)[16]) {
+  u32 w0, w1, w2, w3, s;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w0), "=r"(w1), "=r"(w2), "=r"(w3) : "r"(codes));
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s) : "r"(scales));
+  const u32 r0 = factor_of(s & 0xff), r0_next = factor_of((s >> 8) & 0xff), r8 = factor_of((s >> 16) & 0xff), r8_next = factor_of(s >> 24);
+  widen(w0, a, r0, r8); widen(w1, a + 4, r0, r8); widen(w2, a + 8, r0_next, r8_next); widen(w3, a + 12, r0_next, r8_next);
 }
-// The factor of a scale byte, twice: 2^(b - 1) if all bytes are small, else 2^(b - 127) after widen multiplied by 2^126.
-DEV u32 splat_scale(u32 b) {
-  if (SMALL) return b * 0x00800080u + 0x3f003f00u;
-  u32 v = b == 255 ? 0x7fc0u : (b == 0 ? 0x0040u : b << 7);
-  return v | (v << 16);
+DEV void multiply(float (&sums)[NT / 2], u32 (&a)[16], u32 x) {
+  const u64 descriptor = ((u64)(x >> 4) & 0x3fff) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+  for (int j = 0; j < 4; ++j) wgmma(sums, a[4 * j], a[4 * j + 1], a[4 * j + 2], a[4 * j + 3], descriptor + 2 * j);
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int N> DEV void wait_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }
+DEV void consumers_sync() { asm volatile("bar.sync 1, %0;" :: "n"(128 * WG) : "memory"); }
+
+// GROUP tiles in a row share the weights of a block of strips while these are in the L2 cache.
+struct Item { int tile, block, expert, present; };
+DEV Item item_at(int i, int tiles, int strips, const int* tile_expert) {
+  const int blocks = (strips + ROWS - 1) / ROWS, per_group = GROUP * blocks, first = i / per_group * GROUP, rest = i % per_group;
+  const int group = tiles - first < GROUP ? tiles - first : GROUP;
+  Item item;
+  item.tile = first + rest % group;
+  item.block = rest / group;
+  item.expert = tile_expert ? tile_expert[item.tile] : 0;
+  item.present = strips - item.block * ROWS < ROWS ? strips - item.block * ROWS : ROWS;
+  return item;
 }
 
-extern "C" __global__ void __launch_bounds__(128 * WG + PT, OCC) gemm(
-    const u8* __restrict__ codes, const u8* __restrict__ scales, const u16* __restrict__ x, u16* __restrict__ out,
-    const u16* __restrict__ bias, const int* __restrict__ tile_expert, const int* __restrict__ tile_start, const int* __restrict__ rows,
-    const int* __restrict__ num_tiles, const float* __restrict__ weights, float* __restrict__ partial, int* __restrict__ counters,
-    int m, int n, int k, int x_div, int splits, float alpha, float limit, float up_offset) {
-  extern __shared__ __align__(1024) u8 smem[];
-  __shared__ __align__(8) u64 bars[2 * STAGES];
-  __shared__ int row_of[NT];
-  const int tid = threadIdx.x, wg = tid >> 7, tile = blockIdx.y;
-  if (num_tiles && tile >= *num_tiles) return;
-  const int expert = tile_expert ? tile_expert[tile] : 0;
-  const int nt = blockIdx.x, split = blockIdx.z, KT = k / 64;
-  const int k0 = (int)((long long)KT * split / splits), k1 = (int)((long long)KT * (split + 1) / splits);
-  u32 base = smem_u32(smem), bar = smem_u32(bars);
-  if (tid == 0) { for (int i = 0; i < STAGES; ++i) { mbar_init(bar + 8 * i, PT + 1); mbar_init(bar + 8 * (STAGES + i), 4 * WG); }
-    asm volatile("fence.mbarrier_init.release.cluster;"); }
-  for (int i = tid; i < NT; i += blockDim.x) {
-    int r; if (tile_start) { r = rows[tile_start[tile] + i]; } else { r = tile * NT + i; if (r >= m) r = -1; }
-    row_of[i] = r;
+#if SPLIT > 1
+#define CLUSTER_OF_SPLITS __cluster_dims__(SPLIT, 1, 1)
+#else
+#define CLUSTER_OF_SPLITS
+#endif
+extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1) gemm(
+    const u8* __restrict__ codes, const u8* __restrict__ scales, const u16* x, u16* out, const u16* __restrict__ bias,
+    const int* tile_expert, const int* rows, const int* num_tiles, const float* __restrict__ weights,
+    int m, int n, int k, int max_tiles, float alpha, float limit, float up_offset, const __grid_constant__ Map x_map) {
+  extern __shared__ __align__(1024) u8 memory[];
+  __shared__ __align__(8) u64 barriers[2 * STAGES];
+  __shared__ int slot_of[NT];
+  __shared__ float weight_of[NT];
+  const int tid = threadIdx.x, wg = tid >> 7, lane = tid & 31, warp = (tid >> 5) & 3;
+  const int strips = n / 64, columns = k / 64, rank = blockIdx.x % SPLIT;
+  const int begin = (int)((long long)columns * rank / SPLIT), end = (int)((long long)columns * (rank + 1) / SPLIT);
+  const u32 base = shared_address(memory), full = shared_address(barriers), empty = full + 8 * STAGES, buffer = base + STAGES * STAGE;
+  if (tid == 0) {
+    for (int i = 0; i < STAGES; ++i) { barrier_init(full + 8 * i, 4); barrier_init(empty + 8 * i, 4 * WG); }
+    asm volatile("fence.mbarrier_init.release.cluster;");
   }
   __syncthreads();
-  const int strips = n / 64;
-  if (wg == WG) {  // producer
-    if (!SMALLM && OCC == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    const int t = tid - WG * 128;
-    const u16* src[CP]; u32 dst[CP]; u32 ok[CP];
-#pragma unroll
-    for (int i = 0; i < CP; ++i) {
-      int c = t + i * PT, r = c >> 3, ch = c & 7; bool in = c < NT * 8; int row = in ? row_of[r] : -1;
-      ok[i] = row >= 0 ? 16 : 0; src[i] = x + (long long)(row < 0 ? 0 : row / x_div) * k + ch * 8; dst[i] = in ? r * 128 + ((ch ^ (r & 7)) << 4) : 0xffffffffu;
-    }
-    const u8* wc = codes + ((long long)(expert * strips + nt * ROWS) * KT) * 2048;
-    const u8* ws = scales + ((long long)(expert * strips + nt * ROWS) * KT) * 128;
-    int it = 0;
-    for (int kt = k0; kt < k1; ++kt, ++it) {
-      int s = it % STAGES; if (it >= STAGES) mbar_wait(bar + 8 * (STAGES + s), ((it / STAGES) - 1) & 1);
-      u32 st = base + s * STAGE, fb = bar + 8 * s;
-      if (t == 0) {
-        int present = strips - nt * ROWS < ROWS ? strips - nt * ROWS : ROWS;
-        mbar_expect(fb, present * (2048 + 128));
-        for (int g = 0; g < present; ++g) {
-          bulk(st + XBYTES + g * 2048, wc + ((long long)g * KT + kt) * 2048, 2048, fb);
-          bulk(st + XBYTES + CODES + g * 128, ws + ((long long)g * KT + kt) * 128, 128, fb);
+  wait_for_previous();
+  allow_next();
+  const int tiles = num_tiles ? *num_tiles : max_tiles, items = tiles * (int)((strips + ROWS - 1) / ROWS);
+
+  if (wg == WG) {   // producers: one lane of each warp, since a bulk copy keeps its thread for some hundred cycles
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(WG <= 2 ? 40 : 32));
+    if (lane) return;
+    int stage = 0;
+    u32 parity = 1;
+    for (int i = blockIdx.x / SPLIT; i < items; i += gridDim.x / SPLIT) {
+      const Item item = item_at(i, tiles, strips, tile_expert);
+      const long long strip = (long long)item.expert * strips + item.block * ROWS + warp;
+      const u8* my_codes = codes + strip * columns * 2048;
+      const u8* my_scales = scales + strip * columns * 128;
+      const u16* my_x = x + (long long)item.tile * columns * NT * 64;
+      const u32 bytes = (item.present > warp ? (item.present - warp + 3) / 4 : 0) * (2048 + 128) + (warp == X_WARP ? X : 0);
+      for (int c = begin; c < end; ++c) {
+        const u32 at = base + stage * STAGE, barrier = full + 8 * stage;
+        barrier_wait(empty + 8 * stage, parity);
+        barrier_expect(barrier, bytes);
+        if (warp == X_WARP) {
+          if (MODE == 0)
+            asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+              :: "r"(at), "l"(&x_map), "r"(c * 64), "r"(item.tile * NT), "r"(barrier) : "memory");
+          else
+            copy_in(at, my_x + (long long)c * NT * 64, X, barrier);
         }
-      }
 #pragma unroll
-      for (int i = 0; i < CP; ++i) if (dst[i] != 0xffffffffu) cp16(st + dst[i], src[i] + kt * 64, ok[i]);
-      asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" :: "r"(fb) : "memory");
+        for (int g = 0; g < (ROWS + 3) / 4; ++g) {
+          const int local = warp + 4 * g;
+          if (local >= item.present) break;
+          copy_in(at + X + local * 2048, my_codes + ((long long)g * 4 * columns + c) * 2048, 2048, barrier);
+          copy_in(at + X + CODES + local * 128, my_scales + ((long long)g * 4 * columns + c) * 128, 128, barrier);
+        }
+        if (++stage == STAGES) { stage = 0; parity ^= 1; }
+      }
     }
-    asm volatile("cp.async.wait_all;" ::: "memory");
     return;
   }
-  if (!SMALLM && OCC == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-  const int lane = tid & 31, warp = (tid >> 5) & 3, q = tid & 127;
-  int it = 0;
-  float acc[MB][NT / 2];
+
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG <= 2 ? 232 : WG == 3 ? 160 : 112));
+  const u32 my_codes = X + wg * MB * 2048 + (tid & 127) * 16, my_scales = X + CODES + wg * MB * 128 + (warp * 8 + (lane >> 2)) * 4;
+  int stage = 0;
+  u32 parity = 0;
+  for (int i = blockIdx.x / SPLIT; i < items; i += gridDim.x / SPLIT) {
+    const Item item = item_at(i, tiles, strips, tile_expert);
+    float sums[MB][NT / 2];
 #pragma unroll
-  for (int b = 0; b < MB; ++b)
+    for (int b = 0; b < MB; ++b)
 #pragma unroll
-  for (int i = 0; i < NT / 2; ++i) acc[b][i] = 0.f;
-  auto fetch = [&](u32 st, int b, u32 (&a)[16]) {
-    u32 w0, w1, w2, w3, sc; const int strip = wg * MB + b;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(w0), "=r"(w1), "=r"(w2), "=r"(w3) : "r"(st + XBYTES + strip * 2048 + q * 16));
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(sc) : "r"(st + XBYTES + CODES + strip * 128 + (warp * 8 + (lane >> 2)) * 4));
-    u32 r0b0 = splat_scale(sc & 0xff), r0b1 = splat_scale((sc >> 8) & 0xff), r1b0 = splat_scale((sc >> 16) & 0xff), r1b1 = splat_scale(sc >> 24);
-    widen(w0, *(u32(*)[4])(a + 0), r0b0, r1b0); widen(w1, *(u32(*)[4])(a + 4), r0b0, r1b0);
-    widen(w2, *(u32(*)[4])(a + 8), r0b1, r1b1); widen(w3, *(u32(*)[4])(a + 12), r0b1, r1b1);
-  };
-#if SMALLM
-  int s = 0; u32 ph = 0;
-  for (int kt = k0; kt < k1; ++kt) {
-    mbar_wait(bar + 8 * s, ph);
-    const u32 st = base + s * STAGE;
-    u32 xb[NT / 8][8];
+      for (int j = 0; j < NT / 2; ++j) sums[b][j] = 0.f;
+    // Two operands in turn: one is widened while the products of the other are under way. A stage is free when the next wait has passed.
+    u32 even[16], odd[16], used = 0;
+    auto next_stage = [&] {
+      used = empty + 8 * stage;
+      if (++stage == STAGES) { stage = 0; parity ^= 1; }
+    };
+#if MB == 2
+    for (int c = begin; c < end; ++c) {
+      barrier_wait(full + 8 * stage, parity);
+      const u32 at = base + stage * STAGE;
+      widen_strip(at + my_codes, at + my_scales, even);
+      multiply(sums[0], even, at);
+      wait_products<1>();
+      if (c > begin && lane == 0) barrier_arrive(used);
+      widen_strip(at + my_codes + 2048, at + my_scales + 128, odd);
+      multiply(sums[1], odd, at);
+      wait_products<1>();
+      next_stage();
+    }
+#else
+    auto step = [&](u32 (&a)[16], bool release) {
+      barrier_wait(full + 8 * stage, parity);
+      const u32 at = base + stage * STAGE;
+      widen_strip(at + my_codes, at + my_scales, a);
+      multiply(sums[0], a, at);
+      wait_products<1>();
+      if (release && lane == 0) barrier_arrive(used);
+      next_stage();
+    };
+    int c = begin;
+    for (; c + 2 <= end; c += 2) { step(even, c > begin); step(odd, true); }
+    if (c < end) step(even, c > begin);
+#endif
+    wait_products<0>();
+    if (lane == 0) barrier_arrive(used);
 #pragma unroll
-    for (int i = 0; i < NT / 8; ++i)
+    for (int b = 0; b < MB; ++b)
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {   // ldmatrix x4: k 0-31 or 32-63 of 8 tokens
-        const u32 r = lane & 7, ch = h * 4 + (lane >> 3);
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(xb[i][4 * h]), "=r"(xb[i][4 * h + 1]), "=r"(xb[i][4 * h + 2]), "=r"(xb[i][4 * h + 3]) : "r"(st + (i * 8 + r) * 128 + ((ch ^ r) << 4)));
+      for (int j = 0; j < NT / 2; ++j) asm volatile("" : "+f"(sums[b][j]) :: "memory");
+
+#if SPLIT > 1
+    // Every block keeps its sums in shared memory and adds up its share of the tokens over all blocks, in their order.
+#pragma unroll
+    for (int b = 0; b < MB; ++b)
+#pragma unroll
+      for (int j = 0; j < NT / 2; ++j) {
+        const int token = j / 4 * 8 + (lane & 3) * 2 + (j & 1), row = (wg * MB + b) * 64 + warp * 16 + (lane >> 2) + (j >> 1 & 1) * 8;
+        asm volatile("st.shared.f32 [%0], %1;" :: "r"(buffer + token * SUM_PITCH + row * 4), "f"(sums[b][j]) : "memory");
       }
+    cluster_sync();
+    for (int e = tid; e < (int)(NT / SPLIT * ROWS * 16); e += 128 * WG) {
+      const int local = NT / SPLIT * rank + e / (ROWS * 16), row = e % (ROWS * 16) * 4;
+      const int token = item.tile * NT + local, feature = item.block * ROWS * 64 + row;
+      if (token >= m || row >= item.present * 64) continue;
+      float s[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+      for (int r = 0; r < SPLIT; ++r) {
+        float v[4];
+        asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+          : "r"(in_block(buffer + local * SUM_PITCH + row * 4, r)) : "memory");
+#pragma unroll
+        for (int h = 0; h < 4; ++h) s[h] += v[h];
+      }
+      if (bias)
+#pragma unroll
+        for (int h = 0; h < 4; ++h) s[h] += widened(bias[feature + h]);
+      *(Two*)(out + (long long)token * n + feature) = Two{pack2(s[0], s[1]), pack2(s[2], s[3])};
+    }
+    cluster_sync();   // no block may end while another reads its sums
+#else
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");   // the results of the last item have left the buffer
+    for (int t = tid; t < NT; t += 128 * WG) {
+      int slot = item.tile * NT + t;
+      if (MODE == 0) { if (slot >= m) slot = -1; } else slot = rows[slot];
+      slot_of[t] = slot;
+      if (MODE == 2) weight_of[t] = slot < 0 ? 0.f : weights[slot];
+    }
+    consumers_sync();
 #pragma unroll
     for (int b = 0; b < MB; ++b) {
-      u32 a[16]; fetch(st, b, a);
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-#pragma unroll
-        for (int i = 0; i < NT / 8; ++i)
-          asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(acc[b][4 * i]), "+f"(acc[b][4 * i + 1]), "+f"(acc[b][4 * i + 2]), "+f"(acc[b][4 * i + 3])
-            : "r"(a[4 * j]), "r"(a[4 * j + 1]), "r"(a[4 * j + 2]), "r"(a[4 * j + 3]), "r"(xb[i][2 * j]), "r"(xb[i][2 * j + 1]));
-    }
-    __syncwarp();
-    if (lane == 0) mbar_arrive(bar + 8 * (STAGES + s));
-    if (++s == STAGES) { s = 0; ph ^= 1; }
-  }
-#else
-  u32 a[2][16];
-  for (int kt = k0; kt < k1; kt += (MB == 1 ? 2 : 1)) {
-#pragma unroll
-    for (int u = 0; u < (MB == 1 ? 2 : 1); ++u) {
-      if (kt + u < k1) {
-        int s = it % STAGES; mbar_wait(bar + 8 * s, (it / STAGES) & 1);
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        u32 st = base + s * STAGE;
-        u64 desc = ((u64)(st >> 4) & 0x3fff) | (1ull << 16) | (64ull << 32) | (1ull << 62);
-#pragma unroll
-        for (int b = 0; b < MB; ++b) {
-          fetch(st, b, a[(u + b) & 1]);
-          asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll
-          for (int j = 0; j < 4; ++j) wgmma(acc[b], a[(u + b) & 1][4 * j], a[(u + b) & 1][4 * j + 1], a[(u + b) & 1][4 * j + 2], a[(u + b) & 1][4 * j + 3], desc + 2 * j);
-          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-          if (b == 0 && it > 0 && lane == 0) mbar_arrive(bar + 8 * (STAGES + (it - 1) % STAGES));
-        }
-        ++it;
-      }
-    }
-  }
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#pragma unroll
-  for (int b = 0; b < MB; ++b)
-#pragma unroll
-  for (int i = 0; i < NT / 2; ++i) asm volatile("" : "+f"(acc[b][i]) :: "memory");
-#endif
-#pragma unroll
-  for (int b = 0; b < MB; ++b) {
-  const int strip = (nt * WG + wg) * MB + b; if (strip >= strips) break;
-  const int r0 = strip * 64 + warp * 16 + (lane >> 2);   // rows r0, r0 + 8
-  if (splits > 1) {
-    float* mine = partial + ((long long)split * gridDim.y + tile) * NT * n;
-#pragma unroll
-    for (int i = 0; i < NT / 8; ++i)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) { int col = i * 8 + (lane & 3) * 2 + (c & 1), row = r0 + (c >> 1) * 8; mine[(long long)col * n + row] = acc[b][4 * i + c]; }
-    continue;
-  }
-#pragma unroll
-  for (int i = 0; i < NT / 8; ++i) {
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      int col = i * 8 + (lane & 3) * 2 + c, slot = row_of[col];
-      if (slot < 0) continue;
-      float v0 = acc[b][4 * i + c], v1 = acc[b][4 * i + 2 + c];
-      if (bias) { v0 += bf(bias[(long long)expert * n + r0]); v1 += bf(bias[(long long)expert * n + r0 + 8]); }
+      const int local = wg * MB + b;
+      if (local >= item.present) break;
+      const long long row = (long long)item.expert * n + (item.block * ROWS + local) * 64 + warp * 16 + (lane >> 2);
+      const float bias0 = bias ? widened(bias[row]) : 0.f, bias8 = bias ? widened(bias[row + 8]) : 0.f;
       if (MODE == 1) {
-        // Comparisons, not fminf: a NaN must stay one.
-        float g = v0 > limit ? limit : v0, up = v1 > limit ? limit : v1 < -limit ? -limit : v1;
-        float h = (up + up_offset) * g / (1.f + __expf(-alpha * g));
-        int f = strip * 32 + warp * 8 + (lane >> 2);
-        u32 p = pack2(h, 0.f); out[(long long)slot * (n / 2) + f] = (u16)p;
+#pragma unroll
+        for (int j = 0; j < NT / 8; j += 4) {
+          u32 p[4];
+#pragma unroll
+          for (int h = 0; h < 4; ++h) {
+            const float* v = &sums[b][4 * (j + h)];
+            p[h] = pack2(activate(v[0] + bias0, v[2] + bias8, alpha, limit, up_offset), activate(v[1] + bias0, v[3] + bias8, alpha, limit, up_offset));
+          }
+          const int token = (j + (lane >> 3)) * 8 + (lane & 7), chunk = (local & 1) * 4 + warp;
+          const u32 at = buffer + (local >> 1) * X + token * 128 + ((chunk ^ (token & 7)) << 4);
+          asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+            :: "r"(at), "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]) : "memory");
+        }
       } else {
-        if (MODE == 2) { float w = weights[slot]; v0 *= w; v1 *= w; }
-        u32 p = pack2(v0, v1); out[(long long)slot * n + r0] = (u16)p; out[(long long)slot * n + r0 + 8] = (u16)(p >> 16);
+#pragma unroll
+        for (int j = 0; j < NT / 8; j += 2) {
+          u32 p[4];
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const float* v = &sums[b][4 * (j + h)];
+            const int token = (j + h) * 8 + (lane & 3) * 2;
+            const float w0 = MODE == 2 ? weight_of[token] : 1.f, w1 = MODE == 2 ? weight_of[token + 1] : 1.f;
+            p[2 * h] = pack2((v[0] + bias0) * w0, (v[1] + bias0) * w1);
+            p[2 * h + 1] = pack2((v[2] + bias8) * w0, (v[3] + bias8) * w1);
+          }
+          const u32 at = buffer + ((j + (lane >> 4)) * 8 + (lane & 7)) * PITCH + local * 128 + warp * 32 + ((lane >> 3) & 1) * 16;
+          asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+            :: "r"(at), "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]) : "memory");
+        }
       }
     }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    consumers_sync();
+    if (MODE == 1) {
+      if (tid < item.present / 2)
+        copy_out(out + ((long long)item.tile * (n / 128) + item.block * (ROWS / 2) + tid) * NT * 64, buffer + tid * X, X);
+    } else {
+      for (int t = tid; t < NT; t += 128 * WG)
+        if (slot_of[t] >= 0) copy_out(out + (long long)slot_of[t] * n + item.block * ROWS * 64, buffer + t * PITCH, item.present * 128);
+    }
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
   }
-  }
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from typing import Any
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mxfp4_core.errors import BackendError
 from mxfp4_cuda_marlin.kernels import build, source
+from mxfp4_cuda_marlin.kernels.few import Few
 from mxfp4_cuda_marlin.kernels.tiles import Tile
 
-LINEAR, GATE_UP, DOWN = 0, 1, 2
-"""Modes of the GEMM, as ``gemm.cu`` numbers them."""
 
-Argument = Tensor | int | float | None
+class Structure(Protocol):
+    """A structure of cuda.bindings, passed by value."""
+
+    def getPtr(self) -> int:  # noqa: N802 - the name that cuda.bindings gives it
+        """Return where it is."""
+        ...
+
+
+Argument = Tensor | int | float | Structure | None
 
 _functions: dict[tuple[Any, ...], Any] = {}
 _lock = threading.RLock()
@@ -27,31 +36,61 @@ def gemm(device: torch.device, tile: Tile, mode: int, small_scales: bool) -> Any
     key = (device.index, tile, mode, small_scales)
     found = _functions.get(key)
     if found is None:
-        with _lock:
-            module = _module(
-                device, source.gemm(tile.nt), tile.defines(mode, small_scales), f"gemm {tile} {mode=}"
-            )
-            found = _function(module, "gemm")
-            driver = build.bindings("driver")
-            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            build.check(
-                (*driver.cuFuncSetAttribute(found, attribute, tile.shared_bytes), None), "preparing the GEMM"
-            )
-            _functions[key] = found
+        defines = tile.defines(mode, small_scales)
+        found = load(
+            device, "gemm", source.gemm(tile.nt), defines, f"gemm {tile} {mode=}", tile.shared_bytes(mode)
+        )
+        _functions[key] = found
     return found
 
 
-def helper(device: torch.device, name: str) -> Any:
-    """Return ``route``, ``combine`` or ``reduce_splits``, compiled and loaded on ``device``."""
-    key = (device.index, name)
+def decode(device: torch.device, few: Few, mode: int, small_scales: bool) -> Any:
+    """Return one variant of the kernel for few tokens, compiled and loaded on ``device``."""
+    key = (device.index, few, mode, small_scales)
     found = _functions.get(key)
     if found is None:
-        with _lock:
-            module = _module(device, source.helpers(), {}, "helpers")
-            for each in ("route", "combine", "reduce_splits"):
-                _functions[(device.index, each)] = _function(module, each)
-            found = _functions[key]
+        text, defines = source.decode(), few.defines(mode, small_scales)
+        found = load(device, "decode", text, defines, f"decode {few} {mode=}", few.shared_bytes)
+        _functions[key] = found
     return found
+
+
+def routing(device: torch.device, name: str, cluster: int = 1) -> Any:
+    """Return ``route`` for a cluster of so many blocks, ``gather`` or ``combine``, compiled and loaded on ``device``."""
+    key = (device.index, name, cluster)
+    found = _functions.get(key)
+    if found is None:
+        found = load(device, name, source.routing(), {"CLUSTER": cluster}, "routing")
+        _functions[key] = found
+    return found
+
+
+def load(
+    device: torch.device, name: str, text: str, defines: Mapping[str, int], what: str, shared: int = 0
+) -> Any:
+    """Compile and load one function.
+
+    Args:
+        device: where it will run.
+        name: of the function.
+        text: CUDA C++.
+        defines: macros.
+        what: what is compiled, for messages.
+        shared: bytes of dynamic shared memory that it will ask for.
+
+    Raises:
+        BackendError: it cannot be compiled or loaded, or a CUDA graph is being captured.
+    """
+    with _lock:
+        module = _module(device, text, dict(defines), what)
+        driver = build.bindings("driver")
+        function = build.check(
+            driver.cuModuleGetFunction(module, name.encode()), f"finding the kernel {name}"
+        )
+        if shared:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            build.check((*driver.cuFuncSetAttribute(function, attribute, shared), None), f"preparing {what}")
+        return function
 
 
 def _module(device: torch.device, text: str, defines: dict[str, int], what: str) -> Any:
@@ -72,41 +111,94 @@ def _module(device: torch.device, text: str, defines: dict[str, int], what: str)
     return build.check(answer, f"loading {what} on {device}")
 
 
-def _function(module: Any, name: str) -> Any:
+@lru_cache(maxsize=1024)
+def tensor_map(address: int, m: int, k: int, nt: int) -> Structure:
+    """Describe activations to the copy engine: boxes of 64 columns and ``nt`` rows, swizzled; rows after m are zero.
+
+    Args:
+        address: of bfloat16 [m, k], contiguous, a multiple of 16.
+        m: rows.
+        k: columns.
+        nt: rows of a box.
+    """
     driver = build.bindings("driver")
-    return build.check(driver.cuModuleGetFunction(module, name.encode()), f"finding the kernel {name}")
+    answer = driver.cuTensorMapEncodeTiled(
+        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        2,
+        address,
+        [driver.cuuint64_t(k), driver.cuuint64_t(m)],
+        [driver.cuuint64_t(2 * k)],
+        [driver.cuuint32_t(64), driver.cuuint32_t(nt)],
+        [driver.cuuint32_t(1), driver.cuuint32_t(1)],
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    found: Structure = build.check(answer, "describing activations to the copy engine")
+    return found
+
+
+@cache
+def no_map() -> Structure:
+    """Return an empty map, for kernels that do not read one."""
+    found: Structure = build.bindings("driver").CUtensorMap()
+    return found
+
+
+@cache
+def _overlap() -> Any:
+    driver = build.bindings("driver")
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    return attribute
 
 
 def launch(
-    function: Any, grid: tuple[int, int, int], threads: int, shared: int, *arguments: Argument
+    function: Any,
+    grid: int,
+    threads: int,
+    shared: int,
+    *arguments: Argument,
+    overlap: bool = False,
 ) -> None:
     """Launch on torch's current stream of the current device.
 
     Args:
-        function: from ``gemm`` or ``helper``.
-        grid: blocks in x, y and z.
+        function: from ``gemm``, ``routing`` or ``load``.
+        grid: blocks.
         threads: of a block.
         shared: bytes of dynamic shared memory.
-        *arguments: tensors and None become pointers, int a C int, float a C float.
+        *arguments: tensors and None become pointers, int a C int, float a C float, structures go by value.
+        overlap: start before the previous kernel of the stream has ended. That kernel must be of this package too, and
+            this one must begin with ``wait_for_previous`` (ptx.cuh).
 
     Raises:
         BackendError: the driver refuses the launch.
     """
-    values: list[int | float] = []
+    values: list[Any] = []
     kinds: list[Any] = []
     for argument in arguments:
         if argument is None or isinstance(argument, Tensor):
             values.append(0 if argument is None else argument.data_ptr())
             kinds.append(ctypes.c_void_p)
-        else:
+        elif isinstance(argument, int | float):
             values.append(argument)
             kinds.append(ctypes.c_float if isinstance(argument, float) else ctypes.c_int)
+        else:
+            values.append(argument)
+            kinds.append(None)
     driver = build.bindings("driver")
-    stream = torch.cuda.current_stream().cuda_stream
-    answer = driver.cuLaunchKernel(
-        function, *grid, threads, 1, 1, shared, stream, (tuple(values), tuple(kinds)), 0
-    )
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared
+    config.hStream = torch.cuda.current_stream().cuda_stream
+    if overlap:
+        config.attrs, config.numAttrs = [_overlap()], 1
+    answer = driver.cuLaunchKernelEx(config, function, (tuple(values), tuple(kinds)), 0)
     build.check((*answer, None), "launching a kernel")
 
 
-__all__ = ["DOWN", "GATE_UP", "LINEAR", "gemm", "helper", "launch"]
+__all__ = ["Structure", "decode", "gemm", "launch", "load", "no_map", "routing", "tensor_map"]

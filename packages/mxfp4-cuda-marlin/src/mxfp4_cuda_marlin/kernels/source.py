@@ -19,14 +19,25 @@ def _wgmma(nt: int) -> str:
     )
 
 
+def read(name: str) -> str:
+    """Return the source of this name, behind what all of them share."""
+    folder = files(__package__)
+    return "".join((folder / each).read_text(encoding="utf-8") for each in ("ptx.cuh", name))
+
+
 def gemm(nt: int) -> str:
     """Return the source of the GEMM for tiles of ``nt`` tokens."""
-    return (files(__package__) / "gemm.cu").read_text(encoding="utf-8").replace("//WGMMA//", _wgmma(nt))
+    return read("gemm.cu").replace("//WGMMA//", _wgmma(nt))
 
 
-def helpers() -> str:
-    """Return the source of routing, combining and summing of splits."""
-    return (files(__package__) / "helpers.cu").read_text(encoding="utf-8")
+def decode() -> str:
+    """Return the source of the kernel for few tokens."""
+    return read("decode.cu")
 
 
-__all__ = ["gemm", "helpers"]
+def routing() -> str:
+    """Return the source of ``route`` (with the macro CLUSTER), ``gather`` and ``combine``."""
+    return read("routing.cu")
+
+
+__all__ = ["decode", "gemm", "read", "routing"]

@@ -1,13 +1,20 @@
-"""Which variant of the GEMM runs: sizes of tiles, stages and splits, from tables that were measured on an H200."""
+"""Which variant of the GEMM runs: what each costs was measured on an H200, and the cheapest for the sizes is taken."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
+from mxfp4_cuda_marlin.layout import TILE
+
 MULTIPROCESSORS: Final = 132
-_SHARED: Final = 222 * 1024  # of the 227 KiB a block may have; the rest is for barriers and row tables
-_SYSTEM: Final = 3 * 1024
+_SHARED: Final = 226 * 1024  # of the 227 KiB that a block may have
+_STATIC: Final = 3 * 1024  # barriers and tables of slots
+
+LINEAR, GATE_UP, DOWN = 0, 1, 2
+"""Modes of the GEMM, as ``gemm.cu`` numbers them."""
 
 
 @dataclass(frozen=True)
@@ -15,37 +22,26 @@ class Tile:
     """One variant of the GEMM.
 
     Attributes:
-        nt: tokens in a tile: 8, 16, 32, 64, 128 or 256.
+        nt: tokens in a tile, a multiple of 32, at most 256.
         wg: consumer warpgroups in a block.
         mb: strips of 64 output features for each of them.
+        split: blocks that cut k between them.
     """
 
     nt: int
     wg: int = 2
     mb: int = 1
-
-    @property
-    def small(self) -> bool:
-        """Say whether mma.sync is used, with one producer warp, instead of wgmma with a producer warpgroup."""
-        return self.nt <= 16
+    split: int = 1
 
     @property
     def threads(self) -> int:
-        """Threads of a block."""
-        return 128 * self.wg + (32 if self.small else 128)
+        """Threads of a block: consumers and one warpgroup of producers."""
+        return 128 * (self.wg + 1)
 
     @property
     def features(self) -> int:
         """Output features of a block."""
-        return 64 * self.wg * self.mb
-
-    @property
-    def blocks(self) -> int:
-        """Blocks that share a multiprocessor."""
-        if self.small:
-            table = {1: 6, 2: 4, 4: 2} if self.nt == 8 else {1: 5, 2: 3, 4: 2}
-            return table[self.wg * self.mb]
-        return 1 if self.nt > 32 or self.mb * self.nt >= 64 else 2
+        return TILE * self.wg * self.mb
 
     @property
     def stage_bytes(self) -> int:
@@ -53,15 +49,18 @@ class Tile:
         raw = self.wg * self.mb * (2048 + 128) + self.nt * 128
         return -(-raw // 1024) * 1024
 
-    @property
-    def stages(self) -> int:
-        """Stages in flight."""
-        return max(2, min(16, (_SHARED // self.blocks - _SYSTEM) // self.stage_bytes))
+    def _result_bytes(self, mode: int) -> int:
+        if self.split > 1:
+            return self.nt * (4 * self.features + 16)
+        return self.nt * self.features if mode == GATE_UP else self.nt * (2 * self.features + 16)
 
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block."""
-        return self.stages * self.stage_bytes
+    def stages(self, mode: int) -> int:
+        """Return the stages in flight."""
+        return min(16, (_SHARED - _STATIC - self._result_bytes(mode)) // self.stage_bytes)
+
+    def shared_bytes(self, mode: int) -> int:
+        """Return the dynamic shared memory of a block."""
+        return self.stages(mode) * self.stage_bytes + self._result_bytes(mode)
 
     def defines(self, mode: int, small_scales: bool) -> dict[str, int]:
         """Return the macros of this variant; see the first lines of ``gemm.cu``."""
@@ -69,51 +68,125 @@ class Tile:
             "NT": self.nt,
             "WG": self.wg,
             "MB": self.mb,
-            "STAGES": self.stages,
-            "OCC": self.blocks,
-            "SMALLM": int(self.small),
+            "SPLIT": self.split,
+            "STAGES": self.stages(mode),
             "SMALL": int(small_scales),
             "MODE": mode,
         }
 
+    def blocks(self, n: int) -> int:
+        """Return how many blocks of strips n features are."""
+        return -(-n // self.features)
 
-# Up to this many tokens: the tile. Of each, the best over the shapes of bench/hopper_dense.py.
-LINEAR: Final = ((8, Tile(8, 2, 2)), (16, Tile(16, 2, 2)), (32, Tile(32, 2, 2)), (64, Tile(64, 2, 2)))
-LARGE: Final = Tile(128, 2, 2)
-
-# The same for experts, by the tokens that an expert gets on average, over the shapes of bench/hopper_moe.py.
-MOE: Final = ((4, Tile(8)), (12, Tile(16, 2, 2)), (24, Tile(32)), (64, Tile(64, 2, 2)))
-MOE_FEW: Final = Tile(8, 1, 1)
-_FEW_SLOTS: Final = 64  # up to here narrow blocks are better, because they are more
+    def grid(self, items: int) -> int:
+        """Return the blocks to launch: those that stay on the device and take items, or one cluster for each item."""
+        return items * self.split if self.split > 1 else min(items, MULTIPROCESSORS)
 
 
-def linear_tile(m: int) -> Tile:
-    """Return the tile of a linear for m tokens."""
-    return next((tile for most, tile in LINEAR if m <= most), LARGE)
+# Microseconds of 64 columns of one item of each variant while every multiprocessor has one (bench/hopper_tiles.py).
+COST: Final = {
+    Tile(32, 2, 1): 0.216,
+    Tile(32, 4, 1): 0.343,
+    Tile(64, 2, 1): 0.278,
+    Tile(64, 4, 1): 0.448,
+    Tile(96, 2, 1): 0.290,
+    Tile(96, 2, 2): 0.532,
+    Tile(128, 2, 1): 0.350,
+    Tile(128, 2, 2): 0.662,
+    Tile(160, 2, 1): 0.406,
+    Tile(192, 2, 1): 0.469,
+    Tile(224, 2, 1): 0.534,
+    Tile(256, 2, 1): 0.628,
+}
+ITEM: Final = 2.0  # microseconds that an item costs whatever its depth
+SPLIT_ITEM: Final = 3.0  # the same where blocks of a cluster add up their sums
+SPLITS: Final = (2, 4)
+_SPLIT_TILES: Final = (Tile(32, 2, 1), Tile(64, 2, 1), Tile(128, 2, 1))
 
 
-def moe_tile(slots: int, experts: int) -> Tile:
-    """Return the tile of both GEMMs of a MoE layer for ``slots`` pairs of token and expert."""
-    if slots <= min(_FEW_SLOTS, 4 * experts):
-        return MOE_FEW
-    return next((tile for most, tile in MOE if slots <= most * experts), LARGE)
+def cost(tile: Tile, k: int, waves: float) -> float:
+    """Estimate the microseconds of a GEMM of k columns that keeps every multiprocessor busy so many times."""
+    whole = Tile(tile.nt, tile.wg, tile.mb)
+    return waves * (k / TILE / tile.split * COST[whole] + (ITEM if tile.split == 1 else SPLIT_ITEM))
 
 
-def splits(m: int, n: int, k: int, tile: Tile) -> int:
-    """Return into how many parts a linear cuts k, so that few tiles still occupy every multiprocessor."""
-    blocks = -(-n // tile.features) * -(-m // tile.nt)
-    most = max(1, min(MULTIPROCESSORS * tile.blocks // blocks, k // 64 // 4, 8))
-    return 1 << (most.bit_length() - 1)
+@lru_cache(maxsize=4096)
+def linear_tile(m: int, n: int, k: int) -> Tile:
+    """Return the variant of a linear of n and k for m tokens."""
+    fitting = [tile for tile in linear_variants() if tile.split <= k // TILE]
+    return min(
+        fitting,
+        key=lambda tile: cost(
+            tile, k, math.ceil(tile.blocks(n) * -(-m // tile.nt) * tile.split / MULTIPROCESSORS)
+        ),
+    )
+
+
+@lru_cache(maxsize=4096)
+def moe_tiles(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Tile, Tile]:
+    """Return the variants of gate-up and down, whose tiles have the same tokens.
+
+    How many tiles there will be is known on the device alone; the choice goes by the average of random routing.
+
+    Args:
+        m: tokens.
+        top_k: experts of a token.
+        experts: on this rank.
+        n: intermediate size.
+        k: hidden size.
+    """
+    best: list[tuple[float, Tile, Tile]] = []
+    for nt in sorted({tile.nt for tile in moe_variants()}):
+        tiles = expected_tiles(m * top_k, experts, nt)
+        chosen = []
+        for features, columns in ((2 * n, k), (k, n)):
+            costs = {
+                tile: cost(tile, columns, max(1.0, tile.blocks(features) * tiles / MULTIPROCESSORS + 0.5))
+                for tile in moe_variants()
+                if tile.nt == nt
+            }
+            chosen.append(min(costs.items(), key=lambda entry: entry[1]))
+        (up, up_cost), (down, down_cost) = chosen
+        best.append((up_cost + down_cost, up, down))
+    _, up, down = min(best, key=lambda entry: entry[0])
+    return up, down
+
+
+def expected_tiles(slots: int, experts: int, nt: int) -> float:
+    """Return the tiles of nt slots that random routing fills on average, by the normal law."""
+    mean = slots / experts
+    deviation = math.sqrt(mean * (1 - 1 / experts)) or 1.0
+    tiles, full = 0.0, 0
+    while True:  # an expert has its tile number i + 1 if it has more than i * nt slots
+        some = 0.5 * math.erfc((full + 0.5 - mean) / (deviation * math.sqrt(2)))
+        tiles += some
+        full += nt
+        if full > mean and some < 1e-3:
+            return max(1.5, tiles * experts)
 
 
 def linear_variants() -> list[Tile]:
-    """Return every tile that a linear may use."""
-    return [*(tile for _, tile in LINEAR), LARGE]
+    """Return every variant that a linear may use."""
+    splits = [Tile(tile.nt, tile.wg, tile.mb, split) for tile in _SPLIT_TILES for split in SPLITS]
+    return [*COST, *splits]
 
 
 def moe_variants() -> list[Tile]:
-    """Return every tile that a MoE layer may use."""
-    return [MOE_FEW, *(tile for _, tile in MOE), LARGE]
+    """Return every variant that a MoE layer may use."""
+    return list(COST)
 
 
-__all__ = ["Tile", "linear_tile", "linear_variants", "moe_tile", "moe_variants", "splits"]
+__all__ = [
+    "COST",
+    "DOWN",
+    "GATE_UP",
+    "LINEAR",
+    "MULTIPROCESSORS",
+    "Tile",
+    "cost",
+    "expected_tiles",
+    "linear_tile",
+    "linear_variants",
+    "moe_tiles",
+    "moe_variants",
+]
