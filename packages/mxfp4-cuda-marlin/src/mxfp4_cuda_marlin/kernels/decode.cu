@@ -1,0 +1,246 @@
+// Few tokens: out = x * W^T where reading W is what takes time. W in the layout of layout.py.
+//
+// Weights are the A operand of mma.sync, widened in registers straight from global memory; tokens are the B operand,
+// copied by each team of warps into its own ring. Nothing joins the teams of a block before the end, when their parts of
+// the sum over k are added in a fixed order. Defined on the command line:
+//   NT tokens in a tile; ONE 1 if a tile is one token (then NT is 8, of which seven columns hold nothing);
+//   G groups of 16 rows for each warp; WR warps beside each other in rows, which share the tokens; WK such teams, which
+//   divide k; DEPTH tiles of a warp in flight; OCC blocks per multiprocessor;
+//   MODE 0 linear, 1 gate-up with the gated activation, 2 down for slots, with the weights of the router,
+//   3 down for all slots of a token, summed in their order;
+//   SMALL 1 if every scale byte is at most 128, else weights are multiplied twice.
+// The kernels of a layer overlap (see ptx.cuh): weights, which no kernel writes, are asked for before the wait.
+DEV void copy16(u32 to, const void* from) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory"); }
+DEV void load16(u32 (&w)[4], const u8* from) {
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]) : "l"(from));
+}
+DEV void load4(u32& w, const u8* from) { asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(w) : "l"(from)); }
+
+constexpr u32 XB = ONE ? 128 : NT * 128;                           // tokens of a tile of 64 columns
+constexpr int XS = WR == 1 ? DEPTH : DEPTH + 1;                    // such tiles in the ring of a team
+constexpr int CP = ((ONE ? 1 : NT) * 8 + WR * 32 - 1) / (WR * 32); // 16-byte copies of a thread
+constexpr u32 PART = WR * G * (ONE ? 64 : NT * 64);                // what a team adds to the sum, float32
+constexpr u32 TEAM = XS * XB > PART ? XS * XB : PART;
+constexpr int SLOTS = 32;                                          // of one token, MODE 3
+
+extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
+    const u8* __restrict__ codes, const u8* __restrict__ scales, const u16* __restrict__ x, u16* __restrict__ out,
+    const u16* __restrict__ bias, const int* __restrict__ ids, const int* __restrict__ expert_map,
+    const int* tile_expert, const int* rows, const int* num_tiles, const float* __restrict__ weights,
+    int m, int n, int k, int top_k, int experts, int total, float alpha, float limit, float up_offset) {
+  extern __shared__ __align__(1024) u8 smem[];
+  __shared__ int row_of[MODE == 3 ? SLOTS : NT];
+  __shared__ int expert_of[MODE == 3 ? SLOTS : 1];
+  __shared__ float weight_of[MODE == 3 ? SLOTS : 1];
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, wk = warp / WR, wr = warp % WR;
+  const int KT = k / 64, strips = n / 64, blocks = (strips * 4 + WR * G - 1) / (WR * G), tile = blockIdx.x / blocks, block = blockIdx.x % blocks;
+  int group = (block * WR + wr) * G;                          // first group of 16 rows of this warp
+  if (group >= strips * 4) group = 0;                              // nothing to do; computes what nobody stores
+  int expert = 0, count = 1;
+  auto expert_at = [&](int slot) {
+    int e = ids[slot];
+    if (expert_map) e = e >= 0 && e < total ? expert_map[e] : -1;
+    return e < 0 || e >= experts ? -1 : e;
+  };
+  if (MODE == 0) {
+    if (tid < NT) { int r = tile * NT + tid; row_of[tid] = r < m ? r : -1; }
+  } else if (MODE == 1 && ONE) {
+    allow_next();
+    expert = expert_at(tile);
+    if (expert < 0) return;
+  } else if (MODE == 3) {
+    int e = -1;
+    if (tid < top_k) e = expert_at(tile * top_k + tid);
+    const u32 mask = __ballot_sync(~0u, e >= 0);
+    if (e >= 0) {
+      const int at = __popc(mask & ((1u << lane) - 1));
+      row_of[at] = tile * top_k + tid; expert_of[at] = e; weight_of[at] = weights[tile * top_k + tid];
+    }
+    count = __syncthreads_count(e >= 0);
+  } else {
+    if (MODE == 1) { wait_for_previous(); allow_next(); }
+    if (tile >= *num_tiles) return;
+    expert = tile_expert[tile];
+    if (tid < NT) row_of[tid] = rows[tile * NT + tid];
+  }
+  if (!ONE) __syncthreads();
+
+  const int units = count * KT, mine = units > wk ? (units - wk + WK - 1) / WK : 0;
+  u32 w[DEPTH][G][4], sc[DEPTH]; float factor[DEPTH];
+  const u8 *pc, *ps; int kt = wk, slot = 0;
+  const int scale_at = (group & 3) * 32 + (G == 4 ? lane : G == 2 ? lane & 15 : lane >> 2) * 4;
+  auto seek = [&]() {
+    const long long at = ((long long)expert * strips + (group >> 2)) * KT + kt;
+    pc = codes + at * 2048 + (group & 3) * 512 + lane * 16; ps = scales + at * 128 + scale_at;
+  };
+  auto enter = [&]() {   // MODE 3: k columns of one slot after those of another
+    while (kt >= KT) { kt -= KT; ++slot; }
+    if (slot < count) { expert = expert_of[slot]; seek(); }
+  };
+  if (MODE == 3) enter(); else seek();
+  auto fetch_weights = [&](int s) {
+    if (MODE == 3) factor[s] = weight_of[slot];
+#pragma unroll
+    for (int g = 0; g < G; ++g) load16(w[s][g], pc + g * 512);
+    load4(sc[s], ps);
+  };
+  auto next = [&]() {
+    kt += WK;
+    if (MODE == 3 && kt >= KT) enter(); else { pc += WK * 2048; ps += WK * 128; }
+  };
+  // The copies of x follow on their own, so that weights can be on their way before x exists.
+  const u32 ring = shared_address(smem) + wk * TEAM;
+  const u16* src[CP]; u32 dst[CP];
+  int xkt = wk, xslot = 0;
+  auto seek_x = [&]() {
+#pragma unroll
+    for (int i = 0; i < CP; ++i) {
+      const int c = wr * 32 + lane + i * WR * 32, r = c >> 3, ch = c & 7;
+      int row = -1;
+      if (c < (ONE ? 8 : NT * 8)) row = MODE == 3 ? row_of[xslot] : !ONE ? row_of[r] : MODE == 0 ? tile : tile / top_k;
+      if (MODE == 1 && !ONE && row >= 0) row /= top_k;
+      dst[i] = row < 0 ? 0xffffffffu : ring + (ONE ? ch * 16 : r * 128 + ((ch ^ (r & 7)) << 4));
+      src[i] = x + (long long)(row < 0 ? 0 : row) * k + xkt * 64 + ch * 8;
+    }
+  };
+  auto enter_x = [&]() {
+    while (xkt >= KT) { xkt -= KT; ++xslot; }
+    if (xslot < count) seek_x();
+  };
+  auto fetch_x = [&](u32 stage) {
+#pragma unroll
+    for (int i = 0; i < CP; ++i) if (dst[i] != 0xffffffffu) copy16(dst[i] + stage, src[i]);
+  };
+  auto next_x = [&]() {
+    xkt += WK;
+    if (MODE == 3 && xkt >= KT) { enter_x(); }
+    else {
+#pragma unroll
+      for (int i = 0; i < CP; ++i) src[i] += WK * 64;
+    }
+  };
+  auto commit = [&]() { asm volatile("cp.async.commit_group;" ::: "memory"); };
+
+#pragma unroll
+  for (int s = 0; s < DEPTH; ++s) if (s < mine) { fetch_weights(s); next(); }
+  if (MODE >= 2) { wait_for_previous(); allow_next(); }
+  if (MODE == 3) enter_x(); else seek_x();
+#pragma unroll
+  for (int s = 0; s < DEPTH; ++s) { if (s < mine) { fetch_x(s * XB); next_x(); } commit(); }
+
+  float acc[G][NT / 8][4];
+#pragma unroll
+  for (int g = 0; g < G; ++g)
+#pragma unroll
+    for (int i = 0; i < NT / 8; ++i)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) acc[g][i][c] = 0.f;
+
+  const u32 r = lane & 7, at0 = ring + (ONE ? (lane >> 3) * 16 : r * 128 + (((lane >> 3) ^ r) << 4)), at1 = at0 ^ 64;
+  u32 read = 0, write = DEPTH * XB;                                // WR > 1: stages of the ring
+  for (int i0 = 0; i0 < mine; i0 += DEPTH) {
+#pragma unroll
+    for (int s = 0; s < DEPTH; ++s) {
+      const int left = mine - i0 - s;
+      if (left > 0) {
+        asm volatile("cp.async.wait_group %0;" :: "n"(DEPTH - 1) : "memory");
+        if (WR == 1) __syncwarp(); else asm volatile("bar.sync %0, %1;" :: "r"(wk + 1), "n"(WR * 32) : "memory");
+        const u32 stage = WR == 1 ? s * XB : read;
+        u32 xb[NT / 8][8];
+#pragma unroll
+        for (int i = 0; i < NT / 8; ++i)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+              : "=r"(xb[i][4 * h]), "=r"(xb[i][4 * h + 1]), "=r"(xb[i][4 * h + 2]), "=r"(xb[i][4 * h + 3])
+              : "r"((h ? at1 : at0) + stage + i * 1024) : "memory");
+        if (WR == 1) __syncwarp();
+        if (left > DEPTH) { fetch_x(WR == 1 ? stage : write); next_x(); }
+        commit();
+        if (WR > 1) { read = read == DEPTH * XB ? 0 : read + XB; write = write == DEPTH * XB ? 0 : write + XB; }
+        float part[G][NT / 8][4];
+#pragma unroll
+        for (int g = 0; g < G; ++g) {
+          const u32 sw = G == 1 ? sc[s] : __shfl_sync(~0u, sc[s], g * 8 + (lane >> 2));
+          const u32 r0b0 = factor_of(sw & 0xff), r0b1 = factor_of((sw >> 8) & 0xff), r8b0 = factor_of((sw >> 16) & 0xff), r8b1 = factor_of(sw >> 24);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            u32 a[4];
+            widen(w[s][g][j], a, j < 2 ? r0b0 : r0b1, j < 2 ? r8b0 : r8b1);
+#pragma unroll
+            for (int i = 0; i < NT / 8; ++i) {
+              float* d = MODE == 3 ? part[g][i] : acc[g][i];
+              if (MODE == 3 && j == 0) { d[0] = d[1] = d[2] = d[3] = 0.f; }
+              asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(xb[i][2 * j]), "r"(xb[i][2 * j + 1]));
+            }
+          }
+          if (left > DEPTH) load16(w[s][g], pc + g * 512);
+          if (MODE == 3) {
+#pragma unroll
+            for (int i = 0; i < NT / 8; ++i)
+#pragma unroll
+              for (int c = 0; c < 4; ++c) acc[g][i][c] += factor[s] * part[g][i][c];
+          }
+        }
+        if (left > DEPTH) { load4(sc[s], ps); if (MODE == 3) factor[s] = weight_of[slot]; next(); }
+      }
+    }
+  }
+
+  // Parts of the teams to shared memory, over the ring of each; then their sum, from team 0 on.
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  if (WR == 1) __syncwarp(); else asm volatile("bar.sync %0, %1;" :: "r"(wk + 1), "n"(WR * 32) : "memory");
+  float* part = (float*)(smem + wk * TEAM);
+  if (ONE) {
+    if ((lane & 3) == 0) {
+#pragma unroll
+      for (int g = 0; g < G; ++g) { part[(wr * G + g) * 16 + (lane >> 2)] = acc[g][0][0]; part[(wr * G + g) * 16 + 8 + (lane >> 2)] = acc[g][0][2]; }
+    }
+  } else {
+#pragma unroll
+    for (int g = 0; g < G; ++g)
+#pragma unroll
+      for (int i = 0; i < NT / 8; ++i)
+        ((float4*)part)[((wr * G + g) * (NT / 8) + i) * 32 + lane] = make_float4(acc[g][i][0], acc[g][i][1], acc[g][i][2], acc[g][i][3]);
+  }
+  __syncthreads();
+  auto store = [&](int q, int r, int slot, float v0, float v1) {   // rows r and r + 8 of group q of the block
+    const int first = (block * WR * G + q) * 16 + r;
+    if (first >= n) return;
+    if (MODE == 3) {
+      if (bias) for (int j = 0; j < count; ++j) {
+        const u16* b = bias + (long long)expert_of[j] * n + first;
+        v0 += weight_of[j] * widened(b[0]); v1 += weight_of[j] * widened(b[8]);
+      }
+    } else if (bias) { v0 += widened(bias[(long long)expert * n + first]); v1 += widened(bias[(long long)expert * n + first + 8]); }
+    if (MODE == 1) {
+      out[(long long)slot * (n / 2) + (first >> 4) * 8 + r] = (u16)pack2(activate(v0, v1, alpha, limit, up_offset), 0.f);
+    } else {
+      if (MODE == 2) { const float f = weights[slot]; v0 *= f; v1 *= f; }
+      const u32 p = pack2(v0, v1);
+      out[(long long)slot * n + first] = (u16)p; out[(long long)slot * n + first + 8] = (u16)(p >> 16);
+    }
+  };
+  if (ONE) {
+    for (int e = tid; e < WR * G * 8; e += 32 * WR * WK) {
+      const int q = e >> 3, r = e & 7;
+      float v0 = 0.f, v1 = 0.f;
+#pragma unroll
+      for (int g = 0; g < WK; ++g) { const float* p = (const float*)(smem + g * TEAM) + q * 16 + r; v0 += p[0]; v1 += p[8]; }
+      store(q, r, tile, v0, v1);
+    }
+  } else {
+    for (int e = tid; e < WR * G * (NT / 8) * 32; e += 32 * WR * WK) {
+      const int l = e & 31, i = (e >> 5) % (NT / 8), q = (e >> 5) / (NT / 8);
+      const int s0 = row_of[i * 8 + (l & 3) * 2], s1 = row_of[i * 8 + (l & 3) * 2 + 1];
+      if (s0 < 0 && s1 < 0) continue;
+      float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+      for (int g = 0; g < WK; ++g) { const float4 p = ((const float4*)(smem + g * TEAM))[e]; v.x += p.x; v.y += p.y; v.z += p.z; v.w += p.w; }
+      if (s0 >= 0) store(q, l >> 2, s0, v.x, v.z);
+      if (s1 >= 0) store(q, l >> 2, s1, v.y, v.w);
+    }
+  }
+}
