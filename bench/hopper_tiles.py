@@ -9,7 +9,8 @@ differences are the microseconds of 64 columns and those of an item whatever its
 from __future__ import annotations
 
 import torch
-from hopper.timing import replays
+from hopper.timing import require_sm90
+from hopper.timing import microseconds as time
 
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.tiles import GATE_UP, MULTIPROCESSORS, Tile, moe_variants
@@ -38,14 +39,15 @@ def microseconds(tile: Tile, k: int, tiles: int) -> float:
             *(tiles * tile.nt, n, k, tiles, 1.0, float("inf"), 0.0, load.no_map()),
         )
 
-    return replays(run)
+    return time(run)
 
 
 def main() -> None:
     """Print one row for each variant."""
+    require_sm90()
     print(f"{torch.cuda.get_device_name()}, {MULTIPROCESSORS} multiprocessors, torch {torch.__version__}\n")
     print("| tokens | warpgroups | strips | us of 64 columns | us of an item | TFLOP/s |\n|--:|--:|--:|--:|--:|--:|")
-    for tile in moe_variants():
+    for tile in [*moe_variants(), *(Tile(nt, 1, mb) for nt, mb in ((64, 2), (96, 2), (128, 2), (160, 1), (192, 1)))]:
         (a, b), (c, d) = [[microseconds(tile, k, tiles) for tiles in (FEW, MANY)] for k in (SHALLOW, DEEP)]
         shallow, deep = (b - a) / (MANY - FEW), (d - c) / (MANY - FEW)
         column = (deep - shallow) / ((DEEP - SHALLOW) / 64)

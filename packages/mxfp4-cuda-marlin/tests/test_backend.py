@@ -12,7 +12,7 @@ from mxfp4_core.backend import Gate, No, Problem, Yes, verdict
 from mxfp4_core.device import Device
 from mxfp4_core.errors import BackendError
 from mxfp4_core.testing.samples import random_weight
-from mxfp4_cuda_marlin import Sm90Layout, ops
+from mxfp4_cuda_marlin import Sm90Layout, compute, ops
 from mxfp4_cuda_marlin import backend as backend_object
 from mxfp4_cuda_marlin.backend import CudaMarlinBackend
 
@@ -125,3 +125,12 @@ def test_gate_up_and_down_have_layouts_of_their_own() -> None:
         one.layout(replace(MOE, gate=Gate(interleaved=True)), "gate_up").id
         == "sm90-64x64-gate-up-interleaved"
     )
+
+
+@pytest.mark.parametrize(("m", "at_least"), [(1, 8), (300, 2400), (10**6, 1 << 18)])
+def test_a_moe_layer_says_what_it_needs(m: int, at_least: int) -> None:
+    problem = Problem(op="moe", n=768, k=2048, experts=128, top_k=8, m=m, device=H200)
+    needed = compute.moe_bytes(m, 8, 128, 768, 2048)
+    assert 2 * at_least * (768 + 2048) <= needed < 8 << 30  # a pass bounds it
+    answer = verdict(backend_object, problem)
+    assert isinstance(answer, No) or answer.temporary_bytes == needed

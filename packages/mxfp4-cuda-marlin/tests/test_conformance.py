@@ -22,6 +22,9 @@ from mxfp4_cuda_marlin.kernels import build, load
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_variants, moe_variants
 from mxfp4_cuda_marlin.quantize import PROFILES, quantize
 
+# Variants that are also compiled for scale bytes above 128: one of each form of the main loop.
+LARGE = (Tile(32, 4, 1), Tile(128, 2, 2), Tile(192, 2, 1), Tile(64, 2, 1, 2))
+
 
 def exact_maxima() -> torch.Tensor:
     """Return bfloat16 [32768, 32]: every magnitude as the maximum of a block, with parts of it beside it."""
@@ -54,8 +57,11 @@ class TestCudaMarlin(BackendConformance):
     backend_name = "cuda-marlin"
     target = Device("cuda", "sm_90", "NVIDIA H200")
 
-    @pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
-    @pytest.mark.parametrize("tile", linear_variants(), ids=str)
+    @pytest.mark.parametrize(
+        ("tile", "small"),
+        [*((tile, True) for tile in linear_variants()), *((tile, False) for tile in LARGE)],
+        ids=str,
+    )
     def test_every_tile_is_right(
         self, backend: Backend, here: Device, device: torch.device, tile: Tile, small: bool
     ) -> None:

@@ -23,8 +23,9 @@ from mxfp4_core.backend import (
     Verdict,
     Yes,
 )
+from mxfp4_core.shapes import padded
 from mxfp4_core.tensor import MxTensor
-from mxfp4_cuda_marlin import choices, ops, warmup
+from mxfp4_cuda_marlin import choices, compute, ops, warmup
 from mxfp4_cuda_marlin.checks import MAX_EXPERTS, MAX_TOP_K, SIZE_MAX
 from mxfp4_cuda_marlin.kernels.build import PACKAGES
 from mxfp4_cuda_marlin.layout import LARGE_MAX, TILE, Sm90Layout
@@ -98,7 +99,11 @@ class CudaMarlinBackend(Backend):
             return No(
                 f"limit = {problem.gate.limit}, a clamp needs limit >= 0", "check the model's swiglu_limit"
             )
-        return Yes(f"layout {self.layout(problem, 'gate_up').id}")
+        needed = 0
+        if problem.m:
+            n, k = padded(problem.n, TILE), padded(problem.k, TILE)
+            needed = compute.moe_bytes(problem.m, problem.top_k, problem.experts, n, k)
+        return Yes(f"layout {self.layout(problem, 'gate_up').id}", needed)
 
     def layout(self, problem: Problem, part: Part = "weight") -> Layout:
         """Return tiles of 64 by 64, with gate and up rows side by side for ``gate_up``."""

@@ -17,7 +17,7 @@ from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.few import linear_few, moe_few
 from mxfp4_cuda_marlin.kernels.tiles import DOWN, GATE_UP, LINEAR, Tile, linear_tile, moe_tiles
 
-_SLOTS: Final = 1 << 21  # tokens, or pairs of token and expert, in one pass: keeps row numbers within 32 bits
+_SLOTS: Final = 1 << 18  # tokens, or pairs of token and expert, in one pass: bounds its workspaces to some GB
 _ITEMS: Final = 1 << 30  # tiles of tokens times blocks of features, likewise
 _WIDE: Final = 2048  # slots from which routing takes a cluster of blocks
 
@@ -92,6 +92,29 @@ def moe(
     return out
 
 
+def moe_bytes(m: int, top_k: int, experts: int, n: int, k: int) -> int:
+    """Return the memory that a MoE layer needs beside its inputs and its output; a linear needs none.
+
+    Args:
+        m: tokens.
+        top_k: experts of a token.
+        experts: on this rank.
+        n: intermediate size, padded.
+        k: hidden size, padded.
+    """
+    m = min(m, _step(max(2 * n, k), top_k))
+    slots, few = m * top_k, moe_few(m, top_k, experts, k)
+    if few is not None:
+        return 2 * slots * (n + k)
+    nt = moe_tiles(m, top_k, experts, n, k)[0].nt
+    return 2 * (_tiles(slots, experts, nt) * nt * (n + k) + slots * k)
+
+
+def _tiles(slots: int, experts: int, nt: int) -> int:
+    """Return how many tiles there are at most: every tile but one of each expert is full."""
+    return min(slots, experts) + slots // nt
+
+
 def _moe(
     x: Tensor,
     gate_up: Weight,
@@ -105,8 +128,7 @@ def _moe(
 ) -> None:
     (m, k), (_, n), top_k, experts = x.shape, sizes(down[0]), ids.shape[1], gate_up[0].shape[0]
     slots, nt = m * top_k, variants[0].nt
-    # Every tile but one of each expert is full, so there are at most this many.
-    tiles = min(slots, experts) + slots // nt
+    tiles = _tiles(slots, experts, nt)
     local, rows, owner, count = (ids.new_empty(size) for size in (slots, tiles * nt, tiles, 1))
     cluster, total = 8 if slots > _WIDE else 1, 0 if expert_map is None else expert_map.shape[0]
     route = load.routing(x.device, "route", cluster)
@@ -151,4 +173,4 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()  # rows are copied 16 bytes at a time
 
 
-__all__ = ["linear", "moe"]
+__all__ = ["linear", "moe", "moe_bytes"]

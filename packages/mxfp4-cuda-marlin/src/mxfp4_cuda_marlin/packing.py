@@ -61,6 +61,7 @@ def pack_over(codes: Tensor, scales: Tensor, table: Tensor, rows: str) -> tuple[
         moved, moved_scales = pack(units[some], scale_units[some], table, rows)
         units[some].view(-1).copy_(moved.view(-1))
         scale_units[some].view(-1).copy_(moved_scales.view(-1))
+        del moved, moved_scales  # before the next are allocated
     return tiles, tiled_scales
 
 

@@ -1,7 +1,7 @@
 // W4A16 GEMM for SM90 and more than a few tokens: out[slot, n] = x[slot, k] * W[expert][n, k], W in the layout of layout.py.
 //
 // Weights are the A operand of wgmma, widened to bfloat16 in registers; tokens are the B operand, in shared memory with the 128-byte swizzle.
-// Blocks stay, one on each multiprocessor, and take items: a tile of NT tokens and ROWS strips of 64 output features. Four producer warps fill
+// Blocks stay, one on each multiprocessor (two of one warpgroup), and take items: a tile of NT tokens and ROWS strips of 64 output features. Four producer warps fill
 // STAGES stages of 64 columns with bulk copies, also beyond the end of an item; WG consumer warpgroups of MB strips each widen one strip while
 // the products of another are under way. Results leave through shared memory in whole rows. Accumulators are float32; the order of every sum is
 // fixed, so results repeat. Defined on the command line:
@@ -54,7 +54,7 @@ DEV Item item_at(int i, int tiles, int strips, const int* tile_expert) {
 #else
 #define CLUSTER_OF_SPLITS
 #endif
-extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1) gemm(
+extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), WG == 1 ? 2 : 1) gemm(
     const u8* __restrict__ codes, const u8* __restrict__ scales, const u16* x, u16* out, const u16* __restrict__ bias,
     const int* tile_expert, const int* rows, const int* num_tiles, const float* __restrict__ weights,
     int m, int n, int k, int max_tiles, float alpha, float limit, float up_offset, const __grid_constant__ Map x_map) {
@@ -111,7 +111,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG <= 2 ? 232 : WG == 3 ? 160 : 112));
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG == 1 ? 208 : WG == 2 ? 232 : 112));
   const u32 my_codes = X + wg * MB * 2048 + (tid & 127) * 16, my_scales = X + CODES + wg * MB * 128 + (warp * 8 + (lane >> 2)) * 4;
   int stage = 0;
   u32 parity = 0;

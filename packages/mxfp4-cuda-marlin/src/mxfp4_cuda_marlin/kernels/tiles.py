@@ -10,7 +10,7 @@ from typing import Final
 from mxfp4_cuda_marlin.layout import TILE
 
 MULTIPROCESSORS: Final = 132
-_SHARED: Final = 226 * 1024  # of the 227 KiB that a block may have
+_SHARED: Final = 226 * 1024  # of the 227 KiB that blocks on a multiprocessor may have together
 _STATIC: Final = 3 * 1024  # barriers and tables of slots
 
 LINEAR, GATE_UP, DOWN = 0, 1, 2
@@ -39,6 +39,11 @@ class Tile:
         return 128 * (self.wg + 1)
 
     @property
+    def resident(self) -> int:
+        """Blocks that the device holds at a time: one block of one warpgroup leaves room for a second."""
+        return MULTIPROCESSORS * (2 if self.wg == 1 else 1)
+
+    @property
     def features(self) -> int:
         """Output features of a block."""
         return TILE * self.wg * self.mb
@@ -56,7 +61,8 @@ class Tile:
 
     def stages(self, mode: int) -> int:
         """Return the stages in flight."""
-        return min(16, (_SHARED - _STATIC - self._result_bytes(mode)) // self.stage_bytes)
+        shared = _SHARED * MULTIPROCESSORS // self.resident
+        return min(16, (shared - _STATIC - self._result_bytes(mode)) // self.stage_bytes)
 
     def shared_bytes(self, mode: int) -> int:
         """Return the dynamic shared memory of a block."""
@@ -80,7 +86,7 @@ class Tile:
 
     def grid(self, items: int) -> int:
         """Return the blocks to launch: those that stay on the device and take items, or one cluster for each item."""
-        return items * self.split if self.split > 1 else min(items, MULTIPROCESSORS)
+        return items * self.split if self.split > 1 else min(items, self.resident)
 
 
 # Microseconds of 64 columns of one item of each variant while every multiprocessor has one (bench/hopper_tiles.py).
