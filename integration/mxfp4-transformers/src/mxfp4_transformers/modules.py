@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch import nn
 from mxfp4_core.backend import SILU, Backend
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.device import Device
-from mxfp4_core.errors import LoadError
+from mxfp4_core.errors import LoadError, Mxfp4Error
 from mxfp4_core.load_report import LoadReportBuilder
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
-from mxfp4_core.select import select_backend
+from mxfp4_core.select import default_problem, select_backend
 from mxfp4_core.tensor import MxTensor
 from mxfp4_transformers.plan import Plan
 from mxfp4_transformers.sites import Site, find_gate, top_k
@@ -82,6 +83,16 @@ def hold_place(module: Mxfp4Module, site: Site, dtype: torch.dtype) -> None:
     for name in site.weights:
         placeholder = torch.empty(own[name].shape, dtype=dtype, device="meta")
         module._buffers[name] = nn.Parameter(placeholder, requires_grad=False)
+
+
+def likely_backends(config: CoreConfig, device_map: Any) -> dict[str, list[Backend]]:
+    """Return the backend that an ordinary layer gets on each device; nothing where there is none."""
+    found: dict[str, list[Backend]] = {}
+    for name in device_names(device_map):
+        problem = replace(default_problem(), device=Device.of(name))
+        with suppress(Mxfp4Error):
+            found[name] = [select_backend(problem, name=config.backend, fallback=config.fallback).backend]
+    return found
 
 
 def check_backends(

@@ -26,6 +26,7 @@ from mxfp4_transformers.modules import (
     device_names,
     empty_module,
     hold_place,
+    likely_backends,
     settle,
     widened,
 )
@@ -78,6 +79,10 @@ class Mxfp4Quantizer(HfQuantizer):
                 rule="MXFP4 weights stay where they compute",
                 fix="use more devices or a smaller model; MXFP4 takes about a quarter of BF16",
             )
+        if not self.pre_quantized:
+            # Likely the backend of the model, which is still to be made: kernels take half a second to start.
+            self._quantizers = DeviceQuantizers(likely_backends(self.quantization_config.core, device_map))
+            self._quantizers.start([self.quantization_config.core.resolved_profile()], self._dtype)
 
     def _process_model_before_weight_loading(
         self,
@@ -111,7 +116,7 @@ class Mxfp4Quantizer(HfQuantizer):
         backends = check_backends(model, core, devices, self._dtype)
         if torch.cuda.is_available() and any(name.startswith("cuda") for name in devices):
             torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
-        self._quantizers = DeviceQuantizers(backends)
+        self._quantizers = DeviceQuantizers(backends, self._quantizers)
         if not self.pre_quantized:
             self._quantizers.start((weight.profile for weight in self.plan.weights.values()), self._dtype)
         self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))

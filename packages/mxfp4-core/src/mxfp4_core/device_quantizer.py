@@ -74,12 +74,17 @@ class DeviceQuantizers:
 
     Args:
         backends: who will compute on each device, by its name in torch; see `device_quantizer`.
+        before: those of an earlier guess, which may still be starting.
     """
 
-    def __init__(self, backends: Mapping[str, Sequence[Backend]] | None = None) -> None:
+    def __init__(
+        self,
+        backends: Mapping[str, Sequence[Backend]] | None = None,
+        before: DeviceQuantizers | None = None,
+    ) -> None:
         self._backends = backends or {}
         self._found: dict[tuple[str, torch.dtype, str], DeviceQuantizer] = {}
-        self._started: threading.Thread | None = None
+        self._started: threading.Thread | None = None if before is None else before._started
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,7 +97,11 @@ class DeviceQuantizers:
             (name, device) for device in self._backends if device != "cpu" for name in dict.fromkeys(profiles)
         ]
 
+        earlier = self._started
+
         def load() -> None:
+            if earlier is not None:  # two threads would do the same work twice
+                earlier.join()
             # Whatever is wrong comes up again where a weight is quantised, and belongs there.
             with contextlib.suppress(Exception):
                 for profile, device in each:
@@ -105,7 +114,7 @@ class DeviceQuantizers:
                         chosen.into(weight, codes, scales)
 
         if each:
-            self._started = threading.Thread(target=load, name="mxfp4-kernels", daemon=True)
+            self._started = threading.Thread(target=load, name="mxfp4-kernels")
             self._started.start()
 
     def of(self, profile: str, dtype: torch.dtype, device: torch.device) -> DeviceQuantizer:
