@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mxfp4_core import calls, device_quantizer, quantize
+from mxfp4_core._threads import quick_turns
 from mxfp4_core.backend import Backend, Layout, No, Numerics, Part, Problem, Verdict, Yes
 from mxfp4_core.backends.reference import CanonicalLayout
 from mxfp4_core.backends.reference import backend as reference
@@ -135,6 +137,18 @@ def test_a_session_uses_them() -> None:
     assert session.close().quantizer == "flipper"
     want = quantize(weight)
     assert torch.equal(target.codes, want.codes) and torch.equal(target.scales, want.scales)
+
+
+def test_threads_take_quick_turns_only_while_it_lasts() -> None:
+    before = sys.getswitchinterval()
+    with quick_turns():
+        with quick_turns():
+            assert sys.getswitchinterval() < before
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before
+    with pytest.raises(KeyError), quick_turns():
+        raise KeyError
+    assert sys.getswitchinterval() == before
 
 
 def test_kernels_are_loaded_ahead_once_for_each_profile() -> None:

@@ -1,10 +1,16 @@
-"""Spread blocks over CPU threads. Kernels release the GIL, so plain threads do; there is no thread layer to choose."""
+"""Spread blocks over CPU threads. Kernels release the GIL, so plain threads do; there is no thread layer to choose.
+
+And let threads take turns quickly, for those that do not.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
@@ -50,4 +56,31 @@ def spread(run: Callable[[int, int], int], blocks: int, threads: int | None) -> 
     return sum(_pool().map(run, edges[:-1], edges[1:]))
 
 
-__all__ = ["THREAD_BLOCKS", "spread"]
+class _Turns:
+    """How many bodies want quick turns, and what the interval was before the first of them."""
+
+    lock, wanted, interval = threading.Lock(), 0, 0.0
+
+
+@contextmanager
+def quick_turns() -> Iterator[None]:
+    """Let Python change between threads every 0.1 ms instead of every 5 ms while the body runs, in the whole process.
+
+    For work in the background that gives the GIL up and takes it back for moments, hundreds of times: beside a busy
+    thread it would wait for a whole turn each time.
+    """
+    with _Turns.lock:
+        _Turns.wanted += 1
+        if _Turns.wanted == 1:
+            _Turns.interval = sys.getswitchinterval()
+            sys.setswitchinterval(min(1e-4, _Turns.interval))
+    try:
+        yield
+    finally:
+        with _Turns.lock:
+            _Turns.wanted -= 1
+            if not _Turns.wanted:
+                sys.setswitchinterval(_Turns.interval)
+
+
+__all__ = ["THREAD_BLOCKS", "quick_turns", "spread"]

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from mxfp4_core import calls
+from mxfp4_core._threads import quick_turns
 from mxfp4_core.backend import Backend, Problem, Yes, verdict
 from mxfp4_core.device import Device
 from mxfp4_core.format import BLOCK, E8M0_NAN
@@ -103,7 +104,8 @@ class DeviceQuantizers:
             if earlier is not None:  # two threads would do the same work twice
                 earlier.join()
             # Whatever is wrong comes up again where a weight is quantised, and belongs there.
-            with contextlib.suppress(Exception):
+            # Triton reads and hashes 400 MB of itself before its first kernel, in pieces of 1 MB.
+            with contextlib.suppress(Exception), quick_turns():
                 for profile, device in each:
                     weight = torch.zeros(1, BLOCK, dtype=dtype, device=device)
                     codes, scales = (
