@@ -26,7 +26,7 @@ def test_rows_are_what_a_call_takes(m: int) -> None:
     want = (few.tokens, few.features, few.teams) if few else (tile.nt, tile.features, tile.split)
     assert (row["tile_tokens"], row["tile_features"], row["splits"]) == want
     moe = Problem(op="moe", n=768, k=2048, experts=128, top_k=8, device=H200)
-    fews, wide = moe_few(m, 8, 128, 2048), moe_tiles(m, 8, 128, 768, 2048)
+    fews, wide = moe_few(m, 8, 128, 768, 2048), moe_tiles(m, 8, 128, 768, 2048)
     row = row_of(tuple(backend.choices(moe)), m).settings
     up, down = fews or wide
     assert row == {

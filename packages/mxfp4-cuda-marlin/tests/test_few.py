@@ -28,20 +28,37 @@ def test_blocks_fit_on_a_multiprocessor(few: Few) -> None:
 
 
 def test_linear_ends_where_the_gemm_begins() -> None:
-    for n in (64, 4096, 8192, 16384, 25600, 1 << 20):
-        assert [few.tokens >= m for m in range(1, 17) if (few := linear_few(m, n))] == [True] * 16
-        assert linear_few(17, n) is None
-    assert linear_few(1, 4096) != linear_few(8, 4096) != linear_few(9, 4096)
+    for n, last in (
+        (64, 64),
+        (2112, 64),
+        (4096, 64),
+        (4288, 16),
+        (8192, 16),
+        (16384, 16),
+        (25600, 16),
+        (1 << 20, 16),
+    ):
+        fews = [linear_few(m, n) for m in range(1, last + 1)]
+        assert all(fews) and linear_few(last + 1, n) is None
+        assert [few.tokens for few in fews if few] == sorted(few.tokens for few in fews if few)
+        assert all(few.tokens >= min(m, 32) for m, few in enumerate(fews, 1) if few)
 
 
 def test_experts_get_wider_tiles_with_their_tokens() -> None:
-    assert moe_few(1, 2, 8, 4096) == moe_few(2, 8, 128, 4096)
-    assert moe_few(1, 8, 128, 2048) != moe_few(1, 8, 128, 4096)
-    tokens = [pair[0].tokens for m in (1, 3, 64, 65, 192) if (pair := moe_few(m, 8, 128, 4096))]
-    assert tokens == [1, 8, 8, 16, 16]
-    assert moe_few(193, 8, 128, 4096) is None
-    many = moe_few(1, TOP_K_MOST + 1, 1024, 4096)
+    pairs = [moe_few(m, 8, 128, 768, 2048) for m in (1, 2, 3, 64, 65, 192)]
+    assert [pair[0].tokens for pair in pairs if pair] == [1, 1, 8, 8, 16, 16]
+    assert moe_few(193, 8, 128, 768, 2048) is None
+    many = moe_few(1, TOP_K_MOST + 1, 1024, 768, 2048)
     assert many is not None and many[0].tokens == 8
+
+
+def test_few_blocks_get_more_warps() -> None:
+    one, two, many = (moe_few(m, top_k, 8, 1024, 4096) for m, top_k in ((2, 1), (2, 3), (8, 3)))
+    assert one is not None and two is not None and many is not None
+    assert one[1].teams > two[1].teams >= many[1].teams
+    assert one[0].teams >= one[1].teams  # gate-up has fewer strips here
+    narrow, wide = moe_few(1, 2, 8, 1024, 4096), moe_few(1, 2, 8, 14336, 4096)
+    assert narrow is not None and wide is not None and narrow[0].blocks < wide[0].blocks
 
 
 def test_gate_up_and_down_of_a_pair_share_their_tiles() -> None:

@@ -24,7 +24,7 @@ def choices(problem: Problem) -> tuple[Choice, ...]:
 def _one(problem: Problem, m: int) -> tuple[str, Mapping[str, int | str]]:
     n, k = padded(problem.n, TILE), padded(problem.k, TILE)
     if problem.op == "moe":
-        fews = moe_few(m, problem.top_k, problem.experts, k)
+        fews = moe_few(m, problem.top_k, problem.experts, n, k)
         if fews is not None:
             settings = {
                 f"{name}_features": few.features for name, few in zip(("gate_up", "down"), fews, strict=True)

@@ -83,7 +83,7 @@ def moe(
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
             m, routes = x[part].shape[0], (topk_ids[part], topk_weights[part], expert_map)
-            few = moe_few(m, top_k, experts, k)
+            few = moe_few(m, top_k, experts, n, k)
             if few is None:
                 tiles = moe_tiles(m, top_k, experts, n, k)
                 _moe(x[part], gate_up, down, *routes, form, out[part], tiles)
@@ -103,7 +103,7 @@ def moe_bytes(m: int, top_k: int, experts: int, n: int, k: int) -> int:
         k: hidden size, padded.
     """
     m = min(m, _step(max(2 * n, k), top_k))
-    slots, few = m * top_k, moe_few(m, top_k, experts, k)
+    slots, few = m * top_k, moe_few(m, top_k, experts, n, k)
     if few is not None:
         return 2 * slots * (n + k)
     nt = moe_tiles(m, top_k, experts, n, k)[0].nt

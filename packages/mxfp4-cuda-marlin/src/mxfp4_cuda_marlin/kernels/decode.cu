@@ -17,7 +17,8 @@ DEV void load16(u32 (&w)[4], const u8* from) {
 DEV void load4(u32& w, const u8* from) { asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(w) : "l"(from)); }
 
 constexpr u32 XB = ONE ? 128 : NT * 128;                           // tokens of a tile of 64 columns
-constexpr int XS = WR == 1 ? DEPTH : DEPTH + 1;                    // such tiles in the ring of a team
+constexpr int XD = DEPTH < 2 ? 2 : DEPTH;                          // such tiles in flight
+constexpr int XS = WR == 1 ? XD : XD + 1;                          // and in the ring of a team
 constexpr int CP = ((ONE ? 1 : NT) * 8 + WR * 32 - 1) / (WR * 32); // 16-byte copies of a thread
 constexpr u32 PART = WR * G * (ONE ? 64 : NT * 64);                // what a team adds to the sum, float32
 constexpr u32 TEAM = XS * XB > PART ? XS * XB : PART;
@@ -89,44 +90,36 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
     if (MODE == 3 && kt >= KT) enter(); else { pc += WK * 2048; ps += WK * 128; }
   };
   // The copies of x follow on their own, so that weights can be on their way before x exists.
-  const u32 ring = shared_address(smem) + wk * TEAM;
-  const u16* src[CP]; u32 dst[CP];
-  int xkt = wk, xslot = 0;
-  auto seek_x = [&]() {
+  const u32 ring = shared_address(smem) + wk * TEAM, pitch = 2 * (u32)k;
+  const int chunk = wr * 32 + lane, ch = chunk & 7, r0 = chunk >> 3;   // 16 bytes of row r0, then every 4 * WR rows
+  const u32 to = ring + (ONE ? ch * 16 : r0 * 128 + ((ch ^ (r0 & 7)) << 4));
+  int row[CP], xkt = wk, xslot = 0;
+  const u8* from = (const u8*)x + wk * 128ll + ch * 16;
 #pragma unroll
-    for (int i = 0; i < CP; ++i) {
-      const int c = wr * 32 + lane + i * WR * 32, r = c >> 3, ch = c & 7;
-      int row = -1;
-      if (c < (ONE ? 8 : NT * 8)) row = MODE == 3 ? row_of[xslot] : !ONE ? row_of[r] : MODE == 0 ? tile : tile / top_k;
-      if (MODE == 1 && !ONE && row >= 0) row /= top_k;
-      dst[i] = row < 0 ? 0xffffffffu : ring + (ONE ? ch * 16 : r * 128 + ((ch ^ (r & 7)) << 4));
-      src[i] = x + (long long)(row < 0 ? 0 : row) * k + xkt * 64 + ch * 8;
-    }
-  };
+  for (int i = 0; i < CP; ++i) {
+    const int r = r0 + i * 4 * WR;
+    row[i] = r >= (ONE ? 1 : NT) ? -1 : MODE == 3 ? 0 : !ONE ? row_of[r] : MODE == 0 ? tile : tile / top_k;
+    if (MODE == 1 && !ONE && row[i] >= 0) row[i] /= top_k;
+  }
   auto enter_x = [&]() {
     while (xkt >= KT) { xkt -= KT; ++xslot; }
-    if (xslot < count) seek_x();
+    if (xslot < count) { if (row[0] >= 0) row[0] = row_of[xslot]; from = (const u8*)x + xkt * 128ll + ch * 16; }
   };
   auto fetch_x = [&](u32 stage) {
 #pragma unroll
-    for (int i = 0; i < CP; ++i) if (dst[i] != 0xffffffffu) copy16(dst[i] + stage, src[i]);
-  };
-  auto next_x = [&]() {
+    for (int i = 0; i < CP; ++i)
+      if (row[i] >= 0) copy16((WR == 1 && i % 2 ? to ^ 64 : to) + i * WR * 512 + stage, from + (u64)(u32)row[i] * pitch);
     xkt += WK;
-    if (MODE == 3 && xkt >= KT) { enter_x(); }
-    else {
-#pragma unroll
-      for (int i = 0; i < CP; ++i) src[i] += WK * 64;
-    }
+    if (MODE == 3 && xkt >= KT) enter_x(); else from += WK * 128;
   };
   auto commit = [&]() { asm volatile("cp.async.commit_group;" ::: "memory"); };
 
 #pragma unroll
   for (int s = 0; s < DEPTH; ++s) if (s < mine) { fetch_weights(s); next(); }
   if (MODE >= 2) { wait_for_previous(); allow_next(); }
-  if (MODE == 3) enter_x(); else seek_x();
+  if (MODE == 3) enter_x();
 #pragma unroll
-  for (int s = 0; s < DEPTH; ++s) { if (s < mine) { fetch_x(s * XB); next_x(); } commit(); }
+  for (int s = 0; s < XD; ++s) { if (s < mine) fetch_x(s * XB); commit(); }
 
   float acc[G][NT / 8][4];
 #pragma unroll
@@ -137,15 +130,14 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
       for (int c = 0; c < 4; ++c) acc[g][i][c] = 0.f;
 
   const u32 r = lane & 7, at0 = ring + (ONE ? (lane >> 3) * 16 : r * 128 + (((lane >> 3) ^ r) << 4)), at1 = at0 ^ 64;
-  u32 read = 0, write = DEPTH * XB;                                // WR > 1: stages of the ring
+  u32 read = 0, write = WR == 1 ? 0 : XD * XB;                     // stages of the ring
   for (int i0 = 0; i0 < mine; i0 += DEPTH) {
 #pragma unroll
     for (int s = 0; s < DEPTH; ++s) {
       const int left = mine - i0 - s;
       if (left > 0) {
-        asm volatile("cp.async.wait_group %0;" :: "n"(DEPTH - 1) : "memory");
+        asm volatile("cp.async.wait_group %0;" :: "n"(XD - 1) : "memory");
         if (WR == 1) __syncwarp(); else asm volatile("bar.sync %0, %1;" :: "r"(wk + 1), "n"(WR * 32) : "memory");
-        const u32 stage = WR == 1 ? s * XB : read;
         u32 xb[NT / 8][8];
 #pragma unroll
         for (int i = 0; i < NT / 8; ++i)
@@ -153,20 +145,23 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
           for (int h = 0; h < 2; ++h)
             asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
               : "=r"(xb[i][4 * h]), "=r"(xb[i][4 * h + 1]), "=r"(xb[i][4 * h + 2]), "=r"(xb[i][4 * h + 3])
-              : "r"((h ? at1 : at0) + stage + i * 1024) : "memory");
+              : "r"((h ? at1 : at0) + read + i * 1024) : "memory");
         if (WR == 1) __syncwarp();
-        if (left > DEPTH) { fetch_x(WR == 1 ? stage : write); next_x(); }
+        if (left > XD) fetch_x(write);
         commit();
-        if (WR > 1) { read = read == DEPTH * XB ? 0 : read + XB; write = write == DEPTH * XB ? 0 : write + XB; }
+        read = read == (XS - 1) * XB ? 0 : read + XB;
+        write = write == (XS - 1) * XB ? 0 : write + XB;
         float part[G][NT / 8][4];
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           const u32 sw = G == 1 ? sc[s] : __shfl_sync(~0u, sc[s], g * 8 + (lane >> 2));
-          const u32 r0b0 = factor_of(sw & 0xff), r0b1 = factor_of((sw >> 8) & 0xff), r8b0 = factor_of((sw >> 16) & 0xff), r8b1 = factor_of(sw >> 24);
+          u32 factor0[2], factor8[2];   // of rows r and r + 8, for each 32 columns
+#pragma unroll
+          for (int h = 0; h < 2; ++h) { factor0[h] = factor_of(__byte_perm(sw, 0, 0x4440 + h)); factor8[h] = factor_of(__byte_perm(sw, 0, 0x4442 + h)); }
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             u32 a[4];
-            widen(w[s][g][j], a, j < 2 ? r0b0 : r0b1, j < 2 ? r8b0 : r8b1);
+            widen(w[s][g][j], a, factor0[j >> 1], factor8[j >> 1]);
 #pragma unroll
             for (int i = 0; i < NT / 8; ++i) {
               float* d = MODE == 3 ? part[g][i] : acc[g][i];

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+_T = TypeVar("_T")
 
 TOKEN: Final = 3
 """Mode of ``decode.cu`` beside those of the GEMM: down for all slots of a token."""
@@ -17,7 +19,7 @@ class Few:
     """One variant of ``decode.cu``.
 
     Attributes:
-        tokens: in a tile: 1, 8 or 16.
+        tokens: in a tile: 1, 8, 16 or 32.
         groups: of 16 rows, for each warp: 1, 2 or 4.
         teams: of warps, which divide k.
         blocks: that share a multiprocessor.
@@ -49,7 +51,7 @@ class Few:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block: for each team its tokens in flight, then its part of the sum."""
-        stages = self.depth + (self.across > 1)
+        stages = max(2, self.depth) + (self.across > 1)
         return self.teams * self.tokens * max(128 * stages, 4 * self.features)
 
     def defines(self, mode: int, small_scales: bool) -> dict[str, int]:
@@ -67,58 +69,72 @@ class Few:
         }
 
 
-# Up to this many strips of 64 features: the variant for one token, for 8, for 16. In narrow layers more warps divide k.
+# Up to this many strips of 64 features: the variant up to this many tokens. In narrow layers more warps divide k, and
+# more tokens are served, because the GEMM has too few blocks there.
+_NARROW: Final = ((1, Few(1, 2, 32, 1, depth=1)), (8, Few(8, 2, 16, 1, depth=3)), (16, Few(16, 2, 16, 1)))
 _LINEAR: Final = (
-    (66, Few(1, 2, 16, 1, depth=3), Few(8, 2, 16, 1, depth=3), Few(16, 2, 16, 1)),
-    (132, Few(1, 4, 16, 1), Few(8, 4, 16, 1), Few(16, 4, 16, 1)),
-    (264, Few(1, 4, 8, 2), Few(8, 4, 8, 2), Few(16, 4, 8, 2)),
-    (1 << 31, Few(8, 2, 4, 7), Few(8, 2, 4, 7), Few(16, 4, 4, 4)),
+    (33, (*_NARROW, (64, Few(32, 2, 16, 1)))),
+    (66, (*_NARROW, (32, Few(32, 2, 16, 1)), (64, Few(32, 2, 8, 2)))),
+    (132, ((1, Few(1, 4, 28, 1, depth=1)), (8, Few(8, 4, 28, 1, depth=1)), (16, Few(16, 4, 16, 1)))),
+    (264, ((1, Few(1, 4, 16, 2, depth=1)), (8, Few(8, 4, 8, 2)), (16, Few(16, 4, 8, 2)))),
+    (1 << 31, ((8, Few(8, 2, 4, 7)), (16, Few(16, 4, 4, 2, across=2)))),
 )
 
-# Gate-up and down of a MoE layer. One token a tile: each slot is a tile of gate-up, and down sums over the slots of a
-# token itself. Else slots are grouped by expert.
-_EACH: Final = (Few(1, 4, 4, 4), Few(1, 2, 16, 1, depth=3))
-_EACH_NARROW: Final = (_EACH[0], Few(1, 1, 16, 1, depth=4))
-_NARROW_FEATURES: Final = 16 * 132
-_BY_8: Final = (Few(8, 4, 4, 5),) * 2
-_BY_16: Final = (Few(16, 4, 2, 4, across=2), Few(16, 4, 4, 2, across=2))
+# Experts with one token a tile: each slot is a tile of gate-up, and down sums over the slots of a token itself.
+_EACH_UP: Final = ((396, Few(1, 4, 8, 3, depth=1)), (1 << 62, Few(1, 4, 8, 4, depth=1)))
+_EACH_DOWN: Final = ((33, Few(1, 1, 24, 1, depth=4)), (1 << 62, Few(1, 2, 24, 1)))
+# Slots grouped by expert: up to this many blocks, of 64 features and one expert each, more warps divide k.
+_BY_8: Final = ((264, Few(8, 4, 16, 1)), (528, Few(8, 4, 8, 3, depth=1)), (1 << 62, Few(8, 4, 4, 7, depth=1)))
+# The same up to this many columns.
+_BY_16_UP: Final = ((2048, Few(16, 4, 4, 5, depth=1)), (1 << 62, Few(16, 4, 2, 4, across=2)))
+_BY_16_DOWN: Final = ((2048, Few(16, 4, 4, 5, depth=1)), (1 << 62, Few(16, 4, 4, 2, across=2)))
 _MOST_BY_8: Final = 4  # tokens that an expert gets on average
 _MOST_BY_16: Final = 12
 
 
+def _up_to(table: tuple[tuple[int, _T], ...], size: int) -> _T | None:
+    return next((entry for most, entry in table if size <= most), None)
+
+
 def linear_few(m: int, n: int) -> Few | None:
     """Return the variant for m tokens and n features, or None where this kernel does not serve them."""
-    if m > 16:
-        return None
-    one, eight, sixteen = next(variants for most, *variants in _LINEAR if n <= 64 * most)
-    return one if m == 1 else eight if m <= 8 else sixteen
+    table = _up_to(_LINEAR, -(-n // 64))
+    return None if table is None else _up_to(table, m)
 
 
-def moe_few(m: int, top_k: int, experts: int, features: int) -> tuple[Few, Few] | None:
+def moe_few(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Few, Few] | None:
     """Return the variants of gate-up and down, or None where this kernel does not serve a layer.
 
     Args:
         m: tokens.
         top_k: experts of a token.
         experts: on this rank.
-        features: of the output of down.
+        n: intermediate size.
+        k: hidden size.
     """
-    slots = m * top_k
+    slots, up_strips, down_strips = m * top_k, n // 32, k // 64
     if (m == 1 or 8 * slots <= experts) and top_k <= TOP_K_MOST:
-        return _EACH_NARROW if features <= _NARROW_FEATURES else _EACH
-    if slots <= _MOST_BY_8 * experts:
-        return _BY_8
-    return _BY_16 if slots <= _MOST_BY_16 * experts else None
+        up, down = _up_to(_EACH_UP, slots * up_strips), _up_to(_EACH_DOWN, down_strips)
+    elif slots <= _MOST_BY_8 * experts:
+        active = min(slots, experts)
+        up, down = _up_to(_BY_8, active * up_strips), _up_to(_BY_8, active * down_strips)
+    else:
+        up, down = _up_to(_BY_16_UP, k), _up_to(_BY_16_DOWN, n)
+    if up is None or down is None or (slots > _MOST_BY_16 * experts and up.tokens > 1):
+        return None
+    return up, down
 
 
 def linear_fews() -> list[Few]:
     """Return every variant that a linear may use."""
-    return list(dict.fromkeys(variant for _, *variants in _LINEAR for variant in variants))
+    return list(dict.fromkeys(few for _, table in _LINEAR for _, few in table))
 
 
 def moe_fews() -> list[tuple[Few, Few]]:
-    """Return every pair of variants that a MoE layer may use."""
-    return [_EACH, _EACH_NARROW, _BY_8, _BY_16]
+    """Return pairs of variants for a MoE layer that have each that it may use."""
+    each = [(up, down) for (_, up), (_, down) in zip(_EACH_UP, _EACH_DOWN, strict=True)]
+    by_16 = [(up, down) for (_, up), (_, down) in zip(_BY_16_UP, _BY_16_DOWN, strict=True)]
+    return [*each, *((few, few) for _, few in _BY_8), *by_16]
 
 
 __all__ = ["TOKEN", "TOP_K_MOST", "Few", "linear_few", "linear_fews", "moe_few", "moe_fews"]
