@@ -177,6 +177,11 @@ def apart(target: Callable[..., Any], *arguments: Any) -> Any:
         process.join()
 
 
+def has_sm90() -> bool:
+    """Say whether this machine has the GPU that is needed."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
 def read_files(folder: Path) -> None:
     """Bring all files into the page cache."""
     for path in folder.glob("*.safetensors"):
@@ -271,6 +276,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    if not apart(has_sm90):
+        print("skipped: this benchmark needs an NVIDIA GPU of compute capability 9.0")
+        return
     rows = [measure(kind, options) for kind in options.model]
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"\n{date.today()}, {apart(torch.cuda.get_device_name)}, {versions}\n")
