@@ -1,16 +1,20 @@
 """What does each variant of the GEMM cost? Prints the table that ``kernels/tiles.py`` chooses by.
 
-    python bench/hopper_tiles.py
+    python bench/hopper_tiles.py [--others]
 
 Every multiprocessor gets the same number of items, once few and once many, with few columns and with many: the
-differences are the microseconds of 64 columns and those of an item whatever its depth. Gate-up, random weights.
+differences are the microseconds of 64 columns and those of an item whatever its depth. The last figure is that of 64
+columns after some 50 ms of the same work, when the device is at its limit of power. Gate-up, random weights.
+``--others`` adds variants that the table does not have.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import torch
-from hopper.timing import require_sm90
-from hopper.timing import microseconds as time
+from hopper.timing import microseconds, require_sm90
 
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.tiles import GATE_UP, MULTIPROCESSORS, Tile, moe_variants
@@ -19,9 +23,13 @@ SHALLOW, DEEP = 768, 4096
 FEW, MANY = 1, 4
 
 
-def microseconds(tile: Tile, k: int, tiles: int) -> float:
-    """Time ``tiles`` tiles of tokens on blocks of features that fill the device."""
-    n = tile.resident * tile.features
+LONG = 32  # tiles of the run at the limit of power
+OTHERS = [Tile(208), *(Tile(nt, 3, 2) for nt in (32, 48, 64, 96))]
+
+
+def prepare(tile: Tile, k: int, tiles: int) -> Callable[[], None]:
+    """Return a call for ``tiles`` tiles of tokens on blocks of features that fill the device."""
+    n = MULTIPROCESSORS * tile.features
     codes = torch.randint(0, 256, (n // 64, k // 64, 2048), dtype=torch.uint8, device="cuda")
     scales = torch.randint(116, 122, (n // 64, k // 64, 128), dtype=torch.uint8, device="cuda")
     x = torch.randn(tiles * tile.nt * k, device="cuda").to(torch.bfloat16)
@@ -39,21 +47,38 @@ def microseconds(tile: Tile, k: int, tiles: int) -> float:
             *(tiles * tile.nt, n, k, tiles, 1.0, float("inf"), 0.0, load.no_map()),
         )
 
-    return time(run)
+    return run
+
+
+def sustained(run: Callable[[], None]) -> float:
+    """Return the microseconds of a call among many that follow each other."""
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for i in range(50):
+        if i == 30:
+            start.record()
+        run()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / 20 * 1e3
 
 
 def main() -> None:
     """Print one row for each variant."""
     require_sm90()
     print(f"{torch.cuda.get_device_name()}, {MULTIPROCESSORS} multiprocessors, torch {torch.__version__}\n")
-    print("| tokens | warpgroups | strips | us of 64 columns | us of an item | TFLOP/s |\n|--:|--:|--:|--:|--:|--:|")
-    for tile in [*moe_variants(), *(Tile(nt, 1, mb) for nt, mb in ((64, 2), (96, 2), (128, 2), (160, 1), (192, 1)))]:
-        (a, b), (c, d) = [[microseconds(tile, k, tiles) for tiles in (FEW, MANY)] for k in (SHALLOW, DEEP)]
+    print("| tokens | warpgroups | strips | us of 64 columns | us of an item | sustained | TFLOP/s |")
+    print("|--:|--:|--:|--:|--:|--:|--:|")
+    for tile in [*moe_variants(), *(OTHERS if "--others" in sys.argv else [])]:
+        (a, b), (c, d) = [
+            [microseconds(prepare(tile, k, tiles)) for tiles in (FEW, MANY)] for k in (SHALLOW, DEEP)
+        ]
         shallow, deep = (b - a) / (MANY - FEW), (d - c) / (MANY - FEW)
         column = (deep - shallow) / ((DEEP - SHALLOW) / 64)
         item = shallow - SHALLOW / 64 * column
-        speed = 2 * tile.nt * 64 * tile.features * tile.resident / column / 1e6
-        print(f"| {tile.nt} | {tile.wg} | {tile.mb} | {column:.3f} | {item:.2f} | {speed:.0f} |", flush=True)
+        long = (sustained(prepare(tile, DEEP, LONG)) / LONG - item) / (DEEP / 64)
+        speed = 2 * tile.nt * 64 * tile.features * MULTIPROCESSORS / long / 1e6
+        row = f"| {tile.nt} | {tile.wg} | {tile.mb} | {column:.3f} | {item:.2f} | {long:.3f} | {speed:.0f} |"
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

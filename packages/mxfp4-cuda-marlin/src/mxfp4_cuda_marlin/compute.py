@@ -130,9 +130,10 @@ def _moe(
     slots, nt = m * top_k, variants[0].nt
     tiles = _tiles(slots, experts, nt)
     local, rows, owner, count = (ids.new_empty(size) for size in (slots, tiles * nt, tiles, 1))
+    factors = weights.new_empty(tiles * nt)
     cluster, total = 8 if slots > _WIDE else 1, 0 if expert_map is None else expert_map.shape[0]
     route = load.routing(x.device, "route", cluster)
-    tables = (ids, expert_map, local, rows, owner, count)
+    tables = (ids, expert_map, weights, local, rows, factors, owner, count)
     load.launch(route, cluster, MAX_EXPERTS, 0, *tables, slots, experts, total, nt)
 
     gathered, hidden, result = (
@@ -142,9 +143,9 @@ def _moe(
     )
     gather = load.routing(x.device, "gather")
     load.launch(gather, tiles * nt // 8, 256, 0, x, gathered, rows, count, k, nt, top_k, overlap=True)
-    for mode, tile, source, target, (codes, scales, bias), width, depth, factors in (
-        (GATE_UP, variants[0], gathered, hidden, gate_up, 2 * n, k, None),
-        (DOWN, variants[1], hidden, result, down, k, n, weights),
+    for mode, tile, source, target, (codes, scales, bias), width, depth in (
+        (GATE_UP, variants[0], gathered, hidden, gate_up, 2 * n, k),
+        (DOWN, variants[1], hidden, result, down, k, n),
     ):
         load.launch(
             load.gemm(x.device, tile, mode, _small(scales)),

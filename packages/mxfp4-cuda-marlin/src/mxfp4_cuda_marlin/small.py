@@ -63,7 +63,8 @@ def moe(
     # Every tile but one of each expert is full, so there are at most this many.
     tiles = min(slots, experts) + slots // up.tokens
     local, rows, owner, count = (ids.new_empty(size) for size in (slots, tiles * up.tokens, tiles, 1))
-    made, result = (ids, expert_map, local, rows, owner, count), x.new_empty((slots, k))
+    made = (ids, expert_map, None, local, rows, None, owner, count)
+    result = x.new_empty((slots, k))
     route, combine = load.routing(x.device, "route"), load.routing(x.device, "combine")
     load.launch(route, 1, MAX_EXPERTS, 0, *made, slots, experts, total, up.tokens)
     tables: _Tables = (None, None, owner, rows, count, weights)

@@ -1,11 +1,11 @@
 // W4A16 GEMM for SM90 and more than a few tokens: out[slot, n] = x[slot, k] * W[expert][n, k], W in the layout of layout.py.
 //
 // Weights are the A operand of wgmma, widened to bfloat16 in registers; tokens are the B operand, in shared memory with the 128-byte swizzle.
-// Blocks stay, one on each multiprocessor (two of one warpgroup), and take items: a tile of NT tokens and ROWS strips of 64 output features. Four producer warps fill
+// Blocks stay, one on each multiprocessor, and take items: a tile of NT tokens and ROWS strips of 64 output features. Four producer warps fill
 // STAGES stages of 64 columns with bulk copies, also beyond the end of an item; WG consumer warpgroups of MB strips each widen one strip while
 // the products of another are under way. Results leave through shared memory in whole rows. Accumulators are float32; the order of every sum is
 // fixed, so results repeat. Defined on the command line:
-//   NT tokens in a tile, a multiple of 32; WG, MB, STAGES see above;
+//   NT tokens in a tile, a multiple of 16; WG, MB, STAGES see above;
 //   MODE 0 linear, x by a tensor map; 1 gate-up with the gated activation; 2 down with the weights of the router;
 //   SPLIT blocks of a cluster share an item and cut k, linear only, one item each;
 //   SMALL see ptx.cuh.
@@ -54,13 +54,12 @@ DEV Item item_at(int i, int tiles, int strips, const int* tile_expert) {
 #else
 #define CLUSTER_OF_SPLITS
 #endif
-extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), WG == 1 ? 2 : 1) gemm(
+extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1) gemm(
     const u8* __restrict__ codes, const u8* __restrict__ scales, const u16* x, u16* out, const u16* __restrict__ bias,
-    const int* tile_expert, const int* rows, const int* num_tiles, const float* __restrict__ weights,
+    const int* tile_expert, const int* rows, const int* num_tiles, const float* row_weights,
     int m, int n, int k, int max_tiles, float alpha, float limit, float up_offset, const __grid_constant__ Map x_map) {
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
-  __shared__ int slot_of[NT];
   __shared__ float weight_of[NT];
   const int tid = threadIdx.x, wg = tid >> 7, lane = tid & 31, warp = (tid >> 5) & 3;
   const int strips = n / 64, columns = k / 64, rank = blockIdx.x % SPLIT;
@@ -76,7 +75,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), W
   const int tiles = num_tiles ? *num_tiles : max_tiles, items = tiles * (int)((strips + ROWS - 1) / ROWS);
 
   if (wg == WG) {   // producers: one lane of each warp, since a bulk copy keeps its thread for some hundred cycles
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(WG <= 2 ? 40 : 32));
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(WG == 2 ? 40 : 32));
     if (lane) return;
     int stage = 0;
     u32 parity = 1;
@@ -111,7 +110,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), W
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG == 1 ? 208 : WG == 2 ? 232 : 112));
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG == 2 ? 232 : WG == 3 ? 160 : 112));
   const u32 my_codes = X + wg * MB * 2048 + (tid & 127) * 16, my_scales = X + CODES + wg * MB * 128 + (warp * 8 + (lane >> 2)) * 4;
   int stage = 0;
   u32 parity = 0;
@@ -122,6 +121,21 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), W
     for (int b = 0; b < MB; ++b)
 #pragma unroll
       for (int j = 0; j < NT / 2; ++j) sums[b][j] = 0.f;
+    // What the epilogue needs is asked for now.
+    int slot = -1;
+    float weight = 0.f, bias0[MB], bias8[MB];
+    if (MODE != 1 && tid < NT) {
+      const int row = item.tile * NT + tid;
+      if (MODE == 2) { slot = rows[row]; weight = row_weights[row]; } else if (row < m) slot = row;
+    }
+#pragma unroll
+    for (int b = 0; b < MB; ++b) {
+      const int local = wg * MB + b;
+      const long long row = (long long)item.expert * n + (item.block * ROWS + local) * 64 + warp * 16 + (lane >> 2);
+      const bool there = SPLIT == 1 && bias && local < item.present;
+      bias0[b] = there ? widened(bias[row]) : 0.f;
+      bias8[b] = there ? widened(bias[row + 8]) : 0.f;
+    }
     // Two operands in turn: one is widened while the products of the other are under way. A stage is free when the next wait has passed.
     u32 even[16], odd[16], used = 0;
     auto next_stage = [&] {
@@ -193,32 +207,28 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), W
     cluster_sync();   // no block may end while another reads its sums
 #else
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");   // the results of the last item have left the buffer
-    for (int t = tid; t < NT; t += 128 * WG) {
-      int slot = item.tile * NT + t;
-      if (MODE == 0) { if (slot >= m) slot = -1; } else slot = rows[slot];
-      slot_of[t] = slot;
-      if (MODE == 2) weight_of[t] = slot < 0 ? 0.f : weights[slot];
-    }
+    if (MODE == 2 && tid < NT) weight_of[tid] = weight;
     consumers_sync();
 #pragma unroll
     for (int b = 0; b < MB; ++b) {
       const int local = wg * MB + b;
       if (local >= item.present) break;
-      const long long row = (long long)item.expert * n + (item.block * ROWS + local) * 64 + warp * 16 + (lane >> 2);
-      const float bias0 = bias ? widened(bias[row]) : 0.f, bias8 = bias ? widened(bias[row + 8]) : 0.f;
       if (MODE == 1) {
 #pragma unroll
-        for (int j = 0; j < NT / 8; j += 4) {
+        for (int j = 0; j < NT / 8; j += 4) {   // four groups of eight tokens, or the last two
           u32 p[4];
 #pragma unroll
-          for (int h = 0; h < 4; ++h) {
+          for (int h = 0; h < 4 && j + h < NT / 8; ++h) {
             const float* v = &sums[b][4 * (j + h)];
-            p[h] = pack2(activate(v[0] + bias0, v[2] + bias8, alpha, limit, up_offset), activate(v[1] + bias0, v[3] + bias8, alpha, limit, up_offset));
+            p[h] = pack2(activate(v[0] + bias0[b], v[2] + bias8[b], alpha, limit, up_offset), activate(v[1] + bias0[b], v[3] + bias8[b], alpha, limit, up_offset));
           }
-          const int token = (j + (lane >> 3)) * 8 + (lane & 7), chunk = (local & 1) * 4 + warp;
+          const int groups = NT / 8 - j < 4 ? 2 : 4, token = (j + (lane >> 3) % groups) * 8 + (lane & 7), chunk = (local & 1) * 4 + warp;
           const u32 at = buffer + (local >> 1) * X + token * 128 + ((chunk ^ (token & 7)) << 4);
-          asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
-            :: "r"(at), "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]) : "memory");
+          if (groups == 4)
+            asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+              :: "r"(at), "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]) : "memory");
+          else
+            asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" :: "r"(at), "r"(p[0]), "r"(p[1]) : "memory");
         }
       } else {
 #pragma unroll
@@ -229,8 +239,8 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), W
             const float* v = &sums[b][4 * (j + h)];
             const int token = (j + h) * 8 + (lane & 3) * 2;
             const float w0 = MODE == 2 ? weight_of[token] : 1.f, w1 = MODE == 2 ? weight_of[token + 1] : 1.f;
-            p[2 * h] = pack2((v[0] + bias0) * w0, (v[1] + bias0) * w1);
-            p[2 * h + 1] = pack2((v[2] + bias8) * w0, (v[3] + bias8) * w1);
+            p[2 * h] = pack2((v[0] + bias0[b]) * w0, (v[1] + bias0[b]) * w1);
+            p[2 * h + 1] = pack2((v[2] + bias8[b]) * w0, (v[3] + bias8[b]) * w1);
           }
           const u32 at = buffer + ((j + (lane >> 4)) * 8 + (lane & 7)) * PITCH + local * 128 + warp * 32 + ((lane >> 3) & 1) * 16;
           asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
@@ -244,8 +254,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), W
       if (tid < item.present / 2)
         copy_out(out + ((long long)item.tile * (n / 128) + item.block * (ROWS / 2) + tid) * NT * 64, buffer + tid * X, X);
     } else {
-      for (int t = tid; t < NT; t += 128 * WG)
-        if (slot_of[t] >= 0) copy_out(out + (long long)slot_of[t] * n + item.block * ROWS * 64, buffer + t * PITCH, item.present * 128);
+      if (slot >= 0) copy_out(out + (long long)slot * n + item.block * ROWS * 64, buffer + tid * PITCH, item.present * 128);
     }
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 #endif

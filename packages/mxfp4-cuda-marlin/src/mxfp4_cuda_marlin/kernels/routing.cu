@@ -4,10 +4,10 @@ constexpr int MAX_EXPERTS = 1024;
 #ifdef CLUSTER
 // One cluster of CLUSTER blocks of MAX_EXPERTS threads. Slots (token * top_k + j) are grouped by expert into tiles of nt rows; the rest of a
 // tile is -1. Their order inside an expert may differ from run to run, which no result depends on.
-// ids that are no expert, before or after the map, become empty slots: local[slot] = -1.
+// ids that are no expert, before or after the map, become empty slots: local[slot] = -1. row_weights, if it is wanted, is weights by row.
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(MAX_EXPERTS) route(
-    const int* __restrict__ ids, const int* __restrict__ expert_map, int* local, int* rows, int* tile_expert, int* num_tiles,
-    int slots, int experts, int total, int nt) {
+    const int* __restrict__ ids, const int* __restrict__ expert_map, const float* __restrict__ weights, int* local, int* rows,
+    float* row_weights, int* tile_expert, int* num_tiles, int slots, int experts, int total, int nt) {
   __shared__ int count[MAX_EXPERTS], first[MAX_EXPERTS], next[MAX_EXPERTS], warps[32];
   const int t = threadIdx.x, rank = blockIdx.x;
   count[t] = 0;
@@ -52,26 +52,38 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(MAX
   cluster_sync();   // no block may end while another reads its counts
   for (int i = rank * MAX_EXPERTS + t; i < slots; i += CLUSTER * MAX_EXPERTS) {
     const int e = local[i];
-    if (e >= 0) rows[first[e] * nt + atomicAdd(&next[e], 1)] = i;
+    if (e < 0) continue;
+    const int row = first[e] * nt + atomicAdd(&next[e], 1);
+    rows[row] = i;
+    if (row_weights) row_weights[row] = weights[i];
   }
 }
 #endif
 
-// The rows of x of each tile as the GEMM reads them (see gemm.cu), one warp a row of 16-byte chunks; rows that are not there are zero.
+// The rows of x of each tile as the GEMM reads them (see gemm.cu); rows that are not there are zero. A block has eight rows, a warp every
+// eighth 64 columns of them, so that a warp writes whole KiB.
 extern "C" __global__ void __launch_bounds__(256) gather(
     const Four* __restrict__ x, Four* __restrict__ out, const int* rows, const int* num_tiles, int k, int nt, int top_k) {
   wait_for_previous();
   allow_next();
-  const int row = blockIdx.x * 8 + (threadIdx.x >> 5), tile = row / nt, r = row % nt, chunks = k / 8;
+  const int row = blockIdx.x * 8, tile = row / nt, lane = threadIdx.x & 31, chunk = lane & 7, columns = k / 64;
   if (tile >= *num_tiles) return;
-  const int slot = rows[row];
-  const Four* from = x + (long long)(slot / top_k) * chunks;
-  Four* to = out + ((long long)tile * (k / 64) * nt + r) * 8;
+  const Four* from[2];
+  Four* to[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int r = row + 4 * h + (lane >> 3), slot = rows[r];
+    from[h] = slot < 0 ? nullptr : x + (long long)(slot / top_k) * columns * 8 + chunk;
+    to[h] = out + ((long long)tile * columns * nt + r % nt) * 8 + (chunk ^ (r & 7));
+  }
 #pragma unroll 4
-  for (int c = threadIdx.x & 31; c < chunks; c += 32) {
-    Four v = {0, 0, 0, 0};
-    if (slot >= 0) v = from[c];
-    to[(long long)(c >> 3) * nt * 8 + ((c & 7) ^ (r & 7))] = v;
+  for (int c = threadIdx.x >> 5; c < columns; c += 8) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      Four v = {0, 0, 0, 0};
+      if (from[h]) v = from[h][c * 8];
+      to[h][(long long)c * nt * 8] = v;
+    }
   }
 }
 

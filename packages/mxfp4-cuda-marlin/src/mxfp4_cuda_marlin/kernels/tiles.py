@@ -10,7 +10,7 @@ from typing import Final
 from mxfp4_cuda_marlin.layout import TILE
 
 MULTIPROCESSORS: Final = 132
-_SHARED: Final = 226 * 1024  # of the 227 KiB that blocks on a multiprocessor may have together
+_SHARED: Final = 226 * 1024  # of the 227 KiB that a block may have
 _STATIC: Final = 3 * 1024  # barriers and tables of slots
 
 LINEAR, GATE_UP, DOWN = 0, 1, 2
@@ -22,7 +22,7 @@ class Tile:
     """One variant of the GEMM.
 
     Attributes:
-        nt: tokens in a tile, a multiple of 32, at most 256.
+        nt: tokens in a tile, a multiple of 16, at most 256.
         wg: consumer warpgroups in a block.
         mb: strips of 64 output features for each of them.
         split: blocks that cut k between them.
@@ -37,11 +37,6 @@ class Tile:
     def threads(self) -> int:
         """Threads of a block: consumers and one warpgroup of producers."""
         return 128 * (self.wg + 1)
-
-    @property
-    def resident(self) -> int:
-        """Blocks that the device holds at a time: one block of one warpgroup leaves room for a second."""
-        return MULTIPROCESSORS * (2 if self.wg == 1 else 1)
 
     @property
     def features(self) -> int:
@@ -61,8 +56,7 @@ class Tile:
 
     def stages(self, mode: int) -> int:
         """Return the stages in flight."""
-        shared = _SHARED * MULTIPROCESSORS // self.resident
-        return min(16, (shared - _STATIC - self._result_bytes(mode)) // self.stage_bytes)
+        return min(16, (_SHARED - _STATIC - self._result_bytes(mode)) // self.stage_bytes)
 
     def shared_bytes(self, mode: int) -> int:
         """Return the dynamic shared memory of a block."""
@@ -86,46 +80,54 @@ class Tile:
 
     def grid(self, items: int) -> int:
         """Return the blocks to launch: those that stay on the device and take items, or one cluster for each item."""
-        return items * self.split if self.split > 1 else min(items, self.resident)
+        return items * self.split if self.split > 1 else min(items, MULTIPROCESSORS)
 
 
-# Microseconds of 64 columns of one item of each variant while every multiprocessor has one (bench/hopper_tiles.py).
+# What an item of each variant costs while every multiprocessor has one: microseconds of 64 columns, and those that do not
+# depend on the columns (bench/hopper_tiles.py).
 COST: Final = {
-    Tile(32, 2, 1): 0.216,
-    Tile(32, 4, 1): 0.343,
-    Tile(64, 2, 1): 0.278,
-    Tile(64, 4, 1): 0.448,
-    Tile(96, 2, 1): 0.290,
-    Tile(96, 2, 2): 0.532,
-    Tile(128, 2, 1): 0.350,
-    Tile(128, 2, 2): 0.662,
-    Tile(160, 2, 1): 0.406,
-    Tile(192, 2, 1): 0.469,
-    Tile(224, 2, 1): 0.534,
-    Tile(256, 2, 1): 0.628,
+    Tile(32, 2, 1): (0.216, 1.1),
+    Tile(32, 4, 1): (0.355, 1.3),
+    Tile(48, 4, 1): (0.405, 1.5),
+    Tile(64, 2, 1): (0.260, 1.2),
+    Tile(64, 4, 1): (0.452, 1.6),
+    Tile(80, 2, 2): (0.517, 1.9),
+    Tile(96, 2, 1): (0.300, 1.5),
+    Tile(96, 2, 2): (0.560, 2.1),
+    Tile(112, 2, 2): (0.612, 2.2),
+    Tile(128, 2, 1): (0.360, 1.5),
+    Tile(128, 2, 2): (0.663, 2.4),
+    Tile(144, 2, 1): (0.389, 1.6),
+    Tile(160, 2, 1): (0.415, 1.6),
+    Tile(176, 2, 1): (0.450, 1.6),
+    Tile(192, 2, 1): (0.478, 1.8),
+    Tile(224, 2, 1): (0.550, 2.0),
+    Tile(256, 2, 1): (0.632, 2.4),
 }
-ITEM: Final = 2.0  # microseconds that an item costs whatever its depth
-SPLIT_ITEM: Final = 3.0  # the same where blocks of a cluster add up their sums
+_WIDE_LINEAR: Final = 1.06  # tiles of more than 160 tokens in linears of many waves, against that table
+SPLIT_ITEM: Final = 1.0  # microseconds more where blocks of a cluster add up their sums
 SPLITS: Final = (2, 4)
 _SPLIT_TILES: Final = (Tile(32, 2, 1), Tile(64, 2, 1), Tile(128, 2, 1))
 
 
 def cost(tile: Tile, k: int, waves: float) -> float:
     """Estimate the microseconds of a GEMM of k columns that keeps every multiprocessor busy so many times."""
-    whole = Tile(tile.nt, tile.wg, tile.mb)
-    return waves * (k / TILE / tile.split * COST[whole] + (ITEM if tile.split == 1 else SPLIT_ITEM))
+    column, item = COST[Tile(tile.nt, tile.wg, tile.mb)]
+    return waves * (k / TILE / tile.split * column + item + (SPLIT_ITEM if tile.split > 1 else 0.0))
 
 
 @lru_cache(maxsize=4096)
 def linear_tile(m: int, n: int, k: int) -> Tile:
     """Return the variant of a linear of n and k for m tokens."""
-    fitting = [tile for tile in linear_variants() if tile.split <= k // TILE]
-    return min(
-        fitting,
-        key=lambda tile: cost(
-            tile, k, math.ceil(tile.blocks(n) * -(-m // tile.nt) * tile.split / MULTIPROCESSORS)
-        ),
-    )
+    return min(linear_variants(), key=lambda tile: linear_cost(tile, m, n, k))
+
+
+def linear_cost(tile: Tile, m: int, n: int, k: int) -> float:
+    """Estimate the microseconds of a linear; infinite where the variant cannot run."""
+    if tile.split > k // TILE:
+        return math.inf
+    waves = math.ceil(tile.blocks(n) * -(-m // tile.nt) * tile.split / MULTIPROCESSORS)
+    return cost(tile, k, waves) * (_WIDE_LINEAR if tile.nt > 160 and waves > 1 else 1.0)
 
 
 @lru_cache(maxsize=4096)
@@ -191,6 +193,7 @@ __all__ = [
     "Tile",
     "cost",
     "expected_tiles",
+    "linear_cost",
     "linear_tile",
     "linear_variants",
     "moe_tiles",
