@@ -13,8 +13,8 @@ from pathlib import Path
 
 from linked import members
 
-# For backends: backend, kernels, problem, shapes, format, testing. For integrations: config, loader, load_report, modules,
-# select, rules. For everybody: errors.
+# For backends: backend, kernels, problem, shapes, format, testing. For integrations: config, loader, load_report,
+# modules, select, rules. For everybody: errors.
 BUILT_ON = (
     "backend",
     "config",

@@ -20,7 +20,7 @@ from mxfp4_cuda_marlin.kernels.tiles import Tile
 class Structure(Protocol):
     """A structure of cuda.bindings, passed by value."""
 
-    def getPtr(self) -> int:  # noqa: N802 - the name that cuda.bindings gives it
+    def getPtr(self) -> int:
         """Return where it is."""
         ...
 
@@ -56,7 +56,7 @@ def decode(device: torch.device, few: Few, mode: int, small_scales: bool) -> Any
 
 
 def routing(device: torch.device, name: str, cluster: int = 1) -> Any:
-    """Return ``route`` for a cluster of so many blocks, ``gather`` or ``combine``, compiled and loaded on ``device``."""
+    """Return ``route`` for a cluster of so many blocks, ``gather`` or ``combine``, loaded on ``device``."""
     key = (device.index, name, cluster)
     found = _functions.get(key)
     if found is None:

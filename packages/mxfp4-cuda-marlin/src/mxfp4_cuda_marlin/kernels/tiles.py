@@ -83,8 +83,8 @@ class Tile:
         return items * self.split if self.split > 1 else min(items, MULTIPROCESSORS)
 
 
-# What an item of each variant costs while every multiprocessor has one: microseconds of 64 columns, and those that do not
-# depend on the columns (bench/hopper_tiles.py).
+# What an item of each variant costs while every multiprocessor has one: microseconds of 64 columns, and those that do
+# not depend on the columns (bench/hopper_tiles.py).
 COST: Final = {
     Tile(32, 2, 1): (0.216, 1.1),
     Tile(32, 4, 1): (0.355, 1.3),
