@@ -38,7 +38,7 @@ def _one(problem: Problem, m: int) -> tuple[str, Mapping[str, int | str]]:
         return "decode mma.sync", {
             "tile_tokens": few.tokens,
             "tile_features": few.features,
-            "splits": few.teams,
+            "splits": few.warps,
         }
     tile: Tile = linear_tile(m, n, k)
     return "gemm wgmma", {"tile_tokens": tile.nt, "tile_features": tile.features, "splits": tile.split}

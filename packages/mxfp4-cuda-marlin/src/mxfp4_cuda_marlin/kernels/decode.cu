@@ -1,11 +1,10 @@
 // Few tokens: out = x * W^T where reading W is what takes time. W in the layout of layout.py.
 //
 // Weights are the A operand of mma.sync, widened in registers straight from global memory; tokens are the B operand,
-// copied by each team of warps into its own ring. Nothing joins the teams of a block before the end, when their parts of
-// the sum over k are added in a fixed order. Defined on the command line:
+// copied by each warp into its own ring. Warps divide k, and nothing joins those of a block before the end, when their parts
+// of the sum are added in a fixed order. Defined on the command line:
 //   NT tokens in a tile; ONE 1 if a tile is one token (then NT is 8, of which seven columns hold nothing);
-//   G groups of 16 rows for each warp; WR warps beside each other in rows, which share the tokens; WK such teams, which
-//   divide k; DEPTH tiles of a warp in flight; OCC blocks per multiprocessor;
+//   G groups of 16 rows of a block; WARPS that divide k; DEPTH tiles of each in flight; OCC blocks per multiprocessor;
 //   MODE 0 linear, 1 gate-up with the gated activation, 2 down for slots, with the weights of the router,
 //   3 down for all slots of a token, summed in their order;
 //   SMALL 1 if every scale byte is at most 128, else weights are multiplied twice.
@@ -17,14 +16,13 @@ DEV void load16(u32 (&w)[4], const u8* from) {
 DEV void load4(u32& w, const u8* from) { asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(w) : "l"(from)); }
 
 constexpr u32 XB = ONE ? 128 : NT * 128;                           // tokens of a tile of 64 columns
-constexpr int XD = DEPTH < 2 ? 2 : DEPTH;                          // such tiles in flight
-constexpr int XS = WR == 1 ? XD : XD + 1;                          // and in the ring of a team
-constexpr int CP = ((ONE ? 1 : NT) * 8 + WR * 32 - 1) / (WR * 32); // 16-byte copies of a thread
-constexpr u32 PART = WR * G * (ONE ? 64 : NT * 64);                // what a team adds to the sum, float32
-constexpr u32 TEAM = XS * XB > PART ? XS * XB : PART;
+constexpr int XD = DEPTH < 2 ? 2 : DEPTH;                          // such tiles in the ring of a warp
+constexpr int CP = ONE ? 1 : NT / 4;                               // 16-byte copies of a thread for one of them
+constexpr u32 PART = G * (ONE ? 64 : NT * 64);                     // what a warp adds to the sum, float32
+constexpr u32 OWN = XD * XB > PART ? XD * XB : PART;               // shared memory of a warp
 constexpr int SLOTS = 32;                                          // of one token, MODE 3
 
-extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
     const u8* __restrict__ codes, const u8* __restrict__ scales, const u16* __restrict__ x, u16* __restrict__ out,
     const u16* __restrict__ bias, const int* __restrict__ ids, const int* __restrict__ expert_map,
     const int* tile_expert, const int* rows, const int* num_tiles, const float* __restrict__ weights,
@@ -33,10 +31,9 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
   __shared__ int row_of[MODE == 3 ? SLOTS : NT];
   __shared__ int expert_of[MODE == 3 ? SLOTS : 1];
   __shared__ float weight_of[MODE == 3 ? SLOTS : 1];
-  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, wk = warp / WR, wr = warp % WR;
-  const int KT = k / 64, strips = n / 64, blocks = (strips * 4 + WR * G - 1) / (WR * G), tile = blockIdx.x / blocks, block = blockIdx.x % blocks;
-  int group = (block * WR + wr) * G;                          // first group of 16 rows of this warp
-  if (group >= strips * 4) group = 0;                              // nothing to do; computes what nobody stores
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+  const int KT = k / 64, strips = n / 64, blocks = strips * 4 / G, tile = blockIdx.x / blocks;
+  const int group = blockIdx.x % blocks * G;                       // first group of 16 rows
   int expert = 0, count = 1;
   auto expert_at = [&](int slot) {
     int e = ids[slot];
@@ -66,9 +63,9 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
   }
   if (!ONE) __syncthreads();
 
-  const int units = count * KT, mine = units > wk ? (units - wk + WK - 1) / WK : 0;
+  const int units = count * KT, mine = units > warp ? (units - warp + WARPS - 1) / WARPS : 0;
   u32 w[DEPTH][G][4], sc[DEPTH]; float factor[DEPTH];
-  const u8 *pc, *ps; int kt = wk, slot = 0;
+  const u8 *pc, *ps; int kt = warp, slot = 0;
   const int scale_at = (group & 3) * 32 + (G == 4 ? lane : G == 2 ? lane & 15 : lane >> 2) * 4;
   auto seek = [&]() {
     const long long at = ((long long)expert * strips + (group >> 2)) * KT + kt;
@@ -86,18 +83,18 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
     load4(sc[s], ps);
   };
   auto next = [&]() {
-    kt += WK;
-    if (MODE == 3 && kt >= KT) enter(); else { pc += WK * 2048; ps += WK * 128; }
+    kt += WARPS;
+    if (MODE == 3 && kt >= KT) enter(); else { pc += WARPS * 2048; ps += WARPS * 128; }
   };
   // The copies of x follow on their own, so that weights can be on their way before x exists.
-  const u32 ring = shared_address(smem) + wk * TEAM, pitch = 2 * (u32)k;
-  const int chunk = wr * 32 + lane, ch = chunk & 7, r0 = chunk >> 3;   // 16 bytes of row r0, then every 4 * WR rows
+  const u32 ring = shared_address(smem) + warp * OWN, pitch = 2 * (u32)k;
+  const int ch = lane & 7, r0 = lane >> 3;                         // 16 bytes of row r0, then of every fourth
   const u32 to = ring + (ONE ? ch * 16 : r0 * 128 + ((ch ^ (r0 & 7)) << 4));
-  int row[CP], xkt = wk, xslot = 0;
-  const u8* from = (const u8*)x + wk * 128ll + ch * 16;
+  int row[CP], xkt = warp, xslot = 0;
+  const u8* from = (const u8*)x + warp * 128ll + ch * 16;
 #pragma unroll
   for (int i = 0; i < CP; ++i) {
-    const int r = r0 + i * 4 * WR;
+    const int r = r0 + i * 4;
     row[i] = r >= (ONE ? 1 : NT) ? -1 : MODE == 3 ? 0 : !ONE ? row_of[r] : MODE == 0 ? tile : tile / top_k;
     if (MODE == 1 && !ONE && row[i] >= 0) row[i] /= top_k;
   }
@@ -108,9 +105,9 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
   auto fetch_x = [&](u32 stage) {
 #pragma unroll
     for (int i = 0; i < CP; ++i)
-      if (row[i] >= 0) copy16((WR == 1 && i % 2 ? to ^ 64 : to) + i * WR * 512 + stage, from + (u64)(u32)row[i] * pitch);
-    xkt += WK;
-    if (MODE == 3 && xkt >= KT) enter_x(); else from += WK * 128;
+      if (row[i] >= 0) copy16((i % 2 ? to ^ 64 : to) + i * 512 + stage, from + (u64)(u32)row[i] * pitch);
+    xkt += WARPS;
+    if (MODE == 3 && xkt >= KT) enter_x(); else from += WARPS * 128;
   };
   auto commit = [&]() { asm volatile("cp.async.commit_group;" ::: "memory"); };
 
@@ -130,14 +127,14 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
       for (int c = 0; c < 4; ++c) acc[g][i][c] = 0.f;
 
   const u32 r = lane & 7, at0 = ring + (ONE ? (lane >> 3) * 16 : r * 128 + (((lane >> 3) ^ r) << 4)), at1 = at0 ^ 64;
-  u32 read = 0, write = WR == 1 ? 0 : XD * XB;                     // stages of the ring
+  u32 stage = 0;
   for (int i0 = 0; i0 < mine; i0 += DEPTH) {
 #pragma unroll
     for (int s = 0; s < DEPTH; ++s) {
       const int left = mine - i0 - s;
       if (left > 0) {
         asm volatile("cp.async.wait_group %0;" :: "n"(XD - 1) : "memory");
-        if (WR == 1) __syncwarp(); else asm volatile("bar.sync %0, %1;" :: "r"(wk + 1), "n"(WR * 32) : "memory");
+        __syncwarp();
         u32 xb[NT / 8][8];
 #pragma unroll
         for (int i = 0; i < NT / 8; ++i)
@@ -145,12 +142,11 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
           for (int h = 0; h < 2; ++h)
             asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
               : "=r"(xb[i][4 * h]), "=r"(xb[i][4 * h + 1]), "=r"(xb[i][4 * h + 2]), "=r"(xb[i][4 * h + 3])
-              : "r"((h ? at1 : at0) + read + i * 1024) : "memory");
-        if (WR == 1) __syncwarp();
-        if (left > XD) fetch_x(write);
+              : "r"((h ? at1 : at0) + stage + i * 1024) : "memory");
+        __syncwarp();
+        if (left > XD) fetch_x(stage);
         commit();
-        read = read == (XS - 1) * XB ? 0 : read + XB;
-        write = write == (XS - 1) * XB ? 0 : write + XB;
+        stage = stage == (XD - 1) * XB ? 0 : stage + XB;
         float part[G][NT / 8][4];
 #pragma unroll
         for (int g = 0; g < G; ++g) {
@@ -184,26 +180,25 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
     }
   }
 
-  // Parts of the teams to shared memory, over the ring of each; then their sum, from team 0 on.
+  // The parts to shared memory, over the ring of each warp; then their sum, from warp 0 on.
   asm volatile("cp.async.wait_all;" ::: "memory");
-  if (WR == 1) __syncwarp(); else asm volatile("bar.sync %0, %1;" :: "r"(wk + 1), "n"(WR * 32) : "memory");
-  float* part = (float*)(smem + wk * TEAM);
+  __syncwarp();
+  float* part = (float*)(smem + warp * OWN);
   if (ONE) {
     if ((lane & 3) == 0) {
 #pragma unroll
-      for (int g = 0; g < G; ++g) { part[(wr * G + g) * 16 + (lane >> 2)] = acc[g][0][0]; part[(wr * G + g) * 16 + 8 + (lane >> 2)] = acc[g][0][2]; }
+      for (int g = 0; g < G; ++g) { part[g * 16 + (lane >> 2)] = acc[g][0][0]; part[g * 16 + 8 + (lane >> 2)] = acc[g][0][2]; }
     }
   } else {
 #pragma unroll
     for (int g = 0; g < G; ++g)
 #pragma unroll
       for (int i = 0; i < NT / 8; ++i)
-        ((float4*)part)[((wr * G + g) * (NT / 8) + i) * 32 + lane] = make_float4(acc[g][i][0], acc[g][i][1], acc[g][i][2], acc[g][i][3]);
+        ((float4*)part)[(g * (NT / 8) + i) * 32 + lane] = make_float4(acc[g][i][0], acc[g][i][1], acc[g][i][2], acc[g][i][3]);
   }
   __syncthreads();
   auto store = [&](int q, int r, int slot, float v0, float v1) {   // rows r and r + 8 of group q of the block
-    const int first = (block * WR * G + q) * 16 + r;
-    if (first >= n) return;
+    const int first = (group + q) * 16 + r;
     if (MODE == 3) {
       if (bias) for (int j = 0; j < count; ++j) {
         const u16* b = bias + (long long)expert_of[j] * n + first;
@@ -219,21 +214,21 @@ extern "C" __global__ void __launch_bounds__(32 * WR * WK, OCC) decode(
     }
   };
   if (ONE) {
-    for (int e = tid; e < WR * G * 8; e += 32 * WR * WK) {
+    for (int e = tid; e < G * 8; e += 32 * WARPS) {
       const int q = e >> 3, r = e & 7;
       float v0 = 0.f, v1 = 0.f;
 #pragma unroll
-      for (int g = 0; g < WK; ++g) { const float* p = (const float*)(smem + g * TEAM) + q * 16 + r; v0 += p[0]; v1 += p[8]; }
+      for (int g = 0; g < WARPS; ++g) { const float* p = (const float*)(smem + g * OWN) + q * 16 + r; v0 += p[0]; v1 += p[8]; }
       store(q, r, tile, v0, v1);
     }
   } else {
-    for (int e = tid; e < WR * G * (NT / 8) * 32; e += 32 * WR * WK) {
+    for (int e = tid; e < G * (NT / 8) * 32; e += 32 * WARPS) {
       const int l = e & 31, i = (e >> 5) % (NT / 8), q = (e >> 5) / (NT / 8);
       const int s0 = row_of[i * 8 + (l & 3) * 2], s1 = row_of[i * 8 + (l & 3) * 2 + 1];
       if (s0 < 0 && s1 < 0) continue;
       float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
-      for (int g = 0; g < WK; ++g) { const float4 p = ((const float4*)(smem + g * TEAM))[e]; v.x += p.x; v.y += p.y; v.z += p.z; v.w += p.w; }
+      for (int g = 0; g < WARPS; ++g) { const float4 p = ((const float4*)(smem + g * OWN))[e]; v.x += p.x; v.y += p.y; v.z += p.z; v.w += p.w; }
       if (s0 >= 0) store(q, l >> 2, s0, v.x, v.z);
       if (s1 >= 0) store(q, l >> 2, s1, v.y, v.w);
     }

@@ -20,39 +20,36 @@ class Few:
 
     Attributes:
         tokens: in a tile: 1, 8, 16 or 32.
-        groups: of 16 rows, for each warp: 1, 2 or 4.
-        teams: of warps, which divide k.
+        groups: of 16 rows: 1, 2 or 4.
+        warps: of a block, which divide k.
         blocks: that share a multiprocessor.
-        across: warps of a team, beside each other in rows.
         depth: tiles of 64 columns in flight for each warp.
     """
 
     tokens: int
     groups: int
-    teams: int
+    warps: int
     blocks: int
-    across: int = 1
     depth: int = 2
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * self.across * self.teams
+        return 32 * self.warps
 
     @property
     def features(self) -> int:
         """Output features of a block."""
-        return 16 * self.groups * self.across
+        return 16 * self.groups
 
     def blocks_of(self, n: int) -> int:
         """Return how many blocks n features are."""
-        return -(-n // self.features)
+        return n // self.features
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block: for each team its tokens in flight, then its part of the sum."""
-        stages = max(2, self.depth) + (self.across > 1)
-        return self.teams * self.tokens * max(128 * stages, 4 * self.features)
+        """Dynamic shared memory of a block: for each warp its tokens in flight, then its part of the sum."""
+        return self.warps * self.tokens * max(128 * max(2, self.depth), 4 * self.features)
 
     def defines(self, mode: int, small_scales: bool) -> dict[str, int]:
         """Return the macros of this variant; see the first lines of ``decode.cu``."""
@@ -60,8 +57,7 @@ class Few:
             "NT": max(self.tokens, 8),
             "ONE": int(self.tokens == 1),
             "G": self.groups,
-            "WR": self.across,
-            "WK": self.teams,
+            "WARPS": self.warps,
             "DEPTH": self.depth,
             "OCC": self.blocks,
             "SMALL": int(small_scales),
@@ -77,7 +73,7 @@ _LINEAR: Final = (
     (66, (*_NARROW, (32, Few(32, 2, 16, 1)), (64, Few(32, 2, 8, 2)))),
     (132, ((1, Few(1, 4, 28, 1, depth=1)), (8, Few(8, 4, 28, 1, depth=1)), (16, Few(16, 4, 16, 1)))),
     (264, ((1, Few(1, 4, 16, 2, depth=1)), (8, Few(8, 4, 8, 2)), (16, Few(16, 4, 8, 2)))),
-    (1 << 31, ((8, Few(8, 2, 4, 7)), (16, Few(16, 4, 4, 2, across=2)))),
+    (1 << 31, ((8, Few(8, 2, 4, 7)), (16, Few(16, 4, 4, 4)))),
 )
 
 # Experts with one token a tile: each slot is a tile of gate-up, and down sums over the slots of a token itself.
@@ -86,8 +82,7 @@ _EACH_DOWN: Final = ((33, Few(1, 1, 24, 1, depth=4)), (1 << 62, Few(1, 2, 24, 1)
 # Slots grouped by expert: up to this many blocks, of 64 features and one expert each, more warps divide k.
 _BY_8: Final = ((264, Few(8, 4, 16, 1)), (528, Few(8, 4, 8, 3, depth=1)), (1 << 62, Few(8, 4, 4, 7, depth=1)))
 # The same up to this many columns.
-_BY_16_UP: Final = ((2048, Few(16, 4, 4, 5, depth=1)), (1 << 62, Few(16, 4, 2, 4, across=2)))
-_BY_16_DOWN: Final = ((2048, Few(16, 4, 4, 5, depth=1)), (1 << 62, Few(16, 4, 4, 2, across=2)))
+_BY_16: Final = ((2048, Few(16, 4, 4, 5, depth=1)), (1 << 62, Few(16, 4, 4, 4)))
 _MOST_BY_8: Final = 4  # tokens that an expert gets on average
 _MOST_BY_16: Final = 12
 
@@ -119,7 +114,7 @@ def moe_few(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Few, Few]
         active = min(slots, experts)
         up, down = _up_to(_BY_8, active * up_strips), _up_to(_BY_8, active * down_strips)
     else:
-        up, down = _up_to(_BY_16_UP, k), _up_to(_BY_16_DOWN, n)
+        up, down = _up_to(_BY_16, k), _up_to(_BY_16, n)
     if up is None or down is None or (slots > _MOST_BY_16 * experts and up.tokens > 1):
         return None
     return up, down
@@ -133,8 +128,7 @@ def linear_fews() -> list[Few]:
 def moe_fews() -> list[tuple[Few, Few]]:
     """Return pairs of variants for a MoE layer that have each that it may use."""
     each = [(up, down) for (_, up), (_, down) in zip(_EACH_UP, _EACH_DOWN, strict=True)]
-    by_16 = [(up, down) for (_, up), (_, down) in zip(_BY_16_UP, _BY_16_DOWN, strict=True)]
-    return [*each, *((few, few) for _, few in _BY_8), *by_16]
+    return [*each, *((few, few) for _, few in (*_BY_8, *_BY_16))]
 
 
 __all__ = ["TOKEN", "TOP_K_MOST", "Few", "linear_few", "linear_fews", "moe_few", "moe_fews"]
