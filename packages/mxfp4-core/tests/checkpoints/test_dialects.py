@@ -140,6 +140,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], str]] =
     "another logical shape": (PAIR, native(shapes={"a.weight": [4, 20]}), "[4, 20]"),
     "a shape of nothing": (PAIR, native(shapes={"b.weight": [4, 64]}), "'b.weight', which is not quantised"),
     "shapes that are a list": (PAIR, native(shapes=[1]), "shapes"),
+    "shapes that are one shape": (PAIR, native(shapes=[4, 64]), "shapes"),
     "shapes of text": (PAIR, native(shapes={"a.weight": ["x"]}), "shapes"),
     "transposed nothing": (PAIR, native(transposed=["b.weight"]), "'b.weight', which is not quantised"),
     "transposed number": (PAIR, native(transposed=3), "transposed"),

@@ -89,8 +89,7 @@ def shape_table(dialect: str, described: Mapping[str, Any], key: str) -> dict[st
     value = described.get(key)
     if value is None:
         return {}
-    rows = value.values() if isinstance(value, dict) else [value]
-    for row in rows:
+    for row in value.values() if isinstance(value, dict) else [None]:
         if (
             not isinstance(row, list)
             or len(row) < 2
