@@ -3,14 +3,15 @@
     python bench/hopper_tiles.py [--others]
 
 Every multiprocessor gets the same number of items, once few and once many, with few columns and with many: the
-differences are the microseconds of 64 columns and those of an item whatever its depth. The last figure is that of 64
-columns after some 50 ms of the same work, when the device is at its limit of power. Gate-up, random weights.
+differences are the microseconds of 64 columns and those of an item whatever its depth. *Sustained*, and the speed that
+follows from it, is that of 64 columns after some 50 ms of the same work, when the device is at its limit of power.
+Gate-up, random weights.
 ``--others`` adds variants that the table does not have.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 
 import torch
@@ -21,8 +22,6 @@ from mxfp4_cuda_marlin.kernels.tiles import GATE_UP, MULTIPROCESSORS, Tile, moe_
 
 SHALLOW, DEEP = 768, 4096
 FEW, MANY = 1, 4
-
-
 LONG = 32  # tiles of the run at the limit of power
 OTHERS = [Tile(208), *(Tile(nt, 3, 2) for nt in (32, 48, 64, 96))]
 
@@ -64,11 +63,14 @@ def sustained(run: Callable[[], None]) -> float:
 
 def main() -> None:
     """Print one row for each variant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--others", action="store_true", help="also variants that the table does not have")
+    others = parser.parse_args().others
     require_sm90()
     print(f"{torch.cuda.get_device_name()}, {MULTIPROCESSORS} multiprocessors, torch {torch.__version__}\n")
     print("| tokens | warpgroups | strips | us of 64 columns | us of an item | sustained | TFLOP/s |")
     print("|--:|--:|--:|--:|--:|--:|--:|")
-    for tile in [*moe_variants(), *(OTHERS if "--others" in sys.argv else [])]:
+    for tile in [*moe_variants(), *(OTHERS if others else [])]:
         (a, b), (c, d) = [
             [microseconds(prepare(tile, k, tiles)) for tiles in (FEW, MANY)] for k in (SHALLOW, DEEP)
         ]

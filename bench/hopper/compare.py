@@ -29,19 +29,33 @@ LARGEST_ERROR = 5e-2  # a kernel that is further from FP32 computes something el
 def arguments(about: str, shapes: Collection[str], tokens: Sequence[int]) -> argparse.ArgumentParser:
     """Return the options that both benchmarks have."""
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--shapes", nargs="+", choices=shapes, default=list(shapes), metavar="SHAPE")
-    parser.add_argument("--m", type=int, nargs="+", default=list(tokens), help="numbers of tokens")
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        choices=shapes,
+        default=list(shapes),
+        metavar="SHAPE",
+        help=f"of {', '.join(map(repr, shapes))}; all if left out",
+    )
+    parser.add_argument(
+        "--m", type=int, nargs="+", default=list(tokens), help="numbers of tokens (default: %(default)s)"
+    )
     parser.add_argument(
         "--peers",
         type=_names,
         default=list(peers.NAMES),
-        help=f"comma-separated, of {', '.join(peers.NAMES)}, or none",
+        help=f"comma-separated, of {', '.join(peers.NAMES)}, or none; all if left out",
     )
     folder = os.environ.get("MXFP4_PEERS")
     parser.add_argument(
-        "--peer-path", type=Path, default=Path(folder) if folder else None, help="folder of unpacked wheels"
+        "--peer-path",
+        type=Path,
+        default=Path(folder) if folder else None,
+        help="folder of unpacked wheels; $MXFP4_PEERS if left out",
     )
-    parser.add_argument("--l2", choices=["cold", "warm"], default="cold", help="L2 cache before each replay")
+    parser.add_argument(
+        "--l2", choices=["cold", "warm"], default="cold", help="L2 cache before each replay (default: cold)"
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file, too")
     return parser
 
@@ -66,6 +80,7 @@ class Session:
         peak: TFLOP/s.
         flush: see ``timing.microseconds``.
         rows: results so far.
+        header: of the JSON file: date, device, versions, ceilings.
     """
 
     names: Sequence[str]

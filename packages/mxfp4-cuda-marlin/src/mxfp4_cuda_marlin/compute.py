@@ -93,7 +93,7 @@ def moe(
 
 
 def moe_bytes(m: int, top_k: int, experts: int, n: int, k: int) -> int:
-    """Return the memory that a MoE layer needs beside its inputs and its output; a linear needs none.
+    """Return the bytes of the workspaces of a MoE layer, without tables of a few integers a slot; a linear has none.
 
     Args:
         m: tokens.

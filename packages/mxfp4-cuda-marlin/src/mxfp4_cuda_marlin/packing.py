@@ -17,7 +17,7 @@ from torch import Tensor
 _STEP_BYTES: Final = 1 << 25
 """Codes and scales in the buffer of ``pack_over``; one strip or one expert where that is more."""
 
-_ON_GPU: Final = frozenset({"cuda"})
+_ON_GPU: Final = frozenset({"cuda"})  # as torch calls AMD's, too
 
 
 def usable(tensor: Tensor) -> bool:

@@ -16,9 +16,8 @@ from mxfp4_cuda_marlin.kernels.few import TOKEN, Few
 from mxfp4_cuda_marlin.kernels.tiles import DOWN, GATE_UP, LINEAR
 
 _NO_GATE = (1.0, math.inf, 0.0)
-_Tables = tuple[
-    Tensor | None, ...
-]  # ids, map, expert and slots of each tile, count of tiles, weights of the router
+# Ids, map, expert and slots of each tile, count of tiles, weights of the router.
+_Tables = tuple[Tensor | None, ...]
 
 
 def linear(x: Tensor, weight: Weight, out: Tensor, few: Few) -> None:

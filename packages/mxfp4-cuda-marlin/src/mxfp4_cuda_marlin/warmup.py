@@ -1,4 +1,4 @@
-"""Every kernel that NVRTC compiles for linear and MoE, for ``mxfp4 warmup``; Triton keeps the quantizer's."""
+"""Every kernel that NVRTC compiles for linear and MoE, for ``mxfp4 warmup``; Triton keeps its own."""
 
 from __future__ import annotations
 
@@ -21,14 +21,24 @@ def programs() -> Iterator[tuple[str, str, Mapping[str, int]]]:
     pairs = {(tile, LINEAR) for tile in linear_variants()}
     pairs |= {(tile, mode) for tile in moe_variants() for mode in (GATE_UP, DOWN)}
     for tile, mode in sorted(pairs, key=_cost, reverse=True):
-        yield f"gemm {_MODES[mode]} {tile}", source.gemm(tile.nt), tile.defines(mode, True)
+        cut = f", k in {tile.split}" if tile.split > 1 else ""
+        name = f"gemm {_MODES[mode]}: {tile.nt} tokens x {tile.features} features, {tile.wg} warpgroups{cut}"
+        yield name, source.gemm(tile.nt), tile.defines(mode, True)
     fews = {(few, LINEAR) for few in linear_fews()}
     for up, down in moe_fews():
         fews |= {(up, GATE_UP), (down, TOKEN if down.tokens == 1 else DOWN)}
     for few, mode in sorted(fews, key=lambda pair: (pair[0].tokens, pair[0].threads, pair[1]), reverse=True):
-        yield f"decode {_MODES[mode]} {few}", source.decode(), few.defines(mode, True)
+        shape = (
+            f"{few.tokens} token{'s' if few.tokens > 1 else ''} x {few.features} features, {few.warps} warps"
+        )
+        name = f"decode {_MODES[mode]}: {shape}, {few.depth} deep, {few.blocks} on a multiprocessor"
+        yield name, source.decode(), few.defines(mode, True)
     for cluster in (1, 8):
-        yield f"route, gather, combine, {cluster=}", source.routing(), {"CLUSTER": cluster}
+        yield (
+            f"route, gather, combine: {cluster} block{'s' if cluster > 1 else ''} in a cluster",
+            source.routing(),
+            {"CLUSTER": cluster},
+        )
 
 
 def kernels() -> Kernels:

@@ -3,7 +3,7 @@
 // Weights are the A operand of mma.sync, widened in registers straight from global memory; tokens are the B operand,
 // copied by each warp into its own ring. Warps divide k, and nothing joins those of a block before the end, when their parts
 // of the sum are added in a fixed order. Defined on the command line:
-//   NT tokens in a tile; ONE 1 if a tile is one token (then NT is 8, of which seven columns hold nothing);
+//   NT tokens in a tile; ONE 1 if a tile is one token (then NT is 8, and all eight columns hold it);
 //   G groups of 16 rows of a block; WARPS that divide k; DEPTH tiles of each in flight; OCC blocks per multiprocessor;
 //   MODE 0 linear, 1 gate-up with the gated activation, 2 down for slots, with the weights of the router,
 //   3 down for all slots of a token, summed in their order;

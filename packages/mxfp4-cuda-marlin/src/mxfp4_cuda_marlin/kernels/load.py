@@ -166,13 +166,13 @@ def launch(
     """Launch on torch's current stream of the current device.
 
     Args:
-        function: from ``gemm``, ``routing`` or ``load``.
+        function: from ``gemm``, ``decode`` or ``routing``.
         grid: blocks.
         threads: of a block.
         shared: bytes of dynamic shared memory.
         *arguments: tensors and None become pointers, int a C int, float a C float, structures go by value.
         overlap: start before the previous kernel of the stream has ended. That kernel must be of this package too, and
-            this one must begin with ``wait_for_previous`` (ptx.cuh).
+            this one must call ``wait_for_previous`` (ptx.cuh) before it reads what that one wrote.
 
     Raises:
         BackendError: the driver refuses the launch.

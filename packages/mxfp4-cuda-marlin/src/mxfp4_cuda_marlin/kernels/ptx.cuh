@@ -28,8 +28,9 @@ DEV void copy_out(void* to, u32 from, u32 bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(to), "r"(from), "r"(bytes) : "memory");
 }
 
-// Programmatic dependent launch. Every kernel waits, so that what a kernel before the previous one wrote has arrived, too. What an earlier
-// kernel of a call wrote must not be read through __restrict__: such loads may move before the wait.
+// Programmatic dependent launch. A kernel that overlaps waits before it reads what the previous one wrote. That one has waited before it let
+// this one start, so what the kernels before it wrote has arrived without a wait. What an earlier kernel of a call wrote must not be read
+// through __restrict__: such loads may move before the wait.
 DEV void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEV void allow_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 

@@ -11,7 +11,7 @@ from mxfp4_cuda_marlin.layout import TILE
 
 MULTIPROCESSORS: Final = 132
 _SHARED: Final = 226 * 1024  # of the 227 KiB that a block may have
-_STATIC: Final = 3 * 1024  # barriers and tables of slots
+_STATIC: Final = 3 * 1024  # at most, for barriers and the weights of the router
 
 LINEAR, GATE_UP, DOWN = 0, 1, 2
 """Modes of the GEMM, as ``gemm.cu`` numbers them."""
@@ -104,7 +104,9 @@ COST: Final = {
     Tile(224, 2, 1): (0.550, 2.0),
     Tile(256, 2, 1): (0.632, 2.4),
 }
-_WIDE_LINEAR: Final = 1.06  # tiles of more than 160 tokens in linears of many waves, against that table
+_WIDE_LINEAR: Final = (
+    1.06  # tiles of more than 160 tokens in linears of more than one wave, against that table
+)
 SPLIT_ITEM: Final = 1.0  # microseconds more where blocks of a cluster add up their sums
 SPLITS: Final = (2, 4)
 _SPLIT_TILES: Final = (Tile(32, 2, 1), Tile(64, 2, 1), Tile(128, 2, 1))
