@@ -94,26 +94,24 @@ class DeviceQuantizers:
 
     def start(self, profiles: Iterable[str], dtype: torch.dtype) -> None:
         """Let a thread load the kernels that this load will need, which takes a while, long before they are needed."""
-        each = [
-            (name, device) for device in self._backends if device != "cpu" for name in dict.fromkeys(profiles)
-        ]
-
-        earlier = self._started
+        names, earlier = list(dict.fromkeys(profiles)), self._started
+        each = [(name, device) for device in self._backends if device != "cpu" for name in names]
 
         def load() -> None:
             if earlier is not None:  # two threads would do the same work twice
                 earlier.join()
+            # Triton reads and hashes 400 MB of itself before its first kernel, in pieces of 1 MB, hence quick turns.
             # Whatever is wrong comes up again where a weight is quantised, and belongs there.
-            # Triton reads and hashes 400 MB of itself before its first kernel, in pieces of 1 MB.
             with contextlib.suppress(Exception), quick_turns():
                 for profile, device in each:
+                    chosen = device_quantizer(self._backends[device], profile, dtype, device)
+                    if chosen.backend is None:
+                        continue
                     weight = torch.zeros(1, BLOCK, dtype=dtype, device=device)
                     codes, scales = (
                         torch.empty(1, size, dtype=torch.uint8, device=device) for size in (BLOCK // 2, 1)
                     )
-                    chosen = device_quantizer(self._backends[device], profile, dtype, device)
-                    if chosen.backend is not None:
-                        chosen.into(weight, codes, scales)
+                    chosen.into(weight, codes, scales)
 
         if each:
             self._started = threading.Thread(target=load, name="mxfp4-kernels")
