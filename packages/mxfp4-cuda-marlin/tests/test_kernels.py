@@ -14,6 +14,7 @@ from mxfp4_core.errors import BackendError, OutputError
 from mxfp4_core.kernels import compile_all
 from mxfp4_cuda_marlin import backend
 from mxfp4_cuda_marlin.kernels import build, load, source, tiles
+from mxfp4_cuda_marlin.kernels import few as few_tables
 
 
 class Compiler:
@@ -161,10 +162,16 @@ def test_warmup_compiles_every_variant_once(compiler: Compiler) -> None:
     assert len(done) == compiler.count == len(list(build.cache_folder().iterdir()))
     assert {one.state for one in compile_all(backend.kernels().kernels, jobs=8)} == {"cached"}
     assert len(done) == compiler.count
-    tiles_of_gemms = {(tile, mode) for tile in tiles.linear_variants() for mode in (tiles.LINEAR,)}
+    tiles_of_gemms = {(tile, tiles.LINEAR) for tile in tiles.linear_variants()}
     tiles_of_gemms |= {(tile, mode) for tile in tiles.moe_variants() for mode in (tiles.GATE_UP, tiles.DOWN)}
     for tile, mode in tiles_of_gemms:  # the names under which a call looks them up
         assert build.is_kept(source.gemm(tile.nt), tile.defines(mode, True))
+    decodes = {(few, tiles.LINEAR) for few in few_tables.linear_fews()}
+    decodes |= {(up, tiles.GATE_UP) for up, _ in few_tables.moe_fews()}
+    decodes |= {
+        (down, few_tables.TOKEN if down.tokens == 1 else tiles.DOWN) for _, down in few_tables.moe_fews()
+    }
+    assert all(build.is_kept(source.decode(), few.defines(mode, True)) for few, mode in decodes)
     assert all(build.is_kept(source.routing(), {"CLUSTER": blocks}) for blocks in (1, 8))
 
 
