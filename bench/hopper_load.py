@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import statistics
 import tempfile
@@ -32,8 +33,8 @@ from typing import Any
 
 import torch
 import transformers
-from hopper.timing import relative_error
-from safetensors.torch import save_file
+from hopper.timing import has_sm90, relative_error
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 from transformers.models.qwen3 import modeling_qwen3  # noqa: F401 (loaded before the fork)
 from transformers.models.qwen3_moe import modeling_qwen3_moe  # noqa: F401
@@ -177,11 +178,6 @@ def apart(target: Callable[..., Any], *arguments: Any) -> Any:
         process.join()
 
 
-def has_sm90() -> bool:
-    """Say whether this machine has the GPU that is needed."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-
-
 def read_files(folder: Path) -> None:
     """Bring all files into the page cache."""
     for path in folder.glob("*.safetensors"):
@@ -193,8 +189,6 @@ def read_files(folder: Path) -> None:
 
 def drop_cache() -> None:
     """Drop the page cache; needs root."""
-    import os
-
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
 
@@ -229,7 +223,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
             cold[f"{name}_cold_seconds"] = apart(load, folder, quantise, None).seconds
             print(f"{kind}: cold {name} {cold[f'{name}_cold_seconds']:.2f} s", flush=True)
         apart(load_rounded, folder, folder / "rounded", folder / "plain")
-        ours, rounded, plain = (_logits(folder / name) for name in ("ours", "rounded", "plain"))
+        ours, rounded, plain = (load_file(folder / name)["logits"] for name in ("ours", "rounded", "plain"))
         unit = largest_unit(folder)
         bf16, mxfp4 = (statistics.median(each.seconds for each in times[key]) for key in (False, True))
         model, peak = times[True][0].model, max(each.allocated for each in times[True])
@@ -258,12 +252,6 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
         }
     finally:
         shutil.rmtree(folder)
-
-
-def _logits(path: Path) -> torch.Tensor:
-    from safetensors.torch import load_file
-
-    return load_file(path)["logits"]
 
 
 def main() -> None:

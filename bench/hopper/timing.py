@@ -12,9 +12,15 @@ COLD_BYTES = 256 << 20  # more than five times the L2 cache of an H200
 _LONG = 2000.0  # microseconds from which fewer replays do
 
 
+def has_sm90() -> bool:
+    """Say whether the current device is an NVIDIA GPU of compute capability 9.0."""
+    cuda = torch.cuda.is_available() and torch.version.hip is None
+    return cuda and torch.cuda.get_device_capability() == (9, 0)
+
+
 def require_sm90() -> None:
     """Leave with a sentence where there is no SM90 GPU."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+    if not has_sm90():
         print("skipped: this benchmark needs an NVIDIA GPU of compute capability 9.0")
         sys.exit(0)
 
