@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from mxfp4_core import device, registry
 from mxfp4_core.backends.reference import ReferenceBackend
 from mxfp4_core.cli import app
+from mxfp4_core.cli.doctor import merged
+from mxfp4_core.cli.settings import asked_device
 from mxfp4_core.device import Device, Probe
 from mxfp4_core.kernels import Choice
 
@@ -116,6 +121,60 @@ def test_a_table_of_choices_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     data = json.loads(doctor("--device", "cpu", "--json").output)
     assert data["choices"][1] == {"first": 9, "last": 64, "kernel": "large", "settings": rows[1].settings}
+
+
+def test_a_long_table_is_merged_for_people_and_whole_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [Choice(m, m, "few", {"tile": m}) for m in range(1, 12)]
+    many = [
+        Choice(m, m, "many", {"tile": 5 * (m % 3), "splits": m % 2 + 1, "way": "x"}) for m in range(12, 40)
+    ]
+    monkeypatch.setattr(ReferenceBackend, "choices", lambda self, problem: (*few, *many))
+    lines = [line.rstrip() for line in doctor("--device", "cpu").output.splitlines()]
+    assert lines[-4:] == [
+        "  11      few     11",
+        "  12      many    0        1       x",
+        "  13-39   many    0 to 10  1 or 2  x",
+        "  39 rows, of which the last are merged here; --json lists each",
+    ]
+    assert len(json.loads(doctor("--device", "cpu", "--json").output)["choices"]) == 39
+
+
+@given(st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=40), st.integers(4, 20))
+def test_merged_rows_cover_what_the_table_covers(kernels: list[str], most: int) -> None:
+    table = [Choice(10 * i + 1, 10 * i + 10, kernel, {"tile": i}) for i, kernel in enumerate(kernels)]
+    rows = merged(table, most)
+    assert (rows[0].first, rows[-1].last) == (1, 10 * len(table))
+    assert all(below.last + 1 == above.first for below, above in pairwise(rows))
+    for one in table:
+        (row,) = [row for row in rows if row.first <= one.first and one.last <= row.last]
+        assert row.kernel == one.kernel
+
+
+@pytest.mark.parametrize("text", ["cuda:sm_90", "cuda:sm90", "CUDA:9.0", "cuda:90"])
+def test_an_architecture_may_be_written_in_other_ways(text: str) -> None:
+    assert asked_device(text) == Device("cuda", "sm_90")
+    assert asked_device("cuda:sm_100a") == Device("cuda", "sm_100a")
+    assert asked_device("hip:gfx90a") == Device("hip", "gfx90a") and asked_device("npu").arch == "unknown"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_device_that_is_here_needs_no_architecture() -> None:
+    assert asked_device("cuda").name == asked_device("cuda:0").name == "NVIDIA H200"
+    assert asked_device("cpu") == device.cpu()
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("text", ["hip", "cuda:1"])
+def test_a_gpu_that_is_not_here_needs_its_architecture(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from mxfp4_core.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--device", text])
+    assert stop.value.code == 2 and "write cuda:sm_90" in capsys.readouterr().err
+
+
+def test_a_type_of_device_that_nobody_serves_is_noted() -> None:
+    assert "note: no backend of this project is for 'gpu'" in doctor("--device", "gpu").output
 
 
 def test_a_broken_table_hides_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

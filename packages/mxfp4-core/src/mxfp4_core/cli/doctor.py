@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distributions, version
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from mxfp4_core.cli.settings import asked_device
 
 if TYPE_CHECKING:
     from mxfp4_core.device import Device
     from mxfp4_core.kernels import Choice
     from mxfp4_core.select import Selection
 
-PACKAGES = ("torch", "numba", "triton", "safetensors", "transformers")
+PACKAGES = ("torch", "numba", "triton", "cuda-bindings", "safetensors", "transformers")
+TYPES = ("cpu", "cuda", "hip", "npu")
+MOST_ROWS = 16
+"""A table of kernels with more rows than this is printed with its last rows merged."""
 
 
 def doctor_command(
@@ -38,12 +46,11 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say which backend would run and why; exit code 1 if there is none."""
-    from mxfp4_core.device import Device, probe
+    from mxfp4_core.device import probe
     from mxfp4_core.problem import Problem
     from mxfp4_core.select import explain
 
     found = probe()
-    kind, _, arch = device.partition(":")
     sizes: dict[str, Any] = {"experts": experts, "top_k": top_k} if op == "moe" else {}
     problem = Problem(
         op=op,
@@ -52,11 +59,15 @@ def doctor_command(
         dtype=dtype,
         activation=activation,
         bias=bias,
-        device=Device(kind, arch or "unknown") if device else found.devices[0],
+        device=asked_device(device) if device else found.devices[0],
         **sizes,
     )
     selection = explain(problem, name=backend or None, fallback=fallback or None)
     notes, table = [*found.notes], choices(selection)
+    if problem.device.type not in TYPES:
+        notes.append(
+            f"no backend of this project is for {problem.device.type!r}: it knows {', '.join(TYPES)}"
+        )
     if isinstance(table, str):
         notes, table = [*notes, table], ()
     if as_json:
@@ -95,20 +106,46 @@ def choices(selection: Selection) -> tuple[Choice, ...] | str:
         return f"{selection.choice.name}: choices raised {type(error).__name__}: {error}"
 
 
-def _print_choices(table: tuple[Choice, ...]) -> None:
+def merged(table: Sequence[Choice], most: int = MOST_ROWS) -> list[Choice]:
+    """Return at most about so many rows: the first ones as they are, of the others one for each kernel."""
+    if len(table) <= most:
+        return list(table)
+    alone = most - 4
+    rows = list(table[:alone])
+    for _, group in groupby(table[alone:], key=lambda row: row.kernel):
+        same = list(group)
+        names = dict.fromkeys(name for row in same for name in row.settings)
+        settings = {
+            name: _values([row.settings[name] for row in same if name in row.settings]) for name in names
+        }
+        rows.append(replace(same[0], last=same[-1].last, settings=settings))
+    return rows
+
+
+def _values(found: Iterable[int | str]) -> str:
+    values = list(dict.fromkeys(found))
+    numbers = sorted(value for value in values if isinstance(value, int))
+    if len(values) > 2 and len(numbers) == len(values):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return " or ".join(map(str, numbers if len(numbers) == len(values) else values))
+
+
+def _print_choices(table: Sequence[Choice]) -> None:
     if not table:
         return
-    names = list(dict.fromkeys(name for row in table for name in row.settings))
+    rows = merged(table)
+    names = list(dict.fromkeys(name for row in rows for name in row.settings))
     lines = [["tokens", "kernel", *names]]
-    for row in table:
-        lines.append(
-            [f"{row.first}-{row.last}", row.kernel, *(str(row.settings.get(name, "")) for name in names)]
-        )
+    for row in rows:
+        tokens = f"{row.first}-{row.last}" if row.last > row.first else str(row.first)
+        lines.append([tokens, row.kernel, *(str(row.settings.get(name, "")) for name in names)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     typer.echo("kernels, by the number of tokens in a call")
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         typer.echo(f"  {'  '.join(cells)}".rstrip())
+    if len(rows) < len(table):
+        typer.echo(f"  {len(table)} rows, of which the last are merged here; --json lists each")
 
 
 def _print(devices: tuple[Device, ...], notes: list[str], selection: Selection) -> None:

@@ -17,6 +17,7 @@ from mxfp4_core.cli.settings import (
     Tail,
     Targets,
     Ties,
+    asked_device,
     merged_config,
 )
 
@@ -74,10 +75,7 @@ def plan_command(
             fix="add --backend NAME",
         )
     if device:
-        from mxfp4_core.device import Device
-
-        kind, _, arch = device.partition(":")
-        place = Device(kind, arch or "unknown")
+        place = asked_device(device)
     result = plan(model, merged, tp=tp, ep=ep, backend=backend, device=place)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from mxfp4_core.config import Mxfp4Config
+    from mxfp4_core.device import Device
 
 ConfigFile = Annotated[Path | None, typer.Option(help="Config file (JSON or TOML); options add to it.")]
 Profile = Annotated[str | None, typer.Option(help="Named profile: the exact bytes of one peer.")]
@@ -41,6 +43,35 @@ def merged_config(
     return Mxfp4Config.from_dict(settings)
 
 
+def asked_device(text: str) -> Device:
+    """Read the device of ``--device``: TYPE:ARCH, or TYPE or TYPE:NUMBER for one that is here.
+
+    CUDA's architectures are understood as ``sm_90``, ``sm90``, ``90`` and ``9.0``.
+
+    Raises:
+        ConfigError: a GPU without its architecture, and none of this type and number is here.
+    """
+    from mxfp4_core.device import Device, probe
+    from mxfp4_core.errors import ConfigError
+
+    kind, _, arch = text.strip().lower().partition(":")
+    if kind == "cuda" and (found := re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d[af]?)", arch)):
+        arch = f"sm_{found[1]}{found[2]}"
+    if arch and not arch.isdigit():
+        return Device(kind, arch)
+    for device in probe().devices:
+        if (device.type, device.index) == (kind, int(arch or 0)):
+            return device
+    if kind in ("cuda", "hip"):
+        raise ConfigError(
+            "--device",
+            seen=repr(text),
+            rule="a GPU that is not here is named by its type and its architecture",
+            fix="write cuda:sm_90 for an H100 or H200, hip:gfx942 for an MI300, hip:gfx950 for an MI350",
+        )
+    return Device(kind, "unknown")
+
+
 __all__ = [
     "Activation",
     "ConfigFile",
@@ -51,5 +82,6 @@ __all__ = [
     "Tail",
     "Targets",
     "Ties",
+    "asked_device",
     "merged_config",
 ]
