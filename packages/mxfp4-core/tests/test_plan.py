@@ -366,6 +366,15 @@ class TestCommand:
         code, out, _ = self.run(capsys, model, "--backend", "rocm", "--device", "hip:gfx950")
         assert code == 1 and "install mxfp4-rocm" in out and "hip gfx950" in out
 
+    def test_a_pipe_has_no_edge_to_fold_names_at(
+        self, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+        wide = self.run(capsys, model)[1]
+        assert "a linear or expert weight" in wide.splitlines()[1]
+        monkeypatch.setenv("COLUMNS", "60")
+        assert len(self.run(capsys, model)[1].splitlines()) > len(wide.splitlines())
+
     def test_it_runs_without_torch(self, model: Path) -> None:
         code = (
             "import sys; sys.modules['torch'] = None\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -15,6 +16,8 @@ from mxfp4_core.plan import Plan, Row
 from mxfp4_core.plan_groups import collapse, template
 from mxfp4_core.vocabulary import module_of
 
+WIDE = 1000
+
 
 def print_plan(plan: Plan, *, full: bool = False) -> None:
     """Print a plan to stdout.
@@ -24,6 +27,8 @@ def print_plan(plan: Plan, *, full: bool = False) -> None:
         full: one line for each tensor instead of one for each kind.
     """
     console = Console(soft_wrap=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE  # a file or a pipe has no edge to fold names at
     console.print(_table(plan, full))
     for line in summary(plan):
         console.print(escape(line), soft_wrap=True)
