@@ -69,7 +69,16 @@ def test_kernels_are_compiled_once(offer: Any) -> None:
 def test_a_dry_run_compiles_nothing(offer: Any) -> None:
     one = Compiling("a")
     offer(compiling=one)
-    assert "1 kernels, 1 missing" in run("--dry-run").output and one.kept == set()
+    assert "1 kernel, 1 missing" in run("--dry-run").output and one.kept == set()
+
+
+def test_a_log_says_at_the_start_how_much_there_is_to_do(offer: Any) -> None:
+    offer(compiling=Compiling("a", "b"))
+    assert run("--dry-run").stderr == ""
+    assert run().stderr == "compiling 2 kernels, which can take minutes\n"
+    assert run().stderr == "" and run("--quiet").stderr == ""
+    offer(compiling=Compiling("a"))
+    assert run("--quiet").stderr == ""
 
 
 def test_a_backend_without_kernels_says_so() -> None:

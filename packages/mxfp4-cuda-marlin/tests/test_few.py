@@ -69,6 +69,11 @@ def test_warmup_knows_each_mode() -> None:
     assert modes == {(0, 1), (0, 0), (1, 1), (1, 0), (2, 0), (TOKEN, 1)}
 
 
+def test_warmup_names_each_kernel_once() -> None:
+    names = [name for name, _, _ in warmup.programs()]
+    assert len(names) == len(set(names)) and all("(" not in name for name in names)
+
+
 class TestFew(Fixtures):
     backend_name = "cuda-marlin"
     target = Device("cuda", "sm_90", "NVIDIA H200")

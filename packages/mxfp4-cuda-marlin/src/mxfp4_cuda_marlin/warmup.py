@@ -34,11 +34,8 @@ def programs() -> Iterator[tuple[str, str, Mapping[str, int]]]:
         name = f"decode {_MODES[mode]}: {shape}, {few.depth} deep, {few.blocks} on a multiprocessor"
         yield name, source.decode(), few.defines(mode, True)
     for cluster in (1, 8):
-        yield (
-            f"route, gather, combine: {cluster} block{'s' if cluster > 1 else ''} in a cluster",
-            source.routing(),
-            {"CLUSTER": cluster},
-        )
+        blocks = f"{cluster} block{'s' if cluster > 1 else ''}"
+        yield f"route, gather, combine: {blocks} in a cluster", source.routing(), {"CLUSTER": cluster}
 
 
 def kernels() -> Kernels:

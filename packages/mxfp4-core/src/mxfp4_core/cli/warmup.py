@@ -30,8 +30,11 @@ def warmup_command(
 
     shown = sys.stderr.isatty() and not (quiet or as_json or dry_run)
     done = []
+    said = not (shown or quiet or as_json)
     with progress_bar("compiling", shown=shown, pieces=True) as progress:
-        for one in warm_up(backend or None, jobs=jobs, dry_run=dry_run, progress=progress):
+        for one in warm_up(
+            backend or None, jobs=jobs, dry_run=dry_run, progress=_say_total if said else progress
+        ):
             done.append(one)
     if as_json:
         typer.echo(json.dumps({"dry_run": dry_run, "backends": [one.to_dict() for one in done]}, indent=2))
@@ -39,6 +42,16 @@ def warmup_command(
         for one in done:
             _print(one, dry_run)
     raise typer.Exit(1 if any(one.error for one in done) else 0)
+
+
+def _say_total(done: int, total: int) -> None:
+    """Say at the start how much there is to do, for logs, where no bar can move."""
+    if done == 0:
+        typer.echo(f"compiling {_kernels(total)}, which can take minutes", err=True)
+
+
+def _kernels(count: int) -> str:
+    return f"{count} kernel{'' if count == 1 else 's'}"
 
 
 def _print(one: WarmUp, dry_run: bool) -> None:
@@ -52,7 +65,7 @@ def _print(one: WarmUp, dry_run: bool) -> None:
             typer.echo(f"  {kernel.state:<9}{took:>9}  {kernel.name}")
         rest = f"{one.count('missing')} missing" if dry_run else f"{one.count('compiled')} compiled now"
         typer.echo(
-            f"{one.backend}: {len(one.kernels)} kernels, {rest}, {one.count('cached')} cached before; "
+            f"{one.backend}: {_kernels(len(one.kernels))}, {rest}, {one.count('cached')} cached before; "
             f"{one.seconds:.1f} s\n{one.backend}: they are kept in {one.folder}"
         )
 

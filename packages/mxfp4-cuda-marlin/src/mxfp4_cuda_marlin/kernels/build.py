@@ -130,7 +130,7 @@ def _nvrtc_version(nvrtc: Any) -> str:
     except (RuntimeError, ImportError, OSError) as error:  # cuda.bindings loads the library at the first call
         raise BackendError(
             "the SM90 kernels",
-            seen=f"loading NVRTC failed: {error}",
+            seen=f"loading NVRTC failed: {str(error).strip()}",
             rule="they are compiled on this machine by NVRTC 12.8 or later",
             fix=f"pip install {PACKAGES}, or install the CUDA toolkit",
         ) from error
