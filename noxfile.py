@@ -169,9 +169,12 @@ def demo(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["setup"])
 def bench(session: nox.Session) -> None:
     """Run the benchmarks named after -- (bench/NAME.py), or all; each prints Markdown."""
+    known = sorted(path.stem for path in (ROOT / "bench").glob("*.py"))
+    if unknown := set(session.posargs) - set(known):
+        session.error(f"no such benchmark: {' '.join(sorted(unknown))}; there are {' '.join(known)}")
     if shared_python != sys.executable:
         session.run(shared_python, "-m", "pip", "install", *group("bench"), TORCH, external=True)
-    for name in session.posargs or sorted(path.stem for path in (ROOT / "bench").glob("*.py")):
+    for name in session.posargs or known:
         python(session, f"bench/{name}.py")
 
 

@@ -5,6 +5,7 @@ Usage: python bench/scale_rules.py
 
 from __future__ import annotations
 
+import argparse
 import math
 
 import torch
@@ -31,6 +32,7 @@ def relative_error(weight: torch.Tensor, rule: str, ties: str) -> tuple[float, f
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.manual_seed(0)
     # A random phase spreads the block maxima evenly over a binade; a fixed one would favour some rule.
     weights = {

@@ -27,9 +27,18 @@ def test_entry_points_are_found_without_installing(tmp_path: Path) -> None:
     assert "mxfp4_core.backends.reference:backend" in run.stdout
 
 
+def test_a_script_runs_as_well_as_a_module(tmp_path: Path) -> None:
+    script = tmp_path / "shows.py"
+    script.write_text("import sys, mxfp4_core\nprint(mxfp4_core.__file__, *sys.argv[1:])\n")
+    command = [sys.executable, "tools/linked.py", str(script), "--help"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    core = ROOT / "packages" / "mxfp4-core" / "src" / "mxfp4_core" / "__init__.py"
+    assert run.stdout == f"{core} --help\n", run.stderr
+
+
 def test_without_arguments_it_says_how_to_use_it() -> None:
     run = subprocess.run(
         [sys.executable, "tools/linked.py"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 1
-    assert "usage: python3 tools/linked.py MODULE" in run.stderr
+    assert "usage: python3 tools/linked.py MODULE|FILE.py" in run.stderr

@@ -1,6 +1,7 @@
-"""Run a Python module against this checkout without installing anything.
+"""Run a Python module or script against this checkout without installing anything.
 
     python3 tools/linked.py pytest packages/mxfp4-core/tests
+    python3 tools/linked.py bench/quantize_cpu.py --help
 
 For machines with an accelerator and no network: what the packages need (torch above all) is there, but the
 packages themselves are not, and neither is a build tool. Source folders on ``PYTHONPATH`` alone would hide
@@ -55,6 +56,6 @@ def environment() -> dict[str, str]:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("usage: python3 tools/linked.py MODULE [ARGUMENT ...]")
-    command = [sys.executable, "-m", *sys.argv[1:]]
+        sys.exit("usage: python3 tools/linked.py MODULE|FILE.py [ARGUMENT ...]")
+    command = [sys.executable, *(() if sys.argv[1].endswith(".py") else ("-m",)), *sys.argv[1:]]
     sys.exit(subprocess.run(command, env={**os.environ, **environment()}, check=False).returncode)
