@@ -13,13 +13,15 @@ from pathlib import Path
 
 from linked import members
 
-# For backends: backend, kernels, problem, shapes, format, testing. For integrations: config, loader, load_report,
-# modules, select, rules. For everybody: errors.
+# For backends: backend, inplace, kernels, problem, shapes, format, testing. For integrations: config, device_quantizer,
+# loader, load_report, modules, select, rules. For everybody: errors.
 BUILT_ON = (
     "backend",
     "config",
+    "device_quantizer",
     "errors",
     "format",
+    "inplace",
     "kernels",
     "load_report",
     "loader",
