@@ -171,7 +171,8 @@ def _print(devices: tuple[Device, ...], notes: list[str], selection: Selection) 
     typer.echo(f"{selection.choice.name} is used: {selection.reason}")
     if selection.choice.numerics.emulated:
         mib = selection.temporary_bytes / 2**20
-        typer.echo(f"it widens the weights in every call: slow, and up to {mib:.1f} MiB of temporary memory")
+        memory = f", and up to {mib:.1f} MiB of temporary memory" if mib else ""
+        typer.echo(f"it widens the weights in every call: slow{memory}")
 
 
 __all__ = ["doctor_command"]
