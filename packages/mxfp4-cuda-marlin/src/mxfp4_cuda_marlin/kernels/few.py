@@ -76,7 +76,8 @@ _LINEAR: Final = (
     (1 << 31, ((8, Few(8, 2, 4, 7)), (16, Few(16, 4, 4, 4)))),
 )
 
-# Experts with one token a tile: each slot is a tile of gate-up, and down sums over the slots of a token itself.
+# Experts with one token a tile: each slot is a tile of gate-up, and down sums over the slots of a token itself. Gate-up
+# up to this many blocks, of 64 features and one slot each; down up to this many strips of 64 features.
 _EACH_UP: Final = ((396, Few(1, 4, 8, 3, depth=1)), (1 << 62, Few(1, 4, 8, 4, depth=1)))
 _EACH_DOWN: Final = ((33, Few(1, 1, 24, 1, depth=4)), (1 << 62, Few(1, 2, 24, 1)))
 # Slots grouped by expert: up to this many blocks, of 64 features and one expert each, more warps divide k.

@@ -19,7 +19,7 @@ def _wgmma(nt: int) -> str:
     )
 
 
-def read(name: str) -> str:
+def _read(name: str) -> str:
     """Return the source of this name, behind what all of them share."""
     folder = files(__package__)
     return "".join((folder / each).read_text(encoding="utf-8") for each in ("ptx.cuh", name))
@@ -27,17 +27,17 @@ def read(name: str) -> str:
 
 def gemm(nt: int) -> str:
     """Return the source of the GEMM for tiles of ``nt`` tokens."""
-    return read("gemm.cu").replace("//WGMMA//", _wgmma(nt))
+    return _read("gemm.cu").replace("//WGMMA//", _wgmma(nt))
 
 
 def decode() -> str:
     """Return the source of the kernel for few tokens."""
-    return read("decode.cu")
+    return _read("decode.cu")
 
 
 def routing() -> str:
     """Return the source of ``route`` (with the macro CLUSTER), ``gather`` and ``combine``."""
-    return read("routing.cu")
+    return _read("routing.cu")
 
 
-__all__ = ["decode", "gemm", "read", "routing"]
+__all__ = ["decode", "gemm", "routing"]
