@@ -21,7 +21,16 @@ import typer
 
 from mxfp4_core.errors import ConfigError, Mxfp4Error, OutputError
 
-COMMANDS = ("plan", "quantize", "convert", "verify", "report", "doctor", "warmup")
+# What the list of commands says of each, on one line of 80 columns.
+COMMANDS = {
+    "plan": "Show what would become MXFP4, and why.",
+    "quantize": "Quantise a checkpoint, file to file.",
+    "convert": "Convert an MXFP4 checkpoint to another dialect.",
+    "verify": "Check that an MXFP4 checkpoint is what it claims.",
+    "report": "Measure the error of each tensor.",
+    "doctor": "Say which backend would run, and why.",
+    "warmup": "Compile the kernels of the backends ahead of time.",
+}
 
 app = typer.Typer(
     name="mxfp4",
@@ -49,9 +58,9 @@ def _root(
     pass
 
 
-for _name in COMMANDS:
+for _name, _about in COMMANDS.items():
     _module = importlib.import_module(f"{__name__}.{_name}")
-    app.command(_name)(getattr(_module, f"{_name}_command"))
+    app.command(_name, short_help=_about)(getattr(_module, f"{_name}_command"))
 
 
 def exit_code(error: Mxfp4Error) -> int:
