@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mxfp4_core import calls, device_quantizer, quantize
+from mxfp4_core import calls, device_quantizer, modules, quantize
 from mxfp4_core._threads import quick_turns
 from mxfp4_core.backend import Backend, Layout, No, Numerics, Part, Problem, Verdict, Yes
 from mxfp4_core.backends.reference import CanonicalLayout
@@ -116,6 +117,18 @@ def test_a_consumed_weight_is_packed_in_its_own_memory() -> None:
     with module.unprepared():
         assert torch.equal(module.weight, want)
     assert torch.equal(module(x), y)
+
+
+def test_a_weight_that_modules_share_is_not_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Device()
+    answer = SimpleNamespace(backend=backend, fallback=False, reason="")
+    monkeypatch.setattr(modules, "select_backend", lambda *given, **named: answer)
+    weight, own, x = random_weight(64, 128), random_weight(64, 128, seed=1), random_x(3, 128)
+    want = Mxfp4Linear.from_weight(weight).prepare(backend)(x)
+    model = torch.nn.ModuleList(Mxfp4Linear.from_weight(each) for each in (weight, weight, own))
+    modules.prepare_model(model, consume=True)
+    assert torch.equal(model[0](x), want) and torch.equal(model[1](x), want)
+    assert model[2].packed_weight_codes.data_ptr() == own.codes.data_ptr()
 
 
 def test_a_layout_that_cannot_packs_into_new_memory() -> None:

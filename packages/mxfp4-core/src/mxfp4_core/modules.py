@@ -8,6 +8,7 @@ bytes, and ``load_state_dict`` takes them, into the same device memory as before
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Self
 
 import torch
@@ -179,7 +180,7 @@ def prepare_model(
         name: as in ``select_backend``.
         fallback: as in ``select_backend``.
         dtype: of the activations.
-        consume: as in ``Mxfp4Module.prepare``.
+        consume: as in ``Mxfp4Module.prepare``; bytes that several modules of the model share are kept from it.
 
     Returns:
         The selection for each module, by its name; modules that ask the same share one.
@@ -197,9 +198,17 @@ def prepare_model(
             level = logging.WARNING if answer.fallback else logging.INFO
             _LOG.log(level, "%s runs %s: %s", answer.backend.name, problem, answer.reason)
         chosen[key] = answers[problem]
+    users = Counter(place for module in modules.values() for place in set(_places(module)))
     for key, module in modules.items():
-        module.prepare(chosen[key].backend, dtype=dtype, consume=consume)
+        alone = all(users[place] == 1 for place in _places(module))
+        module.prepare(chosen[key].backend, dtype=dtype, consume=consume and alone)
     return chosen
+
+
+def _places(module: Mxfp4Module) -> list[int]:
+    """Return the addresses of the canonical bytes that a module holds."""
+    names = (f"{name}{end}" for name in module.parts.values() for end in ("", "_scale"))
+    return [tensor.data_ptr() for name in names if (tensor := module._buffers.get(name)) is not None]
 
 
 __all__ = ["Mxfp4Experts", "Mxfp4Linear", "Mxfp4Module", "prepare_model"]
