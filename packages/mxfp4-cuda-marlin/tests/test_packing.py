@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mxfp4_core.device import Device
+from mxfp4_core.errors import BackendError
 from mxfp4_core.testing.fixtures import Fixtures
 from mxfp4_core.testing.samples import random_weight
 from mxfp4_cuda_marlin import packing
@@ -55,6 +56,15 @@ def test_without_a_gpu_nothing_is_overwritten() -> None:
     assert torch.equal(packed["codes"], Sm90Layout().pack(weight)["codes"])
     assert torch.equal(weight.codes, before)
     assert not packing.usable(weight.codes)
+
+
+def test_a_broken_triton_is_an_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    packing._kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "mxfp4_cuda_marlin.packing_kernels", None)
+    monkeypatch.setattr(packing, "_ON_GPU", {"cpu"})
+    monkeypatch.setattr(packing, "_has_triton", lambda: True)
+    with pytest.raises(BackendError, match="or uninstall Triton"):
+        Sm90Layout().pack(random_weight(64, 64))
 
 
 class TestPackingOnTheGpu(Fixtures):

@@ -14,6 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from mxfp4_core.errors import BackendError
+
 _STEP_BYTES: Final = 1 << 25
 """Codes and scales in the buffer of ``pack_over``; one strip or one expert where that is more."""
 
@@ -79,8 +81,15 @@ def _launch(
 
 @functools.cache
 def _kernels() -> ModuleType:
-    from mxfp4_cuda_marlin import packing_kernels
-
+    try:
+        from mxfp4_cuda_marlin import packing_kernels
+    except ImportError as error:
+        raise BackendError(
+            "packing on the GPU",
+            seen=f"Triton is installed, but importing it failed: {error}",
+            rule="its kernel is written in Triton; without Triton torch packs, with more memory",
+            fix="pip install 'triton>=3.4', or uninstall Triton",
+        ) from error
     return packing_kernels
 
 
