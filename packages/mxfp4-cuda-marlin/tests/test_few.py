@@ -184,8 +184,13 @@ class TestFew(Fixtures):
             )
 
 
-def test_variants_differ_in_what_they_define() -> None:
-    one = FEWS[0]
-    assert (
-        one.defines(0, True) != replace(one, warps=one.warps // 2).defines(0, True) != one.defines(0, False)
-    )
+@pytest.mark.parametrize(
+    "change",
+    [{"tokens": 1}, {"tokens": 16}, {"groups": 1}, {"warps": 8}, {"blocks": 2}, {"depth": 2}],
+    ids=str,
+)
+def test_each_attribute_is_compiled_in(change: dict[str, int]) -> None:
+    """Or one variant would take the machine code of another out of the cache."""
+    one = Few(8, 2, 16, 1, depth=3)
+    assert one.defines(0, True) != replace(one, **change).defines(0, True)
+    assert one.defines(0, True) not in (one.defines(0, False), one.defines(1, True))
