@@ -39,7 +39,7 @@ def prepare(tile: Tile, k: int, tiles: int) -> Callable[[], None]:
     def run() -> None:
         load.launch(
             function,
-            tile.grid(tiles * tile.blocks(n)),
+            tile.grid(tiles * tile.blocks(n), MULTIPROCESSORS),
             tile.threads,
             tile.shared_bytes(GATE_UP),
             *(codes, scales, x, out, None, None, rows, None, None),

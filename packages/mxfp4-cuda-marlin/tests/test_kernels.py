@@ -226,6 +226,16 @@ def test_the_cheapest_variant_is_taken() -> None:
     assert growing == sorted(growing) and growing[0] < growing[-1]
 
 
+def test_fewer_multiprocessors_get_fewer_blocks() -> None:
+    assert [tiles.Tile(128).grid(items, 114) for items in (3, 114, 500)] == [3, 114, 114]
+    assert tiles.Tile(64, split=2).grid(57, 114) == 114
+    for count in (114, 132):
+        costs = {
+            tile: tiles.linear_cost(tile, 256, 114 * 128, 4096, count) for tile in tiles.linear_variants()
+        }
+        assert costs[tiles.linear_tile(256, 114 * 128, 4096, count)] == min(costs.values())
+
+
 def test_expected_tiles_follow_random_routing() -> None:
     generator = torch.Generator().manual_seed(0)
     for m, top_k, experts, nt in (

@@ -46,6 +46,11 @@ def sizes(codes: Tensor) -> tuple[int, int]:
     return codes.shape[-3] * TILE, codes.shape[-2] * TILE
 
 
+def has_small_scales(scales: Tensor) -> bool:
+    """Say whether all scale bytes are at most 128; the shape carries it (see ``layout``)."""
+    return scales.shape[-1] == 128
+
+
 def check_linear(x: Tensor, weight: Weight) -> None:
     """Refuse what ``ops.linear`` does not take.
 
@@ -199,5 +204,6 @@ __all__ = [
     "check_limit",
     "check_linear",
     "check_moe",
+    "has_small_scales",
     "sizes",
 ]

@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from mxfp4_cuda_marlin import small
-from mxfp4_cuda_marlin.checks import MAX_EXPERTS, Weight, check_limit, check_linear, check_moe, sizes
+from mxfp4_cuda_marlin.checks import (
+    MAX_EXPERTS,
+    Weight,
+    check_limit,
+    check_linear,
+    check_moe,
+    has_small_scales,
+    sizes,
+)
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.few import linear_few, moe_few
-from mxfp4_cuda_marlin.kernels.tiles import DOWN, GATE_UP, LINEAR, Tile, linear_tile, moe_tiles
+from mxfp4_cuda_marlin.kernels.tiles import DOWN, GATE_UP, LINEAR, Tile, linear_tile, moe_tiles, most_tiles
 
 _SLOTS: Final = 1 << 18  # tokens, or pairs of token and expert, in one pass: bounds its workspaces to some GB
 _ITEMS: Final = 1 << 30  # tiles of tokens times blocks of features, likewise
@@ -33,7 +41,8 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
             some, into = x[start : start + step], out[start : start + step]
             few = linear_few(some.shape[0], n)
             if few is None:
-                _linear(some, codes, scales, bias, into, linear_tile(some.shape[0], n, k))
+                tile = linear_tile(some.shape[0], n, k, load.multiprocessors(x.device))
+                _linear(some, codes, scales, bias, into, tile)
             else:
                 small.linear(some, (codes, scales, bias), into, few)
     return out
@@ -43,8 +52,8 @@ def _linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, out: 
     (m, k), n = x.shape, out.shape[1]
     tiles = -(-m // tile.nt)
     load.launch(
-        load.gemm(x.device, tile, LINEAR, _small(scales)),
-        tile.grid(tiles * tile.blocks(n)),
+        load.gemm(x.device, tile, LINEAR, has_small_scales(scales)),
+        tile.grid(tiles * tile.blocks(n), load.multiprocessors(x.device)),
         tile.threads,
         tile.shared_bytes(LINEAR),
         *(codes, scales, x, out, bias, None, None, None, None),
@@ -85,7 +94,7 @@ def moe(
             m, routes = x[part].shape[0], (topk_ids[part], topk_weights[part], expert_map)
             few = moe_few(m, top_k, experts, n, k)
             if few is None:
-                tiles = moe_tiles(m, top_k, experts, n, k)
+                tiles = moe_tiles(m, top_k, experts, n, k, load.multiprocessors(x.device))
                 _moe(x[part], gate_up, down, *routes, form, out[part], tiles)
             else:
                 small.moe(x[part], gate_up, down, *routes, form, out[part], few)
@@ -107,12 +116,7 @@ def moe_bytes(m: int, top_k: int, experts: int, n: int, k: int) -> int:
     if few is not None:
         return 2 * slots * (n + k)
     nt = moe_tiles(m, top_k, experts, n, k)[0].nt
-    return 2 * (_tiles(slots, experts, nt) * nt * (n + k) + slots * k)
-
-
-def _tiles(slots: int, experts: int, nt: int) -> int:
-    """Return how many tiles there are at most: every tile but one of each expert is full."""
-    return min(slots, experts) + slots // nt
+    return 2 * (most_tiles(slots, experts, nt) * nt * (n + k) + slots * k)
 
 
 def _moe(
@@ -128,7 +132,7 @@ def _moe(
 ) -> None:
     (m, k), (_, n), top_k, experts = x.shape, sizes(down[0]), ids.shape[1], gate_up[0].shape[0]
     slots, nt = m * top_k, variants[0].nt
-    tiles = _tiles(slots, experts, nt)
+    tiles = most_tiles(slots, experts, nt)
     local, rows, owner, count = (ids.new_empty(size) for size in (slots, tiles * nt, tiles, 1))
     factors = weights.new_empty(tiles * nt)
     cluster, total = 8 if slots > _WIDE else 1, 0 if expert_map is None else expert_map.shape[0]
@@ -148,8 +152,8 @@ def _moe(
         (DOWN, variants[1], hidden, result, down, k, n),
     ):
         load.launch(
-            load.gemm(x.device, tile, mode, _small(scales)),
-            tile.grid(tiles * tile.blocks(width)),
+            load.gemm(x.device, tile, mode, has_small_scales(scales)),
+            tile.grid(tiles * tile.blocks(width), load.multiprocessors(x.device)),
             tile.threads,
             tile.shared_bytes(mode),
             *(codes, scales, source, target, bias, owner, rows, count, factors),
@@ -163,11 +167,6 @@ def _moe(
 def _step(n: int, top_k: int) -> int:
     """Return how many tokens go through in one pass."""
     return max(1, min(_SLOTS, _ITEMS // (n // 64 + 1) * 32) // top_k)
-
-
-def _small(scales: Tensor) -> bool:
-    """Say whether all scale bytes are at most 128; the shape carries it (see ``layout``)."""
-    return scales.shape[-1] == 128
 
 
 def _aligned(x: Tensor) -> Tensor:

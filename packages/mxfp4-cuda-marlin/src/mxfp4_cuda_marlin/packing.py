@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.errors import BackendError
+from mxfp4_cuda_marlin.toolchain import compiling
 
 _STEP_BYTES: Final = 1 << 25
 """Codes and scales in the buffer of ``pack_over``; one strip or one expert where that is more."""
@@ -73,7 +74,7 @@ def _launch(
     experts, strips, across, _ = tiles.shape
     grid = (experts * strips * across,)
     words = tiles.view(torch.int32)
-    with torch.cuda.device_of(codes):
+    with torch.cuda.device_of(codes), compiling("packing on the GPU", "without Triton torch packs"):
         _kernels().pack_kernel[grid](
             codes, scales, table, words, tiled_scales, codes.shape[1], strips, across, ROWS=rows
         )

@@ -23,6 +23,7 @@ from mxfp4_core.profile import profiles, resolve
 from mxfp4_core.scales import RULES
 from mxfp4_cuda_marlin.quantize_ptx import encoder
 from mxfp4_cuda_marlin.quantize_tables import tables
+from mxfp4_cuda_marlin.toolchain import compiling
 
 PROFILES: Final = frozenset(profiles()) | {
     f"{rule}/{ties}" for rule in (*RULES, "ceil_d(7.25)") for ties in map(str, Ties)
@@ -119,7 +120,8 @@ def _run(weight: Tensor, codes: Tensor, scales: Tensor, profile: Profile, *, pac
     *table, complete = tables(profile, weight.dtype, weight.device)
     for start in range(0, out_scales.numel(), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        _launch(pairs[part], out[part], out_scales[part], table, weight.dtype, profile, packed)
+        with compiling("quantising on the GPU", "mxfp4_core.quantize does it without Triton"):
+            _launch(pairs[part], out[part], out_scales[part], table, weight.dtype, profile, packed)
     if not complete:
         left = (out_scales == E8M0_NAN).nonzero(as_tuple=True)[0]
         done = reference.quantize(source[left].cpu(), profile)

@@ -10,10 +10,10 @@ import math
 
 from torch import Tensor
 
-from mxfp4_cuda_marlin.checks import MAX_EXPERTS, Weight, sizes
+from mxfp4_cuda_marlin.checks import MAX_EXPERTS, Weight, has_small_scales, sizes
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.few import TOKEN, Few
-from mxfp4_cuda_marlin.kernels.tiles import DOWN, GATE_UP, LINEAR
+from mxfp4_cuda_marlin.kernels.tiles import DOWN, GATE_UP, LINEAR, most_tiles
 
 _NO_GATE = (1.0, math.inf, 0.0)
 # Ids, map, expert and slots of each tile, count of tiles, weights of the router.
@@ -59,8 +59,7 @@ def moe(
         _launch(up, GATE_UP, gate_up, x, hidden, slots, each, wide, gate)
         _launch(lower, TOKEN, down, hidden, out, m, each, narrow, _NO_GATE, overlap=True)
         return
-    # Every tile but one of each expert is full, so there are at most this many.
-    tiles = min(slots, experts) + slots // up.tokens
+    tiles = most_tiles(slots, experts, up.tokens)
     local, rows, owner, count = (ids.new_empty(size) for size in (slots, tiles * up.tokens, tiles, 1))
     made = (ids, expert_map, None, local, rows, None, owner, count)
     result = x.new_empty((slots, k))
@@ -87,7 +86,7 @@ def _launch(
 ) -> None:
     codes, scales, bias = weight
     load.launch(
-        load.decode(x.device, few, mode, scales.shape[-1] == 128),
+        load.decode(x.device, few, mode, has_small_scales(scales)),
         few.blocks_of(counts[1]) * tiles,
         few.threads,
         few.shared_bytes,

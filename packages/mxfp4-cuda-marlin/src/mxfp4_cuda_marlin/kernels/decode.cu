@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
     count = __syncthreads_count(e >= 0);
   } else {
     if (MODE == 1) { wait_for_previous(); allow_next(); }
-    if (tile >= *num_tiles) return;
+    if (tile >= *num_tiles) { if (MODE == 2) wait_for_previous(); return; }   // without slots no other block would wait
     expert = tile_expert[tile];
     if (tid < NT) row_of[tid] = rows[tile * NT + tid];
   }

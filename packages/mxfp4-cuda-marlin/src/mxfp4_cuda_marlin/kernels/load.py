@@ -140,6 +140,12 @@ def tensor_map(address: int, m: int, k: int, nt: int) -> Structure:
 
 
 @cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many blocks of the GEMM a device holds."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
 def no_map() -> Structure:
     """Return an empty map, for kernels that do not read one."""
     found: Structure = build.bindings("driver").CUtensorMap()
@@ -201,4 +207,14 @@ def launch(
     build.check((*answer, None), "launching a kernel")
 
 
-__all__ = ["Structure", "decode", "gemm", "launch", "load", "no_map", "routing", "tensor_map"]
+__all__ = [
+    "Structure",
+    "decode",
+    "gemm",
+    "launch",
+    "load",
+    "multiprocessors",
+    "no_map",
+    "routing",
+    "tensor_map",
+]

@@ -10,6 +10,8 @@ from typing import Final
 from mxfp4_cuda_marlin.layout import TILE
 
 MULTIPROCESSORS: Final = 132
+"""Of an H200 and of an H100 with SXM, where costs were measured; other SM90 parts have fewer."""
+
 _SHARED: Final = 226 * 1024  # of the 227 KiB that a block may have
 _STATIC: Final = 3 * 1024  # at most, for barriers and the weights of the router
 
@@ -78,9 +80,9 @@ class Tile:
         """Return how many blocks of strips n features are."""
         return -(-n // self.features)
 
-    def grid(self, items: int) -> int:
+    def grid(self, items: int, multiprocessors: int) -> int:
         """Return the blocks to launch: those that stay on the device and take items, or one cluster for each item."""
-        return items * self.split if self.split > 1 else min(items, MULTIPROCESSORS)
+        return items * self.split if self.split > 1 else min(items, multiprocessors)
 
 
 # What an item of each variant costs while every multiprocessor has one: microseconds of 64 columns, and those that do
@@ -119,21 +121,23 @@ def cost(tile: Tile, k: int, waves: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def linear_tile(m: int, n: int, k: int) -> Tile:
+def linear_tile(m: int, n: int, k: int, multiprocessors: int = MULTIPROCESSORS) -> Tile:
     """Return the variant of a linear of n and k for m tokens."""
-    return min(linear_variants(), key=lambda tile: linear_cost(tile, m, n, k))
+    return min(linear_variants(), key=lambda tile: linear_cost(tile, m, n, k, multiprocessors))
 
 
-def linear_cost(tile: Tile, m: int, n: int, k: int) -> float:
+def linear_cost(tile: Tile, m: int, n: int, k: int, multiprocessors: int = MULTIPROCESSORS) -> float:
     """Estimate the microseconds of a linear; infinite where the variant cannot run."""
     if tile.split > k // TILE:
         return math.inf
-    waves = math.ceil(tile.blocks(n) * -(-m // tile.nt) * tile.split / MULTIPROCESSORS)
+    waves = math.ceil(tile.blocks(n) * -(-m // tile.nt) * tile.split / multiprocessors)
     return cost(tile, k, waves) * (_WIDE_LINEAR if tile.nt > 160 and waves > 1 else 1.0)
 
 
 @lru_cache(maxsize=4096)
-def moe_tiles(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Tile, Tile]:
+def moe_tiles(
+    m: int, top_k: int, experts: int, n: int, k: int, multiprocessors: int = MULTIPROCESSORS
+) -> tuple[Tile, Tile]:
     """Return the variants of gate-up and down, whose tiles have the same tokens.
 
     How many tiles there will be is known on the device alone; the choice goes by the average of random routing.
@@ -144,6 +148,7 @@ def moe_tiles(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Tile, T
         experts: on this rank.
         n: intermediate size.
         k: hidden size.
+        multiprocessors: of the device.
     """
     best: list[tuple[float, Tile, Tile]] = []
     for nt in sorted({tile.nt for tile in moe_variants()}):
@@ -151,7 +156,7 @@ def moe_tiles(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Tile, T
         chosen = []
         for features, columns in ((2 * n, k), (k, n)):
             costs = {
-                tile: cost(tile, columns, max(1.0, tile.blocks(features) * tiles / MULTIPROCESSORS + 0.5))
+                tile: cost(tile, columns, max(1.0, tile.blocks(features) * tiles / multiprocessors + 0.5))
                 for tile in moe_variants()
                 if tile.nt == nt
             }
@@ -160,6 +165,11 @@ def moe_tiles(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Tile, T
         best.append((up_cost + down_cost, up, down))
     _, up, down = min(best, key=lambda entry: entry[0])
     return up, down
+
+
+def most_tiles(slots: int, experts: int, nt: int) -> int:
+    """Return how many tiles of nt slots there are at most: every tile but one of each expert is full."""
+    return min(slots, experts) + slots // nt
 
 
 def expected_tiles(slots: int, experts: int, nt: int) -> float:
@@ -200,4 +210,5 @@ __all__ = [
     "linear_variants",
     "moe_tiles",
     "moe_variants",
+    "most_tiles",
 ]
