@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from tiny import DEVICE, load, settings, tensors
 
 from mxfp4_core.checkpoint import ahead
-from mxfp4_core.errors import CheckpointError, NonFiniteError
+from mxfp4_core.errors import CheckpointError, LoadError, NonFiniteError
 from mxfp4_transformers import feed
 from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.weights import Weight
@@ -103,3 +103,17 @@ def test_a_file_that_shrinks_meanwhile(
     monkeypatch.setattr(Feed, "_begin", shrunk)
     with pytest.raises(CheckpointError, match="end of file"):
         load(path, settings())
+
+
+def test_reading_that_ends_early_is_an_error(
+    checkpoints: dict[str, Path], taken: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Feed.rows
+
+    def cut(self: Feed, weight: Weight, names: Sequence[str]) -> object:
+        fed = rows(self, weight, names)
+        return fed if fed is None else (fed[0], (chunk[:-1] for chunk in fed[1]))
+
+    monkeypatch.setattr(Feed, "rows", cut)
+    with pytest.raises(LoadError, match="is not filled"):
+        load(checkpoints["llama"], settings())

@@ -163,14 +163,7 @@ class Packer:
                 )
             self.report.sample()
             del part, value
-        wanted = torch.Size(weight.shape[:-1]).numel()
-        if rows_seen != wanted:
-            raise LoadError(
-                f"{weight.name} is not filled",
-                seen=f"{rows_seen} of {wanted} rows",
-                rule="the tensors of the checkpoint cover every row once",
-                fix="complete the checkpoint; a shard may be missing",
-            )
+        _check_filled(weight, rows_seen)
         return {weight.name: codes, f"{weight.name}{SCALE}": scales}
 
     def _stream(self, weight: Weight, names: Sequence[str]) -> dict[str, torch.Tensor] | None:
@@ -195,6 +188,7 @@ class Packer:
                 self.report.sample()
         except NonFiniteError:
             return None  # read again the ordinary way, the error names the tensor and the index in it
+        _check_filled(weight, row)
         self.bytes_read[weight.name] = torch.Size(weight.shape).numel() * self.feed.dtype.itemsize
         return {weight.name: codes, f"{weight.name}{SCALE}": scales}
 
@@ -210,6 +204,17 @@ class Packer:
                 rule="a weight in high precision is quantised; this one is not",
                 fix="load the checkpoint in high precision from which this one was made",
             )
+
+
+def _check_filled(weight: Weight, rows: int) -> None:
+    wanted = torch.Size(weight.shape[:-1]).numel()
+    if rows != wanted:
+        raise LoadError(
+            f"{weight.name} is not filled",
+            seen=f"{rows} of {wanted} rows",
+            rule="the tensors of the checkpoint cover every row once",
+            fix="complete the checkpoint; a shard may be missing",
+        )
 
 
 def _misfit(weight: Weight, source: str, seen: str) -> LoadError:
