@@ -15,12 +15,12 @@ DEV void load16(u32 (&words)[4], const u8* from) {
 }
 DEV void load4(u32& words, const u8* from) { asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(words) : "l"(from)); }
 
-constexpr u32 TILE_BYTES = ONE ? 128 : NT * 128;                           // tokens of a tile of 64 columns
-constexpr int RING = DEPTH < 2 ? 2 : DEPTH;                          // such tiles in the ring of a warp
-constexpr int COPIES = ONE ? 1 : NT / 4;                               // 16-byte copies of a thread for one of them
-constexpr u32 PART = G * (ONE ? 64 : NT * 64);                     // what a warp adds to the sum, float32
-constexpr u32 WARP_BYTES = RING * TILE_BYTES > PART ? RING * TILE_BYTES : PART;               // shared memory of a warp
-constexpr int SLOTS = 32;                                          // of one token, MODE 3
+constexpr u32 TILE_BYTES = ONE ? 128 : NT * 128;                                  // tokens of a tile of 64 columns
+constexpr int RING = DEPTH < 2 ? 2 : DEPTH;                                       // such tiles in the ring of a warp
+constexpr int COPIES = ONE ? 1 : NT / 4;                                          // 16-byte copies of a thread for one of them
+constexpr u32 PART = G * (ONE ? 64 : NT * 64);                                    // what a warp adds to the sum, float32
+constexpr u32 WARP_BYTES = RING * TILE_BYTES > PART ? RING * TILE_BYTES : PART;   // shared memory of a warp
+constexpr int SLOTS = 32;                                                         // of one token, MODE 3
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
     const u8* __restrict__ codes, const u8* __restrict__ scales, const u16* __restrict__ x, u16* __restrict__ out,
