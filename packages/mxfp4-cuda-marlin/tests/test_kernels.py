@@ -236,6 +236,16 @@ def test_fewer_multiprocessors_get_fewer_blocks() -> None:
         assert costs[tiles.linear_tile(256, 114 * 128, 4096, count)] == min(costs.values())
 
 
+def test_a_rank_chooses_by_its_share_of_the_slots() -> None:
+    for m in (1024, 4096):
+        shared = tiles.moe_tiles(m, 8, 32, 768, 2048, total=128)
+        assert shared[0].nt == tiles.moe_tiles(m, 8, 128, 768, 2048)[0].nt  # as many slots an expert
+        assert shared[0].nt < tiles.moe_tiles(m, 8, 32, 768, 2048)[0].nt
+    for m in (1, 3, 40, 150):
+        assert few_tables.moe_few(m, 8, 32, 768, 2048, total=128) is not None
+    assert few_tables.moe_few(150, 8, 32, 768, 2048) is None
+
+
 def test_expected_tiles_follow_random_routing() -> None:
     generator = torch.Generator().manual_seed(0)
     for m, top_k, experts, nt in (

@@ -102,7 +102,7 @@ class CudaMarlinBackend(Backend):
         needed = 0
         if problem.m:
             n, k = padded(problem.n, TILE), padded(problem.k, TILE)
-            needed = compute.moe_bytes(problem.m, problem.top_k, problem.experts, n, k)
+            needed = compute.moe_bytes(problem.m, problem.top_k, problem.experts, n, k, problem.total_experts)
         return Yes(f"layout {self.layout(problem, 'gate_up').id}", needed)
 
     def layout(self, problem: Problem, part: Part = "weight") -> Layout:

@@ -24,13 +24,13 @@ def choices(problem: Problem) -> tuple[Choice, ...]:
 def _one(problem: Problem, m: int) -> tuple[str, Mapping[str, int | str]]:
     n, k = padded(problem.n, TILE), padded(problem.k, TILE)
     if problem.op == "moe":
-        fews = moe_few(m, problem.top_k, problem.experts, n, k)
+        fews = moe_few(m, problem.top_k, problem.experts, n, k, problem.total_experts)
         if fews is not None:
             settings = {
                 f"{name}_features": few.features for name, few in zip(("gate_up", "down"), fews, strict=True)
             }
             return "decode mma.sync", {"tile_tokens": fews[0].tokens, **settings}
-        up, down = moe_tiles(m, problem.top_k, problem.experts, n, k)
+        up, down = moe_tiles(m, problem.top_k, problem.experts, n, k, problem.total_experts)
         settings = {f"{name}_features": tile.features for name, tile in (("gate_up", up), ("down", down))}
         return "gemm wgmma", {"tile_tokens": up.nt, **settings}
     few = linear_few(m, n)

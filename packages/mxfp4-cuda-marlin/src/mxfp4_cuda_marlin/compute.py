@@ -88,20 +88,21 @@ def moe(
     alpha, limit, up_offset = gate
     form = (float(alpha), math.inf if limit is None else float(limit), float(up_offset))
     step, experts = _step(max(2 * n, k), top_k), gate_up[0].shape[0]
+    total = 0 if expert_map is None else expert_map.shape[0]
     with torch.cuda.device(x.device):
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
             m, routes = x[part].shape[0], (topk_ids[part], topk_weights[part], expert_map)
-            few = moe_few(m, top_k, experts, n, k)
+            few = moe_few(m, top_k, experts, n, k, total)
             if few is None:
-                tiles = moe_tiles(m, top_k, experts, n, k, load.multiprocessors(x.device))
+                tiles = moe_tiles(m, top_k, experts, n, k, total, load.multiprocessors(x.device))
                 _moe(x[part], gate_up, down, *routes, form, out[part], tiles)
             else:
                 small.moe(x[part], gate_up, down, *routes, form, out[part], few)
     return out
 
 
-def moe_bytes(m: int, top_k: int, experts: int, n: int, k: int) -> int:
+def moe_bytes(m: int, top_k: int, experts: int, n: int, k: int, total: int = 0) -> int:
     """Return the bytes of the workspaces of a MoE layer, without tables of a few integers a slot; a linear has none.
 
     Args:
@@ -110,12 +111,13 @@ def moe_bytes(m: int, top_k: int, experts: int, n: int, k: int) -> int:
         experts: on this rank.
         n: intermediate size, padded.
         k: hidden size, padded.
+        total: experts of all ranks, if slots go to others, too.
     """
     m = min(m, _step(max(2 * n, k), top_k))
-    slots, few = m * top_k, moe_few(m, top_k, experts, n, k)
+    slots, few = m * top_k, moe_few(m, top_k, experts, n, k, total)
     if few is not None:
         return 2 * slots * (n + k)
-    nt = moe_tiles(m, top_k, experts, n, k)[0].nt
+    nt = moe_tiles(m, top_k, experts, n, k, total)[0].nt
     return 2 * (most_tiles(slots, experts, nt) * nt * (n + k) + slots * k)
 
 

@@ -98,7 +98,7 @@ def linear_few(m: int, n: int) -> Few | None:
     return None if table is None else _up_to(table, m)
 
 
-def moe_few(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Few, Few] | None:
+def moe_few(m: int, top_k: int, experts: int, n: int, k: int, total: int = 0) -> tuple[Few, Few] | None:
     """Return the variants of gate-up and down, or None where this kernel does not serve a layer.
 
     Args:
@@ -107,16 +107,17 @@ def moe_few(m: int, top_k: int, experts: int, n: int, k: int) -> tuple[Few, Few]
         experts: on this rank.
         n: intermediate size.
         k: hidden size.
+        total: experts of all ranks, if slots go to others, too.
     """
-    slots, up_strips, down_strips = m * top_k, n // 32, k // 64
-    if (m == 1 or 8 * slots <= experts) and top_k <= TOP_K_MOST:
+    slots, up_strips, down_strips, total = m * top_k, n // 32, k // 64, max(total, experts)
+    if (m == 1 or 8 * slots <= total) and top_k <= TOP_K_MOST:
         up, down = _up_to(_EACH_UP, slots * up_strips), _up_to(_EACH_DOWN, down_strips)
-    elif slots <= _MOST_BY_8 * experts:
-        active = min(slots, experts)
+    elif slots <= _MOST_BY_8 * total:
+        active = max(1, min(slots, total) * experts // total)
         up, down = _up_to(_BY_8, active * up_strips), _up_to(_BY_8, active * down_strips)
     else:
         up, down = _up_to(_BY_16, k), _up_to(_BY_16, n)
-    if up is None or down is None or (slots > _MOST_BY_16 * experts and up.tokens > 1):
+    if up is None or down is None or (slots > _MOST_BY_16 * total and up.tokens > 1):
         return None
     return up, down
 

@@ -136,7 +136,13 @@ def linear_cost(tile: Tile, m: int, n: int, k: int, multiprocessors: int = MULTI
 
 @lru_cache(maxsize=4096)
 def moe_tiles(
-    m: int, top_k: int, experts: int, n: int, k: int, multiprocessors: int = MULTIPROCESSORS
+    m: int,
+    top_k: int,
+    experts: int,
+    n: int,
+    k: int,
+    total: int = 0,
+    multiprocessors: int = MULTIPROCESSORS,
 ) -> tuple[Tile, Tile]:
     """Return the variants of gate-up and down, whose tiles have the same tokens.
 
@@ -148,11 +154,13 @@ def moe_tiles(
         experts: on this rank.
         n: intermediate size.
         k: hidden size.
+        total: experts of all ranks, if slots go to others, too.
         multiprocessors: of the device.
     """
+    total = max(total, experts)
     best: list[tuple[float, Tile, Tile]] = []
     for nt in sorted({tile.nt for tile in moe_variants()}):
-        tiles = expected_tiles(m * top_k, experts, nt)
+        tiles = expected_tiles(m * top_k, total, nt) * experts / total
         chosen = []
         for features, columns in ((2 * n, k), (k, n)):
             costs = {
