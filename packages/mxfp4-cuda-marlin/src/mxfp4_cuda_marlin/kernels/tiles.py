@@ -106,10 +106,10 @@ COST: Final = {
     Tile(224, 2, 1): (0.550, 2.0),
     Tile(256, 2, 1): (0.632, 2.4),
 }
-_WIDE_LINEAR: Final = (
-    1.06  # tiles of more than 160 tokens in linears of more than one wave, against that table
-)
-SPLIT_ITEM: Final = 1.0  # microseconds more where blocks of a cluster add up their sums
+# Tiles of more than 160 tokens in linears of more than one wave cost this much more than the table says.
+_WIDE_LINEAR: Final = 1.06
+# Microseconds more where blocks of a cluster add up their sums.
+SPLIT_ITEM: Final = 1.0
 SPLITS: Final = (2, 4)
 _SPLIT_TILES: Final = (Tile(32, 2, 1), Tile(64, 2, 1), Tile(128, 2, 1))
 
