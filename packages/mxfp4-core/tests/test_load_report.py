@@ -223,6 +223,17 @@ def test_no_numbers_where_the_platform_has_none(tmp_path: Path, monkeypatch: pyt
     assert "memory" not in report.line()
 
 
+@pytest.mark.parametrize("marks", [(900, 900, 900), (900, 900, 1000)], ids=["sampled", "marked"])
+def test_the_peak_is_no_less_than_what_is_there_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, marks: tuple[int, int, int]
+) -> None:
+    readings = iter(zip((100, 200, 1200), marks, strict=True))
+    monkeypatch.setattr(MemoryMeter, "_now", lambda self: next(readings))
+    use = MemoryMeter().read()
+    assert use is not None
+    assert (use.before, use.peak, use.after) == (100, 1200, 1200)
+
+
 def test_real_memory_grows_with_a_real_allocation() -> None:
     meter = MemoryMeter()
     # Pages from the system: the allocator may hand out memory that counts already, if other tests freed as much.

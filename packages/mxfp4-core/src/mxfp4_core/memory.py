@@ -73,7 +73,9 @@ class MemoryMeter:
         exact = mark > mark_before
         measure = ("VmHWM" if self.device == "cpu" else "max_memory_allocated") if exact else "sampled"
         mapped = max(0, _mapped() - self._mapped) if self.device == "cpu" else 0
-        return MemoryUse(self.device, before, mark if exact else self._highest, current, measure, mapped)
+        # Memory may have grown since the sample a moment ago, and what there is now is no less than the peak.
+        peak = max(current, mark if exact else self._highest)
+        return MemoryUse(self.device, before, peak, current, measure, mapped)
 
     def _now(self) -> tuple[int, int] | None:
         """Return (bytes in use, high-water mark)."""
