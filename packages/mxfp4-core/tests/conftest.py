@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from mxfp4_core import registry, select
 from mxfp4_core.registry import Plugin
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
 
 # The first example of a test may compile kernels or import torch; a busy machine does the rest.
 settings.register_profile("mxfp4", deadline=None)
