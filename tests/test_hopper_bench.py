@@ -106,7 +106,7 @@ def test_the_fastest_correct_way_counts(monkeypatch: pytest.MonkeyPatch) -> None
         raise ValueError("a reason\nand more")
 
     def absent(value: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        raise peers.OtherSizeError
 
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "slow": lambda value: value,

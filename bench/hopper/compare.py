@@ -184,7 +184,7 @@ def fastest(ways: Ways[Input], value: Input, truth: Tensor, flush: Tensor | None
                 reason = f"{name}: wrong, error {error:.1e}"
                 continue
             took = timing.microseconds(lambda run=run: run(value), flush=flush)
-        except NotImplementedError:
+        except peers.OtherSizeError:
             continue
         except Exception as failure:
             reason = f"{name}: {_short(failure)}"
@@ -203,6 +203,8 @@ def first_calls(ways: Ways[Input], values: Sequence[Input], threads: int) -> Non
         # What fails here fails again where it is timed, and is reported there.
         try:
             run(value)
+        except peers.OtherSizeError:
+            pass
         except Exception as error:
             note(_short(error))
 

@@ -2,7 +2,7 @@
 
 A peer lies in the folder given by ``--peer-path`` or the variable MXFP4_PEERS: unpacked wheels, or a site-packages
 folder that holds them. How to fetch each: bench/README.md. Nothing here imports the package ``vllm``: its libraries
-are loaded as files, and its few Python sources that matter run on a stub of what they import.
+are loaded as files, and its few Python sources that matter get what they import from `vllm_files`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ Linear = dict[str, Callable[[Tensor], Tensor]]
 NAMES = ("marlin", "humming", "triton_kernels", "bf16")
 # Compared with us. The others are shown, but have another weight format.
 W4A16 = ("marlin", "humming", "triton_kernels")
+
+
+class OtherSizeError(Exception):
+    """This way of a peer is not meant for this number of tokens; another one is."""
 
 
 class Peer(Protocol):

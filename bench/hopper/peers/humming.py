@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hopper.cases import DENSE_SHAPES, MOE_SHAPES, DenseCase, MoeCase, Routed
-from hopper.peers import Linear, Moe, vllm_files
+from hopper.peers import Linear, Moe, OtherSizeError, vllm_files
 from mxfp4_core import MxTensor
 
 _SILU = {"activation_type": "binary_split", "activation_impl": "(a / (1.f + expf(-a))) * b"}
@@ -121,7 +121,7 @@ class _Layer:
 
         m, top_k = routed.ids.shape
         if "grouped_contiguous" not in _kinds(m):
-            raise NotImplementedError(f"not tried below {_GROUPED_FROM} tokens")
+            raise OtherSizeError(f"rows are sorted from {_GROUPED_FROM} tokens on")
         first, second = self.weights["grouped"]
         offsets, places = _scatter(routed.ids, self.problem.experts)
         count = offsets[-1:]
