@@ -41,6 +41,9 @@ def pack(codes: Tensor, scales: Tensor, table: Tensor, rows: str) -> tuple[Tenso
         scales: uint8 [e, n, k/32], contiguous.
         table: int32 [4, 256] on the same device: what each byte adds to a word, by pair.
         rows: ``plain``, ``gate-up`` or ``gate-up-interleaved``.
+
+    Raises:
+        BackendError: Triton does not import, or finds no C compiler.
     """
     (experts, n, _), across = codes.shape, codes.shape[2] // 32
     tiles = codes.new_empty((experts, n // 64, across, 2048))
@@ -51,7 +54,11 @@ def pack(codes: Tensor, scales: Tensor, table: Tensor, rows: str) -> tuple[Tenso
 
 
 def pack_over(codes: Tensor, scales: Tensor, table: Tensor, rows: str) -> tuple[Tensor, Tensor]:
-    """Return what ``pack`` does, in the memory of ``codes`` and ``scales``, which are overwritten."""
+    """Return what ``pack`` does, in the memory of ``codes`` and ``scales``, which are overwritten.
+
+    Raises:
+        BackendError: as ``pack``; before the first piece, so that nothing is lost.
+    """
     experts, n, half = codes.shape
     tiles = codes.view(experts, n // 64, half // 32, 2048)
     tiled_scales = scales.view(experts, n // 64, half // 32, 128)
