@@ -4,14 +4,15 @@
 
 Every multiprocessor gets the same number of items, once few and once many, with few columns and with many: the
 differences are the microseconds of 64 columns and those of an item whatever its depth. *Sustained*, and the speed that
-follows from it, is that of 64 columns after some 50 ms of the same work, when the device is at its limit of power.
-Gate-up, random weights.
+follows from it, is that of 64 columns after half a second of the same work, when large tiles are at the device's limit
+of power. Gate-up, random weights.
 ``--others`` adds variants that the table does not have.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 
 import torch
@@ -22,8 +23,16 @@ from mxfp4_cuda_marlin.kernels.tiles import GATE_UP, MULTIPROCESSORS, Tile, moe_
 
 SHALLOW, DEEP = 768, 4096
 FEW, MANY = 1, 4
-LONG = 32  # tiles of the run at the limit of power
-OTHERS = [Tile(208), *(Tile(nt, 3, 2) for nt in (32, 48, 64, 96))]
+LONG = 32  # tiles of the long run
+SETTLED = 0.5  # seconds after which the clocks follow the power
+OTHERS = [
+    Tile(208),
+    Tile(176),
+    Tile(48, 2, 2, 2),
+    Tile(64, 2, 2, 2),
+    Tile(48, 4, 1, 4),
+    *(Tile(nt, 3, 2) for nt in (32, 48, 64, 96)),
+]
 
 
 def prepare(tile: Tile, k: int, tiles: int) -> Callable[[], None]:
@@ -34,6 +43,7 @@ def prepare(tile: Tile, k: int, tiles: int) -> Callable[[], None]:
     x = torch.randn(tiles * tile.nt * k, device="cuda").to(torch.bfloat16)
     out = torch.empty(tiles * tile.nt * n // 2, dtype=torch.bfloat16, device="cuda")
     rows = torch.arange(tiles * tile.nt, dtype=torch.int32, device="cuda")
+    owner = torch.zeros(tiles, dtype=torch.int32, device="cuda")
     function = load.gemm(x.device, tile, GATE_UP, True)
 
     def run() -> None:
@@ -42,7 +52,7 @@ def prepare(tile: Tile, k: int, tiles: int) -> Callable[[], None]:
             tile.grid(tiles * tile.blocks(n), MULTIPROCESSORS),
             tile.threads,
             tile.shared_bytes(GATE_UP),
-            *(codes, scales, x, out, None, None, rows, None, None),
+            *(codes, scales, x, out, None, owner, rows, None, None),
             *(tiles * tile.nt, n, k, tiles, 1.0, float("inf"), 0.0, load.no_map()),
         )
 
@@ -52,9 +62,13 @@ def prepare(tile: Tile, k: int, tiles: int) -> Callable[[], None]:
 def sustained(run: Callable[[], None]) -> float:
     """Return the microseconds of a call among many that follow each other."""
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for i in range(50):
-        if i == 30:
-            start.record()
+    begin = time.monotonic()
+    while time.monotonic() - begin < SETTLED:
+        for _ in range(10):
+            run()
+        torch.cuda.synchronize()
+    start.record()
+    for _ in range(20):
         run()
     stop.record()
     torch.cuda.synchronize()
@@ -68,8 +82,10 @@ def main() -> None:
     others = parser.parse_args().others
     require_sm90()
     print(f"{torch.cuda.get_device_name()}, {MULTIPROCESSORS} multiprocessors, torch {torch.__version__}\n")
-    print("| tokens | warpgroups | strips | us of 64 columns | us of an item | sustained | TFLOP/s |")
-    print("|--:|--:|--:|--:|--:|--:|--:|")
+    print(
+        "| tokens | warpgroups | strips | columns | us of 64 columns | us of an item | sustained | TFLOP/s |"
+    )
+    print("|--:|--:|--:|--:|--:|--:|--:|--:|")
     for tile in [*moe_variants(), *(OTHERS if others else [])]:
         (a, b), (c, d) = [
             [microseconds(prepare(tile, k, tiles)) for tiles in (FEW, MANY)] for k in (SHALLOW, DEEP)
@@ -79,7 +95,8 @@ def main() -> None:
         item = shallow - SHALLOW / 64 * column
         long = (sustained(prepare(tile, DEEP, LONG)) / LONG - item) / (DEEP / 64)
         speed = 2 * tile.nt * 64 * tile.features * MULTIPROCESSORS / long / 1e6
-        row = f"| {tile.nt} | {tile.wg} | {tile.mb} | {column:.3f} | {item:.2f} | {long:.3f} | {speed:.0f} |"
+        name = f"| {tile.nt} | {tile.wg} | {tile.mb} | {tile.cols} "
+        row = f"{name}| {column:.3f} | {item:.2f} | {long:.3f} | {speed:.0f} |"
         print(row, flush=True)
 
 

@@ -22,7 +22,7 @@ def row_of(rows: tuple[Choice, ...], m: int) -> Choice:
 def test_rows_are_what_a_call_takes(m: int) -> None:
     linear = Problem(op="linear", n=2000, k=5000, device=H200)
     row = row_of(tuple(backend.choices(linear)), m).settings
-    few, tile = linear_few(m, 2048), linear_tile(m, 2048, 5056)
+    few, tile = linear_few(m, 2048, 5056), linear_tile(m, 2048, 5056)
     want = (few.tokens, few.features, few.warps) if few else (tile.nt, tile.features, tile.split)
     assert (row["tile_tokens"], row["tile_features"], row["splits"]) == want
     moe = Problem(op="moe", n=768, k=2048, experts=128, top_k=8, device=H200)

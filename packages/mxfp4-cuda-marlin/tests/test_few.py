@@ -27,26 +27,26 @@ def test_blocks_fit_on_a_multiprocessor(few: Few) -> None:
 
 
 def test_linear_ends_where_the_gemm_begins() -> None:
-    for n, last in (
-        (64, 64),
-        (2112, 64),
-        (4096, 64),
-        (4288, 16),
-        (8192, 16),
-        (16384, 16),
-        (25600, 16),
-        (1 << 20, 16),
+    for n, k, last in (
+        (64, 64, 64),
+        (1024, 8192, 8),
+        (2112, 8192, 64),
+        (4096, 4096, 32),
+        (4288, 4096, 16),
+        (16384, 4096, 16),
+        (25600, 5120, 8),
+        (1 << 20, 5120, 8),
     ):
-        fews = [linear_few(m, n) for m in range(1, last + 1)]
-        assert all(fews) and linear_few(last + 1, n) is None
+        fews = [linear_few(m, n, k) for m in range(1, last + 1)]
+        assert all(fews) and linear_few(last + 1, n, k) is None
         assert [few.tokens for few in fews if few] == sorted(few.tokens for few in fews if few)
         assert all(few.tokens >= min(m, 32) for m, few in enumerate(fews, 1) if few)
 
 
 def test_experts_get_wider_tiles_with_their_tokens() -> None:
-    pairs = [moe_few(m, 8, 128, 768, 2048) for m in (1, 2, 3, 64, 65, 192)]
-    assert [pair[0].tokens for pair in pairs if pair] == [1, 1, 8, 8, 16, 16]
-    assert moe_few(193, 8, 128, 768, 2048) is None
+    pairs = [moe_few(m, 8, 128, 768, 2048) for m in (1, 2, 3, 96)]
+    assert [pair[0].tokens for pair in pairs if pair] == [1, 1, 8, 8]
+    assert moe_few(97, 8, 128, 768, 2048) is None
     many = moe_few(1, TOP_K_MOST + 1, 1024, 768, 2048)
     assert many is not None and many[0].tokens == 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ class Compiler:
     """What NVRTC does, as far as build.py can see."""
 
     def __init__(self) -> None:
-        self.count, self.refuses, self.version = 0, False, (13, 0)
+        self.count, self.refuses, self.version, self.log = 0, False, (13, 0), b""
 
     def nvrtcVersion(self) -> tuple[Any, ...]:
         return 0, *self.version
@@ -35,9 +36,10 @@ class Compiler:
         return (6 if self.refuses else 0,)
 
     def nvrtcGetProgramLogSize(self, program: Any) -> tuple[int, int]:
-        return 0, 8
+        return 0, len(self.log) + 1
 
     def nvrtcGetProgramLog(self, program: Any, log: bytes) -> tuple[int]:
+        ctypes.memmove(log, self.log, len(self.log))  # in place, as cuda.bindings does
         return (0,)
 
     def nvrtcGetCUBINSize(self, program: Any) -> tuple[int, int]:
@@ -128,8 +130,19 @@ def test_a_relative_cache_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_refused_source_is_an_error_with_the_log() -> None:
     one = Compiler()
-    one.refuses = True
-    with pytest.raises(BackendError, match="compiling it"):
+    one.refuses, one.log = True, b"error: no such register"
+    with pytest.raises(BackendError, match="no such register"):
+        build._compile(one, "text", ["-option"], "it")
+
+
+def test_products_that_wait_for_each_other_are_reported() -> None:
+    """The compiler says so in one line of a log that nobody sees, and the kernel is a third slower."""
+    one = Compiler()
+    one.log = (
+        b"ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized "
+        b"due to insufficient register resources for the function 'gemm'\n"
+    )
+    with pytest.warns(RuntimeWarning, match=r"it: NVRTC 13\.0 lets no two products"):
         build._compile(one, "text", ["-option"], "it")
 
 
@@ -237,13 +250,13 @@ def test_fewer_multiprocessors_get_fewer_blocks() -> None:
 
 
 def test_a_rank_chooses_by_its_share_of_the_slots() -> None:
-    for m in (1024, 4096):
+    for m in (256, 1024):
         shared = tiles.moe_tiles(m, 8, 32, 768, 2048, total=128)
         assert shared[0].nt == tiles.moe_tiles(m, 8, 128, 768, 2048)[0].nt  # as many slots an expert
         assert shared[0].nt < tiles.moe_tiles(m, 8, 32, 768, 2048)[0].nt
-    for m in (1, 3, 40, 150):
+    for m in (1, 3, 40, 90):
         assert few_tables.moe_few(m, 8, 32, 768, 2048, total=128) is not None
-    assert few_tables.moe_few(150, 8, 32, 768, 2048) is None
+    assert few_tables.moe_few(90, 8, 32, 768, 2048) is None
 
 
 def test_expected_tiles_follow_random_routing() -> None:
@@ -268,4 +281,4 @@ def test_the_instruction_has_one_operand_for_each_register(nt: int) -> None:
     text = source.gemm(nt)
     assert "//WGMMA//" not in text
     assert text.count('"+f"(d[') == nt // 2
-    assert f"m64n{nt}k16" in text and f"%{nt // 2 + 4}, 1, 1, 1, 0;" in text
+    assert f"m64n{nt}k16" in text and f"mov.b64 tokens, {{%{nt // 2 + 4}, 0x40000040}}" in text

@@ -33,7 +33,7 @@ def _one(problem: Problem, m: int) -> tuple[str, Mapping[str, int | str]]:
         up, down = moe_tiles(m, problem.top_k, problem.experts, n, k, problem.total_experts)
         settings = {f"{name}_features": tile.features for name, tile in (("gate_up", up), ("down", down))}
         return "gemm wgmma", {"tile_tokens": up.nt, **settings}
-    few = linear_few(m, n)
+    few = linear_few(m, n, k)
     if few is not None:
         return "decode mma.sync", {
             "tile_tokens": few.tokens,

@@ -39,7 +39,7 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
     with torch.cuda.device(x.device):
         for start in range(0, x.shape[0], step):
             some, into = x[start : start + step], out[start : start + step]
-            few = linear_few(some.shape[0], n)
+            few = linear_few(some.shape[0], n, k)
             if few is None:
                 tile = linear_tile(some.shape[0], n, k, load.multiprocessors(x.device))
                 _linear(some, codes, scales, bias, into, tile)

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,8 @@ from mxfp4_core.errors import BackendError, OutputError
 ARCH = "sm_90a"
 PACKAGES = "'cuda-bindings>=12.8' 'nvidia-cuda-nvrtc>=12.8'"
 _OPTIONS = (f"--gpu-architecture={ARCH}", "--std=c++17", "-default-device")
+# What ptxas says, in no more than a line of its log, where wgmma waits for each product before it begins the next.
+_SERIALIZED = "wgmma.mma_async instructions are serialized"
 _lock = threading.Lock()
 _told = False
 
@@ -153,14 +156,22 @@ def _compile(nvrtc: Any, source: str, options: list[str], what: str) -> bytes:
     program = check(nvrtc.nvrtcCreateProgram(source.encode(), b"mxfp4.cu", 0, [], []), f"compiling {what}")
     try:
         answer = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        log = bytes(check(nvrtc.nvrtcGetProgramLogSize(program), f"compiling {what}"))
+        nvrtc.nvrtcGetProgramLog(program, log)  # fills the object in place, as nvrtcGetCUBIN does
+        said = log.decode(errors="replace").strip("\0\n ")
         if int(answer[0]) != 0:
-            log = bytes(check(nvrtc.nvrtcGetProgramLogSize(program), f"compiling {what}"))
-            nvrtc.nvrtcGetProgramLog(program, log)  # fills the object in place, as nvrtcGetCUBIN does
             raise BackendError(
                 f"compiling {what}",
-                seen=log.decode(errors="replace").strip("\0\n "),
+                seen=said,
                 rule=f"NVRTC compiles it for {ARCH}",
                 fix="update nvidia-cuda-nvrtc to 12.8 or later; if it is, report this as a defect",
+            )
+        if _SERIALIZED in said:
+            who = f"{what}: NVRTC {_nvrtc_version(nvrtc)}"
+            warnings.warn(
+                f"{who} lets no two products be under way; results are right, but late",
+                RuntimeWarning,
+                stacklevel=2,
             )
         code = bytes(check(nvrtc.nvrtcGetCUBINSize(program), f"compiling {what}"))
         check(nvrtc.nvrtcGetCUBIN(program, code), f"compiling {what}")

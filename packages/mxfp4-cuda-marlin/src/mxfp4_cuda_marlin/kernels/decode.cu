@@ -167,16 +167,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           const u32 scale_word = G == 1 ? scale_words[s] : __shfl_sync(~0u, scale_words[s], g * 8 + (lane >> 2));
-          u32 factor0[2], factor8[2];   // of rows r and r + 8, for each 32 columns
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            factor0[h] = factor_of(__byte_perm(scale_word, 0, 0x4440 + h));
-            factor8[h] = factor_of(__byte_perm(scale_word, 0, 0x4442 + h));
-          }
+          const u32 factors[2] = {factors_of(scale_word), factors_of(__byte_perm(scale_word, 0, 0x4341))};   // of each 32 columns
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             u32 a[4];
-            widen(words[s][g][j], a, factor0[j >> 1], factor8[j >> 1]);
+            widen(words[s][g][j], a, factors[j >> 1]);
 #pragma unroll
             for (int i = 0; i < NT / 8; ++i) {
               float* d = MODE == 3 ? part[g][i] : sums[g][i];

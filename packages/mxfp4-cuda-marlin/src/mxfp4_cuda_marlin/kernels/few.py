@@ -70,31 +70,38 @@ class Few:
 _NARROW: Final = ((1, Few(1, 2, 32, 1, depth=1)), (8, Few(8, 2, 16, 1, depth=3)), (16, Few(16, 2, 16, 1)))
 _LINEAR: Final = (
     (33, (*_NARROW, (64, Few(32, 2, 16, 1)))),
-    (66, (*_NARROW, (32, Few(32, 2, 16, 1)), (64, Few(32, 2, 8, 2)))),
+    (66, (*_NARROW, (32, Few(32, 2, 16, 1)))),
     (132, ((1, Few(1, 4, 28, 1, depth=1)), (8, Few(8, 4, 28, 1, depth=1)), (16, Few(16, 4, 16, 1)))),
     (264, ((1, Few(1, 4, 16, 2, depth=1)), (8, Few(8, 4, 8, 2)), (16, Few(16, 4, 8, 2)))),
-    (1 << 31, ((8, Few(8, 2, 4, 7)), (16, Few(16, 4, 4, 4)))),
+    (1 << 31, ((8, Few(8, 2, 4, 7)),)),
 )
+# So few strips of so many columns are better divided by clusters of blocks, as the GEMM can, from 9 tokens on.
+_DEEP_STRIPS: Final = 24
+_DEEP: Final = 4096
 
 # Experts with one token a tile: each slot is a tile of gate-up, and down sums over the slots of a token itself. Gate-up
 # up to this many blocks, of 64 features and one slot each; down up to this many strips of 64 features.
-_EACH_UP: Final = ((396, Few(1, 4, 8, 3, depth=1)), (1 << 62, Few(1, 4, 8, 4, depth=1)))
-_EACH_DOWN: Final = ((33, Few(1, 1, 24, 1, depth=4)), (1 << 62, Few(1, 2, 24, 1)))
+_EACH_UP: Final = (
+    (264, Few(1, 2, 8, 3, depth=1)),
+    (396, Few(1, 4, 8, 3, depth=1)),
+    (1 << 62, Few(1, 4, 4, 7, depth=1)),
+)
+_EACH_DOWN: Final = ((33, Few(1, 1, 24, 1)), (1 << 62, Few(1, 2, 24, 1)))
 # Slots grouped by expert: up to this many blocks, of 64 features and one expert each, more warps divide k.
 _BY_8: Final = ((264, Few(8, 4, 16, 1)), (528, Few(8, 4, 8, 3, depth=1)), (1 << 62, Few(8, 4, 4, 7, depth=1)))
-# The same up to this many columns.
-_BY_16: Final = ((2048, Few(16, 4, 4, 5, depth=1)), (1 << 62, Few(16, 4, 4, 4)))
-_MOST_BY_8: Final = 4  # tokens that an expert gets on average
-_MOST_BY_16: Final = 12
+_MOST: Final = 6  # tokens that an expert gets on average
 
 
 def _up_to(table: tuple[tuple[int, _T], ...], size: int) -> _T | None:
     return next((entry for most, entry in table if size <= most), None)
 
 
-def linear_few(m: int, n: int) -> Few | None:
-    """Return the variant for m tokens and n features, or None where this kernel does not serve them."""
-    table = _up_to(_LINEAR, -(-n // 64))
+def linear_few(m: int, n: int, k: int) -> Few | None:
+    """Return the variant for m tokens, n features and k columns, or None where this kernel does not serve them."""
+    strips = -(-n // 64)
+    if strips <= _DEEP_STRIPS and k > _DEEP and m > 8:
+        return None
+    table = _up_to(_LINEAR, strips)
     return None if table is None else _up_to(table, m)
 
 
@@ -112,14 +119,12 @@ def moe_few(m: int, top_k: int, experts: int, n: int, k: int, total: int = 0) ->
     slots, up_strips, down_strips, total = m * top_k, n // 32, k // 64, max(total, experts)
     if (m == 1 or 8 * slots <= total) and top_k <= TOP_K_MOST:
         up, down = _up_to(_EACH_UP, slots * up_strips), _up_to(_EACH_DOWN, down_strips)
-    elif slots <= _MOST_BY_8 * total:
+    elif slots <= _MOST * total:
         active = max(1, min(slots, total) * experts // total)
         up, down = _up_to(_BY_8, active * up_strips), _up_to(_BY_8, active * down_strips)
     else:
-        up, down = _up_to(_BY_16, k), _up_to(_BY_16, n)
-    if up is None or down is None or (slots > _MOST_BY_16 * total and up.tokens > 1):
         return None
-    return up, down
+    return None if up is None or down is None else (up, down)
 
 
 def linear_fews() -> list[Few]:
@@ -129,8 +134,9 @@ def linear_fews() -> list[Few]:
 
 def moe_fews() -> list[tuple[Few, Few]]:
     """Return pairs of variants for a MoE layer that have each that it may use."""
-    each = [(up, down) for (_, up), (_, down) in zip(_EACH_UP, _EACH_DOWN, strict=True)]
-    return [*each, *((few, few) for _, few in (*_BY_8, *_BY_16))]
+    downs = [down for _, down in _EACH_DOWN]
+    each = [(up, downs[min(i, len(downs) - 1)]) for i, (_, up) in enumerate(_EACH_UP)]
+    return [*each, *((few, few) for _, few in _BY_8)]
 
 
 __all__ = ["TOKEN", "TOP_K_MOST", "Few", "linear_few", "linear_fews", "moe_few", "moe_fews"]

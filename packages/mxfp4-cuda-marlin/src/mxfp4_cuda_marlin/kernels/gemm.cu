@@ -2,52 +2,73 @@
 //
 // Weights are the A operand of wgmma, widened to bfloat16 in registers; tokens are the B operand, in shared memory with the 128-byte swizzle.
 // Blocks stay, one on each multiprocessor, and take items: a tile of NT tokens and ROWS strips of 64 output features. Four producer warps fill
-// STAGES stages of 64 columns with bulk copies, also beyond the end of an item; WG consumer warpgroups of MB strips each widen one strip while
-// the products of another are under way. Results leave through shared memory in whole rows. Accumulators are float32; the order of every sum is
-// fixed, so results repeat. Defined on the command line:
+// STAGES stages of COLS times 64 columns with bulk copies, also beyond the end of an item; WG consumer warpgroups of MB strips each widen one
+// strip while the products of another are under way. Results leave through shared memory in whole rows. Accumulators are float32; the order of
+// every sum is fixed, so results repeat. Defined on the command line:
 //   NT tokens in a tile, a multiple of 16; WG, MB, STAGES see above;
 //   MODE 0 linear, x by a tensor map; 1 gate-up with the gated activation; 2 down with the weights of the router;
 //   SPLIT blocks of a cluster share an item and cut k, linear only, one item each;
+//   COLS columns of 64 in a stage: more for few tokens, which want fewer and larger copies;
 //   SMALL see ptx.cuh.
 // In mode 1 and 2, x is [tile][k / 64][NT][64] with 16-byte chunks exclusive-ored with the token, and so is the output of mode 1.
 //WGMMA//
-constexpr u32 ROWS = WG * MB, GROUP = 16;
+constexpr u32 ROWS = WG * MB;
+constexpr int GROUP = 16;
 constexpr u32 CODES = ROWS * 2048, SCALES = ROWS * 128, X = NT * 128;
-constexpr u32 STAGE = (CODES + X + SCALES + 1023) / 1024 * 1024;   // x first, on 1024 bytes for the swizzle, then codes, then scales
+constexpr u32 STAGE = (COLS * (CODES + X + SCALES) + 1023) / 1024 * 1024;   // x first, on 1024 bytes for the swizzle, then codes, then scales
 constexpr u32 PITCH = ROWS * 128 + 16;       // bytes of a token in the buffer of results; the 16 keep stmatrix free of bank conflicts
 constexpr u32 SUM_PITCH = ROWS * 256 + 16;   // the same for the float32 sums of a split
+constexpr int EACH = (NT + 127) / 128;       // rows of results of a consumer
 constexpr int X_WARP = 3;                    // the producer that copies x: the last, whose strip is missing first
 struct alignas(64) Map { u64 words[16]; };
 
-DEV void widen_strip(u32 codes, u32 scales, u32 (&a)[16]) {
-  u32 w0, w1, w2, w3, s;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w0), "=r"(w1), "=r"(w2), "=r"(w3) : "r"(codes));
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s) : "r"(scales));
-  const u32 r0 = factor_of(s & 0xff), r0_next = factor_of((s >> 8) & 0xff), r8 = factor_of((s >> 16) & 0xff), r8_next = factor_of(s >> 24);
-  widen(w0, a, r0, r8); widen(w1, a + 4, r0, r8); widen(w2, a + 8, r0_next, r8_next); widen(w3, a + 12, r0_next, r8_next);
+struct Words { u32 codes[4], scales; };
+DEV void read_words(Words& w, u32 codes, u32 scales) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.codes[0]), "=r"(w.codes[1]), "=r"(w.codes[2]), "=r"(w.codes[3]) : "r"(codes));
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w.scales) : "r"(scales));
+}
+DEV void widen_strip(const Words& w, u32 (&a)[16]) {
+  const u32 factors = factors_of(w.scales), next = factors_of(__byte_perm(w.scales, 0, 0x4341));
+  widen(w.codes[0], a, factors); widen(w.codes[1], a + 4, factors); widen(w.codes[2], a + 8, next); widen(w.codes[3], a + 12, next);
 }
 DEV void multiply(float (&sums)[NT / 2], u32 (&a)[16], u32 x) {
-  const u64 descriptor = ((u64)(x >> 4) & 0x3fff) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+  const u32 descriptor = (x >> 4) + 0x10000;   // its low word; the high one, 128-byte swizzle and a stride of 1024, is in wgmma
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
   for (int j = 0; j < 4; ++j) wgmma(sums, a[4 * j], a[4 * j + 1], a[4 * j + 2], a[4 * j + 3], descriptor + 2 * j);
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 template <int N> DEV void wait_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }
-DEV void consumers_sync() { asm volatile("bar.sync 1, %0;" :: "n"(128 * WG) : "memory"); }
+// Consumer warpgroups that write results together: in mode 1, two strips are 64 values of the next x.
+constexpr int TOGETHER = MODE == 1 && MB == 1 ? 2 : 1;
+DEV void results_sync(int wg) { asm volatile("bar.sync %0, %1;" :: "r"(1 + wg / TOGETHER), "n"(128 * TOGETHER) : "memory"); }
 
-// GROUP tiles in a row share the weights of a block of strips while these are in the L2 cache.
-struct Item { int tile, block, expert, present; };
-DEV Item item_at(int i, int tiles, int strips, const int* tile_expert) {
-  const int blocks = (strips + ROWS - 1) / ROWS, per_group = GROUP * blocks, first = i / per_group * GROUP, rest = i % per_group;
-  const int group = tiles - first < GROUP ? tiles - first : GROUP;
-  Item item;
-  item.tile = first + rest % group;
-  item.block = rest / group;
-  item.expert = tile_expert ? tile_expert[item.tile] : 0;
-  item.present = strips - item.block * ROWS < ROWS ? strips - item.block * ROWS : ROWS;
-  return item;
-}
+// The items of a block, every step-th from a first one on. GROUP tiles in a row share the weights of a block of strips while these are in the
+// L2 cache. The next item is looked up when one is taken, so that its expert has arrived when its turn comes.
+struct Items {
+  const int* tile_expert;
+  int tiles, strips, blocks, step;
+  int group = 0, rest;   // first tile of the group of the next item, and its number in that group
+  int tile, block, expert, present, next_tile, next_block, next_expert;
+  DEV Items(const int* tile_expert, int tiles, int strips, int first, int step)
+      : tile_expert(tile_expert), tiles(tiles), strips(strips), blocks((strips + ROWS - 1) / ROWS), step(step), rest(first) { look(); }
+  DEV void look() {
+    while (rest >= GROUP * blocks && group < tiles) { rest -= GROUP * blocks; group += GROUP; }
+    const int size = tiles - group < GROUP ? tiles - group : GROUP;
+    next_block = size == GROUP ? rest / GROUP : size > 0 ? rest / size : blocks;
+    next_tile = group + rest - next_block * size;
+    if (next_block < blocks) next_expert = tile_expert ? tile_expert[next_tile] : 0;
+  }
+  DEV bool take() {
+    if (next_block >= blocks) return false;
+    tile = next_tile; block = next_block; expert = next_expert;
+    const int left = strips - block * (int)ROWS;
+    present = left < (int)ROWS ? left : ROWS;
+    rest += step;
+    look();
+    return true;
+  }
+};
 
 #if SPLIT > 1
 #define CLUSTER_OF_SPLITS __cluster_dims__(SPLIT, 1, 1)
@@ -60,8 +81,8 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
     int m, int n, int k, int max_tiles, float alpha, float limit, float up_offset, const __grid_constant__ Map x_map) {
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(8) u64 barriers[2 * STAGES];
-  __shared__ float weight_of[NT];
-  const int tid = threadIdx.x, wg = tid >> 7, lane = tid & 31, warp = (tid >> 5) & 3;
+  __shared__ float weight_of[WG][NT];
+  const int tid = threadIdx.x, wg = tid >> 7, local_tid = tid & 127, lane = tid & 31, warp = (tid >> 5) & 3;
   const int strips = n / 64, columns = k / 64, rank = blockIdx.x % SPLIT;
   const int begin = (int)((long long)columns * rank / SPLIT), end = (int)((long long)columns * (rank + 1) / SPLIT);
   const u32 base = shared_address(memory), full = shared_address(barriers), empty = full + 8 * STAGES, buffer = base + STAGES * STAGE;
@@ -72,37 +93,38 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
   __syncthreads();
   wait_for_previous();
   allow_next();
-  const int tiles = num_tiles ? *num_tiles : max_tiles, items = tiles * (int)((strips + ROWS - 1) / ROWS);
+  Items item(tile_expert, num_tiles ? *num_tiles : max_tiles, strips, blockIdx.x / SPLIT, gridDim.x / SPLIT);
 
   if (wg == WG) {   // producers: one lane of each warp, since a bulk copy keeps its thread for some hundred cycles
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(WG == 2 ? 40 : 32));
     if (lane) return;
     int stage = 0;
     u32 parity = 1;
-    for (int i = blockIdx.x / SPLIT; i < items; i += gridDim.x / SPLIT) {
-      const Item item = item_at(i, tiles, strips, tile_expert);
+    while (item.take()) {
       const long long strip = (long long)item.expert * strips + item.block * ROWS + warp;
       const u8* my_codes = codes + strip * columns * 2048;
       const u8* my_scales = scales + strip * columns * 128;
       const u16* my_x = x + (long long)item.tile * columns * NT * 64;
       const u32 bytes = (item.present > warp ? (item.present - warp + 3) / 4 : 0) * (2048 + 128) + (warp == X_WARP ? X : 0);
-      for (int c = begin; c < end; ++c) {
+      for (int c = begin; c < end; c += COLS) {
+        const int here = end - c < COLS ? end - c : COLS;
         const u32 at = base + stage * STAGE, barrier = full + 8 * stage;
         barrier_wait(empty + 8 * stage, parity);
-        barrier_expect(barrier, bytes);
+        barrier_expect(barrier, here * bytes);
         if (warp == X_WARP) {
           if (MODE == 0)
-            asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-              :: "r"(at), "l"(&x_map), "r"(c * 64), "r"(item.tile * NT), "r"(barrier) : "memory");
+            for (int h = 0; h < here; ++h)
+              asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                :: "r"(at + h * X), "l"(&x_map), "r"((c + h) * 64), "r"(item.tile * NT), "r"(barrier) : "memory");
           else
-            copy_in(at, my_x + (long long)c * NT * 64, X, barrier);
+            copy_in(at, my_x + (long long)c * NT * 64, here * X, barrier);
         }
 #pragma unroll
         for (int g = 0; g < (ROWS + 3) / 4; ++g) {
           const int local = warp + 4 * g;
           if (local >= item.present) break;
-          copy_in(at + X + local * 2048, my_codes + ((long long)g * 4 * columns + c) * 2048, 2048, barrier);
-          copy_in(at + X + CODES + local * 128, my_scales + ((long long)g * 4 * columns + c) * 128, 128, barrier);
+          copy_in(at + COLS * (X + local * 2048), my_codes + ((long long)g * 4 * columns + c) * 2048, here * 2048, barrier);
+          copy_in(at + COLS * (X + CODES + local * 128), my_scales + ((long long)g * 4 * columns + c) * 128, here * 128, barrier);
         }
         if (++stage == STAGES) { stage = 0; parity ^= 1; }
       }
@@ -110,23 +132,28 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG == 2 ? 232 : WG == 3 ? 160 : 112));
-  const u32 my_codes = X + wg * MB * 2048 + (tid & 127) * 16, my_scales = X + CODES + wg * MB * 128 + (warp * 8 + (lane >> 2)) * 4;
+  // Of 16 tokens: with more, ptxas 13.0 says that it has too few registers, and lets each product wait for the one before.
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG == 2 ? 232 : WG == 3 ? 160 : NT == 16 ? 104 : 112));
+  const u32 my_codes = COLS * (X + wg * MB * 2048) + local_tid * 16, my_scales = COLS * (X + CODES + wg * MB * 128) + (warp * 8 + (lane >> 2)) * 4;
   int stage = 0;
   u32 parity = 0;
-  for (int i = blockIdx.x / SPLIT; i < items; i += gridDim.x / SPLIT) {
-    const Item item = item_at(i, tiles, strips, tile_expert);
+  while (item.take()) {
     float sums[MB][NT / 2];
 #pragma unroll
     for (int b = 0; b < MB; ++b)
 #pragma unroll
       for (int j = 0; j < NT / 2; ++j) sums[b][j] = 0.f;
-    // What the epilogue needs is asked for now.
-    int slot = -1;
-    float weight = 0.f, bias0[MB], bias8[MB];
-    if (MODE != 1 && tid < NT) {
-      const int row = item.tile * NT + tid;
-      if (MODE == 2) { slot = rows[row]; weight = row_weights[row]; } else if (row < m) slot = row;
+    // What the epilogue needs is asked for now. A row of results is copied by one thread of each warpgroup; of more than 128, two.
+    float bias0[MB], bias8[MB], weight[EACH];
+    int slot[EACH];
+    if (MODE != 1) {
+#pragma unroll
+      for (int e = 0; e < EACH; ++e) {
+        const int token = e * 128 + local_tid, row = item.tile * NT + token;
+        slot[e] = -1;
+        if (token >= NT) break;
+        if (MODE == 2) { slot[e] = rows[row]; weight[e] = row_weights[row]; } else if (row < m) slot[e] = row;
+      }
     }
 #pragma unroll
     for (int b = 0; b < MB; ++b) {
@@ -136,41 +163,64 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
       bias0[b] = there ? widened(bias[row]) : 0.f;
       bias8[b] = there ? widened(bias[row + 8]) : 0.f;
     }
-    // Two operands in turn: one is widened while the products of the other are under way. A stage is free when the next wait has passed.
-    u32 even[16], odd[16], used = 0;
-    auto next_stage = [&] {
+    // Two operands in turn: one is widened while the products of the other are under way. The words of the next step are read before
+    // the wait. The first step of a stage frees the stage before, whose products have then ended.
+    u32 even[16], odd[16], at, used = 0;
+    Words words;
+    auto read = [&](int h, int b) { read_words(words, at + my_codes + (b * COLS + h) * 2048, at + my_scales + (b * COLS + h) * 128); };
+    auto enter = [&] {
+      barrier_wait(full + 8 * stage, parity);
+      at = base + stage * STAGE;
+      read(0, 0);
+    };
+    auto leave = [&](bool more) {
       used = empty + 8 * stage;
       if (++stage == STAGES) { stage = 0; parity ^= 1; }
+      if (more) enter();
     };
-#if MB == 2
-    for (int c = begin; c < end; ++c) {
-      barrier_wait(full + 8 * stage, parity);
-      const u32 at = base + stage * STAGE;
-      widen_strip(at + my_codes, at + my_scales, even);
-      multiply(sums[0], even, at);
-      wait_products<1>();
-      if (c > begin && lane == 0) barrier_arrive(used);
-      widen_strip(at + my_codes + 2048, at + my_scales + 128, odd);
-      multiply(sums[1], odd, at);
-      wait_products<1>();
-      next_stage();
-    }
-#else
-    auto step = [&](u32 (&a)[16], bool release) {
-      barrier_wait(full + 8 * stage, parity);
-      const u32 at = base + stage * STAGE;
-      widen_strip(at + my_codes, at + my_scales, a);
-      multiply(sums[0], a, at);
-      wait_products<1>();
-      if (release && lane == 0) barrier_arrive(used);
-      next_stage();
+    auto free_stage = [&](u32 barrier) {
+      __syncwarp();   // all lanes have read their words
+      if (lane == 0) barrier_arrive(barrier);
     };
+    auto step = [&](u32 (&a)[16], int h, int b, bool frees, auto next) {
+      const u32 before = used;
+      widen_strip(words, a);
+      multiply(sums[b], a, at + h * X);
+      next();
+      wait_products<1>();
+      if (frees) free_stage(before);
+    };
+    if (begin < end) enter();
     int c = begin;
-    for (; c + 2 <= end; c += 2) { step(even, c > begin); step(odd, true); }
-    if (c < end) step(even, c > begin);
+#if COLS * MB == 1   // two stages a turn
+    for (; c + 2 <= end; c += 2) {
+      step(even, 0, 0, c > begin, [&] { leave(true); });
+      step(odd, 0, 0, true, [&] { leave(c + 2 < end); });
+    }
+    if (c < end) step(even, 0, 0, c > begin, [&] { leave(false); });
+#else
+    for (; c + COLS <= end; c += COLS) {
+#pragma unroll
+      for (int i = 0; i < COLS * MB; ++i)
+        step(i & 1 ? odd : even, i / MB, i % MB, i == 0 && c > begin, [&] {
+          if (i + 1 < COLS * MB) read((i + 1) / MB, (i + 1) % MB); else leave(c + COLS < end);
+        });
+    }
+#endif
+#if COLS > 1
+    if (c < end) {   // the last stage has fewer columns
+      const int steps = (end - c) * MB;
+      int i = 0;
+      for (; i + 2 <= steps; i += 2) {
+        step(even, i / MB, 0, i == 0 && c > begin, [&] { read((i + 1) / MB, MB - 1); });
+        step(odd, (i + 1) / MB, MB - 1, false, [&] { if (i + 2 < steps) read((i + 2) / MB, 0); });
+      }
+      if (i < steps) step(even, i / MB, 0, i == 0 && c > begin, [] {});
+      leave(false);
+    }
 #endif
     wait_products<0>();
-    if (lane == 0) barrier_arrive(used);
+    if (begin < end) free_stage(used);
 #pragma unroll
     for (int b = 0; b < MB; ++b)
 #pragma unroll
@@ -207,8 +257,11 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
     cluster_sync();   // no block may end while another reads its sums
 #else
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");   // the results of the last item have left the buffer
-    if (MODE == 2 && tid < NT) weight_of[tid] = weight;
-    consumers_sync();
+    if (MODE == 2) {
+#pragma unroll
+      for (int e = 0; e < EACH; ++e) if (e * 128 + local_tid < NT) weight_of[wg][e * 128 + local_tid] = weight[e];
+    }
+    results_sync(wg);
 #pragma unroll
     for (int b = 0; b < MB; ++b) {
       const int local = wg * MB + b;
@@ -238,7 +291,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
           for (int h = 0; h < 2; ++h) {
             const float* v = &sums[b][4 * (j + h)];
             const int token = (j + h) * 8 + (lane & 3) * 2;
-            const float w0 = MODE == 2 ? weight_of[token] : 1.f, w1 = MODE == 2 ? weight_of[token + 1] : 1.f;
+            const float w0 = MODE == 2 ? weight_of[wg][token] : 1.f, w1 = MODE == 2 ? weight_of[wg][token + 1] : 1.f;
             p[2 * h] = pack2((v[0] + bias0[b]) * w0, (v[1] + bias0[b]) * w1);
             p[2 * h + 1] = pack2((v[2] + bias8[b]) * w0, (v[3] + bias8[b]) * w1);
           }
@@ -249,12 +302,17 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
       }
     }
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    consumers_sync();
+    results_sync(wg);
     if (MODE == 1) {
-      if (tid < item.present / 2)
-        copy_out(out + ((long long)item.tile * (n / 128) + item.block * (ROWS / 2) + tid) * NT * 64, buffer + tid * X, X);
-    } else {
-      if (slot >= 0) copy_out(out + (long long)slot * n + item.block * ROWS * 64, buffer + tid * PITCH, item.present * 128);
+      const int pair = wg * MB / 2;
+      if (local_tid == 0 && wg % TOGETHER == 0 && 2 * pair < item.present)
+        copy_out(out + ((long long)item.tile * (n / 128) + item.block * (ROWS / 2) + pair) * NT * 64, buffer + pair * X, X);
+    } else if (wg * MB < item.present) {
+      const u32 bytes = (item.present - wg * MB < MB ? item.present - wg * MB : MB) * 128;
+#pragma unroll
+      for (int e = 0; e < EACH; ++e)
+        if (slot[e] >= 0)
+          copy_out(out + (long long)slot[e] * n + (item.block * ROWS + wg * MB) * 64, buffer + (e * 128 + local_tid) * PITCH + wg * MB * 128, bytes);
     }
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 #endif

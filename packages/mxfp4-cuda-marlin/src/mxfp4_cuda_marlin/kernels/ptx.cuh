@@ -54,23 +54,38 @@ DEV u32 mul2(u32 a, u32 b) {
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
+// Both halves of a by one half of b, which the instruction itself selects.
+DEV u32 mul2_low(u32 a, u32 b) {
+  u32 d;
+  asm("{\n.reg .b16 l, h;\n.reg .b32 f;\nmov.b32 {l, h}, %2;\nmov.b32 f, {l, l};\nmul.rn.bf16x2 %0, %1, f;\n}" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+DEV u32 mul2_high(u32 a, u32 b) {
+  u32 d;
+  asm("{\n.reg .b16 l, h;\n.reg .b32 f;\nmov.b32 {l, h}, %2;\nmov.b32 f, {h, h};\nmul.rn.bf16x2 %0, %1, f;\n}" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
 
 #ifdef SMALL
 // Eight codes to four pairs of bfloat16: sign to bit 15, the three bits of the magnitude to 8:6. A code then reads as its value times 2^-126,
 // exactly, subnormals included; the factor of the scale makes up for it. Pairs: row r, row r + 8, and both again 8 columns further; where their
 // bits come from is in layout.py. SMALL is 1 if every scale byte is at most 128; else weights are multiplied twice.
-DEV void widen(u32 word, u32* a, u32 factor, u32 factor8) {
+// Rows r are multiplied by the low half of factors, rows r + 8 by the high one.
+DEV void widen(u32 word, u32* a, u32 factors) {
   const u32 fields = 0x81c081c0u;
   u32 p0 = word & fields, p1 = (word << 4) & fields, p2 = __funnelshift_r(word, word, 6) & fields;
   u32 p3 = ((word << 6) & 0x80c080c0u) | ((word >> 2) & 0x01000100u);
   if (!SMALL) { const u32 up = 0x7e807e80u; p0 = mul2(p0, up); p1 = mul2(p1, up); p2 = mul2(p2, up); p3 = mul2(p3, up); }
-  a[0] = mul2(p0, factor); a[1] = mul2(p1, factor8); a[2] = mul2(p2, factor); a[3] = mul2(p3, factor8);
+  a[0] = mul2_low(p0, factors); a[1] = mul2_high(p1, factors); a[2] = mul2_low(p2, factors); a[3] = mul2_high(p3, factors);
 }
-// The factor of a scale byte, twice: 2^(b - 1) if all bytes are small, else 2^(b - 127) after widen has multiplied by 2^126.
-DEV u32 factor_of(u32 b) {
-  if (SMALL) return b * 0x00800080u + 0x3f003f00u;
-  const u32 v = b == 255 ? 0x7fc0u : (b == 0 ? 0x0040u : b << 7);
-  return v | (v << 16);
+// The factors of the scale bytes 0 and 2 of s, in the halves of a word: 2^(b - 1) if all bytes are small, else 2^(b - 127) after widen has
+// multiplied by 2^126.
+DEV u32 factor_of(u32 b) { return b == 255 ? 0x7fc0u : (b == 0 ? 0x0040u : b << 7); }
+DEV u32 factors_of(u32 s) {
+  if (!SMALL) return factor_of(s & 0xff) | factor_of(s >> 16 & 0xff) << 16;
+  u32 d;   // asm, or the compiler makes three instructions of it
+  asm("mad.lo.u32 %0, %1, 128, 0x3f003f00;" : "=r"(d) : "r"(s & 0x00ff00ffu));
+  return d;
 }
 
 // Gate and up to the hidden value. Comparisons, not fminf: a NaN must stay one.

@@ -6,16 +6,21 @@ from importlib.resources import files
 
 
 def _wgmma(nt: int) -> str:
-    """Return the wrapper of ``wgmma.mma_async.m64n<nt>k16``: one register operand for each accumulator."""
+    """Return the wrapper of ``wgmma.mma_async.m64n<nt>k16``: one register operand for each accumulator.
+
+    ``x`` is the low word of the descriptor of the tokens; the high one says 128-byte swizzle and 1024 bytes from eight
+    tokens to the next.
+    """
     count = nt // 2
     registers = ", ".join(f"%{i}" for i in range(count))
     outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
     weights = ", ".join(f"%{count + i}" for i in range(4))
     return (
-        f"DEV void wgmma(float (&d)[{count}], u32 a0, u32 a1, u32 a2, u32 a3, u64 desc) {{\n"
-        f'  asm volatile("{{\\nwgmma.mma_async.sync.aligned.m64n{nt}k16.f32.bf16.bf16 {{{registers}}}, {{{weights}}}, '
-        f'%{count + 4}, 1, 1, 1, 0;\\n}}"\n'
-        f'    : {outputs} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(desc));\n}}'
+        f"DEV void wgmma(float (&d)[{count}], u32 a0, u32 a1, u32 a2, u32 a3, u32 x) {{\n"
+        f'  asm volatile("{{\\n.reg .b64 tokens;\\nmov.b64 tokens, {{%{count + 4}, 0x40000040}};\\n'
+        f"wgmma.mma_async.sync.aligned.m64n{nt}k16.f32.bf16.bf16 {{{registers}}}, {{{weights}}}, "
+        f'tokens, 1, 1, 1, 0;\\n}}"\n'
+        f'    : {outputs} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(x));\n}}'
     )
 
 

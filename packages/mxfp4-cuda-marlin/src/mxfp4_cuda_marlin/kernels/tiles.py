@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -27,12 +27,14 @@ class Tile:
         nt: tokens in a tile, a multiple of 16, at most 256.
         wg: consumer warpgroups in a block.
         mb: strips of 64 output features for each of them.
+        cols: columns of 64 in a stage.
         split: blocks that cut k between them.
     """
 
     nt: int
     wg: int = 2
     mb: int = 1
+    cols: int = 1
     split: int = 1
 
     @property
@@ -47,8 +49,8 @@ class Tile:
 
     @property
     def stage_bytes(self) -> int:
-        """Shared memory of a stage: activations, codes and scales of 64 columns, in whole KiB for the swizzle."""
-        raw = self.wg * self.mb * (2048 + 128) + self.nt * 128
+        """Bytes of a stage: activations, codes and scales of its columns, in whole KiB for the swizzle."""
+        raw = self.cols * (self.wg * self.mb * (2048 + 128) + self.nt * 128)
         return -(-raw // 1024) * 1024
 
     def _result_bytes(self, mode: int) -> int:
@@ -70,6 +72,7 @@ class Tile:
             "NT": self.nt,
             "WG": self.wg,
             "MB": self.mb,
+            "COLS": self.cols,
             "SPLIT": self.split,
             "STAGES": self.stages(mode),
             "SMALL": int(small_scales),
@@ -81,43 +84,56 @@ class Tile:
         return -(-n // self.features)
 
     def grid(self, items: int, multiprocessors: int) -> int:
-        """Return the blocks to launch: those that stay on the device and take items, or one cluster for each item."""
+        """Return the blocks to launch: those that stay and take items, or a cluster for each item."""
         return items * self.split if self.split > 1 else min(items, multiprocessors)
 
 
-# What an item of each variant costs while every multiprocessor has one: microseconds of 64 columns, and those that do
-# not depend on the columns (bench/hopper_tiles.py).
+# What an item of each variant costs while every multiprocessor has one: microseconds of 64 columns in a long run, when the
+# device is at its limit of power, and those that do not depend on the columns (bench/hopper_tiles.py).
 COST: Final = {
-    Tile(32, 2, 1): (0.216, 1.1),
-    Tile(32, 4, 1): (0.355, 1.3),
-    Tile(48, 4, 1): (0.405, 1.5),
-    Tile(64, 2, 1): (0.260, 1.2),
-    Tile(64, 4, 1): (0.452, 1.6),
-    Tile(80, 2, 2): (0.517, 1.9),
-    Tile(96, 2, 1): (0.300, 1.5),
-    Tile(96, 2, 2): (0.560, 2.1),
-    Tile(112, 2, 2): (0.612, 2.2),
-    Tile(128, 2, 1): (0.360, 1.5),
-    Tile(128, 2, 2): (0.663, 2.4),
-    Tile(144, 2, 1): (0.389, 1.6),
-    Tile(160, 2, 1): (0.415, 1.6),
-    Tile(176, 2, 1): (0.450, 1.6),
-    Tile(192, 2, 1): (0.478, 1.8),
-    Tile(224, 2, 1): (0.550, 2.0),
-    Tile(256, 2, 1): (0.632, 2.4),
+    Tile(16, 2, 1, 4): (0.152, 0.7),
+    Tile(16, 4, 1, 4): (0.260, 1.0),
+    Tile(32, 2, 1, 4): (0.174, 0.9),
+    Tile(32, 4, 1, 4): (0.310, 1.0),
+    Tile(48, 2, 1, 2): (0.215, 1.2),
+    Tile(48, 4, 1): (0.403, 1.3),
+    Tile(64, 2, 1, 2): (0.248, 1.3),
+    Tile(64, 4, 1): (0.467, 1.4),
+    Tile(80, 2, 1, 2): (0.282, 1.2),
+    Tile(80, 2, 2, 2): (0.520, 1.5),
+    Tile(96, 2, 1, 2): (0.309, 1.3),
+    Tile(96, 2, 2): (0.617, 1.9),
+    Tile(112, 2, 2): (0.685, 2.0),
+    Tile(128, 2, 1): (0.386, 1.4),
+    Tile(128, 2, 2): (0.730, 2.3),
+    Tile(144, 2, 1): (0.429, 1.4),
+    Tile(144, 2, 2): (0.785, 2.5),
+    Tile(160, 2, 1): (0.474, 1.4),
+    Tile(160, 2, 2): (0.876, 2.8),
+    Tile(192, 2, 1): (0.558, 1.6),
+    Tile(224, 2, 1): (0.662, 1.8),
+    Tile(256, 2, 1): (0.752, 2.1),
 }
-# Tiles of more than 160 tokens in linears of more than one wave cost this much more than the table says.
-_WIDE_LINEAR: Final = 1.06
-# Microseconds more where blocks of a cluster add up their sums.
-SPLIT_ITEM: Final = 1.0
-SPLITS: Final = (2, 4)
-_SPLIT_TILES: Final = (Tile(32, 2, 1), Tile(64, 2, 1), Tile(128, 2, 1))
+_MANY_WAVES: Final = 4  # from here on, items of unlike experts are taken to even out
+
+# Microseconds more where blocks of a cluster add up their sums, and the share of the multiprocessors that such clusters
+# can fill: each stays in one part of the chip, of 16 or 18 multiprocessors, or fewer.
+SPLIT: Final = {2: (1.0, 1.0), 4: (1.3, 10 / 11), 8: (1.6, 10 / 11)}
+_SPLIT_TILES: Final = (
+    Tile(16, 2, 1, 4),
+    Tile(32, 2, 1, 4),
+    Tile(48, 2, 1, 2),
+    Tile(64, 2, 1, 2),
+    Tile(96, 2, 1, 2),
+    Tile(128, 2, 1),
+)
 
 
 def cost(tile: Tile, k: int, waves: float) -> float:
     """Estimate the microseconds of a GEMM of k columns that keeps every multiprocessor busy so many times."""
-    column, item = COST[Tile(tile.nt, tile.wg, tile.mb)]
-    return waves * (k / TILE / tile.split * column + item + (SPLIT_ITEM if tile.split > 1 else 0.0))
+    column, item = COST[replace(tile, split=1)]
+    sums = SPLIT[tile.split][0] if tile.split > 1 else 0.0
+    return waves * (k / TILE / tile.split * column + item + sums)
 
 
 @lru_cache(maxsize=4096)
@@ -130,8 +146,9 @@ def linear_cost(tile: Tile, m: int, n: int, k: int, multiprocessors: int = MULTI
     """Estimate the microseconds of a linear; infinite where the variant cannot run."""
     if tile.split > k // TILE:
         return math.inf
-    waves = math.ceil(tile.blocks(n) * -(-m // tile.nt) * tile.split / multiprocessors)
-    return cost(tile, k, waves) * (_WIDE_LINEAR if tile.nt > 160 and waves > 1 else 1.0)
+    share = SPLIT[tile.split][1] if tile.split > 1 else 1.0
+    clusters = max(1, int(multiprocessors * share) // tile.split)
+    return cost(tile, k, math.ceil(tile.blocks(n) * -(-m // tile.nt) / clusters))
 
 
 @lru_cache(maxsize=4096)
@@ -164,7 +181,7 @@ def moe_tiles(
         chosen = []
         for features, columns in ((2 * n, k), (k, n)):
             costs = {
-                tile: cost(tile, columns, max(1.0, tile.blocks(features) * tiles / multiprocessors + 0.5))
+                tile: cost(tile, columns, _waves(tile.blocks(features) * tiles / multiprocessors))
                 for tile in moe_variants()
                 if tile.nt == nt
             }
@@ -173,6 +190,11 @@ def moe_tiles(
         best.append((up_cost + down_cost, up, down))
     _, up, down = min(best, key=lambda entry: entry[0])
     return up, down
+
+
+def _waves(full: float) -> float:
+    """Estimate how many items in a row a multiprocessor takes, of so many each on average."""
+    return math.ceil(full) if full < _MANY_WAVES else full + 0.5
 
 
 def most_tiles(slots: int, experts: int, nt: int) -> int:
@@ -195,7 +217,7 @@ def expected_tiles(slots: int, experts: int, nt: int) -> float:
 
 def linear_variants() -> list[Tile]:
     """Return every variant that a linear may use."""
-    splits = [Tile(tile.nt, tile.wg, tile.mb, split) for tile in _SPLIT_TILES for split in SPLITS]
+    splits = [replace(tile, split=split) for tile in _SPLIT_TILES for split in SPLIT]
     return [*COST, *splits]
 
 

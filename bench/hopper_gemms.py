@@ -1,0 +1,104 @@
+"""What share of the copy bandwidth do the two GEMMs of a MoE layer reach where reading weights is what takes time?
+
+Usage: python bench/hopper_gemms.py [--shapes qwen3-30b-a3b] [--m 8 32 128]
+
+A layer runs once, and its launches are kept; then those of gate-up and down alone are captured and timed, with the
+routing tables that the layer made and a cold L2 cache. Bytes: codes and scales of the experts that tokens chose, read
+once, and the activations in and out of both GEMMs. The replay of an empty CUDA graph is measured, too, and taken off
+for the last column, since no kernel can avoid it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hopper import timing
+from hopper.cases import MOE_SHAPES, MoeCase, Routed, ours_moe
+
+from mxfp4_core import calls
+from mxfp4_cuda_marlin import backend
+from mxfp4_cuda_marlin.kernels import load
+
+
+def gemms_of(layer: Callable[[], object]) -> Callable[[], None]:
+    """Return a call that repeats the launches of gate-up and down of a layer, and nothing else of it."""
+    launched: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    kept: list[Any] = []
+    launch, gemm, decode = load.launch, load.gemm, load.decode
+
+    def keep(find: Callable[..., Any]) -> Callable[..., Any]:
+        def found(*args: Any) -> Any:
+            kept.append(find(*args))
+            return kept[-1]
+
+        return found
+
+    def record(*args: Any, **options: Any) -> None:
+        launched.append((args, options))
+        launch(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "gemm", keep(gemm))
+        patch.setattr(load, "decode", keep(decode))
+        patch.setattr(load, "launch", record)
+        layer()
+    (up, _), (down, options) = [(args, options) for args, options in launched if args[0] in kept]
+
+    def run() -> None:
+        launch(*up)
+        launch(*down, **options)
+
+    return run
+
+
+def moved(case: MoeCase, routed: Routed) -> float:
+    """Return the bytes that both GEMMs read and write at least."""
+    n, k, slots = case.problem.n, case.problem.k, routed.ids.numel()
+    weights = routed.ids.unique().numel() * 3 * n * k * 17 / 32
+    return weights + 2 * (routed.x.numel() + 2 * slots * n + slots * k)
+
+
+def main() -> None:
+    """Print one row for each shape and number of tokens."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=MOE_SHAPES, default=list(MOE_SHAPES))
+    parser.add_argument("--m", nargs="+", type=int, default=[8, 16, 32, 64, 128], help="tokens")
+    options = parser.parse_args()
+    timing.require_sm90()
+    copy, _ = timing.ceilings()
+    flush = timing.flush_buffer()
+    nothing = torch.zeros(1, device="cuda")
+    empty = timing.microseconds(lambda: nothing.zero_(), flush=flush)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: device copy {copy:.0f} GB/s,")
+    print(f"replay of a graph that writes four bytes {empty:.1f} us\n")
+    print("| shape | m | experts | layer us | gemms us | GB/s | of copy | of copy, less the replay |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name in options.shapes:
+        case = MoeCase.random(name, torch.device("cuda"))
+        packed = ours_moe(case)
+        for m in options.m:
+            routed = case.route(m)
+
+            def layer(routed: Routed = routed) -> object:
+                return calls.moe(backend, routed.x, *packed, routed.ids, routed.weights, case.problem)
+
+            whole = timing.microseconds(layer, flush=flush)
+            alone = timing.microseconds(gemms_of(layer), flush=flush)
+            speed = moved(case, routed) / alone / 1e3
+            net = moved(case, routed) / (alone - empty) / 1e3
+            experts = routed.ids.unique().numel()
+            print(
+                f"| {name} | {m} | {experts} | {whole:.1f} | {alone:.1f} | {speed:.0f} | {speed / copy:.2f} "
+                f"| {net / copy:.2f} |",
+                flush=True,
+            )
+        del case, packed
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
