@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
-import pytest
 import torch
 from hopper import timing
 from hopper.cases import MOE_SHAPES, MoeCase, Routed, ours_moe
 
 from mxfp4_core import calls
+from mxfp4_core.backend import Packed
 from mxfp4_cuda_marlin import backend
 from mxfp4_cuda_marlin.kernels import load
 
@@ -41,10 +42,7 @@ def gemms_of(layer: Callable[[], object]) -> Callable[[], None]:
         launched.append((args, options))
         launch(*args, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "gemm", keep(gemm))
-        patch.setattr(load, "decode", keep(decode))
-        patch.setattr(load, "launch", record)
+    with patch.multiple(load, gemm=keep(gemm), decode=keep(decode), launch=record):
         layer()
     (up, _), (down, options) = [(args, options) for args, options in launched if args[0] in kept]
 
@@ -60,6 +58,29 @@ def moved(case: MoeCase, routed: Routed) -> float:
     n, k, slots = case.problem.n, case.problem.k, routed.ids.numel()
     weights = routed.ids.unique().numel() * 3 * n * k * 17 / 32
     return weights + 2 * (routed.x.numel() + 2 * slots * n + slots * k)
+
+
+def row(
+    name: str,
+    case: MoeCase,
+    packed: tuple[Packed, Packed],
+    m: int,
+    copy: float,
+    empty: float,
+    flush: torch.Tensor,
+) -> str:
+    """Time one layer for m tokens, and its GEMMs alone."""
+    routed = case.route(m)
+
+    def layer() -> object:
+        return calls.moe(backend, routed.x, *packed, routed.ids, routed.weights, case.problem)
+
+    whole = timing.microseconds(layer, flush=flush)
+    alone = timing.microseconds(gemms_of(layer), flush=flush)
+    speed, net = (moved(case, routed) / us / 1e3 for us in (alone, alone - empty))
+    experts = routed.ids.unique().numel()
+    share = f"{speed:.0f} | {speed / copy:.2f} | {net / copy:.2f} |"
+    return f"| {name} | {m} | {experts} | {whole:.1f} | {alone:.1f} | {share}"
 
 
 def main() -> None:
@@ -81,21 +102,7 @@ def main() -> None:
         case = MoeCase.random(name, torch.device("cuda"))
         packed = ours_moe(case)
         for m in options.m:
-            routed = case.route(m)
-
-            def layer(routed: Routed = routed) -> object:
-                return calls.moe(backend, routed.x, *packed, routed.ids, routed.weights, case.problem)
-
-            whole = timing.microseconds(layer, flush=flush)
-            alone = timing.microseconds(gemms_of(layer), flush=flush)
-            speed = moved(case, routed) / alone / 1e3
-            net = moved(case, routed) / (alone - empty) / 1e3
-            experts = routed.ids.unique().numel()
-            print(
-                f"| {name} | {m} | {experts} | {whole:.1f} | {alone:.1f} | {speed:.0f} | {speed / copy:.2f} "
-                f"| {net / copy:.2f} |",
-                flush=True,
-            )
+            print(row(name, case, packed, m, copy, empty, flush), flush=True)
         del case, packed
         torch.cuda.empty_cache()
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 
 COLD_BYTES = 256 << 20  # more than five times the L2 cache of an H200
-_LONG = 2000.0  # microseconds from which fewer replays do
-_BUSY = 500.0  # microseconds from which a call is repeated until the clocks have followed its power
+_LONG = 2000.0  # microseconds from which fewer replays do, after a while of the same
 _SETTLED = 0.3  # seconds of that
 
 
@@ -36,8 +35,8 @@ def microseconds(run: Callable[[], object], *, flush: torch.Tensor | None = None
         flush: a tensor larger than the L2 cache, read before each replay, so that the call finds a cache full of
             clean lines that are not its own; without it the cache is warm. Either way the device is busy while the
             host launches the replay, so that the time of a launch by the host is not counted.
-        replays: how many are timed; seven where one takes long. Before a call of half a millisecond or more is timed,
-            it is repeated for 0.3 seconds: the device lowers its clocks at its limit of power, and not at once.
+        replays: how many are timed. Where one takes more than 2 ms, seven, after 0.3 seconds of the same: such calls
+            bring the device to its limit of power, where it lowers its clocks, and not at once.
     """
     for _ in range(2):
         run()
@@ -45,7 +44,7 @@ def microseconds(run: Callable[[], object], *, flush: torch.Tensor | None = None
     graph = _capture(run)
     one = min(_replay(graph, flush) for _ in range(3))
     begin = time.monotonic()
-    while one >= _BUSY and time.monotonic() - begin < _SETTLED:
+    while one >= _LONG and time.monotonic() - begin < _SETTLED:
         _replay(graph, flush)
     count = replays if one < _LONG else min(replays, 7)
     return statistics.median(_replay(graph, flush) for _ in range(count))

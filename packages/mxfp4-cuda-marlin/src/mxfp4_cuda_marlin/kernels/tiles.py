@@ -87,8 +87,9 @@ class Tile:
         """Return the blocks to launch: those that stay and take items, or a cluster for each item."""
         return items * self.split if self.split > 1 else min(items, multiprocessors)
 
+        """Return the blocks to launch: as many as the device holds, which take items, or a cluster for each."""
 
-# What an item of each variant costs while every multiprocessor has one: microseconds of 64 columns in a long run, when the
+
 # device is at its limit of power, and those that do not depend on the columns (bench/hopper_tiles.py).
 COST: Final = {
     Tile(16, 2, 1, 4): (0.152, 0.7),
