@@ -19,7 +19,7 @@ from mxfp4_cuda_marlin.kernels import build, load
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_variants, moe_variants
 
 # Variants that are also compiled for scale bytes above 128: one of each form of the main loop.
-LARGE = (Tile(32, 4, 1, 4), Tile(160, 2, 2), Tile(192, 2, 1), Tile(64, 2, 1, 2, split=2))
+LARGE = (Tile(32, 16, 2, 2, 4), Tile(144, 80, 2, 2), Tile(192, 160, 2, 1), Tile(64, 48, 2, 1, 2, split=2))
 
 
 class TestCudaMarlin(BackendConformance):

@@ -22,8 +22,9 @@ def programs() -> Iterator[tuple[str, str, Mapping[str, int]]]:
     pairs |= {(tile, mode) for tile in moe_variants() for mode in (GATE_UP, DOWN)}
     for tile, mode in sorted(pairs, key=_cost, reverse=True):
         cut = f", k in {tile.split}" if tile.split > 1 else ""
-        name = f"gemm {_MODES[mode]}: {tile.nt} tokens x {tile.features} features, {tile.wg} warpgroups{cut}"
-        yield name, source.gemm(tile.nt), tile.defines(mode, True)
+        tokens = f"{tile.nt} tokens" if tile.narrow == tile.nt else f"{tile.nt} or {tile.narrow} tokens"
+        name = f"gemm {_MODES[mode]}: {tokens} x {tile.features} features, {tile.wg} warpgroups{cut}"
+        yield name, source.gemm(tile.nt, tile.narrow), tile.defines(mode, True)
     fews = {(few, LINEAR) for few in linear_fews()}
     for up, down in moe_fews():
         fews |= {(up, GATE_UP), (down, TOKEN if down.tokens == 1 else DOWN)}

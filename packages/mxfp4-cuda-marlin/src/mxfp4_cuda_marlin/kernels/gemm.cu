@@ -8,9 +8,11 @@
 //   NT tokens in a tile, a multiple of 16; WG, MB, STAGES see above;
 //   MODE 0 linear, x by a tensor map; 1 gate-up with the gated activation; 2 down with the weights of the router;
 //   SPLIT blocks of a cluster share an item and cut k, linear only, one item each;
+//   NARROW tokens that a tile with no more of them multiplies, instead of NT;
 //   COLS columns of 64 in a stage: more for few tokens, which want fewer and larger copies;
 //   SMALL see ptx.cuh.
 // In mode 1 and 2, x is [tile][k / 64][NT][64] with 16-byte chunks exclusive-ored with the token, and so is the output of mode 1.
+template <int N> DEV void wgmma(float (&sums)[N / 2], u32 a0, u32 a1, u32 a2, u32 a3, u32 x);
 //WGMMA//
 constexpr u32 ROWS = WG * MB;
 constexpr int GROUP = 16;
@@ -18,10 +20,10 @@ constexpr u32 CODES = ROWS * 2048, SCALES = ROWS * 128, X = NT * 128;
 constexpr u32 STAGE = (COLS * (CODES + X + SCALES) + 1023) / 1024 * 1024;   // x first, on 1024 bytes for the swizzle, then codes, then scales
 constexpr u32 PITCH = ROWS * 128 + 16;       // bytes of a token in the buffer of results; the 16 keep stmatrix free of bank conflicts
 constexpr u32 SUM_PITCH = ROWS * 256 + 16;   // the same for the float32 sums of a split
-constexpr int EACH = (NT + 127) / 128;       // rows of results of a consumer
 constexpr int X_WARP = 3;                    // the producer that copies x: the last, whose strip is missing first
 struct alignas(64) Map { u64 words[16]; };
 
+template <int N> struct Width { static constexpr int tokens = N; };
 struct Words { u32 codes[4], scales; };
 DEV void read_words(Words& w, u32 codes, u32 scales) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.codes[0]), "=r"(w.codes[1]), "=r"(w.codes[2]), "=r"(w.codes[3]) : "r"(codes));
@@ -31,11 +33,11 @@ DEV void widen_strip(const Words& w, u32 (&a)[16]) {
   const u32 factors = factors_of(w.scales), next = factors_of(__byte_perm(w.scales, 0, 0x4341));
   widen(w.codes[0], a, factors); widen(w.codes[1], a + 4, factors); widen(w.codes[2], a + 8, next); widen(w.codes[3], a + 12, next);
 }
-DEV void multiply(float (&sums)[NT / 2], u32 (&a)[16], u32 x) {
+template <int N> DEV void multiply(float (&sums)[N / 2], u32 (&a)[16], u32 x) {
   const u32 descriptor = (x >> 4) + 0x10000;   // its low word; the high one, 128-byte swizzle and a stride of 1024, is in wgmma
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-  for (int j = 0; j < 4; ++j) wgmma(sums, a[4 * j], a[4 * j + 1], a[4 * j + 2], a[4 * j + 3], descriptor + 2 * j);
+  for (int j = 0; j < 4; ++j) wgmma<N>(sums, a[4 * j], a[4 * j + 1], a[4 * j + 2], a[4 * j + 3], descriptor + 2 * j);
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 template <int N> DEV void wait_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }
@@ -44,24 +46,29 @@ constexpr int TOGETHER = MODE == 1 && MB == 1 ? 2 : 1;
 DEV void results_sync(int wg) { asm volatile("bar.sync %0, %1;" :: "r"(1 + wg / TOGETHER), "n"(128 * TOGETHER) : "memory"); }
 
 // The items of a block, every step-th from a first one on. GROUP tiles in a row share the weights of a block of strips while these are in the
-// L2 cache. The next item is looked up when one is taken, so that its expert has arrived when its turn comes.
+// L2 cache. The next item is looked up when one is taken, so that its expert has arrived when its turn comes. A tile with few tokens
+// multiplies no more than width of its NT columns.
 struct Items {
-  const int* tile_expert;
-  int tiles, strips, blocks, step;
+  const int *tile_expert, *rows;
+  int m, tiles, strips, blocks, step;
   int group = 0, rest;   // first tile of the group of the next item, and its number in that group
-  int tile, block, expert, present, next_tile, next_block, next_expert;
-  DEV Items(const int* tile_expert, int tiles, int strips, int first, int step)
-      : tile_expert(tile_expert), tiles(tiles), strips(strips), blocks((strips + ROWS - 1) / ROWS), step(step), rest(first) { look(); }
+  int tile, block, expert, present, width, next_tile, next_block, next_expert, next_beyond;
+  DEV Items(const int* tile_expert, const int* rows, int m, int tiles, int strips, int first, int step)
+      : tile_expert(tile_expert), rows(rows), m(m), tiles(tiles), strips(strips), blocks((strips + ROWS - 1) / ROWS), step(step), rest(first) { look(); }
   DEV void look() {
     while (rest >= GROUP * blocks && group < tiles) { rest -= GROUP * blocks; group += GROUP; }
     const int size = tiles - group < GROUP ? tiles - group : GROUP;
     next_block = size == GROUP ? rest / GROUP : size > 0 ? rest / size : blocks;
     next_tile = group + rest - next_block * size;
-    if (next_block < blocks) next_expert = tile_expert ? tile_expert[next_tile] : 0;
+    if (next_block >= blocks) return;
+    next_expert = tile_expert ? tile_expert[next_tile] : 0;
+    const int row = next_tile * NT + NARROW;
+    next_beyond = NARROW == NT ? 0 : MODE == 0 ? m - 1 - row : rows[row];   // negative if no token is there
   }
   DEV bool take() {
     if (next_block >= blocks) return false;
     tile = next_tile; block = next_block; expert = next_expert;
+    width = next_beyond >= 0 ? NT : NARROW;
     const int left = strips - block * (int)ROWS;
     present = left < (int)ROWS ? left : ROWS;
     rest += step;
@@ -93,7 +100,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
   __syncthreads();
   wait_for_previous();
   allow_next();
-  Items item(tile_expert, num_tiles ? *num_tiles : max_tiles, strips, blockIdx.x / SPLIT, gridDim.x / SPLIT);
+  Items item(tile_expert, rows, m, num_tiles ? *num_tiles : max_tiles, strips, blockIdx.x / SPLIT, gridDim.x / SPLIT);
 
   if (wg == WG) {   // producers: one lane of each warp, since a bulk copy keeps its thread for some hundred cycles
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(WG == 2 ? 40 : 32));
@@ -105,7 +112,8 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
       const u8* my_codes = codes + strip * columns * 2048;
       const u8* my_scales = scales + strip * columns * 128;
       const u16* my_x = x + (long long)item.tile * columns * NT * 64;
-      const u32 bytes = (item.present > warp ? (item.present - warp + 3) / 4 : 0) * (2048 + 128) + (warp == X_WARP ? X : 0);
+      const u32 tokens = MODE != 0 && COLS == 1 ? item.width * 128 : X;   // bytes of 64 columns of them
+      const u32 bytes = (item.present > warp ? (item.present - warp + 3) / 4 : 0) * (2048 + 128) + (warp == X_WARP ? tokens : 0);
       for (int c = begin; c < end; c += COLS) {
         const int here = end - c < COLS ? end - c : COLS;
         const u32 at = base + stage * STAGE, barrier = full + 8 * stage;
@@ -117,7 +125,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
               asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                 :: "r"(at + h * X), "l"(&x_map), "r"((c + h) * 64), "r"(item.tile * NT), "r"(barrier) : "memory");
           else
-            copy_in(at, my_x + (long long)c * NT * 64, here * X, barrier);
+            copy_in(at, my_x + (long long)c * NT * 64, here * tokens, barrier);
         }
 #pragma unroll
         for (int g = 0; g < (ROWS + 3) / 4; ++g) {
@@ -137,12 +145,13 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
   const u32 my_codes = COLS * (X + wg * MB * 2048) + local_tid * 16, my_scales = COLS * (X + CODES + wg * MB * 128) + (warp * 8 + (lane >> 2)) * 4;
   int stage = 0;
   u32 parity = 0;
-  while (item.take()) {
-    float sums[MB][NT / 2];
+  auto compute = [&](auto width) {   // one item, of no more tokens than width
+    constexpr int N = decltype(width)::tokens, EACH = (N + 127) / 128;   // rows of results of a consumer
+    float sums[MB][N / 2];
 #pragma unroll
     for (int b = 0; b < MB; ++b)
 #pragma unroll
-      for (int j = 0; j < NT / 2; ++j) sums[b][j] = 0.f;
+      for (int j = 0; j < N / 2; ++j) sums[b][j] = 0.f;
     // What the epilogue needs is asked for now. A row of results is copied by one thread of each warpgroup; of more than 128, two.
     float bias0[MB], bias8[MB], weight[EACH];
     int slot[EACH];
@@ -151,7 +160,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
       for (int e = 0; e < EACH; ++e) {
         const int token = e * 128 + local_tid, row = item.tile * NT + token;
         slot[e] = -1;
-        if (token >= NT) break;
+        if (token >= N) break;
         if (MODE == 2) { slot[e] = rows[row]; weight[e] = row_weights[row]; } else if (row < m) slot[e] = row;
       }
     }
@@ -185,7 +194,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
     auto step = [&](u32 (&a)[16], int h, int b, bool frees, auto next) {
       const u32 before = used;
       widen_strip(words, a);
-      multiply(sums[b], a, at + h * X);
+      multiply<N>(sums[b], a, at + h * X);
       next();
       wait_products<1>();
       if (frees) free_stage(before);
@@ -224,14 +233,14 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
 #pragma unroll
     for (int b = 0; b < MB; ++b)
 #pragma unroll
-      for (int j = 0; j < NT / 2; ++j) asm volatile("" : "+f"(sums[b][j]) :: "memory");
+      for (int j = 0; j < N / 2; ++j) asm volatile("" : "+f"(sums[b][j]) :: "memory");
 
 #if SPLIT > 1
     // Every block keeps its sums in shared memory and adds up its share of the tokens over all blocks, in their order.
 #pragma unroll
     for (int b = 0; b < MB; ++b)
 #pragma unroll
-      for (int j = 0; j < NT / 2; ++j) {
+      for (int j = 0; j < N / 2; ++j) {
         const int token = j / 4 * 8 + (lane & 3) * 2 + (j & 1), row = (wg * MB + b) * 64 + warp * 16 + (lane >> 2) + (j >> 1 & 1) * 8;
         asm volatile("st.shared.f32 [%0], %1;" :: "r"(buffer + token * SUM_PITCH + row * 4), "f"(sums[b][j]) : "memory");
       }
@@ -259,7 +268,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");   // the results of the last item have left the buffer
     if (MODE == 2) {
 #pragma unroll
-      for (int e = 0; e < EACH; ++e) if (e * 128 + local_tid < NT) weight_of[wg][e * 128 + local_tid] = weight[e];
+      for (int e = 0; e < EACH; ++e) if (e * 128 + local_tid < N) weight_of[wg][e * 128 + local_tid] = weight[e];
     }
     results_sync(wg);
 #pragma unroll
@@ -268,14 +277,14 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
       if (local >= item.present) break;
       if (MODE == 1) {
 #pragma unroll
-        for (int j = 0; j < NT / 8; j += 4) {   // four groups of eight tokens, or the last two
+        for (int j = 0; j < N / 8; j += 4) {   // four groups of eight tokens, or the last two
           u32 p[4];
 #pragma unroll
-          for (int h = 0; h < 4 && j + h < NT / 8; ++h) {
+          for (int h = 0; h < 4 && j + h < N / 8; ++h) {
             const float* v = &sums[b][4 * (j + h)];
             p[h] = pack2(activate(v[0] + bias0[b], v[2] + bias8[b], alpha, limit, up_offset), activate(v[1] + bias0[b], v[3] + bias8[b], alpha, limit, up_offset));
           }
-          const int groups = NT / 8 - j < 4 ? 2 : 4, token = (j + (lane >> 3) % groups) * 8 + (lane & 7), chunk = (local & 1) * 4 + warp;
+          const int groups = N / 8 - j < 4 ? 2 : 4, token = (j + (lane >> 3) % groups) * 8 + (lane & 7), chunk = (local & 1) * 4 + warp;
           const u32 at = buffer + (local >> 1) * X + token * 128 + ((chunk ^ (token & 7)) << 4);
           if (groups == 4)
             asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
@@ -285,7 +294,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
         }
       } else {
 #pragma unroll
-        for (int j = 0; j < NT / 8; j += 2) {
+        for (int j = 0; j < N / 8; j += 2) {
           u32 p[4];
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
@@ -306,7 +315,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
     if (MODE == 1) {
       const int pair = wg * MB / 2;
       if (local_tid == 0 && wg % TOGETHER == 0 && 2 * pair < item.present)
-        copy_out(out + ((long long)item.tile * (n / 128) + item.block * (ROWS / 2) + pair) * NT * 64, buffer + pair * X, X);
+        copy_out(out + ((long long)item.tile * (n / 128) + item.block * (ROWS / 2) + pair) * NT * 64, buffer + pair * X, N * 128);
     } else if (wg * MB < item.present) {
       const u32 bytes = (item.present - wg * MB < MB ? item.present - wg * MB : MB) * 128;
 #pragma unroll
@@ -316,6 +325,9 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
     }
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 #endif
+  };
+  while (item.take()) {
+    if (NARROW == NT || item.width == NT) compute(Width<NT>()); else compute(Width<NARROW>());
   }
   asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }

@@ -38,7 +38,12 @@ def gemm(device: torch.device, tile: Tile, mode: int, small_scales: bool) -> Any
     if found is None:
         defines = tile.defines(mode, small_scales)
         found = load(
-            device, "gemm", source.gemm(tile.nt), defines, f"gemm {tile} {mode=}", tile.shared_bytes(mode)
+            device,
+            "gemm",
+            source.gemm(tile.nt, tile.narrow),
+            defines,
+            f"gemm {tile} {mode=}",
+            tile.shared_bytes(mode),
         )
         _functions[key] = found
     return found

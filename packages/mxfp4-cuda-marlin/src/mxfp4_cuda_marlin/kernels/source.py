@@ -16,11 +16,11 @@ def _wgmma(nt: int) -> str:
     outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
     weights = ", ".join(f"%{count + i}" for i in range(4))
     return (
-        f"DEV void wgmma(float (&d)[{count}], u32 a0, u32 a1, u32 a2, u32 a3, u32 x) {{\n"
+        f"template <> DEV void wgmma<{nt}>(float (&d)[{count}], u32 a0, u32 a1, u32 a2, u32 a3, u32 x) {{\n"
         f'  asm volatile("{{\\n.reg .b64 tokens;\\nmov.b64 tokens, {{%{count + 4}, 0x40000040}};\\n'
         f"wgmma.mma_async.sync.aligned.m64n{nt}k16.f32.bf16.bf16 {{{registers}}}, {{{weights}}}, "
         f'tokens, 1, 1, 1, 0;\\n}}"\n'
-        f'    : {outputs} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(x));\n}}'
+        f'    : {outputs} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(x));\n}}\n'
     )
 
 
@@ -30,9 +30,10 @@ def _read(name: str) -> str:
     return "".join((folder / each).read_text(encoding="utf-8") for each in ("ptx.cuh", name))
 
 
-def gemm(nt: int) -> str:
-    """Return the source of the GEMM for tiles of ``nt`` tokens."""
-    return _read("gemm.cu").replace("//WGMMA//", _wgmma(nt))
+def gemm(nt: int, narrow: int) -> str:
+    """Return the source of the GEMM for tiles of ``nt`` tokens, or of no more than ``narrow``."""
+    wrappers = "".join(_wgmma(width) for width in sorted({nt, narrow}))
+    return _read("gemm.cu").replace("//WGMMA//\n", wrappers)
 
 
 def decode() -> str:

@@ -25,6 +25,7 @@ class Tile:
 
     Attributes:
         nt: tokens in a tile, a multiple of 16, at most 256.
+        narrow: tokens that a tile with no more of them multiplies, a multiple of 16, at most nt.
         wg: consumer warpgroups in a block.
         mb: strips of 64 output features for each of them.
         cols: columns of 64 in a stage.
@@ -32,6 +33,7 @@ class Tile:
     """
 
     nt: int
+    narrow: int
     wg: int = 2
     mb: int = 1
     cols: int = 1
@@ -72,6 +74,7 @@ class Tile:
             "NT": self.nt,
             "WG": self.wg,
             "MB": self.mb,
+            "NARROW": self.narrow,
             "COLS": self.cols,
             "SPLIT": self.split,
             "STAGES": self.stages(mode),
@@ -87,33 +90,35 @@ class Tile:
         """Return the blocks to launch: those that stay and take items, or a cluster for each item."""
         return items * self.split if self.split > 1 else min(items, multiprocessors)
 
-        """Return the blocks to launch: as many as the device holds, which take items, or a cluster for each."""
 
-
-# device is at its limit of power, and those that do not depend on the columns (bench/hopper_tiles.py).
+# What an item of each variant costs while every multiprocessor has one: microseconds of 64 columns, of 64 columns of a
+# narrow tile, both in a long run, when the device is at its limit of power, and those that do not depend on the columns
+# (bench/hopper_tiles.py).
 COST: Final = {
-    Tile(16, 2, 1, 4): (0.152, 0.7),
-    Tile(16, 4, 1, 4): (0.260, 1.0),
-    Tile(32, 2, 1, 4): (0.174, 0.9),
-    Tile(32, 4, 1, 4): (0.310, 1.0),
-    Tile(48, 2, 1, 2): (0.215, 1.2),
-    Tile(48, 4, 1): (0.403, 1.3),
-    Tile(64, 2, 1, 2): (0.248, 1.3),
-    Tile(64, 4, 1): (0.467, 1.4),
-    Tile(80, 2, 1, 2): (0.282, 1.2),
-    Tile(80, 2, 2, 2): (0.520, 1.5),
-    Tile(96, 2, 1, 2): (0.309, 1.3),
-    Tile(96, 2, 2): (0.617, 1.9),
-    Tile(112, 2, 2): (0.685, 2.0),
-    Tile(128, 2, 1): (0.386, 1.4),
-    Tile(128, 2, 2): (0.730, 2.3),
-    Tile(144, 2, 1): (0.429, 1.4),
-    Tile(144, 2, 2): (0.785, 2.5),
-    Tile(160, 2, 1): (0.474, 1.4),
-    Tile(160, 2, 2): (0.876, 2.8),
-    Tile(192, 2, 1): (0.558, 1.6),
-    Tile(224, 2, 1): (0.662, 1.8),
-    Tile(256, 2, 1): (0.752, 2.1),
+    Tile(16, 16, 2, 1, 4): (0.160, 0.160, 0.7),
+    Tile(16, 16, 4, 1, 4): (0.261, 0.261, 1.0),
+    Tile(32, 16, 2, 1, 4): (0.178, 0.155, 1.0),
+    Tile(32, 16, 2, 2, 4): (0.316, 0.254, 1.8),
+    Tile(32, 32, 4, 1, 4): (0.315, 0.315, 1.1),
+    Tile(48, 32, 2, 1, 2): (0.224, 0.197, 1.2),
+    Tile(48, 32, 2, 2, 2): (0.392, 0.350, 1.5),
+    Tile(64, 48, 2, 1, 2): (0.254, 0.217, 1.4),
+    Tile(64, 48, 2, 2, 2): (0.475, 0.405, 1.6),
+    Tile(80, 64, 2, 1, 2): (0.286, 0.264, 1.4),
+    Tile(80, 64, 2, 2, 2): (0.515, 0.458, 2.1),
+    Tile(96, 80, 2, 1, 2): (0.315, 0.283, 1.5),
+    Tile(96, 64, 2, 2): (0.610, 0.482, 2.3),
+    Tile(112, 80, 2, 2): (0.685, 0.551, 2.3),
+    Tile(128, 64, 2, 1): (0.390, 0.263, 1.7),
+    Tile(128, 64, 2, 2): (0.715, 0.469, 3.0),
+    Tile(144, 128, 2, 1): (0.435, 0.393, 1.7),
+    Tile(144, 80, 2, 2): (0.785, 0.543, 3.2),
+    Tile(144, 128, 2, 2): (0.785, 0.705, 3.2),
+    Tile(160, 128, 2, 1): (0.468, 0.390, 2.0),
+    Tile(160, 160, 2, 2): (0.873, 0.873, 3.4),
+    Tile(192, 160, 2, 1): (0.560, 0.464, 2.1),
+    Tile(224, 192, 2, 1): (0.655, 0.552, 2.4),
+    Tile(256, 256, 2, 1): (0.752, 0.752, 2.6),
 }
 _MANY_WAVES: Final = 4  # from here on, items of unlike experts are taken to even out
 
@@ -121,18 +126,26 @@ _MANY_WAVES: Final = 4  # from here on, items of unlike experts are taken to eve
 # can fill: each stays in one part of the chip, of 16 or 18 multiprocessors, or fewer.
 SPLIT: Final = {2: (1.0, 1.0), 4: (1.3, 10 / 11), 8: (1.6, 10 / 11)}
 _SPLIT_TILES: Final = (
-    Tile(16, 2, 1, 4),
-    Tile(32, 2, 1, 4),
-    Tile(48, 2, 1, 2),
-    Tile(64, 2, 1, 2),
-    Tile(96, 2, 1, 2),
-    Tile(128, 2, 1),
+    Tile(16, 16, 2, 1, 4),
+    Tile(32, 16, 2, 1, 4),
+    Tile(48, 32, 2, 1, 2),
+    Tile(64, 48, 2, 1, 2),
+    Tile(96, 80, 2, 1, 2),
+    Tile(128, 64, 2, 1),
 )
 
 
-def cost(tile: Tile, k: int, waves: float) -> float:
-    """Estimate the microseconds of a GEMM of k columns that keeps every multiprocessor busy so many times."""
-    column, item = COST[replace(tile, split=1)]
+def cost(tile: Tile, k: int, waves: float, narrow: float = 0.0) -> float:
+    """Estimate the microseconds of a GEMM.
+
+    Args:
+        tile: the variant.
+        k: columns.
+        waves: items in a row of each multiprocessor.
+        narrow: share of them that are narrow.
+    """
+    full, less, item = COST[replace(tile, split=1)]
+    column = (1 - narrow) * full + narrow * less
     sums = SPLIT[tile.split][0] if tile.split > 1 else 0.0
     return waves * (k / TILE / tile.split * column + item + sums)
 
@@ -178,14 +191,15 @@ def moe_tiles(
     total = max(total, experts)
     best: list[tuple[float, Tile, Tile]] = []
     for nt in sorted({tile.nt for tile in moe_variants()}):
-        tiles = expected_tiles(m * top_k, total, nt) * experts / total
         chosen = []
         for features, columns in ((2 * n, k), (k, n)):
-            costs = {
-                tile: cost(tile, columns, _waves(tile.blocks(features) * tiles / multiprocessors))
-                for tile in moe_variants()
-                if tile.nt == nt
-            }
+            costs = {}
+            for tile in moe_variants():
+                if tile.nt == nt:
+                    wide, narrow = expected_tiles(m * top_k, total, nt, tile.narrow)
+                    items = tile.blocks(features) * (wide + narrow) * experts / total
+                    waves = _waves(items / multiprocessors)
+                    costs[tile] = cost(tile, columns, waves, narrow / (wide + narrow))
             chosen.append(min(costs.items(), key=lambda entry: entry[1]))
         (up, up_cost), (down, down_cost) = chosen
         best.append((up_cost + down_cost, up, down))
@@ -203,17 +217,31 @@ def most_tiles(slots: int, experts: int, nt: int) -> int:
     return min(slots, experts) + slots // nt
 
 
-def expected_tiles(slots: int, experts: int, nt: int) -> float:
-    """Return the tiles of nt slots that random routing fills on average, by the normal law."""
+@lru_cache(maxsize=1024)
+def expected_tiles(slots: int, experts: int, nt: int, narrow: int) -> tuple[float, float]:
+    """Return the tiles that random routing fills on average, by the normal law: wide ones, and narrow ones.
+
+    Args:
+        slots: pairs of token and expert.
+        experts: of all ranks.
+        nt: slots in a tile.
+        narrow: slots that make a tile narrow, if it has no more; nt if none is.
+    """
     mean = slots / experts
     deviation = math.sqrt(mean * (1 - 1 / experts)) or 1.0
-    tiles, full = 0.0, 0
+
+    def more(than: int) -> float:  # the share of experts with more slots
+        return 0.5 * math.erfc((than + 0.5 - mean) / (deviation * math.sqrt(2)))
+
+    tiles, wide, full = 0.0, 0.0, 0
     while True:  # an expert has its tile number i + 1 if it has more than i * nt slots
-        some = 0.5 * math.erfc((full + 0.5 - mean) / (deviation * math.sqrt(2)))
+        some = more(full)
         tiles += some
+        wide += some if narrow == nt else more(full + narrow)
         full += nt
         if full > mean and some < 1e-3:
-            return max(1.5, tiles * experts)
+            tiles, wide = max(1.5, tiles * experts), wide * experts
+            return wide, max(0.0, tiles - wide)
 
 
 def linear_variants() -> list[Tile]:
