@@ -60,6 +60,15 @@ def test_few_blocks_get_more_warps() -> None:
     assert narrow is not None and wide is not None and narrow[0].blocks < wide[0].blocks
 
 
+def test_one_token_fills_the_device_with_down() -> None:
+    """Blocks are few where the hidden size is, so clusters divide the experts of the token."""
+    for k in (2048, 2880, 4096, 7168):
+        pair = moe_few(1, 8, 128, 1024, k)
+        assert pair is not None and pair[1].blocks_of(-(-k // 64) * 64) >= 112
+        assert pair[0].split == 1
+    assert all(few.split == 1 for few in linear_fews())
+
+
 def test_gate_up_and_down_of_a_pair_share_their_tiles() -> None:
     assert all(up.tokens == down.tokens for up, down in moe_fews())
 
@@ -186,7 +195,7 @@ class TestFew(Fixtures):
 
 @pytest.mark.parametrize(
     "change",
-    [{"tokens": 1}, {"tokens": 16}, {"groups": 1}, {"warps": 8}, {"blocks": 2}, {"depth": 2}],
+    [{"tokens": 1}, {"tokens": 16}, {"groups": 1}, {"warps": 8}, {"blocks": 2}, {"depth": 2}, {"split": 2}],
     ids=str,
 )
 def test_each_attribute_is_compiled_in(change: dict[str, int]) -> None:

@@ -32,7 +32,8 @@ def programs() -> Iterator[tuple[str, str, Mapping[str, int]]]:
         shape = (
             f"{few.tokens} token{'s' if few.tokens > 1 else ''} x {few.features} features, {few.warps} warps"
         )
-        name = f"decode {_MODES[mode]}: {shape}, {few.depth} deep, {few.blocks} on a multiprocessor"
+        cut = f", experts in {few.split}" if few.split > 1 else ""
+        name = f"decode {_MODES[mode]}: {shape}, {few.depth} deep, {few.blocks} on a multiprocessor{cut}"
         yield name, source.decode(), few.defines(mode, True)
     for cluster in (1, 8):
         blocks = f"{cluster} block{'s' if cluster > 1 else ''}"

@@ -7,6 +7,7 @@
 //   G groups of 16 rows of a block; WARPS that divide k; DEPTH tiles of each in flight; OCC blocks per multiprocessor;
 //   MODE 0 linear, 1 gate-up with the gated activation, 2 down for slots, with the weights of the router,
 //   3 down for all slots of a token, summed in their order;
+//   SPLIT blocks of a cluster that divide the slots of a token, mode 3 only;
 //   SMALL 1 if every scale byte is at most 128, else weights are multiplied twice.
 // The kernels of a layer overlap (see ptx.cuh): weights, which no kernel writes, are asked for before the wait.
 DEV void copy16(u32 to, const void* from) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory"); }
@@ -22,7 +23,12 @@ constexpr u32 PART = G * (ONE ? 64 : NT * 64);                                  
 constexpr u32 WARP_BYTES = RING * TILE_BYTES > PART ? RING * TILE_BYTES : PART;   // shared memory of a warp
 constexpr int SLOTS = 32;                                                         // of one token, MODE 3
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
+#if SPLIT > 1
+#define CLUSTER_OF_SPLITS __cluster_dims__(SPLIT, 1, 1)
+#else
+#define CLUSTER_OF_SPLITS
+#endif
+extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(32 * WARPS, OCC) decode(
     const u8* __restrict__ codes, const u8* __restrict__ scales, const u16* __restrict__ x, u16* __restrict__ out,
     const u16* __restrict__ bias, const int* __restrict__ ids, const int* __restrict__ expert_map,
     const int* tile_expert, const int* rows, const int* num_tiles, const float* __restrict__ weights,
@@ -32,8 +38,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
   __shared__ int expert_of[MODE == 3 ? SLOTS : 1];
   __shared__ float weight_of[MODE == 3 ? SLOTS : 1];
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-  const int columns = k / 64, strips = n / 64, blocks = strips * 4 / G, tile = blockIdx.x / blocks;
-  const int group = blockIdx.x % blocks * G;                       // first group of 16 rows
+  const int block = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;
+  const int columns = k / 64, strips = n / 64, blocks = strips * 4 / G, tile = block / blocks;
+  const int group = block % blocks * G;                            // first group of 16 rows
   int expert = 0, count = 1;
   auto expert_at = [&](int slot) {
     int e = ids[slot];
@@ -65,11 +72,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
   }
   if (!ONE) __syncthreads();
 
-  const int units = count * columns, mine = units > warp ? (units - warp + WARPS - 1) / WARPS : 0;
+  const int first = count * columns * rank / SPLIT, units = count * columns * (rank + 1) / SPLIT - first;
+  const int mine = units > warp ? (units - warp + WARPS - 1) / WARPS : 0;
   u32 words[DEPTH][G][4], scale_words[DEPTH];
   float factor[DEPTH];
   const u8 *codes_at, *scales_at;
-  int column = warp, slot = 0;
+  int column = first + warp, slot = 0;
   const int scale_at = (group & 3) * 32 + (G == 4 ? lane : G == 2 ? lane & 15 : lane >> 2) * 4;
   auto seek = [&]() {
     const long long at = ((long long)expert * strips + (group >> 2)) * columns + column;
@@ -103,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
   const u32 ring = shared_address(memory) + warp * WARP_BYTES, pitch = 2 * (u32)k;
   const int chunk = lane & 7, first_row = lane >> 3;                         // 16 bytes of row r0, then of every fourth
   const u32 to = ring + (ONE ? chunk * 16 : first_row * 128 + ((chunk ^ (first_row & 7)) << 4));
-  int row[COPIES], x_column = warp, x_slot = 0;
+  int row[COPIES], x_column = first + warp, x_slot = 0;
   const u8* from = (const u8*)x + warp * 128ll + chunk * 16;
 #pragma unroll
   for (int i = 0; i < COPIES; ++i) {
@@ -239,18 +247,30 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, OCC) decode(
       out[(long long)slot * n + first + 8] = (u16)(p >> 16);
     }
   };
-  if (ONE) {
-    for (int e = tid; e < G * 8; e += 32 * WARPS) {
-      const int q = e >> 3, r = e & 7;
-      float v0 = 0.f, v1 = 0.f;
+  if (ONE) {   // one thread for rows r and r + 8 of a group
+    const int q = tid >> 3, r = tid & 7;
+    const bool sums_up = tid < G * 8;
+    float v0 = 0.f, v1 = 0.f;
+    if (sums_up) {
 #pragma unroll
       for (int g = 0; g < WARPS; ++g) {
         const float* p = (const float*)(memory + g * WARP_BYTES) + q * 16 + r;
         v0 += p[0];
         v1 += p[8];
       }
-      store(q, r, tile, v0, v1);
     }
+#if SPLIT > 1
+    __shared__ float2 parts[SPLIT][G * 8];
+    if (sums_up)
+      asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" :: "r"(in_block(shared_address(&parts[rank][tid]), 0)), "f"(v0), "f"(v1) : "memory");
+    cluster_sync();
+    if (rank) return;
+    v0 = v1 = 0.f;
+    if (sums_up)
+#pragma unroll
+      for (int i = 0; i < SPLIT; ++i) { v0 += parts[i][tid].x; v1 += parts[i][tid].y; }
+#endif
+    if (sums_up) store(q, r, tile, v0, v1);
   } else {
     for (int e = tid; e < G * (NT / 8) * 32; e += 32 * WARPS) {
       const int l = e & 31, i = (e >> 5) % (NT / 8), q = (e >> 5) / (NT / 8);

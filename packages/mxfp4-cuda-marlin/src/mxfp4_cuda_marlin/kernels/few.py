@@ -24,6 +24,7 @@ class Few:
         warps: of a block, which divide k.
         blocks: that share a multiprocessor.
         depth: tiles of 64 columns in flight for each warp.
+        split: blocks that divide the experts of a token, for ``TOKEN`` only.
     """
 
     tokens: int
@@ -31,6 +32,7 @@ class Few:
     warps: int
     blocks: int
     depth: int = 2
+    split: int = 1
 
     @property
     def threads(self) -> int:
@@ -44,7 +46,7 @@ class Few:
 
     def blocks_of(self, n: int) -> int:
         """Return how many blocks n features are."""
-        return n // self.features
+        return n // self.features * self.split
 
     @property
     def shared_bytes(self) -> int:
@@ -60,6 +62,7 @@ class Few:
             "WARPS": self.warps,
             "DEPTH": self.depth,
             "OCC": self.blocks,
+            "SPLIT": self.split,
             "SMALL": int(small_scales),
             "MODE": mode,
         }
@@ -79,16 +82,26 @@ _LINEAR: Final = (
 _DEEP_STRIPS: Final = 24
 _DEEP: Final = 4096
 
-# Experts with one token a tile: each slot is a tile of gate-up, and down sums over the slots of a token itself. Gate-up
-# up to this many blocks, of 64 features and one slot each; down up to this many strips of 64 features.
+# Experts with one token a tile, up to so many slots: each slot is a tile of gate-up, and down sums over the slots of a
+# token itself. Gate-up up to this many blocks, of 64 features and one slot each; down up to this many strips of 64
+# features.
+_EACH_MOST: Final = 16
 _EACH_UP: Final = (
     (264, Few(1, 2, 8, 3, depth=1)),
     (396, Few(1, 4, 8, 3, depth=1)),
     (1 << 62, Few(1, 4, 4, 7, depth=1)),
 )
-_EACH_DOWN: Final = ((33, Few(1, 1, 24, 1)), (1 << 62, Few(1, 2, 24, 1)))
+_EACH_DOWN: Final = (
+    (33, Few(1, 1, 24, 1)),
+    (48, Few(1, 2, 8, 3, depth=1, split=4)),
+    (1 << 62, Few(1, 4, 24, 1, depth=1, split=2)),
+)
 # Slots grouped by expert: up to this many blocks, of 64 features and one expert each, more warps divide k.
-_BY_8: Final = ((264, Few(8, 4, 16, 1)), (528, Few(8, 4, 8, 3, depth=1)), (1 << 62, Few(8, 4, 4, 7, depth=1)))
+_BY_8: Final = (
+    (264, Few(8, 2, 16, 2, depth=1)),
+    (528, Few(8, 4, 8, 4, depth=1)),
+    (1 << 62, Few(8, 4, 4, 7, depth=1)),
+)
 _MOST: Final = 6  # tokens that an expert gets on average
 
 
@@ -117,7 +130,7 @@ def moe_few(m: int, top_k: int, experts: int, n: int, k: int, total: int = 0) ->
         total: experts of all ranks, if slots go to others, too.
     """
     slots, up_strips, down_strips, total = m * top_k, n // 32, k // 64, max(total, experts)
-    if (m == 1 or 8 * slots <= total) and top_k <= TOP_K_MOST:
+    if (m == 1 or (8 * slots <= total and slots <= _EACH_MOST)) and top_k <= TOP_K_MOST:
         up, down = _up_to(_EACH_UP, slots * up_strips), _up_to(_EACH_DOWN, down_strips)
     elif slots <= _MOST * total:
         active = max(1, min(slots, total) * experts // total)
@@ -134,8 +147,7 @@ def linear_fews() -> list[Few]:
 
 def moe_fews() -> list[tuple[Few, Few]]:
     """Return pairs of variants for a MoE layer that have each that it may use."""
-    downs = [down for _, down in _EACH_DOWN]
-    each = [(up, downs[min(i, len(downs) - 1)]) for i, (_, up) in enumerate(_EACH_UP)]
+    each = [(up, down) for (_, up), (_, down) in zip(_EACH_UP, _EACH_DOWN, strict=True)]
     return [*each, *((few, few) for _, few in _BY_8)]
 
 
