@@ -44,12 +44,14 @@ class Target:
         tests: files and folders of tests.
         device: what torch calls an accelerator of this kind; the tests of the adapters then run on it, too.
         workers: processes of pytest-xdist that share it; 0 for none.
+        sanitized: a script that NVIDIA's compute-sanitizer watches; it comes with the CUDA toolkit.
     """
 
     backend: str
     tests: tuple[str, ...]
     device: str = ""
     workers: int = 0
+    sanitized: str = ""
 
 
 # Tests of the core that are skipped where there is no GPU.
@@ -67,6 +69,7 @@ TARGETS = {
         ("packages/mxfp4-cuda-marlin/tests", *ON_ANY_GPU),
         device="cuda",
         workers=8,
+        sanitized="packages/mxfp4-cuda-marlin/tests/sanitized.py",
     ),
 }
 
@@ -78,9 +81,14 @@ def group(*names: str) -> tuple[str, ...]:
 
 def python(session: nox.Session, *args: str, **variables: str) -> None:
     """Run the shared interpreter in the repository root, with these environment variables."""
+    run_python(session, (), *args, **variables)
+
+
+def run_python(session: nox.Session, under: tuple[str, ...], *args: str, **variables: str) -> None:
+    """Run the shared interpreter under another program."""
     # The dist-info folders matter only where nothing is installed; elsewhere the installed ones say the same.
     env = linked.environment() if shared_python == sys.executable else {}
-    session.run(shared_python, *args, env={**env, **variables}, external=True)
+    session.run(*under, shared_python, *args, env={**env, **variables}, external=True)
 
 
 def install_torch(session: nox.Session) -> None:
@@ -220,6 +228,18 @@ def add_target(name: str, target: Target) -> None:
             variables["OMP_NUM_THREADS"] = "2"
         options = ("--require-backend", target.backend, *spread, *session.posargs)
         python(session, "-m", "pytest", *tests, *options, **variables)
+        for tool in ("memcheck", "synccheck") if target.sanitized else ():
+            # Other API errors are torch's, which asks for what may not be there.
+            watch = (
+                "compute-sanitizer",
+                "--report-api-errors",
+                "no",
+                "--error-exitcode",
+                "1",
+                "--tool",
+                tool,
+            )
+            run_python(session, watch, target.sanitized)
 
     run.__doc__ = f"Test the backend {target.backend!r} on this machine; a skip in its suite is a failure."
     nox.session(name=name, venv_backend="none", requires=["setup"])(run)
