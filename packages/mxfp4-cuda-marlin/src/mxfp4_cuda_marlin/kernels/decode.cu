@@ -41,6 +41,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(32 * WARPS, OCC) 
   const int block = blockIdx.x / SPLIT, rank = blockIdx.x % SPLIT;
   const int columns = k / 64, strips = n / 64, blocks = strips * 4 / G, tile = block / blocks;
   const int group = block % blocks * G;                            // first group of 16 rows
+  if (SPLIT > 1) cluster_arrive();
   int expert = 0, count = 1;
   auto expert_at = [&](int slot) {
     int e = ids[slot];
@@ -261,6 +262,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(32 * WARPS, OCC) 
     }
 #if SPLIT > 1
     __shared__ float2 parts[SPLIT][G * 8];
+    cluster_wait();   // the first block has begun
     if (sums_up)
       asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" :: "r"(in_block(shared_address(&parts[rank][tid]), 0)), "f"(v0), "f"(v1) : "memory");
     cluster_sync();

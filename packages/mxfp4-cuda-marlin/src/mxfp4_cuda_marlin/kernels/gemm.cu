@@ -141,7 +141,7 @@ extern "C" __global__ void CLUSTER_OF_SPLITS __launch_bounds__(128 * (WG + 1), 1
   }
 
   // Of 16 tokens: with more, ptxas 13.0 says that it has too few registers, and lets each product wait for the one before.
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG == 2 ? 232 : WG == 3 ? 160 : NT == 16 ? 104 : 112));
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(WG == 2 ? 232 : NT == 16 ? 104 : 112));
   const u32 my_codes = COLS * (X + wg * MB * 2048) + local_tid * 16, my_scales = COLS * (X + CODES + wg * MB * 128) + (warp * 8 + (lane >> 2)) * 4;
   int stage = 0;
   u32 parity = 0;

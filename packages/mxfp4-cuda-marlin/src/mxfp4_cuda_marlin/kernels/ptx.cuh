@@ -34,9 +34,9 @@ DEV void copy_out(void* to, u32 from, u32 bytes) {
 DEV void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEV void allow_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
-DEV void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+DEV void cluster_sync() { cluster_arrive(); cluster_wait(); }
 DEV u32 in_block(u32 address, u32 rank) {   // the same place in the shared memory of another block of the cluster
   u32 there;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
