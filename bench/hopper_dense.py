@@ -2,10 +2,10 @@
 
 Usage: python bench/hopper_dense.py --peer-path DIR [--peers marlin,humming] [--shapes "o_proj 4096x4096"] [--m 1 16]
 
-Everyone runs in this process, on the same random weight and tokens; medians of 20 CUDA-graph replays (7 where one
-takes over 2 ms) with an L2 cache that holds nothing of the linear. A peer that can compute it in several ways is timed
-in each, and its fastest counts. The error is that of 64 tokens against FP32 on the dequantised weight. ``bf16`` is
-torch's matmul; it is no W4A16 peer. How to fetch the peers: bench/README.md.
+Everyone runs in this process, on the same random weight and tokens; medians of 20 CUDA-graph replays (of 7 at settled
+clocks above 2 ms) with an L2 cache that holds nothing of the linear. A peer that can compute it in several ways is
+timed in each, and its fastest counts. The error is that of 64 tokens against FP32 on the dequantised weight. ``bf16``
+is torch's matmul; it is no W4A16 peer. How to fetch the peers: bench/README.md.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 Usage: python bench/hopper_moe.py --peer-path DIR [--peers marlin,humming] [--shapes qwen3-30b-a3b] [--m 1 8] [--json F]
 
 Everyone runs in this process: routing tables, gate-up, activation, down and the weighted sum, on the same random
-weights, tokens and chosen experts; medians of 20 CUDA-graph replays (7 where one takes over 2 ms) with an L2 cache that
-holds nothing of the layer. A peer that can compute the layer in several ways is timed in each, and its fastest counts.
-The error is that of 64 tokens against FP32 on the dequantised weights. triton_kernels has no SiLU: it computes, and is
-checked against, the clamped SwiGLU of gpt-oss. Sizes that a kernel does not take are padded as its engine pads them.
-``bf16`` is torch's grouped matmul; it is no W4A16 peer. How to fetch the peers: bench/README.md.
+weights, tokens and chosen experts; medians of 20 CUDA-graph replays (of 7 at settled clocks above 2 ms) with an L2
+cache that holds nothing of the layer. A peer that can compute the layer in several ways is timed in each, and its
+fastest counts. The error is that of 64 tokens against FP32 on the dequantised weights. triton_kernels has no SiLU: it
+computes, and is checked against, the clamped SwiGLU of gpt-oss. Sizes that a kernel does not take are padded as its
+engine pads them. ``bf16`` is torch's grouped matmul; it is no W4A16 peer. How to fetch the peers: bench/README.md.
 """
 
 from __future__ import annotations
