@@ -1,6 +1,6 @@
 """Draw what ``hopper_moe.py`` and ``hopper_dense.py`` measured: time over the floor, by tokens, a panel for each shape.
 
-Usage: python bench/hopper_plot.py bench/hopper/results/moe.json bench/hopper/results/dense.json --out docs/hopper.svg
+Usage: python bench/hopper/plot.py bench/hopper/results/moe.json bench/hopper/results/dense.json --out docs/hopper.svg
 """
 
 from __future__ import annotations
