@@ -56,14 +56,14 @@ class Target:
 
 # Tests of the core that are skipped where there is no GPU.
 ON_ANY_GPU = (
-    "packages/mxfp4-core/tests/test_loader_device.py",
-    "packages/mxfp4-core/tests/test_mutants.py::test_the_suite_captures_graphs",
+    "packages/mxfp4-core/tests/loader/test_device.py",
+    "packages/mxfp4-core/tests/backend/test_mutants.py::test_the_suite_captures_graphs",
 )
 
 # One row for each kind of hardware that a package in this repository serves. A new backend adds its row,
 # and the session ``nox -s NAME`` follows from it.
 TARGETS = {
-    "cpu": Target("reference", ("packages/mxfp4-core/tests/test_conformance.py",)),
+    "cpu": Target("reference", ("packages/mxfp4-core/tests/backend/test_conformance.py",)),
     "sm90": Target(
         "cuda-marlin",
         ("packages/mxfp4-cuda-marlin/tests", *ON_ANY_GPU),
@@ -157,7 +157,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["setup"])
 def conformance(session: nox.Session) -> None:
     """Run the shipped conformance suite on the reference backend and on the emulated device."""
-    python(session, "-m", "pytest", "packages/mxfp4-core/tests/test_conformance.py", *session.posargs)
+    python(session, "-m", "pytest", "packages/mxfp4-core/tests/backend/test_conformance.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["setup"])

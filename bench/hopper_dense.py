@@ -15,7 +15,7 @@ from hopper import compare, timing
 from hopper.cases import DENSE_SHAPES, DENSE_TOKENS, DenseCase
 from hopper.peers import Linear
 
-from mxfp4_core import calls
+from mxfp4_core.backend import calls
 
 
 def main() -> None:

@@ -19,8 +19,7 @@ import torch
 from hopper import timing
 from hopper.cases import MOE_SHAPES, MoeCase, Routed, ours_moe
 
-from mxfp4_core import calls
-from mxfp4_core.backend import Packed
+from mxfp4_core.backend import Packed, calls
 from mxfp4_cuda_marlin import backend
 from mxfp4_cuda_marlin.kernels import load
 

@@ -40,7 +40,7 @@ from transformers.models.qwen3 import modeling_qwen3  # noqa: F401 (loaded befor
 from transformers.models.qwen3_moe import modeling_qwen3_moe  # noqa: F401
 
 import mxfp4_core
-from mxfp4_core.checkpoint.header import read_header
+from mxfp4_core.checkpoint import read_header
 from mxfp4_transformers import Mxfp4Config
 
 SHARD_BYTES = 2 << 30

@@ -17,7 +17,7 @@ from hopper import compare, timing
 from hopper.cases import MOE_SHAPES, MOE_TOKENS, MoeCase, ours_moe
 from hopper.peers import Moe
 
-from mxfp4_core import calls
+from mxfp4_core.backend import calls
 
 
 def main() -> None:

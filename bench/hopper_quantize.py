@@ -19,7 +19,7 @@ import torch
 from hopper.timing import require_sm90
 
 import mxfp4_core
-from mxfp4_core.profile import resolve
+from mxfp4_core.arithmetic import resolve
 
 DTYPES = ("bfloat16", "float16", "float32")
 KINDS = {

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import mxfp4_core
 from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.naming import Resolver
 from mxfp4_core.report.environment import environment
-from mxfp4_core.rules import Resolver
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))

@@ -33,10 +33,10 @@ import mxfp4_core
 import mxfp4_transformers
 from mxfp4_core import dialects
 from mxfp4_core.errors import Mxfp4Error, OutputError
-from mxfp4_core.memory import MemoryMeter
+from mxfp4_core.jobs import verify_checkpoint
+from mxfp4_core.loader import MemoryMeter
 from mxfp4_core.report import files
 from mxfp4_core.report import measure as report_on
-from mxfp4_core.verify import verify_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = [ROOT / "models" / "qwen3-tiny", ROOT / "models" / "qwen3-moe-tiny"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mxfp4_core.verify import verify_checkpoint
+from mxfp4_core.jobs.verify import verify_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "qwen3-moe-tiny"

@@ -24,7 +24,7 @@ def test_entry_points_are_found_without_installing(tmp_path: Path) -> None:
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("0.1.0 "), run.stdout
-    assert "mxfp4_core.backends.reference:backend" in run.stdout
+    assert "mxfp4_core.backend.reference.backend:backend" in run.stdout
 
 
 def test_a_script_runs_as_well_as_a_module(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
-from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.rules import Resolver
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.naming.resolver import Resolver
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"

@@ -97,7 +97,7 @@ def test_a_package_is_complete(member: Path) -> None:
     assert (package / "py.typed").exists()
     assert (member / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert len((member / "README.md").read_text(encoding="utf-8").splitlines()) > 5
-    assert list((member / "tests").glob("test_*.py"))
+    assert list((member / "tests").rglob("test_*.py"))
 
 
 def test_all_packages_carry_one_version() -> None:

@@ -1,8 +1,8 @@
 """List every public name of the workspace: ``python3 tools/public_names.py > api.txt``.
 
-Public is what a package lists in its ``__all__``, and what those modules of the core list that backends and
-integrations build on. It is read from the source without importing it, and committed as ``api.txt``: a change of the
-public face then shows as a line of the diff, and a test fails until somebody meant it.
+Public is what a package lists in its ``__all__``, and what the rooms of the core list in theirs. It is read from the
+source without importing it, and committed as ``api.txt``: a change of the public face then shows as a line of the diff,
+and a test fails until somebody meant it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ from pathlib import Path
 
 from linked import members
 
-# For backends: backend, inplace, kernels, problem, shapes, format, testing. For integrations: config, device_quantizer,
-# loader, load_report, modules, select, rules. For everybody: errors.
-BUILT_ON = (
+# The rooms of the core that others build on: all but the command line and the page.
+ROOMS = (
+    "arithmetic",
     "backend",
+    "checkpoint",
     "config",
-    "device_quantizer",
+    "dialects",
     "errors",
-    "format",
-    "inplace",
-    "kernels",
-    "load_report",
+    "jobs",
     "loader",
     "modules",
-    "problem",
-    "rules",
-    "select",
-    "shapes",
+    "naming",
+    "parallel",
     "testing",
 )
 
@@ -48,7 +44,7 @@ def public_names() -> Iterator[str]:
         package = member / "src" / member.name.replace("-", "_")
         yield from (f"{package.name}.{name}" for name in exported(package / "__init__.py"))
         if package.name == "mxfp4_core":
-            for module in BUILT_ON:
+            for module in ROOMS:
                 path = package / module
                 path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
                 yield from (f"{package.name}.{module}.{name}" for name in exported(path))

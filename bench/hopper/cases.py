@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mxfp4_core import MxTensor, calls, dequantize
-from mxfp4_core.backend import Packed, Problem
+from mxfp4_core import MxTensor, dequantize
+from mxfp4_core.backend import Packed, Problem, calls
 
 # experts, hidden, intermediate, top k
 MOE_SHAPES = {

@@ -9,10 +9,8 @@ import pytest
 import torch
 from tiny import DEVICE, PROMPT, load, logits, settings
 
-from mxfp4_core.backend import Problem
-from mxfp4_core.device import Device
+from mxfp4_core.backend import Device, Problem, explain
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
-from mxfp4_core.select import explain
 from mxfp4_transformers import Mxfp4Config
 
 

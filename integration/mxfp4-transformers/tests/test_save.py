@@ -24,7 +24,7 @@ import mxfp4_transformers
 from mxfp4_core import quantize
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.errors import ConfigError, DialectError, OutputError
-from mxfp4_core.pipeline import quantize_checkpoint
+from mxfp4_core.jobs import quantize_checkpoint
 
 Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from triton import language as tl
 from triton.runtime.interpreter import TensorHandle
 
-from mxfp4_core import reference
-from mxfp4_core.numerics import Profile
-from mxfp4_core.profile import resolve
+from mxfp4_core.arithmetic import Profile, reference, resolve
 from mxfp4_core.testing.cases import BLOCKS
 from mxfp4_cuda_marlin import quantize as module
 

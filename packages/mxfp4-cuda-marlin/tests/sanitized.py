@@ -12,8 +12,7 @@ from unittest.mock import patch
 
 import torch
 
-from mxfp4_core import calls
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Packed, Problem
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Packed, Problem, calls
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 from mxfp4_cuda_marlin import backend, compute, small
 from mxfp4_cuda_marlin.kernels.few import linear_fews, moe_fews
@@ -26,8 +25,8 @@ def packed(problem: Problem) -> list[Packed]:
     """Pack random weights of a problem on the device."""
     biases = random_biases(problem)
     return [
-        calls.pack(backend, problem, random_weight(*shape, scales=(117, 122)).to(CUDA), bias.to(CUDA), part)
-        for (part, shape), bias in zip(calls.shapes(problem).items(), biases, strict=True)
+        calls.pack(backend, problem, random_weight(*shape, scales=(117, 122)).to(CUDA), bias.to(CUDA), matrix)
+        for (matrix, shape), bias in zip(calls.shapes(problem).items(), biases, strict=True)
     ]
 
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mxfp4_core.backend import Gate, No, Problem, Yes, verdict
-from mxfp4_core.device import Device
+from mxfp4_core.backend import Device, Gate, No, Problem, Yes, verdict
 from mxfp4_core.errors import BackendError
 from mxfp4_core.testing.samples import random_weight
 from mxfp4_cuda_marlin import Sm90Layout, compute, ops

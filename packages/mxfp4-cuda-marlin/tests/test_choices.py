@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mxfp4_core.backend import Choice, Problem
-from mxfp4_core.device import Device
+from mxfp4_core.backend import Choice, Device, Problem
 from mxfp4_cuda_marlin import backend
 from mxfp4_cuda_marlin.kernels.few import linear_few, moe_few
 from mxfp4_cuda_marlin.kernels.tiles import linear_tile, moe_tiles

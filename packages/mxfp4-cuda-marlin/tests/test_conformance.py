@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mxfp4_core import calls
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Problem
-from mxfp4_core.device import Device
-from mxfp4_core.kernels import compile_all
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, calls, compile_all
+from mxfp4_core.backend.warmup import processors
 from mxfp4_core.testing import BackendConformance, judge
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
-from mxfp4_core.warmup import processors
 from mxfp4_cuda_marlin import compute
 from mxfp4_cuda_marlin.kernels import build, load
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_variants, moe_variants
@@ -63,8 +60,8 @@ class TestCudaMarlin(BackendConformance):
         ]
         biases = random_biases(problem)
         packed = [
-            calls.pack(backend, problem, w.to(device), b.to(device), part)
-            for w, b, part in zip(weights, biases, calls.shapes(problem), strict=True)
+            calls.pack(backend, problem, w.to(device), b.to(device), matrix)
+            for w, b, matrix in zip(weights, biases, calls.shapes(problem), strict=True)
         ]
         x, (ids, factors) = random_x(700, 320), random_routes(700, 5, 2)
         ids[::7, 0], ids[3::11, 1] = -1, 5
@@ -86,8 +83,8 @@ class TestCudaMarlin(BackendConformance):
         weights[1].scales[2, 7, 1] = 255
         biases = random_biases(problem)
         packed = [
-            calls.pack(backend, problem, w.to(device), b.to(device), part)
-            for w, b, part in zip(weights, biases, calls.shapes(problem), strict=True)
+            calls.pack(backend, problem, w.to(device), b.to(device), matrix)
+            for w, b, matrix in zip(weights, biases, calls.shapes(problem), strict=True)
         ]
         x, (ids, factors) = random_x(20, 128), random_routes(20, 3, 2)
         got = calls.moe(backend, x.to(device), *packed, ids.to(device), factors.to(device), problem).cpu()
@@ -118,8 +115,8 @@ class TestCudaMarlin(BackendConformance):
         moe = Problem(op="moe", n=64, k=128, experts=4, top_k=2, device=here)
         weights = [random_weight(*s, scales=(117, 122)) for s in calls.shapes(moe).values()]
         experts = [
-            calls.pack(backend, moe, w.to(device), None, part)
-            for w, part in zip(weights, calls.shapes(moe), strict=True)
+            calls.pack(backend, moe, w.to(device), None, matrix)
+            for w, matrix in zip(weights, calls.shapes(moe), strict=True)
         ]
         routes = random_routes(700, 4, 2)
         monkeypatch.setattr(compute, "_SLOTS", 202)
@@ -133,8 +130,8 @@ class TestCudaMarlin(BackendConformance):
     ) -> None:
         problem = Problem(op="moe", n=256, k=256, experts=8, top_k=2, device=here)
         packed = [
-            calls.pack(backend, problem, random_weight(*s, scales=(117, 122)).to(device), None, part)
-            for part, s in calls.shapes(problem).items()
+            calls.pack(backend, problem, random_weight(*s, scales=(117, 122)).to(device), None, matrix)
+            for matrix, s in calls.shapes(problem).items()
         ]
         inputs = [
             (random_x(40, 256, seed=i).to(device), *(t.to(device) for t in random_routes(40, 8, 2, seed=i)))
@@ -156,8 +153,8 @@ class TestCudaMarlin(BackendConformance):
         problem = Problem(op="moe", n=64, k=96, experts=2, total_experts=4, top_k=2, device=here)
         weights = [random_weight(*s, scales=(117, 122)) for s in calls.shapes(problem).values()]
         packed = [
-            calls.pack(backend, problem, w.to(device), None, part)
-            for w, part in zip(weights, calls.shapes(problem), strict=True)
+            calls.pack(backend, problem, w.to(device), None, matrix)
+            for w, matrix in zip(weights, calls.shapes(problem), strict=True)
         ]
         x, (ids, factors) = random_x(12, 96), random_routes(12, 4, 2)
         there = torch.tensor([1, 2**30, -7, 0], dtype=torch.int32)
@@ -191,17 +188,18 @@ class TestCudaMarlin(BackendConformance):
         ):
             shapes = calls.shapes(problem)
             biases = {
-                part: torch.zeros(s[:-1], device=device, dtype=torch.bfloat16) for part, s in shapes.items()
+                matrix: torch.zeros(s[:-1], device=device, dtype=torch.bfloat16)
+                for matrix, s in shapes.items()
             }
             packed = [
                 calls.pack(
                     backend,
                     problem,
                     random_weight(*s, scales=(117, 122)).to(device),
-                    biases[part] if problem.bias else None,
-                    part,
+                    biases[matrix] if problem.bias else None,
+                    matrix,
                 )
-                for part, s in shapes.items()
+                for matrix, s in shapes.items()
             ]
             # One number of tokens for each kernel that the layer can get.
             found = {(row.kernel, *row.settings.items()): row.first for row in backend.choices(problem)}

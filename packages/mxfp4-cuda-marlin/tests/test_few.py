@@ -7,9 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mxfp4_core import calls
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Problem
-from mxfp4_core.device import Device
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, calls
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
@@ -125,8 +123,8 @@ class TestFew(Fixtures):
         ]
         biases = random_biases(problem)
         packed = [
-            calls.pack(backend, problem, w.to(device), b.to(device), part)
-            for w, b, part in zip(weights, biases, calls.shapes(problem), strict=True)
+            calls.pack(backend, problem, w.to(device), b.to(device), matrix)
+            for w, b, matrix in zip(weights, biases, calls.shapes(problem), strict=True)
         ]
         monkeypatch.setattr(compute, "moe_few", lambda *sizes: pair)
         for m in (1, 3, 50):
@@ -143,8 +141,8 @@ class TestFew(Fixtures):
         problem = Problem(op="moe", n=64, k=128, experts=100, top_k=top_k, device=here)
         weights = [random_weight(*s, scales=(117, 122)) for s in calls.shapes(problem).values()]
         packed = [
-            calls.pack(backend, problem, w.to(device), None, part)
-            for w, part in zip(weights, calls.shapes(problem), strict=True)
+            calls.pack(backend, problem, w.to(device), None, matrix)
+            for w, matrix in zip(weights, calls.shapes(problem), strict=True)
         ]
         x, (ids, factors) = random_x(1, 128), random_routes(1, 100, top_k)
         got = calls.moe(backend, x.to(device), *packed, ids.to(device), factors.to(device), problem)
@@ -154,8 +152,8 @@ class TestFew(Fixtures):
         """Kernels overlap in a captured graph, too, and read what the one before wrote in the same replay."""
         problem = Problem(op="moe", n=256, k=512, experts=32, top_k=4, device=here)
         packed = [
-            calls.pack(backend, problem, random_weight(*s, scales=(117, 122)).to(device), None, part)
-            for part, s in calls.shapes(problem).items()
+            calls.pack(backend, problem, random_weight(*s, scales=(117, 122)).to(device), None, matrix)
+            for matrix, s in calls.shapes(problem).items()
         ]
         for m in (1, 6, 20, 60):
             inputs = [

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mxfp4_core import calls
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Problem
-from mxfp4_core.device import Device
+from mxfp4_core.arithmetic import MxTensor
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, calls
 from mxfp4_core.errors import FormatError
-from mxfp4_core.tensor import MxTensor
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures
 from mxfp4_core.testing.samples import random_routes, random_weight, random_x

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from mxfp4_core.backend import compile_all
 from mxfp4_core.errors import BackendError, OutputError
-from mxfp4_core.kernels import compile_all
 from mxfp4_cuda_marlin import backend
 from mxfp4_cuda_marlin.kernels import build, load, source, tiles
 from mxfp4_cuda_marlin.kernels import few as few_tables

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mxfp4_core.codec import unpack
+from mxfp4_core.arithmetic import MxTensor
+from mxfp4_core.arithmetic.codec import unpack
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.tensor import MxTensor
 from mxfp4_core.testing.samples import random_weight
 from mxfp4_cuda_marlin import layout as module
 from mxfp4_cuda_marlin.layout import Rows, Sm90Layout, row_order

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 
+from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.tensor import MxTensor
 from mxfp4_core.testing.samples import random_weight
 from mxfp4_cuda_marlin import MarlinLayout
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from mxfp4_core.device import Device
+from mxfp4_core.backend import Device
 from mxfp4_core.errors import BackendError
 from mxfp4_core.testing.fixtures import Fixtures
 from mxfp4_core.testing.samples import random_weight
@@ -19,7 +19,7 @@ from mxfp4_cuda_marlin.layout import Rows, Sm90Layout
 
 SCRIPT = """
 import torch
-from mxfp4_core.tensor import MxTensor
+from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.testing.samples import random_weight
 from mxfp4_cuda_marlin import packing
 from mxfp4_cuda_marlin.layout import Sm90Layout

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mxfp4_core import profiles
+from mxfp4_core.arithmetic import resolve
+from mxfp4_core.arithmetic.profile import FLUSH
 from mxfp4_core.errors import BackendError
-from mxfp4_core.numerics import FLUSH
-from mxfp4_core.profile import profiles, resolve
 from mxfp4_cuda_marlin import quantize as module
 from mxfp4_cuda_marlin.quantize import PROFILES
 from mxfp4_cuda_marlin.quantize_tables import CLEAR, ROWS, tables

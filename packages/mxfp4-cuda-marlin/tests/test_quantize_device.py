@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mxfp4_core import MxTensor, reference
-from mxfp4_core.device import Device
+from mxfp4_core import MxTensor
+from mxfp4_core.arithmetic import reference, resolve
+from mxfp4_core.backend import Device
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.profile import resolve
 from mxfp4_core.testing.fixtures import Fixtures
 from mxfp4_cuda_marlin import quantize as quantizer
 from mxfp4_cuda_marlin.quantize import PROFILES, quantize

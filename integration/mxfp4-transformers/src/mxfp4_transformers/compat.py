@@ -38,7 +38,8 @@ from transformers.integrations.accelerate import get_device
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
-from mxfp4_core.checkpoint.header import TensorInfo, read_header
+from mxfp4_core.checkpoint import read_header
+from mxfp4_core.checkpoint.header import TensorInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mxfp4_core.checkpoint.ahead import ReadAhead, Rows
+from mxfp4_core.arithmetic import BLOCK
+from mxfp4_core.checkpoint import ReadAhead, Rows
 from mxfp4_core.checkpoint.header import TensorInfo
-from mxfp4_core.format import BLOCK
 from mxfp4_transformers.weights import Weight
 
 DEVICES = frozenset({"cuda"})

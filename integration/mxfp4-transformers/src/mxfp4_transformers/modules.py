@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from mxfp4_core.backend import SILU, Backend
+from mxfp4_core.arithmetic import MxTensor
+from mxfp4_core.backend import SILU, Backend, Device, default_problem, select_backend
 from mxfp4_core.config import Mxfp4Config as CoreConfig
-from mxfp4_core.device import Device
 from mxfp4_core.errors import LoadError, Mxfp4Error
-from mxfp4_core.load_report import LoadReportBuilder
+from mxfp4_core.loader import LoadReportBuilder
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
-from mxfp4_core.select import default_problem, select_backend
-from mxfp4_core.tensor import MxTensor
 from mxfp4_transformers.plan import Plan
 from mxfp4_transformers.sites import Site, find_gate, top_k
 from mxfp4_transformers.weights import SCALE
@@ -122,7 +120,7 @@ def settle(module: Any, site: Site, plan: Plan) -> None:
     Raises:
         LoadError: codes or scales are missing, or are something else.
     """
-    for part, name in module.parts.items():
+    for part, name in module.matrices.items():
         full = site.name(name)
         weight = plan.weights[full]
         codes, scales = getattr(module, name), getattr(module, f"{name}{SCALE}")
@@ -141,7 +139,7 @@ def settle(module: Any, site: Site, plan: Plan) -> None:
 def widened(module: Any, site: Site, dtype: torch.dtype) -> nn.Module:
     """Return the model's own module with the values of an MXFP4 module."""
     original = site.module
-    for part, name in module.parts.items():
+    for part, name in module.matrices.items():
         values = module.canonical(part).dequantize(dtype)
         values = values.transpose(-1, -2).contiguous() if site.transposed else values
         setattr(original, name, nn.Parameter(values, requires_grad=False))

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.device_quantizer import DeviceQuantizers
+from mxfp4_core.arithmetic import Alignment, pad_weight
+from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.errors import LoadError, NonFiniteError
-from mxfp4_core.load_report import LoadReportBuilder
-from mxfp4_core.shapes import Alignment, pad_weight
+from mxfp4_core.loader import LoadReportBuilder
 from mxfp4_transformers import compat
 from mxfp4_transformers.feed import Feed, in_order, wait
 from mxfp4_transformers.weights import SCALE, Weight

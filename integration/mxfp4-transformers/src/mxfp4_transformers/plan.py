@@ -10,12 +10,13 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from mxfp4_core.arithmetic import BLOCK
 from mxfp4_core.checkpoint.header import TensorInfo
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import CheckpointError, ConfigError, LoadError, ShapeError
-from mxfp4_core.format import BLOCK
-from mxfp4_core.rules import Decision, Resolver
+from mxfp4_core.naming import Resolver
+from mxfp4_core.naming.resolver import Decision
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.sites import Site, find

@@ -11,12 +11,12 @@ import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
+from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.checkpoint.header import TensorInfo
-from mxfp4_core.device_quantizer import DeviceQuantizers
 from mxfp4_core.errors import ConfigError, LoadError
-from mxfp4_core.load_report import LoadReport, LoadReportBuilder
+from mxfp4_core.jobs.quantize import FLOATS
+from mxfp4_core.loader import LoadReport, LoadReportBuilder
 from mxfp4_core.modules import prepare_model
-from mxfp4_core.pipeline import FLOATS
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.feed import Feed

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform, revert_weight_conversion
 
-from mxfp4_core.convert import convert_checkpoint
+from mxfp4_core.arithmetic import BLOCK
 from mxfp4_core.dialects import get
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import ConfigError, OutputError
-from mxfp4_core.format import BLOCK
-from mxfp4_core.results import Options
+from mxfp4_core.jobs import Options, convert_checkpoint
 from mxfp4_transformers import compat
 from mxfp4_transformers.ops import Converter, Direct
 from mxfp4_transformers.plan import Plan

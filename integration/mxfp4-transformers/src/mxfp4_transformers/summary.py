@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from mxfp4_core.modules import Mxfp4Module
-from mxfp4_core.vocabulary import ranges
+from mxfp4_core.naming.vocabulary import ranges
 from mxfp4_transformers.plan import Plan
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mxfp4_core.format import BLOCK
-from mxfp4_core.shapes import padded
+from mxfp4_core.arithmetic import BLOCK, padded
 
 SCALE = "_scale"
 """What is appended to the name of a weight to name its scales."""

@@ -10,21 +10,20 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from mxfp4_core.arithmetic import MxTensor, padded
 from mxfp4_core.backend import (
     Backend,
     Choice,
     Kernels,
     Layout,
+    Matrix,
     No,
     Numerics,
     Packed,
-    Part,
     Problem,
     Verdict,
     Yes,
 )
-from mxfp4_core.shapes import padded
-from mxfp4_core.tensor import MxTensor
 from mxfp4_cuda_marlin import choices, compute, ops, warmup
 from mxfp4_cuda_marlin.checks import MAX_EXPERTS, MAX_TOP_K, SIZE_MAX
 from mxfp4_cuda_marlin.kernels.build import PACKAGES
@@ -105,9 +104,9 @@ class CudaMarlinBackend(Backend):
             needed = compute.moe_bytes(problem.m, problem.top_k, problem.experts, n, k, problem.total_experts)
         return Yes(f"layout {self.layout(problem, 'gate_up').id}", needed)
 
-    def layout(self, problem: Problem, part: Part = "weight") -> Layout:
+    def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
         """Return tiles of 64 by 64, with gate and up rows side by side for ``gate_up``."""
-        if part != "gate_up":
+        if matrix != "gate_up":
             return Sm90Layout()
         return Sm90Layout("gate-up-interleaved" if problem.gate.interleaved else "gate-up")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mxfp4_core.arithmetic import E8M0_BIAS, E8M0_NAN
 from mxfp4_core.errors import FormatError
-from mxfp4_core.format import E8M0_BIAS, E8M0_NAN
 
 SCALE_SUFFIXES = ("_scale", "_scale_inv")
 """How checkpoints name the scales of ``X_weight``: ``X_weight_scale``, or DeepSeek's ``X_weight_scale_inv``."""

@@ -41,7 +41,7 @@ def sizes(codes: Tensor) -> tuple[int, int]:
             "a weight of the backend 'cuda-marlin'",
             seen=f"codes {tuple(codes.shape)}",
             rule="codes are [..., n/64, k/64, 2048], as Sm90Layout.pack returns them",
-            fix="pack the weight with mxfp4_core.calls.pack",
+            fix="pack the weight with mxfp4_core.backend.calls.pack",
         )
     return codes.shape[-3] * TILE, codes.shape[-2] * TILE
 
@@ -130,7 +130,7 @@ def _check_x(op: str, x: Tensor, k: int) -> None:
             op,
             seen=f"x {tuple(x.shape)}, contiguous: {x.is_contiguous()}",
             rule=f"x is contiguous [m, {k}] with m >= 1",
-            fix="call it through mxfp4_core.calls, which pads and checks",
+            fix="call it through mxfp4_core.backend.calls, which pads and checks",
         )
 
 
@@ -155,7 +155,7 @@ def _check_weight(op: str, x: Tensor, weight: Weight, lead: tuple[int, ...]) -> 
             seen="; ".join(_describe(name, part) for name, part in parts.items()),
             rule=f"codes, scales and bias are what Sm90Layout.pack returned, of the leading sizes {lead}, contiguous, "
             f"at addresses that 16 divides, on {x.device}",
-            fix="pack the weight with mxfp4_core.calls.pack",
+            fix="pack the weight with mxfp4_core.backend.calls.pack",
         )
 
 
@@ -186,7 +186,7 @@ def _check_routes(x: Tensor, ids: Tensor, factors: Tensor, expert_map: Tensor | 
             _MOE,
             seen="; ".join([_describe("x", x), *(_describe(name, part) for name, part in parts.items())]),
             rule="ids int32 and weights float32 [m, top_k], map int32 [total], contiguous, on the device of x",
-            fix="call it through mxfp4_core.calls, which converts and checks",
+            fix="call it through mxfp4_core.backend.calls, which converts and checks",
         )
 
 

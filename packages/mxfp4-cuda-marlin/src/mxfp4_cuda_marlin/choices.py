@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mxfp4_core.backend import Choice, Problem
-from mxfp4_core.kernels import tabulate
-from mxfp4_core.shapes import padded
+from mxfp4_core.arithmetic import padded
+from mxfp4_core.backend import Choice, Problem, tabulate
 from mxfp4_cuda_marlin.kernels.few import linear_few, moe_few
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_tile, moe_tiles
 from mxfp4_cuda_marlin.layout import TILE

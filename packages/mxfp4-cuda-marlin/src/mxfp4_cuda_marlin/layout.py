@@ -23,10 +23,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from mxfp4_core.arithmetic import BLOCK, Alignment, MxTensor
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.format import BLOCK
-from mxfp4_core.shapes import Alignment
-from mxfp4_core.tensor import MxTensor
 from mxfp4_cuda_marlin import packing
 
 TILE: Final = 64
@@ -209,7 +207,7 @@ class Sm90Layout:
                 seen=f"n = {n}, k = {k}",
                 rule=f"n and k are multiples of {TILE}"
                 + ("" if self.rows == "plain" else ", n counting gate and up rows"),
-                fix="let mxfp4_core.calls.pack pad the weight, which is exact",
+                fix="let mxfp4_core.backend.calls.pack pad the weight, which is exact",
             )
 
     def _is_large(self, scales: Tensor) -> bool:

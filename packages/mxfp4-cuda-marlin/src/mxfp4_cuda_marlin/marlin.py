@@ -19,10 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mxfp4_core.arithmetic import BLOCK, Alignment, MxTensor
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.format import BLOCK
-from mxfp4_core.shapes import Alignment
-from mxfp4_core.tensor import MxTensor
 
 _RAISED = 6  # FP8 activations: the kernel widens codes to E4M3 without its bias
 _N, _K = 64, 64

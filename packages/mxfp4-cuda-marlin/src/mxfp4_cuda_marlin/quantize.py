@@ -14,13 +14,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mxfp4_core import reference
-from mxfp4_core.codec import Ties
+from mxfp4_core import profiles
+from mxfp4_core.arithmetic import BLOCK, E8M0_NAN, RULES, Profile, Ties, reference, resolve
 from mxfp4_core.errors import BackendError, FormatError, ShapeError
-from mxfp4_core.format import BLOCK, E8M0_NAN
-from mxfp4_core.numerics import Profile
-from mxfp4_core.profile import profiles, resolve
-from mxfp4_core.scales import RULES
 from mxfp4_cuda_marlin.quantize_ptx import encoder
 from mxfp4_cuda_marlin.quantize_tables import tables
 from mxfp4_cuda_marlin.toolchain import compiling

@@ -17,8 +17,7 @@ from typing import Final
 
 import torch
 
-from mxfp4_core.codec import Ties
-from mxfp4_core.numerics import Profile, Zeros
+from mxfp4_core.arithmetic import Profile, Ties, Zeros
 
 
 @dataclass(frozen=True)

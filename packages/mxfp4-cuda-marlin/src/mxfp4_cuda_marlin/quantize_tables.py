@@ -13,8 +13,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mxfp4_core.format import E8M0_NAN
-from mxfp4_core.numerics import FLUSH, Profile, Zeros
+from mxfp4_core.arithmetic import E8M0_NAN, Profile, Zeros
+from mxfp4_core.arithmetic.profile import FLUSH
 
 ROWS: Final = 279
 CLEAR: Final = 0x100

@@ -20,7 +20,7 @@ from mxfp4_core.checkpoint.files import INDEX, MANIFEST, WEIGHTS
 from mxfp4_core.checkpoint.hashing import PIECE
 from mxfp4_core.checkpoint.header import DTYPE_BITS
 from mxfp4_core.checkpoint.manifest import Manifest
-from mxfp4_core.checkpoint.target import Target
+from mxfp4_core.checkpoint.staging import Target
 from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, output_failed, write_file
 from mxfp4_core.errors import OutputError
 

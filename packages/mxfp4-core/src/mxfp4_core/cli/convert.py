@@ -23,8 +23,8 @@ def convert_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Convert an MXFP4 checkpoint to another dialect: names and config change, codes and scales do not."""
-    from mxfp4_core.convert import convert_checkpoint
-    from mxfp4_core.results import Options
+    from mxfp4_core.jobs.convert import convert_checkpoint
+    from mxfp4_core.jobs.output import Options
 
     with progress_bar("converting", shown=not (quiet or as_json or dry_run)) as progress:
         result = convert_checkpoint(

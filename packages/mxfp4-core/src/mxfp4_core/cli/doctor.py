@@ -15,9 +15,9 @@ import typer
 from mxfp4_core.cli.settings import asked_device
 
 if TYPE_CHECKING:
-    from mxfp4_core.device import Device
-    from mxfp4_core.kernels import Choice
-    from mxfp4_core.select import Selection
+    from mxfp4_core.backend.choices import Choice
+    from mxfp4_core.backend.device import Device
+    from mxfp4_core.backend.select import Selection
 
 PACKAGES = ("torch", "numba", "triton", "cuda-bindings", "safetensors", "transformers")
 TYPES = ("cpu", "cuda", "hip", "npu")
@@ -46,9 +46,9 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say which backend would run and why; exit code 1 if there is none."""
-    from mxfp4_core.device import probe
-    from mxfp4_core.problem import Problem
-    from mxfp4_core.select import explain
+    from mxfp4_core.backend.device import probe
+    from mxfp4_core.backend.problem import Problem
+    from mxfp4_core.backend.select import explain
 
     found = probe()
     sizes: dict[str, Any] = {"experts": experts, "top_k": top_k} if op == "moe" else {}
@@ -96,7 +96,7 @@ def versions() -> dict[str, str]:
 
 def choices(selection: Selection) -> tuple[Choice, ...] | str:
     """Return the table of kernels of the backend that was chosen, or why it could not be had."""
-    from mxfp4_core.kernels import choices_of
+    from mxfp4_core.backend.protocol import choices_of
 
     if selection.choice is None:
         return ()

@@ -13,7 +13,7 @@ import typer
 from mxfp4_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mxfp4_core.results import Result
+    from mxfp4_core.jobs.output import Result
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

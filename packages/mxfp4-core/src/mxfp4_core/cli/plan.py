@@ -51,7 +51,7 @@ def plan_command(
     """
     import json
 
-    from mxfp4_core.plan import plan
+    from mxfp4_core.jobs.plan import plan
 
     merged = merged_config(
         config,

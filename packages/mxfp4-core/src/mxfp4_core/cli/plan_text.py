@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from mxfp4_core.cli.output import size
-from mxfp4_core.fit import Fit
-from mxfp4_core.plan import Plan, Row
-from mxfp4_core.plan_groups import collapse, template
-from mxfp4_core.vocabulary import module_of
+from mxfp4_core.jobs.fit import Fit
+from mxfp4_core.jobs.plan import Plan, Row
+from mxfp4_core.naming.braces import collapse, template
+from mxfp4_core.naming.vocabulary import module_of
 
 WIDE = 1000
 

@@ -47,8 +47,8 @@ def quantize_command(
 
     A run that was interrupted goes on where it stopped when the same command is given again.
     """
-    from mxfp4_core.pipeline import quantize_checkpoint
-    from mxfp4_core.results import Options
+    from mxfp4_core.jobs.output import Options
+    from mxfp4_core.jobs.quantize import quantize_checkpoint
 
     merged = merged_config(
         config,

@@ -48,7 +48,7 @@ def report_command(
 
     from mxfp4_core.checkpoint.reader import open_checkpoint
     from mxfp4_core.cli.output import progress_bar
-    from mxfp4_core.config import Mxfp4Config
+    from mxfp4_core.config.schema import Mxfp4Config
     from mxfp4_core.report.files import RENDERERS, targets, write
     from mxfp4_core.report.measure import compare, measure
     from mxfp4_core.report.naming import printable

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mxfp4_core.config import Mxfp4Config
-    from mxfp4_core.device import Device
+    from mxfp4_core.backend.device import Device
+    from mxfp4_core.config.schema import Mxfp4Config
 
 ConfigFile = Annotated[Path | None, typer.Option(help="Config file (JSON or TOML); options add to it.")]
 Profile = Annotated[str | None, typer.Option(help="Named profile: the exact bytes of one peer.")]
@@ -33,7 +33,7 @@ def merged_config(
     Raises:
         ConfigError: unknown or contradicting settings.
     """
-    from mxfp4_core.config import Mxfp4Config
+    from mxfp4_core.config.schema import Mxfp4Config
 
     settings = Mxfp4Config.from_file(file).to_dict() if file else {}
     settings.update({key: value for key, value in options.items() if value is not None})
@@ -51,7 +51,7 @@ def asked_device(text: str) -> Device:
     Raises:
         ConfigError: a GPU without its architecture, and none of this type and number is here.
     """
-    from mxfp4_core.device import Device, probe
+    from mxfp4_core.backend.device import Device, probe
     from mxfp4_core.errors import ConfigError
 
     kind, _, arch = text.strip().lower().partition(":")

@@ -23,7 +23,7 @@ def verify_command(
     """Check headers, index, hashes, description and bytes of an MXFP4 checkpoint; exit code 1 if anything is wrong."""
     import json
 
-    from mxfp4_core.verify import verify_checkpoint
+    from mxfp4_core.jobs.verify import verify_checkpoint
 
     result = verify_checkpoint(path, source, profile=profile)
     if as_json:

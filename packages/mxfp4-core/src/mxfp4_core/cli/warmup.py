@@ -11,7 +11,7 @@ import typer
 from mxfp4_core.cli.output import progress_bar
 
 if TYPE_CHECKING:
-    from mxfp4_core.warmup import WarmUp
+    from mxfp4_core.backend.warmup import WarmUp
 
 
 def warmup_command(
@@ -26,7 +26,7 @@ def warmup_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile the kernels of the installed backends ahead of time; needs no GPU. Exit code 1 if it fails."""
-    from mxfp4_core.warmup import warm_up
+    from mxfp4_core.backend.warmup import warm_up
 
     shown = sys.stderr.isatty() and not (quiet or as_json or dry_run)
     done = []

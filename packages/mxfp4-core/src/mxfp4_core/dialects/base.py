@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from mxfp4_core.config import Mxfp4Config
+    from mxfp4_core.config.schema import Mxfp4Config
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name to (safetensors dtype, shape), as headers give it."""

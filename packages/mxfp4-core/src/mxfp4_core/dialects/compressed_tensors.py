@@ -14,7 +14,7 @@ from mxfp4_core.dialects.base import Contents, Entry, Shapes
 from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list
 
 if TYPE_CHECKING:
-    from mxfp4_core.config import Mxfp4Config
+    from mxfp4_core.config.schema import Mxfp4Config
 
 FORMAT = "mxfp4-pack-quantized"
 VERSION = "0.20.0"

@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.dialects.base import Contents, Entry, Shapes
 from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list, shape_table
-from mxfp4_core.format import BLOCK
 
 if TYPE_CHECKING:
-    from mxfp4_core.config import Mxfp4Config
+    from mxfp4_core.config.schema import Mxfp4Config
 
 _FACTS = ("weights_profile", "shapes", "transposed")
 

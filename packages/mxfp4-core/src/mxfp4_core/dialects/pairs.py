@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.dialects.base import Entry, Shapes
 from mxfp4_core.errors import DialectError
-from mxfp4_core.format import BLOCK
 
 
 def linear_pairs(

@@ -14,7 +14,7 @@ from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list
 from mxfp4_core.errors import DialectError
 
 if TYPE_CHECKING:
-    from mxfp4_core.config import Mxfp4Config
+    from mxfp4_core.config.schema import Mxfp4Config
 
 VERSION = "0.13"
 """The release of amd-quark whose description we write."""
@@ -108,7 +108,7 @@ def _scale_mode(profile: str) -> str:
     """Return Quark's word for the rule of a profile; codes of unknown origin get its default, ``even``."""
     if not profile:
         return "even"
-    from mxfp4_core.profile import resolve
+    from mxfp4_core.arithmetic.profiles import resolve
 
     resolved = resolve(profile=profile)
     if resolved.rule.name not in ("floor", "even", "ceil") or resolved.ties.value != "even":

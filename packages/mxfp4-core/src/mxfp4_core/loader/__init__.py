@@ -8,8 +8,47 @@ ever exists in high precision, and the unit of work is what the engine copies. `
 
 from __future__ import annotations
 
-from mxfp4_core.loader.regions import Region
-from mxfp4_core.loader.session import LoadSession
-from mxfp4_core.loader.target import QuantTarget
+from typing import TYPE_CHECKING
 
-__all__ = ["LoadSession", "QuantTarget", "Region"]
+from mxfp4_core._exports import exports
+
+if TYPE_CHECKING:
+    from mxfp4_core.loader.memory import MemoryMeter as MemoryMeter
+    from mxfp4_core.loader.memory import MemoryUse as MemoryUse
+    from mxfp4_core.loader.regions import Region as Region
+    from mxfp4_core.loader.report import PHASES as PHASES
+    from mxfp4_core.loader.report import LayerGroup as LayerGroup
+    from mxfp4_core.loader.report import LoadReport as LoadReport
+    from mxfp4_core.loader.report import LoadReportBuilder as LoadReportBuilder
+    from mxfp4_core.loader.report import PhaseTime as PhaseTime
+    from mxfp4_core.loader.session import LoadSession as LoadSession
+    from mxfp4_core.loader.target import QuantTarget as QuantTarget
+
+_HOMES = {
+    "Region": "regions",
+    "LoadSession": "session",
+    "QuantTarget": "target",
+    "LayerGroup": "report",
+    "LoadReport": "report",
+    "LoadReportBuilder": "report",
+    "PHASES": "report",
+    "PhaseTime": "report",
+    "MemoryMeter": "memory",
+    "MemoryUse": "memory",
+}
+
+__all__ = [
+    "PHASES",
+    "LayerGroup",
+    "LoadReport",
+    "LoadReportBuilder",
+    "LoadSession",
+    "MemoryMeter",
+    "MemoryUse",
+    "PhaseTime",
+    "QuantTarget",
+    "Region",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = exports(__name__, _HOMES)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.errors import LoadError
-from mxfp4_core.format import BLOCK
-from mxfp4_core.load_report import LoadReportBuilder
 from mxfp4_core.loader.keys import Key
 from mxfp4_core.loader.ledger import Write
 from mxfp4_core.loader.regions import Region, locate
+from mxfp4_core.loader.report import LoadReportBuilder
 from mxfp4_core.loader.target import QuantTarget
 from mxfp4_core.loader.twin import make_twin, return_attributes
 

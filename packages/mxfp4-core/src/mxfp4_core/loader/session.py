@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.device_quantizer import DeviceQuantizers
+from mxfp4_core.arithmetic.profiles import resolve
+from mxfp4_core.backend.quantizers import DeviceQuantizers
+from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import LoadError
-from mxfp4_core.load_report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.call import LoaderCall
 from mxfp4_core.loader.keys import key_reader
+from mxfp4_core.loader.memory import HEAP
+from mxfp4_core.loader.report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.target import Arithmetic, QuantTarget
 from mxfp4_core.loader.twin import is_twin
-from mxfp4_core.memory import HEAP
-from mxfp4_core.profile import resolve
 
 _LOG = logging.getLogger("mxfp4_core.loader")
 _MOST_PROBLEMS = 20

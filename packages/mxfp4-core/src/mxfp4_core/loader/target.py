@@ -9,14 +9,15 @@ from typing import Literal
 import torch
 from torch.nn.functional import pad
 
-from mxfp4_core.device_quantizer import DeviceQuantizers
+from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.arithmetic.quantize import WEIGHT_DTYPES
+from mxfp4_core.arithmetic.shapes import padded
+from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.errors import FormatError, LoadError, ShapeError
-from mxfp4_core.format import BLOCK
 from mxfp4_core.loader.ledger import Ledger
 from mxfp4_core.loader.regions import Region
-from mxfp4_core.quantizer import WEIGHT_DTYPES
-from mxfp4_core.shapes import legal_parts, padded, shard_ranges
-from mxfp4_core.tensor import MxTensor
+from mxfp4_core.parallel.ranges import legal_parts, shard_ranges
 
 # What is cast, moved, padded or quantised on a device at once: 8 MiB of bfloat16.
 _CHUNK_ELEMS = 1 << 22

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from mxfp4_core.device import cpu
+from mxfp4_core.backend.device import cpu
 
 _PACKAGES = ("mxfp4-core", "torch", "numpy", "numba", "safetensors")
 

@@ -11,21 +11,21 @@ import os
 from collections.abc import Mapping, Sequence
 
 from mxfp4_core import dialects
+from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.arithmetic.profiles import resolve
+from mxfp4_core.arithmetic.scales import RULES
 from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
-from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.convert import settings_of
+from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import ConfigError, PatternError
-from mxfp4_core.format import BLOCK
-from mxfp4_core.orientation import k_first
-from mxfp4_core.profile import resolve
+from mxfp4_core.jobs.convert import settings_of
+from mxfp4_core.naming.orientation import k_first
+from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.report.environment import environment
 from mxfp4_core.report.lines import ByExpert, Lines
 from mxfp4_core.report.metrics import Metrics, merge
 from mxfp4_core.report.model import Report
 from mxfp4_core.report.stream import logical_shape
 from mxfp4_core.report.tensors import Progress, compared_error, kept_error, measured_error
-from mxfp4_core.rules import Resolver
-from mxfp4_core.scales import RULES
 
 Path = str | os.PathLike[str]
 

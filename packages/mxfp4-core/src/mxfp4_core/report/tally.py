@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit  # pyright: ignore[reportMissingTypeStubs]
 
-from mxfp4_core.format import BLOCK, E2M1_MAX, E2M1_VALUES, E8M0_BIAS, E8M0_NAN
+from mxfp4_core.arithmetic.format import BLOCK, E2M1_MAX, E2M1_VALUES, E8M0_BIAS, E8M0_NAN
 from mxfp4_core.report.metrics import Metrics
 
 if TYPE_CHECKING:

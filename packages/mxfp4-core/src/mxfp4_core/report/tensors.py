@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from mxfp4_core.arithmetic.quantize import quantize
 from mxfp4_core.errors import ConfigError, ShapeError
-from mxfp4_core.quantizer import quantize
 from mxfp4_core.report.metrics import Metrics
 from mxfp4_core.report.stream import CHUNK_VALUES, logical_shape, pieces, read_piece
 from mxfp4_core.report.tally import Tally

@@ -17,8 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mxfp4_core.testing.conformance import BackendConformance as BackendConformance
-    from mxfp4_core.testing.emulated import EmulatedBackend as EmulatedBackend
+    from mxfp4_core.testing.conformance import BackendConformance
+    from mxfp4_core.testing.emulated import EmulatedBackend
 
 _HOME = {"BackendConformance": "conformance", "EmulatedBackend": "emulated"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mxfp4_core.format import BLOCK
+from mxfp4_core.arithmetic import BLOCK
 
 if TYPE_CHECKING:
     from torch import Tensor

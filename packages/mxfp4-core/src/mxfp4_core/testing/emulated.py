@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mxfp4_core.backend import Backend, Layout, No, Numerics, Packed, Part, Problem, Verdict, Yes
-from mxfp4_core.backends import reference_ops
+from mxfp4_core.arithmetic import BLOCK, E8M0_NAN, Alignment, MxTensor
+from mxfp4_core.backend import Backend, Layout, Matrix, No, Numerics, Packed, Problem, Verdict, Yes
+from mxfp4_core.backend.reference import ops as reference_ops
 from mxfp4_core.errors import BackendError, FormatError, ShapeError
-from mxfp4_core.format import BLOCK, E8M0_NAN
-from mxfp4_core.shapes import Alignment
-from mxfp4_core.tensor import MxTensor
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # where the eight codes of four bytes go
 _COLUMNS = 96
@@ -56,7 +54,7 @@ class TileLayout:
                 f"packing for {self.id}",
                 seen=f"n = {n}, k = {k}",
                 rule=f"n is a multiple of {self.rows}{' in each half' if self.halves else ''}, k of {_COLUMNS}",
-                fix="let mxfp4_core.calls.pack pad the weight",
+                fix="let mxfp4_core.backend.calls.pack pad the weight",
             )
         if bool((weight.scales == E8M0_NAN).any()):
             raise FormatError(
@@ -122,20 +120,20 @@ class EmulatedBackend(Backend):
             self.layout(problem, "down" if problem.op == "moe" else "weight").id, 4 * problem.n * problem.k
         )
 
-    def layout(self, problem: Problem, part: Part = "weight") -> Layout:
+    def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
         """Choose the tile by the number of rows."""
-        return self._tile(problem, part)
+        return self._tile(problem, matrix)
 
-    def _tile(self, problem: Problem, part: Part) -> TileLayout:
-        rows = problem.k if part == "down" else problem.n
+    def _tile(self, problem: Problem, matrix: Matrix) -> TileLayout:
+        rows = problem.k if matrix == "down" else problem.n
         return TileLayout(
-            64 if rows >= 192 else 48, halves=part == "gate_up" and not problem.gate.interleaved
+            64 if rows >= 192 else 48, halves=matrix == "gate_up" and not problem.gate.interleaved
         )
 
     def _canonical(
-        self, packed: Packed, problem: Problem, part: Part
+        self, packed: Packed, problem: Problem, matrix: Matrix
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        layout = self._tile(problem, part)
+        layout = self._tile(problem, matrix)
         if packed.layout != layout.id:
             raise BackendError(
                 "a call of the emulated device",

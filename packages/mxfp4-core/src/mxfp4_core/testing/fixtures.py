@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mxfp4_core.backend import Backend, No, Problem, verdict
-from mxfp4_core.device import Device, probe
-from mxfp4_core.registry import installed
+from mxfp4_core.backend import Backend, Device, No, Problem, probe, verdict
+from mxfp4_core.backend.registry import installed
 
 ORDINARY: dict[str, dict[str, Any]] = {
     "linear": {"n": 4096, "k": 4096},

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.backend import Gate, Numerics
-from mxfp4_core.tensor import MxTensor
 
 EPS32 = 2.0**-23
 FLUSHED = 2.0**-126

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mxfp4_core.arithmetic import BLOCK, MxTensor, padded
 from mxfp4_core.backend import Problem
-from mxfp4_core.calls import shapes
-from mxfp4_core.format import BLOCK
-from mxfp4_core.shapes import padded
-from mxfp4_core.tensor import MxTensor
+from mxfp4_core.backend.calls import shapes
 
 
 def random_weight(*shape: int, seed: int = 0, scales: tuple[int, int] = (119, 127)) -> MxTensor:

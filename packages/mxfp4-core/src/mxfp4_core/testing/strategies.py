@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mxfp4_core.format import BLOCK
+from mxfp4_core.arithmetic import BLOCK
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -7,12 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from mxfp4_core import calls
-from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Part, Problem
-from mxfp4_core.device import Device
+from mxfp4_core.arithmetic import Alignment, MxTensor
+from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Matrix, Problem, calls
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.shapes import Alignment
-from mxfp4_core.tensor import MxTensor
 from mxfp4_core.testing.fixtures import Fixtures, ordinary, takes
 from mxfp4_core.testing.samples import random_biases, random_weight
 
@@ -49,12 +46,12 @@ class LayoutSuite(Fixtures):
         problem = Problem(device=made_for, **sizes)
         if not takes(backend, problem):
             return
-        for (part, shape), bias in zip(calls.shapes(problem).items(), random_biases(problem), strict=True):
+        for (matrix, shape), bias in zip(calls.shapes(problem).items(), random_biases(problem), strict=True):
             weight = random_weight(*shape, seed=sum(shape), scales=backend.numerics.scale_bytes)
             before = weight.codes.clone(), weight.scales.clone()
-            packed = calls.pack(backend, problem, weight, bias, part)
+            packed = calls.pack(backend, problem, weight, bias, matrix)
             copies = {name: tensor.clone() for name, tensor in packed.tensors.items()}
-            again = calls.unpack(backend, problem, type(packed)(packed.layout, copies, packed.shape), part)
+            again = calls.unpack(backend, problem, type(packed)(packed.layout, copies, packed.shape), matrix)
             codes = (
                 weight.codes if backend.numerics.minus_zero == "kept" else without_minus_zero(weight.codes)
             )
@@ -71,30 +68,30 @@ class LayoutSuite(Fixtures):
         problem = Problem(device=made_for, **sizes)
         if not takes(backend, problem):
             return
-        for part, shape in calls.shapes(problem).items():
-            layout = backend.layout(problem, part)
-            assert layout.id and layout.id == backend.layout(problem, part).id
+        for matrix, shape in calls.shapes(problem).items():
+            layout = backend.layout(problem, matrix)
+            assert layout.id and layout.id == backend.layout(problem, matrix).id
             assert isinstance(layout.alignment, Alignment)
-            packed = calls.pack(backend, problem, random_weight(*shape), None, part)
+            packed = calls.pack(backend, problem, random_weight(*shape), None, matrix)
             assert packed.tensors and all(
                 isinstance(tensor, torch.Tensor) for tensor in packed.tensors.values()
             )
             other = type(packed)("another layout", packed.tensors, packed.shape)
             with pytest.raises(FormatError, match="another layout"):
-                calls.unpack(backend, problem, other, part)
+                calls.unpack(backend, problem, other, matrix)
 
     def test_layout_every_byte_survives(self, backend: Backend, made_for: Device) -> None:
         """All 256 code bytes beside all scale bytes that the device can represent."""
         problem = ordinary(backend, made_for, "linear" if "linear" in backend.features else "moe")
-        part: Part = "weight" if problem.op == "linear" else "down"
-        shape = calls.shapes(problem)[part]
+        matrix: Matrix = "weight" if problem.op == "linear" else "down"
+        shape = calls.shapes(problem)[matrix]
         weight = random_weight(*shape)
         codes = torch.arange(weight.codes.numel(), dtype=torch.int64).to(torch.uint8).view_as(weight.codes)
         low, high = backend.numerics.scale_bytes
         cycle = low + torch.arange(weight.scales.numel()) % (high + 1 - low)
         scales = cycle.to(torch.uint8).view_as(weight.scales)
-        packed = calls.pack(backend, problem, MxTensor(codes, scales, weight.shape), None, part)
-        again = calls.unpack(backend, problem, packed, part)
+        packed = calls.pack(backend, problem, MxTensor(codes, scales, weight.shape), None, matrix)
+        again = calls.unpack(backend, problem, packed, matrix)
         kept = backend.numerics.minus_zero == "kept"
         assert torch.equal(again.codes, codes if kept else without_minus_zero(codes))
         assert torch.equal(again.scales, scales)
@@ -107,10 +104,10 @@ class LayoutSuite(Fixtures):
         problem = Problem(device=made_for, **sizes)
         if not takes(backend, problem):
             return
-        for part, shape in calls.shapes(problem).items():
-            layout = backend.layout(problem, part)
+        for matrix, shape in calls.shapes(problem).items():
+            layout = backend.layout(problem, matrix)
             n, k = layout.alignment.n, layout.alignment.k
-            halves = 2 if part == "gate_up" else 1
+            halves = 2 if matrix == "gate_up" else 1
             wrong = [(n + 1, k)] if n > 1 else []
             wrong += [(n, k + 32)] if k > 32 else []
             for rows, columns in wrong:

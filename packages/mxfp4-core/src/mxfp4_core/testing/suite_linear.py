@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mxfp4_core import calls
-from mxfp4_core.backend import Backend, Packed, Problem
-from mxfp4_core.device import Device
+from mxfp4_core import quantize
+from mxfp4_core.arithmetic import MxTensor
+from mxfp4_core.backend import Backend, Device, Packed, Problem, calls
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.quantizer import quantize
-from mxfp4_core.tensor import MxTensor
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.samples import random_biases, random_weight, random_x

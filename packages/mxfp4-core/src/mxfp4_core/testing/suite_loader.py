@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mxfp4_core.backend import Backend, Problem
+from mxfp4_core import quantize
+from mxfp4_core.backend import Backend, Device, Problem
 from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.device import Device
 from mxfp4_core.loader import LoadSession
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
-from mxfp4_core.quantizer import quantize
 from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.samples import random_routes, random_x
 

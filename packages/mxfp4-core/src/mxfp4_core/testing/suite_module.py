@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mxfp4_core.backend import SILU, Backend, Problem
-from mxfp4_core.device import Device
+from mxfp4_core.backend import SILU, Backend, Device, Problem
 from mxfp4_core.errors import BackendError
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
 from mxfp4_core.testing.fixtures import Fixtures, takes
@@ -46,10 +45,10 @@ def build(problem: Problem, device: torch.device, seed: int = 0) -> Mxfp4Module:
             profile="even/even",
             device="meta",
         )
-    for part, bias in zip(module.parts, bias_shapes, strict=True):
-        shape = tuple(module.canonical(part).shape)
+    for matrix, bias in zip(module.matrices, bias_shapes, strict=True):
+        shape = tuple(module.canonical(matrix).shape)
         weight = random_weight(*shape, seed=seed, scales=(117, 122))
-        module.fill(part, weight, bias)
+        module.fill(matrix, weight, bias)
     return module.to(device)
 
 

@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mxfp4_core import calls
-from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Gate, Packed, Problem
-from mxfp4_core.device import Device
+from mxfp4_core.arithmetic import MxTensor
+from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Gate, Packed, Problem, calls
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.tensor import MxTensor
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
@@ -40,8 +38,8 @@ class Layer:
         )
         biases = random_biases(problem)
         packed = [
-            calls.pack(backend, problem, w.to(device), None if b is None else b.to(device), part)
-            for w, b, part in zip((gate_up, down), biases, calls.shapes(problem), strict=True)
+            calls.pack(backend, problem, w.to(device), None if b is None else b.to(device), matrix)
+            for w, b, matrix in zip((gate_up, down), biases, calls.shapes(problem), strict=True)
         ]
         return cls(problem, (gate_up, down), (biases[0], biases[1]), (packed[0], packed[1]))
 

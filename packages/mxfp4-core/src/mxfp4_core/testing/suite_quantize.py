@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mxfp4_core import calls
-from mxfp4_core.backend import Backend, Problem
-from mxfp4_core.device import Device
-from mxfp4_core.profile import resolve
-from mxfp4_core.quantizer import quantize
+from mxfp4_core import quantize
+from mxfp4_core.arithmetic import resolve
+from mxfp4_core.backend import Backend, Device, Problem, calls
 from mxfp4_core.testing.cases import BLOCKS
 from mxfp4_core.testing.fixtures import Fixtures, takes
 

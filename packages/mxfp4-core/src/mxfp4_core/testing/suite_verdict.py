@@ -10,11 +10,21 @@ from dataclasses import replace
 
 import pytest
 
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Gate, No, Numerics, Problem, Yes, verdict
-from mxfp4_core.device import Device
+from mxfp4_core.arithmetic import resolve
+from mxfp4_core.backend import (
+    GPT_OSS_SWIGLU,
+    Backend,
+    Device,
+    Gate,
+    No,
+    Numerics,
+    Problem,
+    Yes,
+    choices_of,
+    kernels_of,
+    verdict,
+)
 from mxfp4_core.errors import BackendError
-from mxfp4_core.kernels import choices_of, kernels_of
-from mxfp4_core.profile import resolve
 from mxfp4_core.testing.fixtures import ORDINARY, Fixtures, ordinary, takes
 
 DEVICES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mxfp4_core.format import E8M0_BIAS, E8M0_NAN
+from mxfp4_core.arithmetic.format import E8M0_BIAS, E8M0_NAN
 from mxfp4_core.report.html.plots import Axis, Plot, bars, dots, line, linear, logarithmic
 from mxfp4_core.report.html.scene import Scene, Value
 from mxfp4_core.report.html.tables import trade_table

@@ -1,0 +1,87 @@
+"""The format and its arithmetic: bits, scale rules, profiles, the slow judge and the fast paths that equal it.
+
+``reference`` is the judge; ``quantize`` and ``dequantize`` choose the fastest path that gives its bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mxfp4_core._exports import exports
+
+if TYPE_CHECKING:
+    from mxfp4_core.arithmetic.codec import Ties as Ties
+    from mxfp4_core.arithmetic.format import BITS_PER_VALUE as BITS_PER_VALUE
+    from mxfp4_core.arithmetic.format import BLOCK as BLOCK
+    from mxfp4_core.arithmetic.format import E2M1_MAX as E2M1_MAX
+    from mxfp4_core.arithmetic.format import E2M1_THRESHOLDS as E2M1_THRESHOLDS
+    from mxfp4_core.arithmetic.format import E2M1_VALUES as E2M1_VALUES
+    from mxfp4_core.arithmetic.format import E8M0_BIAS as E8M0_BIAS
+    from mxfp4_core.arithmetic.format import E8M0_MAX as E8M0_MAX
+    from mxfp4_core.arithmetic.format import E8M0_MIN as E8M0_MIN
+    from mxfp4_core.arithmetic.format import E8M0_NAN as E8M0_NAN
+    from mxfp4_core.arithmetic.format import SIGN_BIT as SIGN_BIT
+    from mxfp4_core.arithmetic.profile import Profile as Profile
+    from mxfp4_core.arithmetic.profile import Zeros as Zeros
+    from mxfp4_core.arithmetic.profiles import resolve as resolve
+    from mxfp4_core.arithmetic.scales import RULES as RULES
+    from mxfp4_core.arithmetic.scales import ScaleRule as ScaleRule
+    from mxfp4_core.arithmetic.shapes import Alignment as Alignment
+    from mxfp4_core.arithmetic.shapes import crop as crop
+    from mxfp4_core.arithmetic.shapes import mx_bytes as mx_bytes
+    from mxfp4_core.arithmetic.shapes import pad_weight as pad_weight
+    from mxfp4_core.arithmetic.shapes import padded as padded
+    from mxfp4_core.arithmetic.tensor import MxTensor as MxTensor
+
+_HOMES = {
+    "BITS_PER_VALUE": "format",
+    "BLOCK": "format",
+    "E2M1_MAX": "format",
+    "E2M1_THRESHOLDS": "format",
+    "E2M1_VALUES": "format",
+    "E8M0_BIAS": "format",
+    "E8M0_MAX": "format",
+    "E8M0_MIN": "format",
+    "E8M0_NAN": "format",
+    "SIGN_BIT": "format",
+    "Alignment": "shapes",
+    "crop": "shapes",
+    "mx_bytes": "shapes",
+    "pad_weight": "shapes",
+    "padded": "shapes",
+    "MxTensor": "tensor",
+    "resolve": "profiles",
+    "Profile": "profile",
+    "Zeros": "profile",
+    "RULES": "scales",
+    "ScaleRule": "scales",
+    "Ties": "codec",
+}
+
+__all__ = [
+    "BITS_PER_VALUE",
+    "BLOCK",
+    "E2M1_MAX",
+    "E2M1_THRESHOLDS",
+    "E2M1_VALUES",
+    "E8M0_BIAS",
+    "E8M0_MAX",
+    "E8M0_MIN",
+    "E8M0_NAN",
+    "RULES",
+    "SIGN_BIT",
+    "Alignment",
+    "MxTensor",
+    "Profile",
+    "ScaleRule",
+    "Ties",
+    "Zeros",
+    "crop",
+    "mx_bytes",
+    "pad_weight",
+    "padded",
+    "resolve",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = exports(__name__, _HOMES)

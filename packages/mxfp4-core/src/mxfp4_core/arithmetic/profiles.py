@@ -1,0 +1,73 @@
+"""Names of profiles: the registry, and what a name or a rule with ties stands for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mxfp4_core.arithmetic.codec import Ties
+from mxfp4_core.arithmetic.peers import PEERS
+from mxfp4_core.arithmetic.profile import FLUSH, Profile, Zeros
+from mxfp4_core.arithmetic.scales import RULES, ScaleRule
+from mxfp4_core.errors import ConfigError
+
+_BY_NAME: Mapping[str, Profile] = MappingProxyType({profile.name: profile for profile in PEERS})
+
+
+def profiles() -> Mapping[str, Profile]:
+    """Return the named profiles, read-only, in the order of ``docs/scale-rules.md``."""
+    return _BY_NAME
+
+
+def resolve(profile: str | None = None, *, rule: str | None = None, ties: str | None = None) -> Profile:
+    """Return the profile that a name, or a rule and a tie rule, stand for.
+
+    Args:
+        profile: a named profile, or a ``rule/ties`` pair such as ``even/even``.
+        rule: a scale rule; ``even`` if neither is given.
+        ties: ``even``, ``away`` or ``zero``; ``even`` if not given.
+
+    Raises:
+        ConfigError: unknown names, or a profile together with a rule or ties.
+    """
+    if profile is None:
+        scale_rule, tie_rule = ScaleRule.parse("even" if rule is None else rule), _parse_ties(ties)
+        return Profile(f"{scale_rule.name}/{tie_rule}", scale_rule, tie_rule)
+    if rule is not None or ties is not None:
+        raise ConfigError(
+            "a profile and a rule were both given",
+            seen=f"profile={profile!r}, rule={rule!r}, ties={ties!r}",
+            rule="a profile fixes the scale rule and the tie rule",
+            fix="drop profile, or drop rule and ties",
+        )
+    if profile in _BY_NAME:
+        return _BY_NAME[profile]
+    if "/" in profile:
+        scale, _, tie = profile.partition("/")
+        return resolve(rule=scale, ties=tie)
+    near = difflib.get_close_matches(profile, [*_BY_NAME, *RULES], n=1, cutoff=0.5)
+    fix = "see mxfp4_core.profiles() for the names"
+    if near:
+        fix = f"did you mean rule={near[0]!r}?" if near[0] in RULES else f"did you mean {near[0]!r}?"
+    raise ConfigError(
+        "no profile has that name",
+        seen=repr(profile),
+        rule=f"a profile is one of {', '.join(_BY_NAME)}, or a pair such as even/even",
+        fix=fix,
+    )
+
+
+def _parse_ties(ties: str | None) -> Ties:
+    try:
+        return Ties.EVEN if ties is None else Ties(ties)
+    except ValueError:
+        raise ConfigError(
+            "no tie rule has that name",
+            seen=repr(ties),
+            rule=f"ties is one of {', '.join(Ties)}",
+            fix="use 'even', the default",
+        ) from None
+
+
+__all__ = ["FLUSH", "Profile", "Zeros", "profiles", "resolve"]

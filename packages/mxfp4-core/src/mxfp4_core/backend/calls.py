@@ -1,0 +1,290 @@
+"""Call a backend: check, pad, make contiguous, call, crop.
+
+This is what every backend would otherwise repeat, or forget.
+
+Padding is exact. Columns are added as zero codes with the scale byte of 1.0, and x gets zeros there; added
+rows are cropped from the result. The gate rows and the up rows of an expert are padded separately, so that
+they stay halves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mxfp4_core.arithmetic.format import BLOCK, E8M0_BIAS
+from mxfp4_core.arithmetic.shapes import Alignment, padded
+from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend.problem import Matrix, Problem
+from mxfp4_core.backend.protocol import Backend, Packed, pack_in_place
+from mxfp4_core.errors import ConfigError, FormatError, ShapeError
+
+
+def alignment(backend: Backend, problem: Problem) -> Alignment:
+    """Return the multiples to which n and k of the problem are padded, over all of its weights.
+
+    Args:
+        backend: a backend that accepts the problem.
+        problem: for ``moe`` n is the intermediate size (rows of gate-up, columns of down) and k the hidden
+            size.
+    """
+    if problem.op != "moe":
+        return backend.layout(problem).alignment
+    up, down = (backend.layout(problem, matrix).alignment for matrix in ("gate_up", "down"))
+    return Alignment(n=math.lcm(up.n, down.k), k=math.lcm(up.k, down.n))
+
+
+def shapes(problem: Problem, align: Alignment | None = None) -> dict[Matrix, tuple[int, ...]]:
+    """Return the shape of each weight of the problem: logical, or physical for an alignment."""
+    n, k = (problem.n, problem.k) if align is None else align.physical(problem.n, problem.k)
+    if problem.op != "moe":
+        return {"weight": (n, k)}
+    return {"gate_up": (problem.experts, 2 * n, k), "down": (problem.experts, k, n)}
+
+
+def pack(
+    backend: Backend,
+    problem: Problem,
+    weight: MxTensor,
+    bias: Tensor | None = None,
+    matrix: Matrix = "weight",
+    *,
+    consume: bool = False,
+) -> Packed:
+    """Pad a canonical weight as the backend's layout needs it, and pack it.
+
+    Args:
+        backend: a backend that accepts the problem.
+        problem: see ``shapes``.
+        weight: canonical, of the logical shape.
+        bias: [(experts,) n] or None.
+        matrix: which weight of the problem.
+        consume: the layout may overwrite the weight, which nobody uses again; see `InPlaceLayout`.
+
+    Raises:
+        ShapeError: the weight or the bias does not have the problem's shape.
+        FormatError: the device cannot represent a scale byte of the weight.
+    """
+    logical, physical = shapes(problem)[matrix], shapes(problem, alignment(backend, problem))[matrix]
+    if tuple(weight.shape) != logical or (bias is not None and tuple(bias.shape) != logical[:-1]):
+        raise ShapeError(
+            f"packing {matrix} for {backend.name}",
+            seen=f"weight {tuple(weight.shape)}, bias {None if bias is None else tuple(bias.shape)}",
+            rule=f"{problem} has a weight of {logical} and a bias of {logical[:-1]}",
+            fix="give the weight of this rank, in its logical shape",
+        )
+    halves = matrix == "gate_up" and not problem.gate.interleaved
+    rows, k = physical[-2:]
+    codes = _grow(weight.codes, rows, k // 2, 0, halves)
+    scales = _grow(weight.scales, rows, k // BLOCK, E8M0_BIAS, halves)
+    bias = None if bias is None else _grow(bias[..., None], rows, 1, 0, halves)[..., 0]
+    aligned = MxTensor(codes, scales, torch.Size(physical), weight.profile)
+    layout = backend.layout(problem, matrix)
+    tensors = pack_in_place(layout, aligned, bias) if consume else layout.pack(aligned, bias)
+    return Packed(layout.id, tensors, physical)
+
+
+def unpack(
+    backend: Backend, problem: Problem, packed: Packed, matrix: Matrix = "weight", *, profile: str = ""
+) -> MxTensor:
+    """Give back the canonical weight of the logical shape; the inverse of ``pack``."""
+    layout = backend.layout(problem, matrix)
+    if layout.id != packed.layout:
+        raise FormatError(
+            f"unpacking {matrix} with {backend.name}",
+            seen=f"a tensor in the layout {packed.layout!r}",
+            rule=f"this problem uses the layout {layout.id!r}",
+            fix="unpack with the backend, its version and the problem that packed it",
+        )
+    whole = layout.unpack(packed.tensors, packed.shape)
+    logical = shapes(problem)[matrix]
+    halves = matrix == "gate_up" and not problem.gate.interleaved
+    rows, k = logical[-2], padded(logical[-1], BLOCK)
+    codes = _shrink(whole.codes, rows, k // 2, halves)
+    scales = _shrink(whole.scales, rows, k // BLOCK, halves)
+    return MxTensor(codes, scales, torch.Size(logical), profile or whole.profile)
+
+
+def linear(backend: Backend, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+    """Compute ``x @ weight.T + bias``.
+
+    Args:
+        backend: who packed the weight.
+        x: [..., k] of ``problem.dtype``, any strides.
+        weight: from ``pack``.
+        problem: the problem it was packed for.
+
+    Returns:
+        [..., n], of the dtype of x.
+
+    Raises:
+        ShapeError: the last axis is not k.
+        FormatError: dtype or device of x is not what was prepared for.
+    """
+    _check(x, weight, problem)
+    if x.numel() == 0:
+        return x.new_empty((*x.shape[:-1], problem.n))
+    out = backend.linear(_rows(x, weight.shape[-1]), weight, problem)
+    return out[:, : problem.n].reshape(*x.shape[:-1], problem.n)
+
+
+def moe(
+    backend: Backend,
+    x: Tensor,
+    gate_up: Packed,
+    down: Packed,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    problem: Problem,
+    expert_map: Tensor | None = None,
+) -> Tensor:
+    """Compute the weighted sum over the chosen experts.
+
+    Args:
+        backend: who packed the weights.
+        x: [..., k] of ``problem.dtype``, any strides; k is the hidden size.
+        gate_up: from ``pack(..., matrix="gate_up")``.
+        down: from ``pack(..., matrix="down")``.
+        topk_ids: integers [..., top_k]; -1 is an empty slot.
+        topk_weights: floats [..., top_k].
+        problem: the problem it was packed for.
+        expert_map: integers [total_experts], -1 for an expert of another rank; needed under expert
+            parallelism.
+
+    Returns:
+        [..., k], of the dtype of x.
+
+    Raises:
+        ShapeError: sizes that do not belong together, or ids out of range.
+        FormatError: a dtype or a device that is not what was prepared for.
+    """
+    _check(x, gate_up, problem)
+    want = (*x.shape[:-1], problem.top_k)
+    map_shape = None if expert_map is None else tuple(expert_map.shape)
+    maps: tuple[tuple[int] | None, ...] = ((problem.total_experts,),)
+    if problem.total_experts == problem.experts:
+        maps += (None,)
+    ids_shape, weights_shape = tuple(topk_ids.shape), tuple(topk_weights.shape)
+    if ids_shape != want or weights_shape != want or map_shape not in maps:
+        raise ShapeError(
+            "moe",
+            seen=f"topk_ids {ids_shape}, topk_weights {weights_shape}, expert_map {map_shape}",
+            rule=f"x {tuple(x.shape)} with top_k {problem.top_k} has ids and weights of {want}; with "
+            f"{problem.experts} of {problem.total_experts} experts here the map is one of {maps}",
+            fix="pass the router's output for these tokens, and a map of total_experts entries",
+        )
+    routes = [topk_ids, topk_weights, *([] if expert_map is None else [expert_map])]
+    integers = [one for one in routes if one is not topk_weights]
+    sound = not any(
+        one.dtype is torch.bool or one.is_floating_point() or one.is_complex() for one in integers
+    )
+    if not sound or not topk_weights.is_floating_point() or any(one.device != x.device for one in routes):
+        raise FormatError(
+            "moe",
+            seen="ids, weights and map are " + ", ".join(f"{one.dtype} on {one.device}" for one in routes),
+            rule=f"ids and map are integers, weights are floats, all on {x.device}",
+            fix="swap them if they are in the wrong order, else convert them",
+        )
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    out = backend.moe(
+        _rows(x, gate_up.shape[-1]),
+        gate_up,
+        down,
+        _narrow(topk_ids, problem.total_experts).reshape(-1, problem.top_k).contiguous(),
+        topk_weights.reshape(-1, problem.top_k).to(torch.float32).contiguous(),
+        problem,
+        None if expert_map is None else _narrow(expert_map, problem.experts),
+    )
+    return out[:, : problem.k].reshape(x.shape)
+
+
+def quantize(backend: Backend, weight: Tensor, *, profile: str) -> MxTensor:
+    """Quantise on the device of the weight, with the backend's own kernel.
+
+    Args:
+        backend: one that offers ``quantize``.
+        weight: bfloat16, float16 or float32 [..., k], any strides, k a multiple of 32. Blocks with a NaN or an
+            infinity become byte 255.
+        profile: one of ``backend.numerics.profiles``.
+
+    Raises:
+        ConfigError: the backend does not know the profile.
+        ShapeError: k is no multiple of 32.
+        FormatError: another dtype.
+    """
+    if profile not in backend.numerics.profiles:
+        raise ConfigError(
+            f"quantising with {backend.name}",
+            seen=f"profile {profile!r}",
+            rule=f"it knows {', '.join(sorted(backend.numerics.profiles)) or 'none'}",
+            fix="use mxfp4_core.quantize, which knows all profiles and runs on any device",
+        )
+    if weight.dim() < 1 or weight.shape[-1] % BLOCK:
+        raise ShapeError(
+            f"quantising with {backend.name}",
+            seen=f"shape {tuple(weight.shape)}",
+            rule=f"the last axis is cut into blocks of {BLOCK}",
+            fix="pad the weight with zeros, which is exact",
+        )
+    if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise FormatError(
+            f"quantising with {backend.name}",
+            seen=str(weight.dtype),
+            rule="a weight is bfloat16, float16 or float32",
+            fix="convert the weight first",
+        )
+    return backend.quantize(weight.contiguous(), profile=profile)
+
+
+def _check(x: Tensor, weight: Packed, problem: Problem) -> None:
+    if x.dim() < 1 or x.shape[-1] != problem.k:
+        raise ShapeError(
+            problem.op,
+            seen=f"x of shape {tuple(x.shape)}",
+            rule=f"the last axis of x is k = {problem.k}, without padding",
+            fix="check which layer the activation belongs to",
+        )
+    device = next(iter(weight.tensors.values())).device
+    if x.dtype != getattr(torch, problem.dtype, None) or x.device != device:
+        raise FormatError(
+            problem.op,
+            seen=f"x is {x.dtype} on {x.device}",
+            rule=f"the weight was prepared for {problem.dtype} on {device}",
+            fix="convert x, or prepare the weight again for this dtype and device",
+        )
+
+
+def _narrow(numbers: Tensor, end: int) -> Tensor:
+    """Return int32, where a number that does not fit stays out of range instead of wrapping onto an expert."""
+    if numbers.dtype in (torch.int64, torch.uint32, torch.uint64):
+        numbers = numbers.to(torch.int64).clamp(-2, end)
+    return numbers.to(torch.int32)
+
+
+def _rows(x: Tensor, k: int) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    return functional.pad(rows, (0, k - rows.shape[1])) if rows.shape[1] != k else rows.contiguous()
+
+
+def _grow(tensor: Tensor, rows: int, columns: int, fill: Any, halves: bool) -> Tensor:
+    if tuple(tensor.shape[-2:]) == (rows, columns):
+        return tensor
+    if halves:
+        both = tensor.unflatten(-2, (2, -1))
+        return _grow(both, rows // 2, columns, fill, False).flatten(-3, -2)
+    grown = tensor.new_full((*tensor.shape[:-2], rows, columns), fill)
+    grown[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
+    return grown
+
+
+def _shrink(tensor: Tensor, rows: int, columns: int, halves: bool) -> Tensor:
+    if tuple(tensor.shape[-2:]) == (rows, columns):
+        return tensor
+    if halves:
+        return tensor.unflatten(-2, (2, -1))[..., : rows // 2, :columns].flatten(-3, -2).contiguous()
+    return tensor[..., :rows, :columns].contiguous()

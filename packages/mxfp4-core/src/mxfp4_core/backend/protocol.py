@@ -1,0 +1,273 @@
+"""What a backend is: the words that the core and a backend exchange.
+
+    Problem ──► Backend.supports ──► Yes | No(reason, fix)       no device needed, never raises
+    Problem ──► Backend.layout   ──► Layout.pack / Layout.unpack  index maths, runs on the CPU
+    tensors ──► Backend.linear / Backend.moe / Backend.quantize
+    nothing ──► Backend.kernels  ──► what `mxfp4 warmup` compiles ahead    optional, as is the next
+    Problem ──► Backend.choices  ──► which kernel `mxfp4 doctor` shows for how many tokens
+
+The core does what every backend would have to repeat: it checks dtypes and shapes, pads to the declared
+alignment, makes inputs contiguous, answers for zero tokens and crops the result (``calls.py``). So a backend
+sees sizes that its kernel takes, and nothing else. How to write one: ``docs/add-a-backend.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from mxfp4_core.arithmetic.shapes import Alignment
+from mxfp4_core.backend.answers import No, Numerics, Verdict
+from mxfp4_core.backend.choices import Choice
+from mxfp4_core.backend.compiled import Kernels
+from mxfp4_core.backend.problem import Matrix, Problem
+from mxfp4_core.errors import BackendError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mxfp4_core.arithmetic.tensor import MxTensor
+
+
+class Layout(Protocol):
+    """How a device wants the bytes of one weight. Both directions are index maths on any torch device.
+
+    Attributes:
+        id: name of the layout; every variant has its own, because a packed tensor is known by this name
+            alone.
+        alignment: multiples of n and k that ``pack`` takes. For the gate-up weight of an expert n is the
+            number of gate rows, half of the rows.
+    """
+
+    @property
+    def id(self) -> str:
+        """Name of the layout and of its variant."""
+        ...
+
+    @property
+    def alignment(self) -> Alignment:
+        """Multiples of n and k that ``pack`` takes."""
+        ...
+
+    def pack(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+        """Turn canonical bytes into the tensors that the kernel reads.
+
+        Args:
+            weight: codes uint8 [(experts,) n, k/2] and scales uint8 [(experts,) n, k/32], aligned.
+            bias: [(experts,) n] or None. A layout that needs it adds it under the name ``bias``.
+
+        Returns:
+            Tensors by name, with at least one entry. They may alias ``weight`` where nothing has to move.
+
+        Raises:
+            ShapeError: n or k is not aligned.
+            FormatError: a scale byte that the device cannot represent.
+        """
+        ...
+
+    def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> MxTensor:
+        """Give back the canonical bytes; the inverse of ``pack``.
+
+        Args:
+            tensors: what ``pack`` returned, or copies of it.
+            shape: the physical shape [(experts,) n, k] that was packed.
+        """
+        ...
+
+
+@runtime_checkable
+class InPlaceLayout(Protocol):
+    """What a layout may have beside ``pack``."""
+
+    def pack_in_place(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the same tensors as ``pack``; they may be in the memory of ``weight``, whose bytes are lost.
+
+        Beside that memory it takes a bounded amount, or one expert's, also for a stack of hundreds.
+
+        Args:
+            weight: as for ``pack``. After an error its bytes are what they were.
+            bias: as for ``pack``.
+
+        Raises:
+            ShapeError, FormatError: as ``pack``, before anything is written.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight in a device's layout.
+
+    Marks that a vendor hangs on a tensor object are lost by copies; ``layout`` is not, so set them from it.
+
+    Attributes:
+        layout: ``Layout.id`` of whoever packed it.
+        tensors: what ``Layout.pack`` returned.
+        shape: physical shape [(experts,) n, k], after padding.
+    """
+
+    layout: str
+    tensors: Mapping[str, Tensor]
+    shape: tuple[int, ...]
+
+
+class Backend(Protocol):
+    """One accelerator, or one way to use it. Subclass this class, or just have the same members.
+
+    Importing the package that holds the backend touches no device. The object is stateless as far as a caller
+    can
+    see: it is pickled and deep-copied with the modules that use it.
+
+    Attributes:
+        name: the same name as the entry point.
+        description: one line for people.
+        features: words of ``Problem.features`` that the backend knows, ops included. A problem with any other
+            word is refused by the core before ``supports`` is asked.
+        numerics: see ``Numerics``.
+        automatic_on: device types on which it may be chosen without being named. Empty for emulations.
+    """
+
+    name: str
+    description: str
+    features: frozenset[str]
+    numerics: Numerics
+    automatic_on: frozenset[str]
+
+    def __repr__(self) -> str:
+        return f"<backend {self.name}>"
+
+    def supports(self, problem: Problem) -> Verdict:
+        """Answer for one problem: pure, never raises, works on every machine.
+
+        This is the place for architectures, alignments that cannot be padded, and versions of kernel packages
+        ("found X, need Y").
+        """
+        ...
+
+    def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
+        """Choose the layout of one weight: ``weight`` of a linear, ``gate_up`` or ``down`` of a moe."""
+        ...
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        """Compute ``x @ weight.T + bias``.
+
+        Args:
+            x: [m, k] with m >= 1 and the physical k, contiguous, of ``problem.dtype``.
+            weight: packed by ``layout(problem)``.
+            problem: the problem that ``supports`` accepted; n and k are logical.
+
+        Returns:
+            [m, n] with the physical n, of the dtype of x. The core crops it.
+        """
+        raise _missing(self, "linear")
+
+    def moe(
+        self,
+        x: Tensor,
+        gate_up: Packed,
+        down: Packed,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        problem: Problem,
+        expert_map: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the sum over the chosen experts of ``topk_weight * expert(x)``.
+
+        Args:
+            x: [m, k] with m >= 1 and the physical k, contiguous, of ``problem.dtype``.
+            gate_up: [experts, 2n, k], packed by ``layout(problem, "gate_up")``; the n gate rows and the n up
+                rows are padded separately.
+            down: [experts, k, n], packed by ``layout(problem, "down")``.
+            topk_ids: int32 [m, top_k], contiguous; -1 means that the slot is empty.
+            topk_weights: float32 [m, top_k], contiguous; applied to the output of the experts, after its
+                bias.
+            problem: the problem that ``supports`` accepted; n and k are logical.
+            expert_map: int32 [total_experts], from the router's id to the index on this rank, -1 for an
+                expert that lives elsewhere and adds nothing here. None: the ids are indices.
+
+        Returns:
+            [m, k] with the physical k, of the dtype of x. The core crops it.
+
+        Raises:
+            ShapeError: an id that is neither -1 nor an expert, unless the backend reads it as an empty slot.
+        """
+        raise _missing(self, "moe")
+
+    def quantize(self, weight: Tensor, *, profile: str) -> MxTensor:
+        """Quantise on the device, to the bytes that ``mxfp4_core.quantize`` gives for the same profile.
+
+        Args:
+            weight: [..., n, k], k a multiple of 32, of bfloat16, float16 or float32.
+            profile: one of ``numerics.profiles``.
+        """
+        raise _missing(self, "quantize")
+
+    def kernels(self) -> Kernels | None:
+        """List what is compiled on this machine and kept; None: nothing is. Touches no device; see ``Kernels``.
+
+        Raises:
+            BackendError: the compiler is missing.
+        """
+        return None
+
+    def choices(self, problem: Problem) -> Sequence[Choice]:
+        """List which kernel runs from how many tokens on: pure, asked for problems that ``supports`` accepts."""
+        return ()
+
+
+def verdict(backend: Backend, problem: Problem) -> Verdict:
+    """Ask a backend about a problem, after the check that it knows every word of it.
+
+    Raises:
+        Exception: whatever a broken ``supports`` raises; ``select.py`` turns it into a line of the trace.
+    """
+    unknown = sorted(problem.features - backend.features)
+    if unknown:
+        return No(f"does not offer {', '.join(unknown)}", "name another backend, or ask without it")
+    return backend.supports(problem)
+
+
+def pack_in_place(layout: Layout, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+    """Pack a weight whose canonical bytes are not needed again, in its own memory where the layout can."""
+    return (
+        layout.pack_in_place(weight, bias) if isinstance(layout, InPlaceLayout) else layout.pack(weight, bias)
+    )
+
+
+def kernels_of(backend: Backend) -> Kernels | None:
+    """Return what a backend compiles on this machine, None if nothing, or if it was written without this member.
+
+    Raises:
+        BackendError: the compiler is missing.
+    """
+    member = getattr(backend, "kernels", None)
+    found: Kernels | None = None if member is None else member()
+    return found
+
+
+def choices_of(backend: Backend, problem: Problem) -> tuple[Choice, ...]:
+    """Return the table of choices of a backend for a problem that it accepts; empty if it has none."""
+    member = getattr(backend, "choices", None)
+    return () if member is None else tuple(member(problem))
+
+
+def _missing(backend: Backend, op: str) -> BackendError:
+    return BackendError(
+        f"backend {backend.name!r}, {op}",
+        seen=f"features {sorted(backend.features)}",
+        rule="an op that is listed in features is implemented",
+        fix=f"ask for {op} from another backend",
+    )
+
+
+__all__ = [
+    "Backend",
+    "InPlaceLayout",
+    "Layout",
+    "Packed",
+    "choices_of",
+    "kernels_of",
+    "pack_in_place",
+    "verdict",
+]

@@ -1,0 +1,159 @@
+"""Who quantises on a device while a model loads: a backend's kernels where it has them, else the core's own.
+
+Both give the same bytes, which the conformance suite demands of every backend. So this choice is about time and memory
+only: the torch operations of the core need twelve times the memory of what they quantise, kernels next to none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from mxfp4_core.arithmetic.fast.threads import quick_turns
+from mxfp4_core.arithmetic.format import BLOCK, E8M0_NAN
+from mxfp4_core.arithmetic.profiles import resolve
+from mxfp4_core.arithmetic.quantize import quantize_into
+from mxfp4_core.backend import calls
+from mxfp4_core.backend.answers import Yes
+from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.problem import Problem
+from mxfp4_core.backend.protocol import Backend, verdict
+
+CORE = "mxfp4_core"
+"""What a report calls the core's own quantizer."""
+
+
+@dataclass(frozen=True)
+class DeviceQuantizer:
+    """Quantises weights of one profile on one device.
+
+    Attributes:
+        profile: name of the resolved profile.
+        backend: whose kernels run; None for the core's own quantizer.
+    """
+
+    profile: str
+    backend: Backend | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the backend, or of the core."""
+        return CORE if self.backend is None else self.backend.name
+
+    def into(
+        self,
+        weight: torch.Tensor,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        *,
+        nonfinite: Literal["refuse", "nan"] = "refuse",
+        name: str = "weight",
+        threads: int | None = None,
+    ) -> None:
+        """Quantise whole blocks into tensors that exist; see `mxfp4_core.quantize_into` for arguments and errors.
+
+        With ``nonfinite="refuse"`` it waits for the device, to look at the result.
+        """
+        if self.backend is None or not weight.numel():
+            quantize_into(
+                weight, codes, scales, profile=self.profile, nonfinite=nonfinite, name=name, threads=threads
+            )
+            return
+        found = calls.quantize(self.backend, weight, profile=self.profile)
+        if nonfinite == "refuse" and int(found.scales.max()) == E8M0_NAN:
+            # The core looks for the value, and says where it is.
+            quantize_into(weight, codes, scales, profile=self.profile, nonfinite=nonfinite, name=name)
+        codes.copy_(found.codes)
+        scales.copy_(found.scales)
+
+
+class DeviceQuantizers:
+    """The quantizers of one load, one for each profile, dtype and device.
+
+    Args:
+        backends: who will compute on each device, by its name in torch; see `device_quantizer`.
+        before: those of an earlier guess, which may still be starting.
+    """
+
+    def __init__(
+        self,
+        backends: Mapping[str, Sequence[Backend]] | None = None,
+        before: DeviceQuantizers | None = None,
+    ) -> None:
+        self._backends = backends or {}
+        self._found: dict[tuple[str, torch.dtype, str], DeviceQuantizer] = {}
+        self._started: threading.Thread | None = None if before is None else before._started
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who has quantised so far."""
+        return tuple(dict.fromkeys(each.name for each in self._found.values()))
+
+    def start(self, profiles: Iterable[str], dtype: torch.dtype) -> None:
+        """Let a thread load the kernels that this load will need, which takes a while, long before they are needed."""
+        names, earlier = list(dict.fromkeys(profiles)), self._started
+        each = [(name, device) for device in self._backends if device != "cpu" for name in names]
+
+        def load() -> None:
+            if earlier is not None:  # two threads would do the same work twice
+                earlier.join()
+            # Triton reads and hashes 400 MB of itself before its first kernel, in pieces of 1 MB, hence quick turns.
+            # Whatever is wrong comes up again where a weight is quantised, and belongs there.
+            with contextlib.suppress(Exception), quick_turns():
+                for profile, device in each:
+                    chosen = device_quantizer(self._backends[device], profile, dtype, device)
+                    if chosen.backend is None:
+                        continue
+                    weight = torch.zeros(1, BLOCK, dtype=dtype, device=device)
+                    codes, scales = (
+                        torch.empty(1, size, dtype=torch.uint8, device=device) for size in (BLOCK // 2, 1)
+                    )
+                    chosen.into(weight, codes, scales)
+
+        if each:
+            self._started = threading.Thread(target=load, name="mxfp4-kernels")
+            self._started.start()
+
+    def of(self, profile: str, dtype: torch.dtype, device: torch.device) -> DeviceQuantizer:
+        """Return the quantizer for a weight."""
+        key = profile, dtype, str(device)
+        if key not in self._found:
+            if self._started is not None:
+                self._started.join()
+            self._found[key] = device_quantizer(self._backends.get(key[2], ()), *key)
+        return self._found[key]
+
+
+def device_quantizer(
+    candidates: Iterable[Backend], profile: str, dtype: torch.dtype, device: torch.device | str
+) -> DeviceQuantizer:
+    """Choose who quantises.
+
+    Args:
+        candidates: backends that will compute with the weights, in order of preference.
+        profile: name of a profile, or a pair such as ``even/even``.
+        dtype: of the weights.
+        device: where they are.
+
+    Returns:
+        The first candidate that offers ``quantize`` for this profile, dtype and device, or the core. On CPUs, and
+        where a candidate only emulates, it is the core: its kernels write straight into the result.
+    """
+    chosen = resolve(profile)
+    device = torch.device(device)
+    if device.type != "cpu" and (not chosen.dtypes or dtype in chosen.dtypes):
+        text = str(dtype).removeprefix("torch.")
+        problem = Problem(op="quantize", n=1, k=BLOCK, dtype=text, device=Device.of(str(device)))
+        for each in candidates:
+            offered = not each.numerics.emulated and chosen.name in each.numerics.profiles
+            if offered and isinstance(verdict(each, problem), Yes):
+                return DeviceQuantizer(chosen.name, each)
+    return DeviceQuantizer(chosen.name)
+
+
+__all__ = ["CORE", "DeviceQuantizer", "DeviceQuantizers", "device_quantizer"]

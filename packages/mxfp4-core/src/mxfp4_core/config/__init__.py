@@ -1,0 +1,39 @@
+"""The one configuration: schema, patterns of names, checks and messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mxfp4_core._exports import exports
+
+if TYPE_CHECKING:
+    from mxfp4_core.config.checks import DIALECTS as DIALECTS
+    from mxfp4_core.config.checks import KNOWN_BACKENDS as KNOWN_BACKENDS
+    from mxfp4_core.config.checks import PROFILE_NAMES as PROFILE_NAMES
+    from mxfp4_core.config.checks import TIES as TIES
+    from mxfp4_core.config.schema import CONFIG_VERSION as CONFIG_VERSION
+    from mxfp4_core.config.schema import Mxfp4Config as Mxfp4Config
+    from mxfp4_core.config.schema import Override as Override
+
+_HOMES = {
+    "CONFIG_VERSION": "schema",
+    "Mxfp4Config": "schema",
+    "Override": "schema",
+    "DIALECTS": "checks",
+    "KNOWN_BACKENDS": "checks",
+    "PROFILE_NAMES": "checks",
+    "TIES": "checks",
+}
+
+__all__ = [
+    "CONFIG_VERSION",
+    "DIALECTS",
+    "KNOWN_BACKENDS",
+    "PROFILE_NAMES",
+    "TIES",
+    "Mxfp4Config",
+    "Override",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = exports(__name__, _HOMES)

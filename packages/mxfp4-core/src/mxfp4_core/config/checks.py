@@ -1,0 +1,155 @@
+"""What a config is checked for beyond types: names that exist, settings that contradict each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Final, Protocol
+
+from mxfp4_core.arithmetic.scales import ScaleRule
+from mxfp4_core.config.messages import contradiction, listed, unknown_name
+from mxfp4_core.config.patterns import Pattern
+
+PROFILE_NAMES: Final = (
+    "compressed-tensors",
+    "quark",
+    "torchao-floor",
+    "torchao-ceil",
+    "torchao-even",
+    "torchao-rceil",
+    "aiter-triton",
+    "aiter-triton-0.1.7",
+    "aiter-hip",
+    "vllm",
+    "triton-kernels",
+    "triton-kernels-old",
+    "modelopt",
+    "deepgemm",
+    "tilekernels",
+    "gguf",
+    "msmodelslim",
+    "auto-round",
+)
+"""Named profiles of ``mxfp4_core.arithmetic.profiles``, repeated here so that checking a config needs no torch."""
+
+TIES: Final = ("even", "away", "zero")
+DIALECTS: Final = ("mxfp4-core", "compressed-tensors", "quark")
+"""Dialects that can be written."""
+
+KNOWN_BACKENDS: Final = ("reference", "cuda-marlin", "npu", "petit", "rocm")
+"""Backends of this project, installed or not. Third-party ones are found by their entry points."""
+
+_BACKEND_GROUP: Final = "mxfp4.backends"
+
+
+class _Override(Protocol):
+    @property
+    def pattern(self) -> str: ...
+    @property
+    def rule(self) -> str | None: ...
+    @property
+    def ties(self) -> str | None: ...
+    @property
+    def keep(self) -> bool | None: ...
+
+
+def profile_name(profile: str | None, rule: str | None, ties: str | None) -> str:
+    """Return the name of the resolved profile, as ``mxfp4_core.arithmetic.profiles.resolve`` would give it."""
+    if profile is not None and "/" not in profile:
+        return profile
+    scale, _, tie = profile.partition("/") if profile is not None else (rule or "even", "", ties or "even")
+    return f"{ScaleRule.parse(scale).name}/{tie}"
+
+
+def check_arithmetic(what: str, profile: str | None, rule: str | None, ties: str | None) -> str:
+    """Check profile, rule and ties, and return those that are set as text."""
+    given = listed(profile=profile, rule=rule, ties=ties)
+    if profile is not None:
+        if rule is not None or ties is not None:
+            why = "a profile already fixes the scale rule and the tie rule"
+            raise contradiction(what, given, why, "drop profile, or drop rule and ties")
+        if "/" in profile:
+            rule, _, ties = profile.partition("/")
+        elif profile not in PROFILE_NAMES:
+            raise unknown_name("profile", profile, PROFILE_NAMES)
+    if rule is not None:
+        ScaleRule.parse(rule)
+    if ties is not None and ties not in TIES:
+        raise unknown_name("ties", ties, TIES)
+    return given
+
+
+def check_backend(key: str, name: str | None) -> None:
+    """Check that the name of a backend is no misspelling of a known one."""
+    # Only a typo is an error here: a config may name a backend that this machine lacks, and select_backend then
+    # says what is missing.
+    if name is None:
+        return
+    known = dict.fromkeys([*KNOWN_BACKENDS, *(point.name for point in entry_points(group=_BACKEND_GROUP))])
+    if name not in known:
+        error = unknown_name(key, name, list(known), cutoff=0.75)
+        if "did you mean" in error.fix or not name:
+            raise error
+
+
+def check_patterns(targets: list[str], ignore: list[str], overrides: Sequence[_Override]) -> None:
+    """Check that every pattern can be read, and that no two lists say opposite things about the same one."""
+    for key, patterns in (("targets", targets), ("ignore", ignore)):
+        for pattern in patterns:
+            Pattern.parse(pattern)
+        if twice := [pattern for pattern, count in Counter(patterns).items() if count > 1]:
+            raise contradiction(
+                key, f"{twice[0]!r} more than once", "a pattern is listed once", "drop the repetition"
+            )
+    ignored = set(ignore)
+    if both := [pattern for pattern in targets if pattern in ignored]:
+        raise contradiction(
+            "config", f"{both[0]!r} in targets and in ignore", "a name is one or the other", "drop one"
+        )
+    seen: set[str] = set()
+    for override in overrides:
+        if override.pattern in seen:
+            raise contradiction(
+                "overrides", f"{override.pattern!r} twice", "a pattern has one override", "merge the two"
+            )
+        seen.add(override.pattern)
+        if override.pattern in ignored and not override.keep:
+            raise contradiction(
+                "config",
+                f"{override.pattern!r} in ignore, and an override that quantises it",
+                "an ignored name has no rule",
+                "drop one",
+            )
+        if override.pattern in targets and override.keep:
+            raise contradiction(
+                "config",
+                f"{override.pattern!r} in targets, and an override that keeps it",
+                "a name is quantised or kept",
+                "drop one",
+            )
+
+
+def check_inheritance(profile: str | None, overrides: Sequence[_Override]) -> None:
+    """Check that an override that sets half of the arithmetic has somewhere to inherit the other half from."""
+    for override in overrides:
+        if profile is not None and (override.rule is None) != (override.ties is None):
+            raise contradiction(
+                f"override {override.pattern!r}",
+                f"{listed(rule=override.rule, ties=override.ties)}, where the config has profile = {profile!r}",
+                "an override that sets one of rule and ties takes the other from the config, and a profile has none",
+                "set both, or a profile",
+            )
+
+
+__all__ = [
+    "DIALECTS",
+    "KNOWN_BACKENDS",
+    "PROFILE_NAMES",
+    "TIES",
+    "check_arithmetic",
+    "check_backend",
+    "check_inheritance",
+    "check_patterns",
+    "profile_name",
+]

@@ -1,0 +1,153 @@
+"""Convert an MXFP4 checkpoint to another dialect: names and description change, codes and scales do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mxfp4_core import dialects
+from mxfp4_core.checkpoint.assemble import Unit
+from mxfp4_core.checkpoint.manifest import Manifest, read_manifest, source_fingerprint
+from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.dialects.base import Contents, Dialect, Entry
+from mxfp4_core.dialects.native import NATIVE
+from mxfp4_core.errors import DialectError
+from mxfp4_core.jobs.output import Options, Result, check_apart, content_of, linear_modules, write_result
+from mxfp4_core.jobs.quantize import check_expressible
+from mxfp4_core.jobs.units import CopyUnit, PairUnit
+from mxfp4_core.naming.resolver import Resolver
+
+
+def convert_checkpoint(
+    source: str | Path, target: str | Path, to: str, options: Options | None = None
+) -> Result:
+    """Write an MXFP4 checkpoint in another dialect.
+
+    Args:
+        source: folder with a checkpoint in a dialect that is read.
+        target: folder for the result.
+        to: dialect to write.
+        options: how to write.
+
+    Raises:
+        CheckpointError: a damaged, incomplete or hostile source.
+        ConfigError: no such dialect.
+        DialectError: a source in high precision or in a dialect that is not read, one that contradicts
+            itself, or one
+            that says something for which the other dialect has no word.
+        OutputError: a target that exists, is full, cannot be written or belongs to another run.
+    """
+    dialect, folder = dialects.get(to), Path(target)
+    check_apart(Path(source), folder)
+    checkpoint = open_checkpoint(source)
+    found = dialects.read(checkpoint)
+    if found is None:
+        raise DialectError(
+            f"cannot convert {checkpoint.path}",
+            seen="no quantised weights",
+            rule="convert reads MXFP4 checkpoints",
+            fix="`mxfp4 quantize` makes one from high precision",
+        )
+    origin, contents = found
+    _refuse_static_scales(checkpoint, origin, contents)
+    config, profile = settings_of(checkpoint, origin, contents)
+    config = config.model_copy(update={"dialect": dialect.name})
+    units, entries = _units(checkpoint, contents, config, dialect)
+    described = dialect.write_config(
+        config, entries, linear_modules(checkpoint, [*contents.entries.values()]), profile
+    )
+    manifest = Manifest(
+        dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
+    )
+    content = content_of(checkpoint, units, described, manifest)
+    return write_result(folder, content, dialect, len(entries), options or Options())
+
+
+def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) -> tuple[Mxfp4Config, str]:
+    """Return the config that describes a quantised checkpoint, and the profile of its codes ("" if unknown).
+
+    The manifest says both, if it belongs to these files. Otherwise the native dialect says both; for other
+    dialects the config is made so that it decides about every name as the file does.
+
+    Raises:
+        ConfigError: settings in the file that are not valid.
+    """
+    manifest = read_manifest(checkpoint.path) if checkpoint.path.is_dir() else None
+    if manifest is not None and manifest.dialect == dialect.name and _describes(manifest, checkpoint):
+        return Mxfp4Config.from_dict(manifest.config), manifest.profile
+    if dialect is NATIVE:
+        described = checkpoint.config["quantization_config"]
+        return Mxfp4Config.from_dict(NATIVE.settings(described)), contents.profile
+    return _derived_config(checkpoint, dialect, contents), contents.profile
+
+
+def _units(
+    checkpoint: Checkpoint, contents: Contents, config: Mxfp4Config, dialect: Dialect
+) -> tuple[list[Unit], list[Entry]]:
+    by_codes = {entry.codes: entry for entry in contents.entries.values()}
+    scales = {entry.scales for entry in contents.entries.values()}
+    padding = config.model_copy(update={"tail": "pad"})
+    units: list[Unit] = []
+    entries: list[Entry] = []
+    for name in checkpoint.tensors:
+        if name in scales:
+            continue
+        entry = by_codes.get(name)
+        if entry is None:
+            units.append(CopyUnit(checkpoint, name, name))
+            continue
+        codes_name, scales_name = dialect.tensor_names(entry.weight)
+        renamed = replace(entry, codes=codes_name, scales=scales_name)
+        check_expressible(renamed, padding, dialect)
+        codes, blocks = (
+            CopyUnit(checkpoint, name, codes_name),
+            CopyUnit(checkpoint, entry.scales, scales_name),
+        )
+        units.append(PairUnit(codes, blocks))
+        entries.append(renamed)
+    return units, entries
+
+
+def _refuse_static_scales(checkpoint: Checkpoint, origin: Dialect, contents: Contents) -> None:
+    static = [name for name in checkpoint.tensors if name.endswith(".input_scale")]
+    if static:
+        raise DialectError(
+            f"cannot convert {checkpoint.path}",
+            seen=f"activation {contents.activation} with static scales, for example {static[0]!r}",
+            rule=f"only the dialect {origin.name} says what these scales mean",
+            fix="use the checkpoint as it is, or quantise the original with activation none or mxfp4",
+        )
+
+
+def _describes(manifest: Manifest, checkpoint: Checkpoint) -> bool:
+    def facts(row: Mapping[str, Any]) -> tuple[object, ...]:
+        return row.get("file"), row.get("dtype"), tuple(row.get("shape") or ())
+
+    wanted = {name: facts(row) for name, row in manifest.tensors.items()}
+    return wanted == {n: (info.file.name, info.dtype, info.shape) for n, info in checkpoint.tensors.items()}
+
+
+def _derived_config(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) -> Mxfp4Config:
+    settings: dict[str, Any] = {"activation": contents.activation, "dialect": dialect.name}
+    if contents.profile:
+        settings["profile"] = contents.profile
+    plain = Mxfp4Config.from_dict(settings)
+    resolver = Resolver.for_model(plain, checkpoint.config, fused={})
+    stored = {name for entry in contents.entries.values() for name in (entry.codes, entry.scales)}
+    ignore = [
+        f"={name.removesuffix('.weight')}"
+        for name, info in checkpoint.tensors.items()
+        if name not in stored and resolver.decide(name, info.shape).quantize
+    ]
+    forced = [
+        {"pattern": f"={weight.removesuffix('.weight')}", "keep": False}
+        for weight, entry in contents.entries.items()
+        if not resolver.decide(weight, entry.shape).quantize
+    ]
+    return Mxfp4Config.from_dict({**settings, "ignore": ignore, "overrides": forced})
+
+
+__all__ = ["convert_checkpoint", "settings_of"]

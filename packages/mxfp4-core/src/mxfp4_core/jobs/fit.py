@@ -1,0 +1,177 @@
+"""Whether a backend takes the shapes that one rank runs: asked once for each distinct shape, before any load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mxfp4_core.arithmetic.shapes import mx_bytes
+from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.problem import GPT_OSS_SWIGLU, SILU, Gate, Problem
+from mxfp4_core.backend.select import explain
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.naming.facts import ModelFacts
+from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names, module_of, parse_expert
+from mxfp4_core.parallel.shards import Shard
+
+# Model types whose experts do not use plain SiLU, and the gate that they use.
+_GATES: Mapping[str, Gate] = {"gpt_oss": GPT_OSS_SWIGLU}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a backend says about one shape.
+
+    Attributes:
+        question: the operator with its sizes on one rank.
+        modules: modules of the model that ask it.
+        backend: who would run it, None if nobody.
+        reason: the verdict in words.
+        n: output features after padding; the intermediate size for experts.
+        k: input features after padding.
+        padding_bytes: what padding adds on one rank, over all modules.
+        problem: why nobody runs it, with what to do; None if somebody does.
+    """
+
+    question: str
+    modules: tuple[str, ...]
+    backend: str | None
+    reason: str
+    n: int = 0
+    k: int = 0
+    padding_bytes: int = 0
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "question": self.question,
+            "modules": list(self.modules),
+            "backend": self.backend,
+            "reason": self.reason,
+            "physical": {"n": self.n, "k": self.k} if self.backend else None,
+            "padding_bytes": self.padding_bytes,
+            "problem": self.problem,
+        }
+
+
+def biased(names: Iterable[str]) -> frozenset[str]:
+    """Return the modules that have a bias; for stacked experts the ``experts`` module."""
+    found = set()
+    for name in names:
+        module = name.removesuffix(".bias") if name.endswith(".bias") else name.removesuffix("_bias")
+        if module != name:
+            expert = parse_expert(module)
+            found.add(expert.prefix if expert else module)
+    return frozenset(found)
+
+
+def fits(
+    shards: Mapping[str, Shard | None],
+    biases: frozenset[str],
+    facts: ModelFacts,
+    config: Mxfp4Config,
+    backend: str,
+    device: Device,
+) -> Iterator[Fit]:
+    """Ask a backend about every distinct shape.
+
+    Args:
+        shards: quantised weights by name, each with what one rank holds; None makes its module unasked.
+        biases: modules with a bias, from ``biased``.
+        facts: experts per token and the kind of model.
+        config: the activation mode and the fallback.
+        backend: who is asked.
+        device: where it would run.
+
+    Raises:
+        BackendError: no backend has that name.
+    """
+    questions: dict[Problem, list[str]] = {}
+    for module, problem in _problems(shards, biases, facts, config, device):
+        questions.setdefault(problem, []).append(module)
+    for problem, modules in questions.items():
+        selection = explain(problem, name=backend, fallback=config.fallback)
+        fit = Fit(str(problem), tuple(modules), None, selection.reason)
+        if selection.choice is None:
+            where = modules[0] if len(modules) == 1 else f"{modules[0]} and {len(modules) - 1} more"
+            verdict = next((line for line in selection.trace if line.name == backend), None)
+            why = verdict.reason if verdict and verdict.reason else selection.reason
+            yield replace(
+                fit, problem=f"{where}: backend {backend!r} refuses {problem}: {why}; {selection.fix}"
+            )
+            continue
+        from mxfp4_core.backend.calls import alignment
+
+        try:
+            n, k = alignment(selection.choice, problem).physical(problem.n, problem.k)
+        except Mxfp4Error as error:
+            yield replace(fit, problem=f"{modules[0]}: {error.what}: {error.seen}; {error.rule}; {error.fix}")
+            continue
+        extra = _nbytes(problem, n, k) - _nbytes(problem, problem.n, problem.k)
+        name = selection.choice.name
+        yield replace(fit, backend=name, n=n, k=k, padding_bytes=extra * len(modules))
+
+
+def _nbytes(problem: Problem, n: int, k: int) -> int:
+    if problem.op != "moe":
+        return mx_bytes((n, k))
+    return mx_bytes((problem.experts, 2 * n, k)) + mx_bytes((problem.experts, k, n))
+
+
+def _problems(
+    shards: Mapping[str, Shard | None],
+    biases: frozenset[str],
+    facts: ModelFacts,
+    config: Mxfp4Config,
+    device: Device,
+) -> Iterator[tuple[str, Problem]]:
+    """Yield every module that an engine runs as one operator, with what it asks."""
+    linears: dict[str, Shard] = {}
+    with_bias: set[str] = set()
+    experts: dict[str, tuple[int, Shard]] = {}
+    broken: set[str] = set()
+    for name, shard in shards.items():
+        module = module_of(name)
+        expert = parse_expert(module)
+        whole = (
+            expert.prefix
+            if expert
+            else next((fused for fused, _ in fused_names(module, DEFAULT_FUSED)), module)
+        )
+        if module in biases or whole in biases:
+            with_bias.add(whole)
+        if shard is None:
+            broken.add(whole)
+        elif expert is None:
+            linears[whole] = replace(shard, n=shard.n + linears[whole].n) if whole in linears else shard
+        elif "gate_proj" in expert.parts:
+            experts.setdefault(whole, (len(expert.parts), shard))
+    for module in [module for module in linears if module not in broken]:
+        n, k = linears[module].n, linears[module].k
+        bias = module in with_bias
+        yield module, Problem(op="linear", n=n, k=k, bias=bias, activation=config.activation, device=device)
+    for prefix in [prefix for prefix in experts if prefix not in broken]:
+        parts, shard = experts[prefix]
+        total = facts.experts or shard.experts or 1
+        held = shard.experts or max(total // shard.ranks, 1)
+        yield (
+            prefix,
+            Problem(
+                op="moe",
+                n=shard.n // parts,
+                k=shard.k,
+                experts=held,
+                total_experts=max(total, held),
+                top_k=min(facts.top_k or 1, max(total, held)),
+                gate=_GATES.get(facts.model_type, SILU),
+                bias=prefix in with_bias,
+                activation=config.activation,
+                device=device,
+            ),
+        )
+
+
+__all__ = ["Fit", "biased", "fits"]

@@ -1,0 +1,158 @@
+"""From units to a folder: what quantising and converting a checkpoint have in common."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, plan_shards, write_checkpoint
+from mxfp4_core.checkpoint.manifest import Manifest
+from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.dialects.foreign import DESCRIPTIONS
+from mxfp4_core.errors import OutputError
+from mxfp4_core.jobs.units import CopyUnit
+
+_EMBEDDING = re.compile(r".*embed.*|wte|wpe")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to write.
+
+    Args:
+        max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
+        force: replace a checkpoint in the target, and discard what another run left there.
+        dry_run: check everything that headers tell, and write nothing.
+        progress: called with the bytes of the source that are done and their total.
+    """
+
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    force: bool = False
+    dry_run: bool = False
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did, or would do.
+
+    Args:
+        path: the folder.
+        dialect: how the weights are stored.
+        profile: resolved profile of the codes, empty when unknown.
+        quantized: weights that are MXFP4 now.
+        kept: tensors that stay as they were.
+        source_bytes: data of the source.
+        target_bytes: data of the result.
+        files: weight files of the result.
+        resumed: weight files that an earlier run had finished.
+        seconds: time that it took; 0 for a dry run.
+        dry_run: whether nothing was written.
+        load: how the result is loaded.
+    """
+
+    path: Path
+    dialect: str
+    profile: str
+    quantized: int
+    kept: int
+    source_bytes: int
+    target_bytes: int
+    files: tuple[str, ...]
+    resumed: int
+    seconds: float
+    dry_run: bool
+    load: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {**self.__dict__, "path": str(self.path), "files": list(self.files)}
+
+
+def check_apart(source: Path, target: Path) -> None:
+    """Raise OutputError where source and target are one folder or one lies in the other."""
+    a, b = source.resolve(), target.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise OutputError(
+            f"cannot write into {target}",
+            seen=f"source {a}, target {b}",
+            rule="source and target are apart",
+            fix="choose a target outside of the source",
+        )
+
+
+def content_of(
+    checkpoint: Checkpoint, units: Sequence[Unit], described: Mapping[str, Any], manifest: Manifest
+) -> Content:
+    """Put the parts of the new checkpoint together: tensors, config.json with its description, files to copy."""
+    config = {**checkpoint.config, "quantization_config": described}
+    document = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    others = [path for path in checkpoint.other_files if path.as_posix() not in DESCRIPTIONS]
+    copies = {path.as_posix(): checkpoint.path / path for path in others}
+    return Content(units, {"config.json": document}, copies, manifest)
+
+
+def linear_modules(checkpoint: Checkpoint, entries: Sequence[Entry]) -> list[str]:
+    """Return the modules that an engine may take for quantised linears, but that are kept, in order."""
+    quantized = {entry.weight for entry in entries}
+    stored = {name for entry in entries for name in (entry.codes, entry.scales)}
+    kept = [
+        info.name.removesuffix(".weight")
+        for info in checkpoint.tensors.values()
+        if info.name.endswith(".weight") and len(info.shape) == 2 and info.name not in quantized | stored
+    ]
+    kept = [name for name in kept if not _EMBEDDING.fullmatch(name.rsplit(".", 1)[-1])]
+    # A head that is tied to the embedding is a linear without a tensor of its own.
+    if not any(name.endswith("lm_head") for name in (*kept, *(w.removesuffix(".weight") for w in quantized))):
+        kept.append("lm_head")
+    return kept
+
+
+def write_result(
+    folder: Path, content: Content, dialect: Dialect, quantized: int, options: Options
+) -> Result:
+    """Write the content, or say what would be written.
+
+    Raises:
+        OutputError: as `write_checkpoint`.
+    """
+    started = time.monotonic()
+    result = Result(
+        path=folder,
+        dialect=dialect.name,
+        profile=content.manifest.profile,
+        quantized=quantized,
+        kept=sum(isinstance(unit, CopyUnit) for unit in content.units),
+        source_bytes=sum(unit.source_bytes for unit in content.units),
+        target_bytes=sum(spec.nbytes for unit in content.units for spec in unit.specs),
+        files=tuple(plan_shards(content.units, options.max_shard_bytes)),
+        resumed=0,
+        seconds=0.0,
+        dry_run=options.dry_run,
+        load=dialect.how_to_load(str(folder)),
+    )
+    if options.dry_run:
+        return result
+    counter = _Counter(result.source_bytes, options.progress)
+    written = write_checkpoint(
+        folder, content, max_shard_bytes=options.max_shard_bytes, force=options.force, progress=counter
+    )
+    return replace(result, resumed=written.resumed, seconds=time.monotonic() - started)
+
+
+class _Counter:
+    def __init__(self, total: int, report: Callable[[int, int], None]) -> None:
+        self._done, self._total, self._report = 0, total, report
+
+    def __call__(self, nbytes: int) -> None:
+        self._done += nbytes
+        self._report(self._done, self._total)
+
+
+__all__ = ["Options", "Result", "check_apart", "content_of", "linear_modules", "write_result"]

@@ -1,0 +1,298 @@
+"""What would happen to a checkpoint, from its headers alone: decisions, sizes, shards, peak memory, problems.
+
+Nothing is read but headers and config.json, and without a backend to ask no torch is needed. A plan lists problems
+instead of stopping at the first one; patterns that match nothing and damaged files are errors all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mxfp4_core import dialects
+from mxfp4_core.arithmetic.shapes import mx_bytes
+from mxfp4_core.backend.device import Device
+from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.errors import Mxfp4Error, ShapeError
+from mxfp4_core.jobs.fit import Fit, biased, fits
+from mxfp4_core.jobs.quantize import FLOATS, check_expressible, refuse_quantized
+from mxfp4_core.naming.braces import collapse
+from mxfp4_core.naming.decision import Decision
+from mxfp4_core.naming.facts import ModelFacts
+from mxfp4_core.naming.orientation import k_first
+from mxfp4_core.naming.resolver import Resolver
+from mxfp4_core.naming.vocabulary import module_of, parse_expert
+from mxfp4_core.parallel.shards import Parallel, Shard, shard_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """The plan for one tensor.
+
+    Attributes:
+        name: as in the checkpoint.
+        shape: logical shape, with K last.
+        dtype: as in the header.
+        decision: what happens to it and why.
+        bytes_before: bytes in the checkpoint.
+        bytes_after: bytes of what is written: codes and scales with K padded to blocks, or the tensor itself.
+        rank_bytes: bytes that one rank holds; its share where experts are divided.
+        unit_bytes: bytes in high precision of the part that one rank quantises at once; 0 where it is kept.
+        shard: what one rank holds; None where it is kept whole or cannot be cut.
+        problem: why the plan cannot be carried out for this tensor; None where it can.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    decision: Decision
+    bytes_before: int
+    bytes_after: int
+    rank_bytes: int
+    unit_bytes: int = 0
+    shard: Shard | None = None
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        shard = self.shard
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "quantize": self.decision.quantize,
+            "reason": self.decision.reason,
+            "pattern": self.decision.pattern,
+            "matched": self.decision.matched,
+            "profile": self.decision.profile,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "rank_bytes": self.rank_bytes,
+            "shard": shard and {"split": shard.split, "n": shard.n, "k": shard.k, "experts": shard.experts},
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan for a checkpoint.
+
+    Attributes:
+        path: the checkpoint.
+        model_type: as in config.json.
+        config: the config that was planned with.
+        parallel: sizes of the parallel groups.
+        rows: one for each tensor, in the order of the files.
+        fits: what the backend says about each shape that one rank runs; empty where no backend was named.
+    """
+
+    path: str
+    model_type: str
+    config: Mxfp4Config
+    parallel: Parallel
+    rows: tuple[Row, ...]
+    fits: tuple[Fit, ...] = ()
+
+    @property
+    def quantized(self) -> list[Row]:
+        """Return the rows that become MXFP4."""
+        return [row for row in self.rows if row.decision.quantize]
+
+    @property
+    def bytes_before(self) -> int:
+        """Return the bytes of all tensors in the checkpoint."""
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Return the bytes of all tensors of the result."""
+        return sum(row.bytes_after for row in self.rows)
+
+    @property
+    def padding_bytes(self) -> int:
+        """Return what the backend's alignment adds on one rank."""
+        return sum(fit.padding_bytes for fit in self.fits)
+
+    @property
+    def rank_bytes(self) -> int:
+        """Return what one rank holds once everything is loaded."""
+        return sum(row.rank_bytes for row in self.rows) + self.padding_bytes
+
+    @property
+    def largest_unit(self) -> Row | None:
+        """Return the row whose unit is the largest in high precision."""
+        return max(self.quantized, key=lambda row: row.unit_bytes, default=None)
+
+    def peak_bytes(self, *, device_copy: bool = False) -> int:
+        """Return the most that one rank holds while loading: everything quantised, and one unit in high precision.
+
+        Args:
+            device_copy: whether the unit exists twice for a moment, on the host and on the device.
+        """
+        unit = self.largest_unit.unit_bytes if self.largest_unit else 0
+        return self.rank_bytes + unit * (2 if device_copy else 1)
+
+    @property
+    def problems(self) -> list[str]:
+        """Return everything that stands against carrying out the plan; empty if nothing does."""
+        by_text: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.problem:
+                by_text.setdefault(row.problem.replace(row.name, "{}"), []).append(row.name)
+        found = [text.replace("{}", ", ".join(collapse(names))) for text, names in by_text.items()]
+        found += [fit.problem for fit in self.fits if fit.problem]
+        if not self.quantized:
+            found.append("nothing to quantise: every tensor is kept; see the reasons")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        unit = self.largest_unit
+        return {
+            "path": self.path,
+            "model_type": self.model_type,
+            "config": self.config.to_dict(),
+            "profile": self.config.resolved_profile(),
+            "tp": self.parallel.tp,
+            "ep": self.parallel.ep,
+            "totals": {
+                "tensors": len(self.rows),
+                "quantized": len(self.quantized),
+                "bytes_before": self.bytes_before,
+                "bytes_after": self.bytes_after,
+                "rank_bytes": self.rank_bytes,
+                "padding_bytes": self.padding_bytes,
+            },
+            "peak": {
+                "bytes": self.peak_bytes(),
+                "bytes_with_device_copy": self.peak_bytes(device_copy=True),
+                "largest_unit": unit and {"name": unit.name, "bytes": unit.unit_bytes},
+            },
+            "backend": [fit.to_dict() for fit in self.fits],
+            "problems": self.problems,
+            "tensors": [row.to_dict() for row in self.rows],
+        }
+
+
+def plan(
+    model_dir: str | Path,
+    config: Mxfp4Config | None = None,
+    *,
+    tp: int = 1,
+    ep: int = 1,
+    backend: str | None = None,
+    device: Device | None = None,
+) -> Plan:
+    """Plan the quantisation of a checkpoint in high precision.
+
+    Args:
+        model_dir: folder with safetensors files, or one such file.
+        config: what to quantise and how.
+        tp: tensor-parallel size.
+        ep: expert-parallel size.
+        backend: name of the backend to ask about the shapes of one rank; that of the config if None.
+        device: device to ask about; the current one if None.
+
+    Returns:
+        The plan; its ``problems`` are empty if it can be carried out.
+
+    Raises:
+        CheckpointError: a damaged or hostile checkpoint.
+        DialectError: the checkpoint is quantised already.
+        PatternError: a pattern matches nothing or splits a fused module.
+        ConfigError: parallel sizes that do not go together.
+        BackendError: no backend has that name.
+    """
+    config, parallel = config or Mxfp4Config(), Parallel(tp, ep)
+    checkpoint = open_checkpoint(model_dir)
+    refuse_quantized(checkpoint)
+    facts = ModelFacts.read(checkpoint.config)
+    infos = list(checkpoint.tensors.values())
+    decisions = Resolver.for_model(config, checkpoint.config).decide_all(
+        [(info.name, info.shape) for info in infos]
+    )
+    dialect = dialects.get(config.dialect)
+    rows = tuple(
+        _row(info, decision, config, dialect, parallel, facts, _k_first(checkpoint, info, decision))
+        for info, decision in zip(infos, decisions, strict=True)
+    )
+    result = Plan(str(model_dir), facts.model_type, config, parallel, rows)
+    name = backend or config.backend
+    if name is None:
+        return result
+    shards = {row.name: row.shard for row in result.quantized}
+    return replace(
+        result,
+        fits=tuple(fits(shards, biased(checkpoint.tensors), facts, config, name, device or Device.current())),
+    )
+
+
+def _k_first(checkpoint: Checkpoint, info: TensorInfo, decision: Decision) -> bool:
+    return decision.quantize and k_first(info.name, info.shape, checkpoint.config)
+
+
+def _row(
+    info: TensorInfo,
+    decision: Decision,
+    config: Mxfp4Config,
+    dialect: Dialect,
+    parallel: Parallel,
+    facts: ModelFacts,
+    first: bool,
+) -> Row:
+    shape = (*info.shape[:-2], info.shape[-1], info.shape[-2]) if first else info.shape
+    if not decision.quantize:
+        return Row(
+            info.name,
+            shape,
+            info.dtype,
+            decision,
+            info.nbytes,
+            info.nbytes,
+            _kept_bytes(info, shape, parallel, facts),
+        )
+    after = mx_bytes(shape)
+    row = Row(info.name, shape, info.dtype, decision, info.nbytes, after, after, info.nbytes)
+    problem = None
+    try:
+        if info.dtype not in FLOATS:
+            raise ShapeError(
+                f"tensor {info.name!r} cannot be quantised",
+                seen=f"dtype {info.dtype}",
+                rule=f"a weight is one of {', '.join(FLOATS)}",
+                fix="add its name to ignore, or convert the source",
+            )
+        check_expressible(Entry(info.name, *dialect.tensor_names(info.name), shape, first), config, dialect)
+    except Mxfp4Error as error:
+        problem = _one_line(error)
+    try:
+        shard = shard_of(info.name, shape, parallel, facts, tail=config.tail)
+    except ShapeError as error:
+        return replace(row, problem=problem or _one_line(error))
+    rank = mx_bytes((max(shard.experts, 1), shard.n, shard.k))
+    unit = shard.values * (info.nbytes // max(1, math.prod(shape)))
+    return replace(row, rank_bytes=-(-rank // shard.ranks), unit_bytes=unit, shard=shard, problem=problem)
+
+
+def _kept_bytes(info: TensorInfo, shape: tuple[int, ...], parallel: Parallel, facts: ModelFacts) -> int:
+    # An upper bound: what is no matrix, or cannot be cut evenly, counts whole on every rank.
+    expert = parse_expert(module_of(info.name))
+    stacked = expert is not None and expert.index is None
+    if len(shape) != (3 if stacked else 2) or 0 in shape:
+        return info.nbytes
+    try:
+        shard = shard_of(info.name, shape, parallel, facts, tail="pad")
+    except ShapeError:
+        return info.nbytes
+    return -(-shard.values * (info.nbytes // math.prod(shape)) // shard.ranks)
+
+
+def _one_line(error: Mxfp4Error) -> str:
+    return f"{error.what}: {error.seen}; {error.rule}; {error.fix}"
+
+
+__all__ = ["Plan", "Row", "plan"]

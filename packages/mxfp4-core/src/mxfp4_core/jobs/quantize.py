@@ -1,0 +1,158 @@
+"""Quantise a checkpoint file to file: headers, decisions, units. The model is never built.
+
+What can go wrong by names, shapes and dtypes goes wrong before anything is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mxfp4_core import dialects
+from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.checkpoint.assemble import Unit
+from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
+from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.errors import ConfigError, DialectError, FormatError, ShapeError
+from mxfp4_core.jobs.output import Options, Result, check_apart, content_of, linear_modules, write_result
+from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
+from mxfp4_core.naming.orientation import k_first
+from mxfp4_core.naming.resolver import Resolver
+
+FLOATS = ("BF16", "F16", "F32")
+"""Dtypes that are quantised."""
+
+
+def quantize_checkpoint(
+    source: str | Path, target: str | Path, config: Mxfp4Config | None = None, options: Options | None = None
+) -> Result:
+    """Quantise the weights of a checkpoint into a new one.
+
+    Memory stays below a few chunks of 32 MiB (for stacked experts with K before N, twice one expert) and the
+    scales of one weight, whatever the size of the model. A run that was interrupted is continued by the same
+    call.
+
+    Args:
+        source: folder with safetensors files in high precision.
+        target: folder for the result; it appears complete or not at all.
+        config: what to quantise, how, and in which dialect to write it.
+        options: how to write.
+
+    Raises:
+        CheckpointError: a damaged, incomplete or hostile source.
+        DialectError: a source that is quantised already, or weights that the dialect cannot express.
+        PatternError: a pattern that matches nothing, or splits a fused module.
+        FormatError: a weight of integers.
+        ShapeError: K is no multiple of 32 and ``tail`` is ``refuse``.
+        NonFiniteError: NaN or infinity, and ``nonfinite`` is ``refuse``.
+        ConfigError: nothing is left to quantise.
+        OutputError: a target that exists, is full, cannot be written or belongs to another run.
+    """
+    config, folder = config or Mxfp4Config.from_dict({}), Path(target)
+    check_apart(Path(source), folder)
+    checkpoint = open_checkpoint(source)
+    refuse_quantized(checkpoint)
+    dialect = dialects.get(config.dialect)
+    units, entries = quantize_units(checkpoint, config, dialect)
+    profile = config.resolved_profile()
+    described = dialect.write_config(config, entries, linear_modules(checkpoint, entries), profile)
+    manifest = Manifest(
+        dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
+    )
+    content = content_of(checkpoint, units, described, manifest)
+    return write_result(folder, content, dialect, len(entries), options or Options())
+
+
+def quantize_units(
+    checkpoint: Checkpoint, config: Mxfp4Config, dialect: Dialect
+) -> tuple[list[Unit], list[Entry]]:
+    """Decide about every tensor and return one unit for each, with the entries of those that are quantised.
+
+    Raises:
+        PatternError, FormatError, ShapeError, DialectError: as `quantize_checkpoint`.
+    """
+    resolver = Resolver.for_model(config, checkpoint.config)
+    infos = list(checkpoint.tensors.values())
+    decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
+    units: list[Unit] = []
+    entries: list[Entry] = []
+    for info, decision in zip(infos, decisions, strict=True):
+        if not decision.quantize:
+            units.append(CopyUnit(checkpoint, info.name, info.name))
+            continue
+        if info.dtype not in FLOATS:
+            raise FormatError(
+                f"tensor {info.name!r} cannot be quantised",
+                seen=f"dtype {info.dtype}, shape {list(info.shape)}",
+                rule=f"a weight is one of {', '.join(FLOATS)}",
+                fix="add its name to ignore, or convert the source",
+            )
+        names = dialect.tensor_names(info.name)
+        first = k_first(info.name, info.shape, checkpoint.config)
+        unit = QuantizeUnit(checkpoint, info.name, names, decision.profile or "", config.nonfinite, first)
+        entry = Entry(info.name, *names, unit.shape, first)
+        check_expressible(entry, config, dialect)
+        units.append(unit)
+        entries.append(entry)
+    if not entries:
+        raise ConfigError(
+            f"nothing to quantise in {checkpoint.path}",
+            seen=f"{len(infos)} tensors, all of them kept",
+            rule="at least one weight becomes MXFP4",
+            fix="see the reasons with `mxfp4 plan`, and change targets, ignore or overrides",
+        )
+    return units, entries
+
+
+def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> None:
+    """Refuse a weight that cannot be cut into blocks, or that the dialect has no way to store."""
+    k = entry.shape[-1]
+    if k % BLOCK and config.tail == "refuse":
+        raise ShapeError(
+            f"tensor {entry.weight!r} cannot be quantised",
+            seen=f"K = {k} in shape {list(entry.shape)}",
+            rule=f"K is a multiple of {BLOCK}",
+            fix="set tail = 'pad', which is exact, or add the name to ignore",
+        )
+    if len(entry.shape) == 2 and not entry.weight.endswith(".weight"):
+        raise DialectError(
+            f"tensor {entry.weight!r} cannot be quantised",
+            seen=f"a bare parameter of shape {list(entry.shape)}",
+            rule="what is quantised is the .weight of a linear, or a stack of experts",
+            fix="add the name to ignore",
+        )
+    unusual = {
+        f"K = {k}, padded": k % BLOCK != 0,
+        "stacked experts": len(entry.shape) > 2,
+        "a weight with K before N": entry.transposed,
+    }
+    for seen, found in unusual.items():
+        if found and not dialect.stacked:
+            raise DialectError(
+                f"tensor {entry.weight!r} cannot be written in the dialect {dialect.name}",
+                seen=f"{seen}, shape {list(entry.shape)}",
+                rule="that dialect stores one 2-D weight [N, K] of a Linear at a time, in whole blocks",
+                fix="write the dialect mxfp4-core, or add the name to ignore",
+            )
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raise DialectError for a checkpoint that is quantised, by whatever method."""
+    if found := dialects.identify(checkpoint):
+        name, reason, dialect = found
+        raise DialectError(
+            f"{checkpoint.path} is quantised already",
+            seen=f"format {name} ({reason})",
+            rule="weights are quantised once, from high precision",
+            fix="`mxfp4 convert` changes its dialect" if dialect else "use the checkpoint it was made from",
+        )
+
+
+__all__ = [
+    "FLOATS",
+    "check_expressible",
+    "quantize_checkpoint",
+    "quantize_units",
+    "refuse_quantized",
+]

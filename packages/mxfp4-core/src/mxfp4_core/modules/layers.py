@@ -1,0 +1,161 @@
+"""Modules that hold MXFP4 weights, for the adapters of engines and for people who build models by hand.
+
+A module is born with canonical buffers, which any loader can fill. ``prepare`` then derives the layout of a
+backend and lets go of the canonical bytes, if they are different ones. ``state_dict`` always gives canonical
+bytes, and ``load_state_dict`` takes them, into the same device memory as before. The weights are frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend import calls
+from mxfp4_core.backend.device import cpu
+from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
+from mxfp4_core.modules.base import Mxfp4Module
+
+
+class Mxfp4Linear(Mxfp4Module):
+    """A linear layer: ``y = x @ weight.T + bias``.
+
+    Args:
+        n: output features.
+        k: input features; may end in the middle of a block, which is then padded with zeros.
+        bias: whether there is one.
+        activation: how a backend is to quantise x.
+        profile: name of the profile that makes the bytes.
+        device: where the buffers are; ``meta`` for a loader that fills them later.
+        dtype: of the bias.
+
+    Attributes:
+        weight: codes uint8 [n, padded(k)/2], None while a backend holds them in its own layout.
+        weight_scale: scales uint8 [n, padded(k)/32], likewise.
+        bias: [n] or None.
+    """
+
+    matrices = {"weight": "weight"}  # noqa: RUF012, declared as a class variable by the base class
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        n: int,
+        k: int,
+        *,
+        bias: bool = False,
+        activation: Activation = "none",
+        profile: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        problem = Problem(op="linear", n=n, k=k, bias=bias, activation=activation, device=cpu())
+        super().__init__(problem, profile, device, dtype)
+
+    @classmethod
+    def from_weight(cls, weight: MxTensor, bias: Tensor | None = None) -> Self:
+        """Build a module around a quantised weight [n, k], without a copy."""
+        n, k = weight.shape
+        module = cls(n, k, bias=bias is not None, profile=weight.profile, device="meta")
+        module.fill("weight", weight, bias)
+        return module
+
+    @property
+    def in_features(self) -> int:
+        """Input features k, under the name that ``torch.nn.Linear`` uses."""
+        return self.problem.k
+
+    @property
+    def out_features(self) -> int:
+        """Output features n, under the name that ``torch.nn.Linear`` uses."""
+        return self.problem.n
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., n] for x [..., k]."""
+        return calls.linear(self._ready(), x, self._take("weight"), self.problem)
+
+
+class Mxfp4Experts(Mxfp4Module):
+    """The experts of a MoE layer, without their router.
+
+    Args:
+        experts: experts whose weights are here.
+        n: intermediate size.
+        k: hidden size.
+        top_k: experts per token.
+        gate: the gated activation, and the order of the gate-up rows.
+        bias: whether both weights have one.
+        total_experts: experts that the router knows, if more than are here.
+        expert_map: int32 [total_experts], index here or -1; needed if there are more.
+        activation: how a backend is to quantise x and the intermediate.
+        profile: name of the profile that makes the bytes.
+        device: where the buffers are.
+        dtype: of the biases.
+
+    Attributes:
+        gate_up_proj: codes uint8 [experts, 2n, padded(k)/2], None while a backend holds them in its own
+            layout.
+        gate_up_proj_scale: scales uint8 [experts, 2n, padded(k)/32], likewise.
+        gate_up_proj_bias: [experts, 2n] or None.
+        down_proj: codes uint8 [experts, k, padded(n)/2], likewise.
+        down_proj_scale: scales uint8 [experts, k, padded(n)/32], likewise.
+        down_proj_bias: [experts, k] or None.
+    """
+
+    matrices = {"gate_up": "gate_up_proj", "down": "down_proj"}  # noqa: RUF012, as above
+    gate_up_proj: Tensor
+    gate_up_proj_scale: Tensor
+    gate_up_proj_bias: Tensor | None
+    down_proj: Tensor
+    down_proj_scale: Tensor
+    down_proj_bias: Tensor | None
+    expert_map: Tensor | None
+
+    def __init__(
+        self,
+        experts: int,
+        n: int,
+        k: int,
+        *,
+        top_k: int,
+        gate: Gate = SILU,
+        bias: bool = False,
+        total_experts: int = 0,
+        expert_map: Tensor | None = None,
+        activation: Activation = "none",
+        profile: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        problem = Problem(
+            op="moe",
+            n=n,
+            k=k,
+            experts=experts,
+            total_experts=total_experts,
+            top_k=top_k,
+            gate=gate,
+            bias=bias,
+            activation=activation,
+            device=cpu(),
+        )
+        super().__init__(problem, profile, device, dtype)
+        self.register_buffer("expert_map", expert_map, persistent=False)
+
+    def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """Return [..., k] for x [..., k] and the router's choice [..., top_k]."""
+        return calls.moe(
+            self._ready(),
+            x,
+            *(self._take("gate_up"), self._take("down")),
+            *(topk_ids, topk_weights),
+            self.problem,
+            self.expert_map,
+        )
+
+
+__all__ = ["Mxfp4Experts", "Mxfp4Linear"]

@@ -1,0 +1,66 @@
+"""Select a backend for every MXFP4 module of a model, and derive its layout."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import torch
+from torch import nn
+
+from mxfp4_core.backend.problem import Problem
+from mxfp4_core.backend.select import Selection, select_backend
+from mxfp4_core.modules.base import Mxfp4Module
+
+_LOG = logging.getLogger("mxfp4_core.modules")
+
+
+def prepare_model(
+    model: nn.Module,
+    *,
+    name: str | None = None,
+    fallback: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    consume: bool = False,
+) -> dict[str, Selection]:
+    """Select a backend for every MXFP4 module of a model and prepare it.
+
+    The choice is logged once for each distinct problem, as a warning where it is the fallback.
+
+    Args:
+        model: with loaded weights, on the device where it will run.
+        name: as in ``select_backend``.
+        fallback: as in ``select_backend``.
+        dtype: of the activations.
+        consume: as in ``Mxfp4Module.prepare``; bytes that several modules of the model share are kept from it.
+
+    Returns:
+        The selection for each module, by its name; modules that ask the same share one.
+
+    Raises:
+        BackendError: no backend for one of the modules; nothing was prepared then.
+    """
+    modules = {key: module for key, module in model.named_modules() if isinstance(module, Mxfp4Module)}
+    answers: dict[Problem, Selection] = {}
+    chosen: dict[str, Selection] = {}
+    for key, module in modules.items():
+        problem = module.question(dtype)
+        if problem not in answers:
+            answer = answers[problem] = select_backend(problem, name=name, fallback=fallback)
+            level = logging.WARNING if answer.fallback else logging.INFO
+            _LOG.log(level, "%s runs %s: %s", answer.backend.name, problem, answer.reason)
+        chosen[key] = answers[problem]
+    users = Counter(place for module in modules.values() for place in set(_places(module)))
+    for key, module in modules.items():
+        alone = all(users[place] == 1 for place in _places(module))
+        module.prepare(chosen[key].backend, dtype=dtype, consume=consume and alone)
+    return chosen
+
+
+def _places(module: Mxfp4Module) -> list[int]:
+    """Return the addresses of the canonical bytes that a module holds."""
+    names = (f"{name}{end}" for name in module.matrices.values() for end in ("", "_scale"))
+    return [tensor.data_ptr() for name in names if (tensor := module._buffers.get(name)) is not None]
+
+
+__all__ = ["prepare_model"]

@@ -1,0 +1,91 @@
+"""What is decided about one weight, and the errors for patterns that cannot be decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mxfp4_core.errors import PatternError
+from mxfp4_core.naming.vocabulary import parse_expert, ranges
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one weight.
+
+    Attributes:
+        name: canonical name of the weight on the side of the checkpoint.
+        quantize: whether it becomes MXFP4.
+        reason: why, in words.
+        pattern: the user's pattern that decided, if one did.
+        profile: the profile that it gets, None where it is kept.
+        matched: the spelling of the name that the pattern hit.
+    """
+
+    name: str
+    quantize: bool
+    reason: str
+    pattern: str | None = None
+    profile: str | None = None
+    matched: str | None = None
+
+    @property
+    def outcome(self) -> tuple[bool, str | None]:
+        """Return what parts of one fused module must have in common."""
+        return self.quantize, self.profile
+
+
+def refuse_pair(leaf: str, seen: str) -> NoReturn:
+    """Raise the error for two instructions about one name."""
+    raise PatternError(
+        f"{leaf} gets two different instructions",
+        seen=seen,
+        rule="patterns that match the same name agree on it",
+        fix="narrow one of them",
+    )
+
+
+def refuse_split(module: str, members: Mapping[str, Decision]) -> NoReturn:
+    """Raise the error for a fused module whose parts are decided differently.
+
+    Args:
+        module: the fused module, or the ``experts`` of a layer.
+        members: its parts, each with its decision.
+    """
+    groups: dict[tuple[bool, str | None], list[str]] = {}
+    for leaf, decision in members.items():
+        groups.setdefault(decision.outcome, []).append(leaf)
+    profiles = len({profile for _, profile in groups if profile})
+    seen = []
+    for (quantize, profile), leaves in groups.items():
+        verdict = "quantised" + (f" by {profile}" if profiles > 1 else "") if quantize else "kept"
+        why = dict.fromkeys(repr(members[leaf].pattern) for leaf in leaves if members[leaf].pattern)
+        by = f" ({', '.join(list(why)[:3])}{', …' if len(why) > 3 else ''})" if why else ""
+        seen.append(f"{_listed(leaves)} {verdict}{by}")
+    last = module.rsplit(".", 1)[-1]
+    raise PatternError(
+        f"{module} would be split",
+        seen="; ".join(seen),
+        rule="all parts of a fused module, and all experts of a layer, are quantised alike",
+        fix=f"name every part, or none, or the whole as {last!r}",
+    )
+
+
+def _listed(leaves: Sequence[str]) -> str:
+    parts_of: dict[int, list[str]] = {}
+    plain: list[str] = []
+    for leaf in leaves:
+        expert = parse_expert(leaf)
+        if expert is not None and expert.index is not None:
+            parts_of.setdefault(expert.index, []).extend(expert.parts)
+        else:
+            plain.append(leaf.rsplit(".", 1)[-1])
+    experts_with: dict[tuple[str, ...], list[int]] = {}
+    for index, parts in parts_of.items():
+        experts_with.setdefault(tuple(parts), []).append(index)
+    texts = [f"experts {ranges(indices)} ({', '.join(parts)})" for parts, indices in experts_with.items()]
+    return "; ".join([*texts, ", ".join(plain)] if plain else texts)
+
+
+__all__ = ["Decision", "refuse_pair", "refuse_split"]

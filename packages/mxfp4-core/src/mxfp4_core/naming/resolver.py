@@ -1,0 +1,259 @@
+"""From a name to a decision: which weights become MXFP4, by which profile, and why.
+
+One resolver serves every caller, whichever vocabulary its names are in. What outranks what, strongest first:
+
+1. what a tensor is (a bias, a vector, a convolution) can never become MXFP4;
+2. ``ignore`` and overrides with ``keep = true``;
+3. overrides with ``keep = false`` quantise even what the defaults keep;
+4. the defaults (output heads, embeddings, routers and gates, norms, draft layers);
+5. ``targets``, where any are given;
+6. everything else is quantised.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from mxfp4_core.config.patterns import near_misses
+from mxfp4_core.config.schema import Mxfp4Config, Override
+from mxfp4_core.errors import PatternError
+from mxfp4_core.naming.decision import Decision, refuse_pair, refuse_split
+from mxfp4_core.naming.exclude_lists import foreign
+from mxfp4_core.naming.kept import kept_by_default, kept_by_nature
+from mxfp4_core.naming.matching import Hits, Matcher
+from mxfp4_core.naming.vocabulary import (
+    DEFAULT_FUSED,
+    Fused,
+    fused_names,
+    module_of,
+    parse_expert,
+    rename,
+    shards_of,
+    transposed,
+    weight_of,
+)
+
+_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_MAX_PROBES = 1024  # experts that are asked one by one; also bounds what a hostile header can make us do
+
+
+class Resolver:
+    """Decides about names, under one config and for one model.
+
+    Args:
+        config: the config; its patterns may be in checkpoint or in module vocabulary.
+        fused: fused modules and their shards; an engine passes its own, empty if it fuses nothing.
+        renames: pairs (engine, checkpoint) of component runs that mean the same; ``^`` anchors at the start.
+        layers: ``num_hidden_layers`` of the model, to tell draft layers; None if unknown.
+        experts: experts of one layer, for names that come without a shape; None if unknown.
+    """
+
+    def __init__(
+        self,
+        config: Mxfp4Config,
+        *,
+        fused: Fused = DEFAULT_FUSED,
+        renames: Sequence[tuple[str, str]] = (),
+        layers: int | None = None,
+        experts: int | None = None,
+    ) -> None:
+        self.config = config
+        self._fused, self._renames = fused, tuple(renames)
+        self._layers, self._expert_count = layers, experts
+        self._targets, self._ignore = frozenset(config.targets), frozenset(config.ignore)
+        self._overrides: dict[str, Override] = {override.pattern: override for override in config.overrides}
+        texts = dict.fromkeys([*config.ignore, *self._overrides, *config.targets])
+        self._matcher = Matcher(texts, fused, tuple(renames))
+        self._probes = _expert_numbers(texts)
+        self._offered: dict[str, None] = {}
+        self._matched: set[str] = set()
+        self._effective: set[str] = set()
+
+    @classmethod
+    def for_model(cls, config: Mxfp4Config, model_config: Mapping[str, Any], **keywords: Any) -> Self:
+        """Return a resolver that knows the depth and the number of experts of the model from its config.json.
+
+        Args:
+            config: the config.
+            model_config: contents of config.json; may be empty.
+            **keywords: as for the constructor.
+        """
+        text = model_config.get("text_config")
+        section = text if isinstance(text, dict) else model_config
+        layers = _first_int(section, ("num_hidden_layers",))
+        return cls(config, layers=layers, experts=_first_int(section, _EXPERT_KEYS), **keywords)
+
+    def decide(self, name: str, shape: Sequence[int] | None = None) -> Decision:
+        """Decide about one name of a tensor or module, fused or not, with or without ``.weight``.
+
+        Args:
+            name: in the vocabulary of the checkpoint or of the engine.
+            shape: logical shape where known; tells vectors and convolutions, and the number of experts.
+
+        Raises:
+            PatternError: patterns split a fused module or the experts of a layer, or two overrides differ.
+        """
+        module = self._checkpoint_name(module_of(name))
+        self._offered[module] = None
+        verdicts = {leaf: self._decide_leaf(leaf) for leaf in self._leaves(module, shape)}
+        if nature := kept_by_nature(name, shape):
+            # A norm is a vector, but that it is a norm tells a reader more.
+            role = kept_by_default(module, self._layers) if self.config.keep_defaults else None
+            return Decision(module if module_of(name) == name else weight_of(module), False, role or nature)
+        if len({found.outcome for found in verdicts.values()}) > 1:
+            every = self._leaves(module, shape, every=True)
+            refuse_split(module, {leaf: self._decide_leaf(leaf) for leaf in every})
+        decision = next(iter(verdicts.values()))
+        if decision.quantize:
+            self._effective.update(text for leaf in verdicts for text in self._matcher.hits(leaf))
+        return replace(decision, name=weight_of(module))
+
+    def decide_all(self, names: Iterable[tuple[str, Sequence[int] | None]]) -> list[Decision]:
+        """Decide about every tensor of a model, then check that every pattern had something to do.
+
+        Args:
+            names: name and shape of each tensor or module.
+
+        Raises:
+            PatternError: as ``decide``, also across names that are fused later; or as ``check_patterns``.
+        """
+        decisions, units = [], []
+        for name, shape in names:
+            decision = self.decide(name, shape)
+            decisions.append(decision)
+            if kept_by_nature(name, shape) is None:
+                units.append(decision)
+        self._check_agreement(units)
+        self.check_patterns()
+        return decisions
+
+    def unmatched(self) -> list[str]:
+        """Return the patterns that have hit no name so far."""
+        return [text for text in self._matcher.texts if text not in self._matched]
+
+    def check_patterns(self) -> None:
+        """Check that every pattern of the config did something for the names decided so far.
+
+        Raises:
+            PatternError: a pattern matches no name, with near misses; or a target or an override matches only
+                names that are kept for another reason.
+        """
+        names = list(self._offered)
+        if missing := self.unmatched():
+            hints = [(text, near_misses(text, names)) for text in missing[:5]]
+            near = "; ".join(
+                f"for {text!r} try {' or '.join(map(repr, found))}" for text, found in hints if found
+            )
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise PatternError(
+                f"{len(missing)} of {len(self._matcher.texts)} name patterns match nothing",
+                seen=", ".join(map(repr, missing[:5])) + more,
+                rule=f"every pattern matches at least one of the {len(names)} names of the model",
+                fix=near or "correct or drop it; `mxfp4 plan` prints the names",
+            )
+        idle = [
+            text
+            for text in self._matcher.texts
+            if self._should_quantize(text) and text not in self._effective
+        ]
+        if idle:
+            raise PatternError(
+                "a pattern asks for MXFP4, but all that it matches is kept",
+                seen=", ".join(map(repr, idle[:5])),
+                rule="a target or an override quantises at least one weight",
+                fix="drop it, or give it an override with keep = false, which outranks the defaults",
+            )
+
+    def _should_quantize(self, text: str) -> bool:
+        return text in self._targets or (text in self._overrides and not self._overrides[text].keep)
+
+    def _checkpoint_name(self, module: str) -> str:
+        for engine, checkpoint in self._renames:
+            if (renamed := rename(module, engine, checkpoint)) != module:
+                return renamed
+        return module
+
+    def _leaves(self, module: str, shape: Sequence[int] | None, *, every: bool = False) -> list[str]:
+        if (expert := parse_expert(module)) is not None:
+            if expert.index is not None:
+                return [expert.leaf(expert.index, part) for part in expert.parts]
+            count = shape[0] if shape is not None and len(shape) == 3 else self._expert_count
+            ask_all = every and count is not None
+            experts = range(min(count or 0, _MAX_PROBES)) if ask_all else self._experts(count)
+            return [expert.leaf(index, part) for index in experts for part in expert.parts]
+        return shards_of(module, self._fused) or [module]
+
+    def _experts(self, count: int | None) -> list[int]:
+        # Only experts that a pattern can tell from the others need asking: those with a number that some
+        # pattern contains, and one more for all the rest.
+        if self._matcher.searches_numbers:
+            asked = max(self._probes, default=0) + 2 if count is None else count
+            return list(range(min(asked, _MAX_PROBES)))
+        numbers = sorted(number for number in self._probes if count is None or number < count)
+        rest = next(number for number in range(len(numbers) + 1) if number not in self._probes)
+        return [*numbers, rest] if count is None or rest < count else numbers
+
+    def _decide_leaf(self, leaf: str) -> Decision:
+        hits = self._matcher.hits(leaf)
+        self._matched.update(hits)
+        override = self._override(leaf, hits)
+        for text in hits:
+            if text in self._ignore:
+                if override is not None and override.keep is False:
+                    refuse_pair(leaf, f"ignore {text!r} and override {override.pattern!r} with keep = false")
+                return Decision(leaf, False, f"ignored by {text!r}", text, None, hits[text])
+        if override is not None and override.keep:
+            text = override.pattern
+            return Decision(leaf, False, f"kept by override {text!r}", text, None, hits[text])
+        forced = override is not None and override.keep is False
+        if self.config.keep_defaults and not forced and (reason := kept_by_default(leaf, self._layers)):
+            return Decision(leaf, False, reason)
+        target = next((text for text in hits if text in self._targets), None)
+        if self._targets and target is None and not forced:
+            return Decision(leaf, False, "no target matches it")
+        profile = self.config.profile_for(override)
+        if override is not None:
+            text = override.pattern
+            outranks = ", which outranks the defaults" if forced else ""
+            return Decision(leaf, True, f"override {text!r}{outranks}", text, profile, hits[text])
+        if target is not None:
+            return Decision(leaf, True, f"target {target!r}", target, profile, hits[target])
+        return Decision(leaf, True, "a linear or expert weight", None, profile)
+
+    def _override(self, leaf: str, hits: Hits) -> Override | None:
+        found = [self._overrides[text] for text in hits if text in self._overrides]
+        profile_for = self.config.profile_for
+        for other in found[1:]:
+            if (other.keep, profile_for(other)) != (found[0].keep, profile_for(found[0])):
+                refuse_pair(leaf, f"overrides {found[0].pattern!r} and {other.pattern!r}")
+        return found[0] if found else None
+
+    def _check_agreement(self, decisions: Sequence[Decision]) -> None:
+        groups: dict[str, dict[str, Decision]] = {}
+        for decision in decisions:
+            for group, leaf in self._groups(module_of(decision.name)):
+                groups.setdefault(group, {})[leaf] = decision
+        for group, members in groups.items():
+            if len({found.outcome for found in members.values()}) > 1:
+                refuse_split(group, members)
+
+    def _groups(self, module: str) -> Iterator[tuple[str, str]]:
+        if (expert := parse_expert(module)) is not None:
+            yield expert.prefix, module
+            return
+        for fused, _ in fused_names(module, self._fused):
+            yield fused, module
+
+
+def _first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    return next((value for key in keys if type(value := section.get(key)) is int and value > 0), None)
+
+
+def _expert_numbers(texts: Iterable[str]) -> frozenset[int]:
+    return frozenset(int(number) for text in texts for number in re.findall(r"\d+", text) if len(number) < 6)
+
+
+__all__ = ["DEFAULT_FUSED", "Decision", "Resolver", "foreign", "transposed"]

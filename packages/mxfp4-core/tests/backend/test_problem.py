@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.problem import GPT_OSS_SWIGLU, Gate, Problem
+from mxfp4_core.errors import ConfigError, ShapeError
+
+CPU = Device("cpu", "x86_64")
+
+
+def test_features_of_a_plain_linear() -> None:
+    assert Problem(op="linear", n=1, k=1, device=CPU).features == {"linear", "dtype:bfloat16"}
+
+
+def test_features_of_gpt_oss_under_expert_parallelism() -> None:
+    problem = Problem(
+        op="moe",
+        n=2880,
+        k=2880,
+        experts=8,
+        total_experts=32,
+        top_k=4,
+        gate=GPT_OSS_SWIGLU,
+        bias=True,
+        device=CPU,
+    )
+    words = {"moe", "dtype:bfloat16", "bias", "gate:clamped", "rows:interleaved", "expert-map"}
+    assert problem.features == words
+
+
+def test_requirements_are_features() -> None:
+    problem = Problem(
+        op="linear", n=1, k=1, requires=frozenset({"two scale levels"}), activation="fp8", device=CPU
+    )
+    assert {"two scale levels", "activation:fp8"} <= problem.features
+
+
+def test_silu_is_silu_in_any_row_order() -> None:
+    assert Gate(interleaved=True).is_silu
+    assert not Gate(limit=10.0).is_silu
+
+
+def test_all_experts_are_here_unless_said() -> None:
+    assert Problem(op="moe", n=1, k=1, experts=4, top_k=2, device=CPU).total_experts == 4
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"op": "linear", "n": 0, "k": 32},
+        {"op": "linear", "n": 32, "k": -1},
+        {"op": "linear", "n": 32, "k": 32, "m": -1},
+        {"op": "linear", "n": 32, "k": 32, "experts": 2},
+        {"op": "quantize", "n": 32, "k": 32, "top_k": 2},
+        {"op": "moe", "n": 32, "k": 32},
+        {"op": "moe", "n": 32, "k": 32, "experts": 4, "top_k": 5},
+        {"op": "moe", "n": 32, "k": 32, "experts": 4, "total_experts": 2, "top_k": 1},
+    ],
+    ids=str,
+)
+def test_impossible_sizes_are_refused(sizes: dict[str, Any]) -> None:
+    with pytest.raises(ShapeError):
+        Problem(device=CPU, **sizes)
+
+
+def test_unknown_ops_are_refused() -> None:
+    with pytest.raises(ConfigError):
+        Problem(op="conv", n=1, k=1, device=CPU)  # type: ignore[arg-type]  # the point of the test
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.booleans())
+def test_the_text_names_every_size(n: int, k: int, bias: bool) -> None:
+    text = str(Problem(op="linear", n=n, k=k, bias=bias, device=CPU))
+    assert f"n={n} k={k}" in text and ("bias" in text) == bias

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mxfp4_core.arithmetic.profiles import profiles
+from mxfp4_core.backend import calls, registry
+from mxfp4_core.backend.answers import Yes
+from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.problem import Problem
+from mxfp4_core.backend.reference import ops as reference_ops
+from mxfp4_core.errors import BackendError, Mxfp4Error
+from mxfp4_core.modules.layers import Mxfp4Linear
+from mxfp4_core.testing import judge
+from mxfp4_core.testing.samples import random_routes, random_weight, random_x
+
+CPU = Device("cpu", "x86_64")
+
+
+def reference():  # type: ignore[no-untyped-def]  # Backend | No
+    return registry.installed()["reference"].load()
+
+
+def test_it_comes_through_the_entry_point_like_any_other() -> None:
+    plugin = registry.installed()["reference"]
+    assert plugin.distribution.startswith("mxfp4-core ")
+    assert plugin.load().name == "reference"
+
+
+def test_it_says_that_it_emulates_and_offers_every_profile() -> None:
+    backend = reference()
+    assert backend.numerics.emulated and backend.numerics.profiles == set(profiles())
+    assert backend.automatic_on == {"cpu"}
+
+
+def test_weights_are_widened_in_slices_of_the_stated_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def spy(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        values = dequantize(codes, scales, dtype)
+        sizes.append(values.nbytes)
+        return values
+
+    dequantize = reference_ops.dequantize
+    monkeypatch.setattr(reference_ops, "dequantize", spy)
+    monkeypatch.setattr(reference_ops, "_SLICE_ELEMS", 1000)
+    backend = reference()
+    for problem in (
+        Problem(op="linear", n=130, k=96, device=CPU),
+        Problem(op="moe", n=96, k=160, experts=3, top_k=2, device=CPU),
+    ):
+        sizes.clear()
+        packed = [
+            calls.pack(backend, problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
+        ]
+        x = random_x(4, problem.k)
+        if problem.op == "linear":
+            got = calls.linear(backend, x, packed[0], problem)
+            judge.linear(x, random_weight(130, 96), None, backend.numerics).check(got)
+        else:
+            calls.moe(backend, x, *packed, *random_routes(4, 3, 2), problem)
+        answer = backend.supports(problem)
+        assert isinstance(answer, Yes) and max(sizes) == answer.temporary_bytes
+        assert len(sizes) > 3
+
+
+def test_only_experts_with_tokens_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = reference_ops._matmul
+    monkeypatch.setattr(reference_ops, "_matmul", lambda *args: seen.append(args[1].shape) or original(*args))
+    problem = Problem(op="moe", n=32, k=32, experts=64, top_k=1, device=CPU)
+    packed = [
+        calls.pack(reference(), problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
+    ]
+    ids = torch.tensor([[7], [7], [9]])
+    calls.moe(reference(), random_x(3, 32), *packed, ids, torch.ones(3, 1), problem)
+    assert len(seen) == 4
+
+
+def test_training_is_refused_in_words() -> None:
+    module = Mxfp4Linear.from_weight(random_weight(8, 32)).prepare(reference())
+    x = random_x(2, 32).requires_grad_()
+    out = module(x)  # generation without no_grad goes through here, so the forward pass is allowed
+    with pytest.raises(BackendError, match="frozen"):
+        out.sum().backward()
+    assert not list(module.parameters())
+
+
+@pytest.mark.parametrize("ids", [[[4]], [[-2]]])
+def test_bad_ids_are_our_error(ids: list[list[int]]) -> None:
+    problem = Problem(op="moe", n=32, k=32, experts=4, top_k=1, device=CPU)
+    packed = [
+        calls.pack(reference(), problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
+    ]
+    with pytest.raises(Mxfp4Error, match="topk_ids"):
+        calls.moe(reference(), random_x(1, 32), *packed, torch.tensor(ids), torch.ones(1, 1), problem)
+
+
+def test_a_bad_expert_map_is_our_error() -> None:
+    problem = Problem(op="moe", n=32, k=32, experts=2, total_experts=4, top_k=1, device=CPU)
+    packed = [
+        calls.pack(reference(), problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
+    ]
+    with pytest.raises(Mxfp4Error, match="expert_map"):
+        calls.moe(
+            reference(),
+            random_x(1, 32),
+            *packed,
+            *(torch.tensor([[0]]), torch.ones(1, 1), problem, torch.tensor([2, 0, 1, -1])),
+        )
+
+
+def test_quantised_activations_of_experts() -> None:
+    # The intermediate is quantised too, so that a rounding may flip against the judge: compare as wholes.
+    problem = Problem(op="moe", n=64, k=64, experts=2, top_k=1, activation="mxfp4", device=CPU)
+    weights = [random_weight(*s) for s in calls.shapes(problem).values()]
+    packed = [
+        calls.pack(reference(), problem, w, None, p)
+        for w, p in zip(weights, calls.shapes(problem), strict=True)
+    ]
+    x, (ids, factors) = random_x(16, 64), random_routes(16, 2, 1)
+    plain = judge.moe(x, *weights, (None, None), ids, factors, problem.gate, reference().numerics).value
+    got = calls.moe(reference(), x, *packed, ids, factors, problem).double()
+    error = float((got - plain).norm() / plain.norm())
+    assert 0.02 < error < 0.3, "quantised twice: neither exact nor nonsense"

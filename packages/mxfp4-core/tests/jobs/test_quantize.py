@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mxfp4_core import Mxfp4Config, quantize
+from mxfp4_core.checkpoint.reader import open_checkpoint
+from mxfp4_core.errors import (
+    ConfigError,
+    DialectError,
+    FormatError,
+    Mxfp4Error,
+    NonFiniteError,
+    OutputError,
+    PatternError,
+    ShapeError,
+)
+from mxfp4_core.jobs import units as units_module
+from mxfp4_core.jobs.output import Options
+from mxfp4_core.jobs.quantize import quantize_checkpoint
+
+Save = Callable[..., Path]
+Contents = Callable[[Path], dict[str, bytes]]
+LAYER = "model.layers.0."
+Q = f"{LAYER}self_attn.q_proj.weight"
+DOWN = f"{LAYER}mlp.down_proj.weight"
+
+
+def config(**settings: object) -> Mxfp4Config:
+    return Mxfp4Config.from_dict(dict(settings))
+
+
+def load_all(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.parametrize("chunk", [1, 500, units_module.CHUNK_BYTES])
+@pytest.mark.parametrize("shard", [3000, 10**9])
+def test_the_bytes_are_those_of_quantize(
+    save: Save, dense: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, chunk: int, shard: int
+) -> None:
+    monkeypatch.setattr(units_module, "CHUNK_BYTES", chunk)
+    source = save(dense, config={"model_type": "llama"})
+    target = source.parent / "target"
+    result = quantize_checkpoint(source, target, options=Options(max_shard_bytes=shard))
+    written = load_all(target)
+    kept = {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"}
+    kept |= {f"{LAYER}input_layernorm.weight", f"{LAYER}self_attn.q_proj.bias"}
+    for name, weight in dense.items():
+        if name in kept:
+            assert torch.equal(written.pop(name), weight)
+        else:
+            expected = quantize(weight)
+            assert torch.equal(written.pop(name), expected.codes)
+            assert torch.equal(written.pop(f"{name}_scale"), expected.scales)
+    assert not written
+    assert (result.quantized, result.kept, len(result.files) > 1) == (7, 5, shard == 3000)
+    assert set(open_checkpoint(target).files) == {target / name for name in result.files}
+
+
+def test_equal_runs_write_equal_bytes(save: Save, dense: dict[str, torch.Tensor], contents: Contents) -> None:
+    source = save(dense, config={"model_type": "llama"})
+    options = Options(max_shard_bytes=5000)
+    for name in ("one", "two"):
+        quantize_checkpoint(source, source.parent / name, config(rule="floor"), options)
+    one, two = contents(source.parent / "one"), contents(source.parent / "two")
+    assert one == two
+    assert {"config.json", "mxfp4_manifest.json", "model.safetensors.index.json"} < one.keys()
+
+
+def test_other_files_are_carried_over(save: Save, dense: dict[str, torch.Tensor], contents: Contents) -> None:
+    source = save(dense, config={"model_type": "llama", "architectures": ["X"]})
+    (source / "tokenizer.json").write_bytes(b"{tok}")
+    (source / "sub").mkdir()
+    (source / "sub" / "template.jinja").write_bytes(b"hi")
+    quantize_checkpoint(source, source.parent / "target")
+    written = contents(source.parent / "target")
+    assert written["tokenizer.json"] == b"{tok}"
+    assert written["sub/template.jinja"] == b"hi"
+    described = json.loads(written["config.json"])
+    assert described["architectures"] == ["X"]
+    assert described["quantization_config"]["quant_method"] == "mxfp4-core"
+    assert described["quantization_config"]["weights_profile"] == "even/even"
+
+
+def test_overrides_give_each_weight_its_profile(save: Save, dense: dict[str, torch.Tensor]) -> None:
+    source = save(dense)
+    overrides = [{"pattern": "mlp.down_proj", "profile": "gguf"}]
+    quantize_checkpoint(source, source.parent / "target", config(overrides=overrides))
+    written = load_all(source.parent / "target")
+    assert torch.equal(written[DOWN], quantize(dense[DOWN], profile="gguf").codes)
+    assert torch.equal(written[Q], quantize(dense[Q]).codes)
+
+
+@pytest.mark.parametrize("chunk", [1, 3000])
+def test_stacked_experts_keep_k_last(save: Save, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(units_module, "CHUNK_BYTES", chunk)
+    experts = "model.layers.0.mlp.experts."
+    up, down = torch.randn(3, 64, 96).bfloat16(), torch.randn(3, 32, 64).bfloat16()
+    source = save(
+        {f"{experts}gate_up_proj": up, f"{experts}down_proj": down}, config={"model_type": "gpt_oss"}
+    )
+    quantize_checkpoint(source, source.parent / "first")
+    written = load_all(source.parent / "first")
+    for name, weight in (("gate_up_proj", up), ("down_proj", down)):
+        expected = quantize(weight.transpose(1, 2))
+        assert torch.equal(written[f"{experts}{name}"], expected.codes)
+        assert torch.equal(written[f"{experts}{name}_scale"], expected.scales)
+    described = json.loads((source.parent / "first" / "config.json").read_text())["quantization_config"]
+    assert described["transposed"] == [f"{experts}down_proj", f"{experts}gate_up_proj"]
+    (source / "config.json").write_text('{"model_type": "qwen3_5_moe"}')
+    quantize_checkpoint(source, source.parent / "last")
+    written = load_all(source.parent / "last")
+    assert torch.equal(written[f"{experts}gate_up_proj"], quantize(up).codes)
+
+
+def test_linears_that_are_stored_with_k_first(save: Save) -> None:
+    weight = torch.randn(64, 12)
+    source = save(
+        {"h.0.attn.c_attn.weight": weight, "h.0.attn.bias": torch.ones(12)}, config={"model_type": "gpt2"}
+    )
+    quantize_checkpoint(source, source.parent / "target")
+    written = load_all(source.parent / "target")
+    assert torch.equal(written["h.0.attn.c_attn.weight"], quantize(weight.t()).codes)
+    with pytest.raises(DialectError, match="K before N"):
+        quantize_checkpoint(source, source.parent / "quark", config(dialect="quark"))
+
+
+def test_a_source_that_is_one_file(save: Save, dense: dict[str, torch.Tensor], contents: Contents) -> None:
+    source = save(dense, config={"model_type": "llama"})
+    quantize_checkpoint(source / "model.safetensors", source.parent / "one")
+    quantize_checkpoint(source, source.parent / "two")
+    one, two = contents(source.parent / "one"), contents(source.parent / "two")
+    assert one.keys() == {"config.json", "model.safetensors", "mxfp4_manifest.json"}
+    assert one["model.safetensors"] == two["model.safetensors"]
+
+
+def test_padding_is_recorded(save: Save) -> None:
+    weight = torch.randn(5, 40).bfloat16()
+    source = save({"layer.proj.weight": weight})
+    quantize_checkpoint(source, source.parent / "target", config(tail="pad"))
+    written = load_all(source.parent / "target")
+    assert torch.equal(written["layer.proj.weight"], quantize(weight, tail="pad").codes)
+    described = json.loads((source.parent / "target" / "config.json").read_text())["quantization_config"]
+    assert described["shapes"] == {"layer.proj.weight": [5, 40]}
+
+
+def test_weights_without_elements(save: Save) -> None:
+    source = save({"a.proj.weight": torch.zeros(0, 32), "b.proj.weight": torch.ones(1, 32)})
+    quantize_checkpoint(source, source.parent / "target")
+    written = load_all(source.parent / "target")
+    assert written["a.proj.weight"].shape == (0, 32)  # kept
+    unit = units_module.QuantizeUnit(
+        open_checkpoint(source), "a.proj.weight", ("codes", "scales"), "even/even"
+    )
+    assert [spec.shape for spec in unit.specs] == [(0, 16), (0, 1)]
+    assert list(unit.stream(lambda nbytes: None)) == []
+
+
+def test_a_dry_run_writes_nothing(save: Save, dense: dict[str, torch.Tensor]) -> None:
+    source = save(dense)
+    result = quantize_checkpoint(source, source.parent / "target", options=Options(dry_run=True))
+    assert not (source.parent / "target").exists()
+    real = quantize_checkpoint(source, source.parent / "target")
+    assert (result.target_bytes, result.files, result.quantized) == (
+        real.target_bytes,
+        real.files,
+        real.quantized,
+    )
+    assert result.dry_run
+
+
+def test_progress_reaches_the_end(save: Save, dense: dict[str, torch.Tensor]) -> None:
+    seen: list[tuple[int, int]] = []
+    source = save(dense)
+    quantize_checkpoint(
+        source,
+        source.parent / "target",
+        options=Options(progress=lambda done, total: seen.append((done, total))),
+    )
+    total = sum(tensor.nbytes for tensor in dense.values())
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+BAD: dict[str, tuple[dict[str, torch.Tensor], dict[str, object], type[Mxfp4Error], str]] = {
+    "NaN": (
+        {Q: torch.full((64, 64), math.nan).bfloat16()},
+        {},
+        NonFiniteError,
+        r"q_proj.*\n.*nan at index \[0, 0\]",
+    ),
+    "K not divisible": ({Q: torch.ones(64, 40)}, {}, ShapeError, "K = 40"),
+    "integers": ({Q: torch.ones(64, 64, dtype=torch.int32)}, {}, FormatError, "I32"),
+    "doubles": ({Q: torch.ones(64, 64, dtype=torch.float64)}, {}, FormatError, "F64"),
+    "a pattern that matches nothing": ({}, {"ignore": ["q_prj"]}, PatternError, "q_proj"),
+    "stacked experts in compressed-tensors": (
+        {f"{LAYER}mlp.experts.gate_up_proj": torch.ones(2, 64, 64)},
+        {"dialect": "compressed-tensors"},
+        DialectError,
+        "stacked experts",
+    ),
+    "padding in quark": (
+        {Q: torch.ones(64, 40)},
+        {"dialect": "quark", "tail": "pad"},
+        DialectError,
+        "K = 40",
+    ),
+    "a rule that quark has no word for": (
+        {},
+        {"dialect": "quark", "rule": "rceil"},
+        DialectError,
+        "floor, even or ceil",
+    ),
+    "static activations in quark": (
+        {},
+        {"dialect": "quark", "activation": "fp8"},
+        DialectError,
+        "calibration",
+    ),
+    "a parameter of no linear": ({f"{LAYER}mixer.A": torch.ones(8, 64)}, {}, DialectError, "bare parameter"),
+    "packed weights": ({Q: torch.ones(64, 32, dtype=torch.uint8)}, {}, DialectError, "quantised already"),
+}
+
+
+@pytest.mark.parametrize(("change", "settings", "error", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_leaves_nothing(
+    save: Save,
+    dense: dict[str, torch.Tensor],
+    change: dict[str, torch.Tensor],
+    settings: dict[str, object],
+    error: type[Mxfp4Error],
+    message: str,
+) -> None:
+    source = save({**dense, **change}, config={"model_type": "llama"})
+    with pytest.raises(error, match=message):
+        quantize_checkpoint(
+            source, source.parent / "a" / "target", config(**settings), Options(max_shard_bytes=1000)
+        )
+    assert not (source.parent / "a").exists()
+
+
+def test_all_kept_is_an_error(save: Save) -> None:
+    source = save({"lm_head.weight": torch.ones(32, 32)})
+    with pytest.raises(ConfigError, match="nothing to quantise"):
+        quantize_checkpoint(source, source.parent / "target")
+
+
+def test_the_index_of_a_bad_value_is_that_of_the_whole_weight(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "CHUNK_BYTES", 400)
+    weight = torch.ones(2, 8, 64).bfloat16()
+    weight[1, 5, 33] = math.inf
+    source = save({"model.layers.0.mlp.experts.gate_up_proj": weight}, config={"model_type": "other"})
+    with pytest.raises(NonFiniteError, match=r"inf at index \[1, 5, 33\]"):
+        quantize_checkpoint(source, source.parent / "target")
+    weight = torch.ones(2, 64, 8).bfloat16()
+    weight[1, 33, 5] = -math.inf
+    source = save({"model.layers.0.mlp.experts.gate_up_proj": weight}, config={"model_type": "gpt_oss"})
+    with pytest.raises(NonFiniteError, match=r"-inf at index \[1, 33, 5\]"):
+        quantize_checkpoint(source, source.parent / "target")
+    assert not (source.parent / "target").exists()
+    quantize_checkpoint(source, source.parent / "target", config(nonfinite="nan"))
+    scales = load_all(source.parent / "target")["model.layers.0.mlp.experts.gate_up_proj_scale"]
+    assert (scales == 255).nonzero().tolist() == [[1, 5, 1]]
+
+
+@pytest.mark.parametrize("place", ["same", "inside", "around"])
+def test_source_and_target_are_apart(
+    save: Save, dense: dict[str, torch.Tensor], contents: Contents, place: str
+) -> None:
+    source = save(dense)
+    before = contents(source.parent)
+    target = {"same": source, "inside": source / "x", "around": source.parent}[place]
+    with pytest.raises(OutputError, match="apart"):
+        quantize_checkpoint(source, target, options=Options(force=True))
+    assert contents(source.parent) == before

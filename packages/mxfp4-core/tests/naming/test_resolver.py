@@ -1,0 +1,425 @@
+"""The resolver: precedence, fused modules, experts, prefixes, renames, and patterns that do nothing."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.errors import PatternError
+from mxfp4_core.naming.resolver import Decision, Resolver, transposed
+from mxfp4_core.naming.vocabulary import ranges, rename
+
+ATTENTION = "model.layers.0.self_attn"
+EXPERTS = "model.layers.0.mlp.experts"
+
+
+def decide(name: str, shape: tuple[int, ...] | None = None, **config: object) -> Decision:
+    return Resolver(Mxfp4Config.from_dict(config)).decide(name, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lm_head.weight", "an output head"),
+        ("language_model.lm_head", "an output head"),
+        ("model.layers.61.shared_head.head.weight", "an output head"),
+        ("model.embed_tokens.weight", "an embedding"),
+        ("transformer.wte.weight", "an embedding"),
+        ("transformer.wpe.weight", "an embedding"),
+        ("gpt_neox.embed_in.weight", "an embedding"),
+        ("visual.patch_embed.proj.weight", "an embedding"),
+        ("time_text_embed.timestep_embedder.linear_1.weight", "an embedding"),
+        ("x_embedder.weight", "an embedding"),
+        ("model.layers.3.mlp.gate.weight", "a router or gate"),
+        ("model.layers.3.mlp.gate", "a router or gate"),
+        ("model.layers.3.mlp.router.weight", "a router or gate"),
+        ("model.layers.3.mlp.router.classifier.weight", "holds a router"),
+        ("model.layers.3.mlp.gate.wg.weight", "a router"),
+        ("model.layers.3.mlp.shared_expert_gate.weight", "a router or gate"),
+        ("model.layers.3.input_layernorm.weight", "a normalisation"),
+        ("transformer.h.0.ln_1.weight", "a normalisation"),
+        ("transformer_blocks.0.norm1.linear.weight", "a normalisation"),
+        ("mtp.layers.0.mlp.up_proj.weight", "draft"),
+        ("mtp.fc.weight", "draft"),
+        ("model.layers.0.conv1d.weight", "a convolution"),
+        ("encoder.block.0.relative_attention_bias.weight", "an embedding"),
+        ("model.embed_tokens", "an embedding"),
+        ("model.layers.0.self_attn.q_proj.bias", "not the weight"),
+        ("model.layers.0.mlp.experts.gate_up_proj_bias", "not the weight"),
+        ("model.layers.0.mamba.A_log", "not the weight"),
+        ("model.layers.0.mlp.gate.e_score_correction_bias", "not the weight"),
+    ],
+)
+def test_what_the_defaults_keep_says_why(name: str, words: str) -> None:
+    decision = decide(name)
+    assert not decision.quantize and words in decision.reason and decision.pattern is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.3.mlp.gate_proj.weight",
+        "model.layers.3.mlp.gate_up_proj.weight",
+        "model.layers.3.mlp.shared_expert.gate_proj.weight",
+        "model.layers.3.mlp.experts.7.gate_proj.weight",
+        "model.layers.3.mlp.experts.gate_up_proj",
+        "model.layers.3.mlp.experts",
+        "model.layers.3.conv.in_proj.weight",
+        "model.layers.3.linear_attn.in_proj_z.weight",
+        "visual.blocks.0.attn.qkv.weight",
+        "single_transformer_blocks.0.proj_out.weight",
+    ],
+)
+def test_what_the_defaults_quantise(name: str) -> None:
+    decision = decide(name)
+    assert decision.quantize and decision.profile == "even/even"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "quantized"),
+    [
+        ("a.q_proj.weight", (64, 64), True),
+        ("a.q_proj.weight", (64,), False),
+        ("a.q_proj.weight", (), False),
+        ("a.q_proj.weight", (0, 64), False),
+        ("a.proj.weight", (64, 3, 14, 14), False),
+        ("a.proj.weight", (64, 3, 4), False),
+        ("a.experts.gate_up_proj", (8, 64, 64), True),
+        ("a.experts.gate_up_proj", (8, 2, 64, 64), False),
+        ("a.experts.3.gate_proj.weight", (8, 64, 64), False),
+    ],
+)
+def test_the_shape_tells_what_no_linear_weight_is(name: str, shape: tuple[int, ...], quantized: bool) -> None:
+    assert decide(name, shape).quantize is quantized
+
+
+def test_the_canonical_name_is_that_of_the_tensor() -> None:
+    assert decide("a.q_proj").name == decide("a.q_proj.weight").name == "a.q_proj.weight"
+    assert decide(f"{EXPERTS}.gate_up_proj").name == f"{EXPERTS}.gate_up_proj"
+    assert decide(f"{EXPERTS}.3.up_proj").name == f"{EXPERTS}.3.up_proj.weight"
+    assert decide("a.q_proj.bias").name == "a.q_proj.bias"
+    assert decide("a.norm.weight", (8,)).name == "a.norm.weight"
+
+
+def test_ignore_says_which_pattern_and_how_it_matched() -> None:
+    decision = decide(f"{ATTENTION}.qkv_proj", ignore=["self_attn"])
+    assert (decision.quantize, decision.pattern, decision.matched) == (
+        False,
+        "self_attn",
+        f"{ATTENTION}.q_proj",
+    )
+    assert decision.reason == "ignored by 'self_attn'"
+
+
+class TestPrecedence:
+    def test_ignore_beats_an_override_that_only_says_how(self) -> None:
+        overrides = [{"pattern": "self_attn", "rule": "floor"}]
+        assert not decide(f"{ATTENTION}.o_proj", ignore=["o_proj"], overrides=overrides).quantize
+        assert decide(f"{ATTENTION}.q_proj", ignore=["o_proj"], overrides=overrides).profile == "floor/even"
+
+    def test_ignore_against_keep_false_is_an_error(self) -> None:
+        with pytest.raises(PatternError, match="two different instructions"):
+            decide("lm_head", ignore=["lm_head.weight"], overrides=[{"pattern": "lm_head", "keep": False}])
+
+    def test_keep_false_outranks_the_defaults_and_the_targets(self) -> None:
+        decision = decide("lm_head", targets=["mlp"], overrides=[{"pattern": "lm_head", "keep": False}])
+        assert decision.quantize and "outranks the defaults" in decision.reason
+
+    def test_an_override_of_the_rule_does_not_outrank_the_defaults(self) -> None:
+        assert not decide("model.layers.0.mlp.gate", overrides=[{"pattern": "mlp", "rule": "floor"}]).quantize
+
+    def test_keep_true_keeps(self) -> None:
+        decision = decide("a.q_proj", overrides=[{"pattern": "a", "keep": True}], targets=["q_proj"])
+        assert not decision.quantize and decision.pattern == "a"
+
+    def test_targets_limit_what_is_quantised(self) -> None:
+        assert decide("a.mlp.up_proj", targets=["mlp"]).pattern == "mlp"
+        assert decide("a.attn.q_proj", targets=["mlp"]).reason == "no target matches it"
+        assert not decide("a.mlp.gate", targets=["mlp"]).quantize
+
+    def test_without_defaults_everything_two_dimensional_is_quantised(self) -> None:
+        assert decide("lm_head", keep_defaults=False).quantize
+        assert not decide("model.norm.weight", (64,), keep_defaults=False).quantize
+
+    def test_two_overrides_that_agree_are_one(self) -> None:
+        overrides = [{"pattern": "q_proj", "rule": "floor"}, {"pattern": "a", "profile": "floor/even"}]
+        assert decide("a.q_proj", overrides=overrides).profile == "floor/even"
+
+    def test_two_overrides_that_differ_are_an_error(self) -> None:
+        overrides = [{"pattern": "q_proj", "rule": "floor"}, {"pattern": "a", "rule": "ceil"}]
+        with pytest.raises(PatternError, match="overrides 'q_proj' and 'a'"):
+            decide("a.q_proj", overrides=overrides)
+
+
+class TestFused:
+    def test_the_fused_name_in_a_pattern_reaches_every_shard(self) -> None:
+        for name in ("q_proj", "k_proj", "v_proj", "qkv_proj"):
+            assert not decide(f"{ATTENTION}.{name}", ignore=["qkv_proj"]).quantize
+        assert decide(f"{ATTENTION}.o_proj", ignore=["qkv_proj"]).quantize
+
+    def test_all_shards_in_the_patterns_reach_the_fused_name(self) -> None:
+        assert not decide(f"{ATTENTION}.qkv_proj", ignore=["q_proj", "k_proj", "v_proj"]).quantize
+
+    @given(st.sets(st.sampled_from(["q_proj", "k_proj", "v_proj"]), min_size=1, max_size=2))
+    def test_some_shards_split_the_fused_module(self, ignored: set[str]) -> None:
+        with pytest.raises(PatternError, match="would be split") as caught:
+            decide(f"{ATTENTION}.qkv_proj", ignore=sorted(ignored))
+        for name in ("q_proj", "k_proj", "v_proj"):
+            assert name in caught.value.seen
+
+    @pytest.mark.parametrize("pattern", ["re:.*v_proj", "*v_proj"])
+    def test_an_expression_for_v_does_not_reach_q_and_k_through_the_fused_name(self, pattern: str) -> None:
+        assert decide(f"{ATTENTION}.q_proj", ignore=[pattern]).quantize
+        assert not decide(f"{ATTENTION}.v_proj", ignore=[pattern]).quantize
+        with pytest.raises(PatternError, match="q_proj, k_proj quantised; v_proj kept"):
+            decide(f"{ATTENTION}.qkv_proj", ignore=[pattern])
+
+    def test_an_expression_for_the_fused_name_reaches_every_shard(self) -> None:
+        assert not decide(f"{ATTENTION}.v_proj", ignore=["re:.*qkv_proj"]).quantize
+
+    def test_shards_with_different_rules_split_the_module_too(self) -> None:
+        with pytest.raises(PatternError, match="quantised by floor/even"):
+            decide(f"{ATTENTION}.qkv_proj", overrides=[{"pattern": "v_proj", "rule": "floor"}])
+
+    def test_names_that_are_offered_apart_must_agree_as_well(self) -> None:
+        resolver = Resolver(Mxfp4Config(ignore=["q_proj"]))
+        names = [(f"{ATTENTION}.{shard}.weight", (64, 64)) for shard in ("q_proj", "k_proj", "v_proj")]
+        with pytest.raises(PatternError, match=r"self_attn\.qkv_proj would be split"):
+            resolver.decide_all(names)
+
+    def test_an_engine_that_fuses_nothing_may_split(self) -> None:
+        resolver = Resolver(Mxfp4Config(ignore=["q_proj"]), fused={})
+        decisions = resolver.decide_all([(f"{ATTENTION}.{shard}", None) for shard in ("q_proj", "k_proj")])
+        assert [decision.quantize for decision in decisions] == [False, True]
+
+    def test_an_engine_may_bring_its_own_fused_modules(self) -> None:
+        resolver = Resolver(Mxfp4Config(ignore=["w1", "w3"]), fused={"w13": ("w1", "w3")})
+        assert not resolver.decide("layers.0.feed_forward.w13").quantize
+        with pytest.raises(PatternError, match="would be split"):
+            Resolver(Mxfp4Config(ignore=["w1"])).decide("layers.0.feed_forward.w13")
+
+
+class TestExperts:
+    def test_the_experts_of_a_layer_are_one(self) -> None:
+        ignore = [f"{EXPERTS}.{index}" for index in range(4)]
+        for name in (EXPERTS, f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.w13_weight", f"{EXPERTS}.w2_weight"):
+            assert not decide(name, (4, 64, 64), ignore=ignore).quantize
+
+    def test_one_expert_apart_is_named(self) -> None:
+        with pytest.raises(PatternError) as caught:
+            decide(f"{EXPERTS}.w13_weight", (8, 64, 64), ignore=[f"{EXPERTS}.3"])
+        assert "experts 0-2, 4-7 (gate_proj, up_proj) quantised" in caught.value.seen
+        assert f"experts 3 (gate_proj, up_proj) kept ('{EXPERTS}.3')" in caught.value.seen
+
+    def test_without_a_shape_disagreement_is_found_too(self) -> None:
+        for pattern in (f"{EXPERTS}.0", f"{EXPERTS}.300", r"re:.*experts\.[0-3]\..*"):
+            with pytest.raises(PatternError, match="would be split"):
+                decide(EXPERTS, ignore=[pattern])
+
+    @given(st.integers(1, 40), st.data())
+    def test_any_subset_of_experts_splits_and_all_of_them_do_not(
+        self, count: int, data: st.DataObject
+    ) -> None:
+        chosen = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
+        ignore = [f"experts.{index}" for index in sorted(chosen)]
+        if len(chosen) == count:
+            assert not decide(EXPERTS + ".gate_up_proj", (count, 8, 8), ignore=ignore).quantize
+        else:
+            with pytest.raises(PatternError, match="would be split"):
+                decide(EXPERTS + ".gate_up_proj", (count, 8, 8), ignore=ignore)
+
+    def test_the_number_of_experts_may_come_from_the_config_of_the_model(self) -> None:
+        config = Mxfp4Config(ignore=[f"{EXPERTS}.{index}" for index in range(4)])
+        for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+            assert not Resolver.for_model(config, {key: 4}).decide(EXPERTS).quantize
+        with pytest.raises(PatternError, match=r"experts 4 .* quantised"):
+            Resolver.for_model(config, {"num_experts": 5}).decide(EXPERTS)
+        with pytest.raises(PatternError, match="would be split"):
+            Resolver.for_model(config, {}).decide(EXPERTS)
+
+    def test_a_wildcard_beside_a_digit_is_asked_of_every_expert(self) -> None:
+        with pytest.raises(PatternError, match=r"experts 1, 10-12 \(down_proj\) kept"):
+            decide(f"{EXPERTS}.down_proj", (13, 8, 8), ignore=["experts.1*"])
+
+    def test_the_parts_of_the_experts_agree_across_tensors(self) -> None:
+        resolver = Resolver(Mxfp4Config(ignore=["experts.down_proj"]))
+        names = [(f"{EXPERTS}.gate_up_proj", (8, 64, 64)), (f"{EXPERTS}.down_proj", (8, 64, 64))]
+        with pytest.raises(PatternError, match="experts would be split"):
+            resolver.decide_all(names)
+
+    @pytest.mark.parametrize(
+        "pattern", ["experts.w13_weight", "experts.gate_up_proj", "experts.*.w1", "experts.*.gate_proj"]
+    )
+    def test_both_vocabularies_of_experts_are_understood(self, pattern: str) -> None:
+        for name in (f"{EXPERTS}.5.gate_proj", f"{EXPERTS}.5.w1"):
+            assert not decide(name, ignore=[pattern]).quantize
+
+    def test_shared_experts_are_not_experts(self) -> None:
+        assert decide("model.layers.0.mlp.shared_experts.up_proj", ignore=["experts"]).quantize
+
+
+class TestPrefixes:
+    SPELLINGS = ("model.layers.3.mlp.down_proj", "model.language_model.layers.3.mlp.down_proj",
+                 "language_model.model.layers.3.mlp.down_proj")  # fmt: skip
+
+    @pytest.mark.parametrize("pattern", SPELLINGS)
+    @pytest.mark.parametrize("name", SPELLINGS)
+    def test_the_place_of_the_language_model_does_not_matter(self, pattern: str, name: str) -> None:
+        decision = decide(name, ignore=[f"={pattern}"])
+        assert not decision.quantize and decision.matched == pattern
+
+    def test_a_pattern_for_the_tower_reaches_only_the_tower(self) -> None:
+        for pattern in ("language_model", "re:.*language_model.*"):
+            assert not decide("model.language_model.layers.3.mlp.down_proj", ignore=[pattern]).quantize
+            assert decide("model.layers.3.mlp.down_proj", ignore=[pattern]).quantize
+            assert decide("model.visual.blocks.3.mlp.fc1", ignore=[pattern]).quantize
+
+    def test_the_head_of_a_language_model_is_the_head(self) -> None:
+        assert decide("language_model.lm_head", ignore=["=lm_head"]).pattern == "=lm_head"
+        assert decide("lm_head", ignore=["=language_model.lm_head"]).pattern == "=language_model.lm_head"
+
+    def test_renamed_modules_answer_to_both_names(self) -> None:
+        renames = [("mlp.experts", "block_sparse_moe.experts")]
+        resolver = Resolver(
+            Mxfp4Config(ignore=["layers.0.block_sparse_moe", "layers.1.mlp"]), renames=renames
+        )
+        for layer in (0, 1):
+            decision = resolver.decide(f"model.layers.{layer}.mlp.experts.gate_up_proj", (8, 64, 64))
+            assert not decision.quantize
+            assert decision.name == f"model.layers.{layer}.block_sparse_moe.experts.gate_up_proj"
+        assert resolver.decide("model.layers.2.mlp.experts").quantize
+
+
+class TestDraftLayers:
+    def test_layers_after_the_last_are_draft_layers(self) -> None:
+        resolver = Resolver.for_model(Mxfp4Config(), {"num_hidden_layers": 61})
+        assert resolver.decide("model.layers.60.mlp.down_proj").quantize
+        assert "comes after the 61 layers" in resolver.decide("model.layers.61.mlp.down_proj").reason
+
+    def test_the_depth_of_the_text_model_does_not_count_in_the_vision_tower(self) -> None:
+        resolver = Resolver.for_model(
+            Mxfp4Config(), {"text_config": {"num_hidden_layers": 2}, "num_hidden_layers": 9}
+        )
+        assert not resolver.decide("model.language_model.layers.2.mlp.down_proj").quantize
+        assert resolver.decide("model.vision_tower.layers.2.mlp.down_proj").quantize
+
+    @pytest.mark.parametrize("depth", [None, "61", True, [61], -1])
+    def test_an_unknown_depth_keeps_nothing(self, depth: object) -> None:
+        resolver = Resolver.for_model(Mxfp4Config(), {"num_hidden_layers": depth, "num_experts": depth})
+        assert resolver.decide("model.layers.61.mlp.down_proj").quantize
+
+
+class TestPatternsThatDoNothing:
+    NAMES = tuple(
+        (f"model.layers.{layer}.{part}.weight", (64, 64))
+        for layer in range(2)
+        for part in ("mlp.gate", "mlp.up_proj", "mlp.gate_proj", "self_attn.o_proj")
+    )
+
+    def refuse(self, match: str, **config: object) -> PatternError:
+        resolver = Resolver(Mxfp4Config.from_dict(config))
+        with pytest.raises(PatternError, match=match) as caught:
+            resolver.decide_all(self.NAMES)
+        return caught.value
+
+    @pytest.mark.parametrize("key", ["ignore", "targets"])
+    def test_a_pattern_without_a_match_lists_near_misses(self, key: str) -> None:
+        error = self.refuse("1 of 2 name patterns match nothing", **{key: ["mlp.up_prj", "o_proj"]})
+        assert "'mlp.up_prj'" in error.seen and "'o_proj'" not in error.seen
+        assert "'mlp.up_proj'" in error.fix
+
+    def test_an_override_without_a_match_is_refused(self) -> None:
+        error = self.refuse("match nothing", overrides=[{"pattern": "self_atn", "rule": "floor"}])
+        assert "self_attn" in error.fix
+
+    def test_a_target_or_override_that_only_hits_what_is_kept_is_refused(self) -> None:
+        for config in (
+            {"targets": ["mlp.gate", "self_attn"]},
+            {"overrides": [{"pattern": "mlp.gate", "rule": "floor"}]},
+            {"overrides": [{"pattern": "o_proj", "rule": "floor"}], "ignore": ["self_attn"]},
+        ):
+            assert "keep = false" in self.refuse("all that it matches is kept", **config).fix
+
+    def test_two_targets_for_the_same_name_both_did_something(self) -> None:
+        config = Mxfp4Config(targets=["mlp", "up_proj", "gate_proj"], overrides=[])
+        assert sum(found.quantize for found in Resolver(config).decide_all(self.NAMES)) == 4
+
+    def test_a_pattern_that_hits_only_a_vector_did_something(self) -> None:
+        resolver = Resolver(Mxfp4Config(ignore=["input_layernorm"]))
+        resolver.decide_all([("model.layers.0.input_layernorm.weight", (64,))])
+
+    def test_what_has_matched_is_remembered_across_calls(self) -> None:
+        resolver = Resolver(Mxfp4Config(ignore=["mlp", "self_attn"]))
+        resolver.decide("a.mlp.up_proj")
+        assert resolver.unmatched() == ["self_attn"]
+        resolver.decide("a.self_attn.qkv_proj")
+        resolver.check_patterns()
+
+
+def test_a_hostile_number_of_experts_is_not_asked_one_by_one() -> None:
+    with pytest.raises(PatternError, match="would be split"):
+        decide(f"{EXPERTS}.down_proj", (10**12, 1, 32), ignore=[r"re:.*experts\.[0-9]\..*"])
+
+
+def test_threads_get_the_same_decisions() -> None:
+    config = Mxfp4Config(ignore=["qkv_proj", "experts.w2_weight", "experts.gate_up_proj"])
+    parts = (
+        "self_attn.q_proj",
+        "self_attn.v_proj",
+        "mlp.experts.1.w2",
+        "mlp.experts.1.gate_proj",
+        "mlp.experts",
+    )
+    names = [f"model.layers.{layer}.{part}" for layer in range(20) for part in parts]
+    alone = [Resolver(config).decide(name) for name in names]
+    shared = Resolver(config)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(shared.decide, names)) == alone
+    assert shared.unmatched() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "expected"),
+    [
+        (f"{EXPERTS}.gate_up_proj", "gpt_oss", True),
+        (f"{EXPERTS}.down_proj", "gpt_oss", True),
+        (EXPERTS, "gpt_oss", True),
+        (f"{EXPERTS}.gate_up_proj_bias", "gpt_oss", False),
+        (f"{ATTENTION}.q_proj.weight", "gpt_oss", False),
+        (f"{EXPERTS}.gate_up_proj", "qwen3_moe", False),
+        (f"{EXPERTS}.3.gate_proj.weight", "llama4", False),
+        ("transformer.h.0.attn.c_attn.weight", "gpt2", True),
+        ("lm_head.weight", "gpt2", False),
+    ],
+)
+def test_k_first_tensors_are_known(name: str, model_type: str, expected: bool) -> None:
+    assert transposed(name, model_type) is expected
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_ranges_name_every_number_once(numbers: set[int]) -> None:
+    found: list[int] = []
+    for run in filter(None, ranges(numbers).split(", ")):
+        low, _, high = run.partition("-")
+        found += range(int(low), int(high or low) + 1)
+    assert found == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "target", "expected"),
+    [
+        ("a.b.c", "b", "x.y", "a.x.y.c"),
+        ("a.bb.c", "b", "x", "a.bb.c"),
+        ("a.b.a", "^a", "x", "x.b.a"),
+        ("b.a", "^a", "x", "b.a"),
+        ("a.b", "^", "model", "model.a.b"),
+        ("model.a.b", "^model", "", "a.b"),
+    ],
+)
+def test_renames_replace_whole_components(name: str, source: str, target: str, expected: str) -> None:
+    assert rename(name, source, target) == expected

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mxfp4_core.arithmetic.format import E2M1_VALUES
+from mxfp4_core.backend.answers import Numerics
+from mxfp4_core.backend.problem import GPT_OSS_SWIGLU, SILU, Gate
+from mxfp4_core.testing import judge
+from mxfp4_core.testing.judge import Answer
+from mxfp4_core.testing.samples import random_routes, random_weight, random_x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("exponent", [-40, -7, 0, 9])
+def test_products_are_exact_in_float32(dtype: torch.dtype, exponent: int) -> None:
+    """Every finite activation of 16 bits times every code, where neither end of float32 is near."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = x[x.isfinite() & ((x == 0) | (x.double().abs() > 2.0**-60)) & (x.double().abs() < 2.0**60)]
+    weights = torch.tensor(E2M1_VALUES, dtype=torch.float64) * 2.0**exponent
+    exact = x.double()[:, None] * weights
+    assert torch.equal((x.float()[:, None] * weights.float()).double(), exact)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 40), st.integers(1, 300), st.sampled_from([torch.bfloat16, torch.float16, torch.float32])
+)
+def test_float32_in_any_order_is_within_the_bound(n: int, k: int, dtype: torch.dtype) -> None:
+    weight, x, bias = random_weight(n, k, seed=n), random_x(5, k, dtype, seed=k), torch.randn(n)
+    order = torch.randperm(k)
+    wide = weight.dequantize(torch.float32)
+    answer = judge.linear(x, weight, bias, Numerics())
+    answer.check((x.float()[:, order] @ wide[:, order].T + bias).to(dtype))
+    backwards = torch.zeros(5, n)
+    for column in order.tolist():
+        backwards += x.float()[:, column, None] * wide[None, :, column]
+    answer.check((backwards + bias).to(dtype))
+
+
+def test_the_bound_is_tight_enough_to_see_one_wrong_code() -> None:
+    weight, x = random_weight(16, 2880, scales=(127, 127)), random_x(8, 2880)
+    answer = judge.linear(x, weight, None, Numerics())
+    weight.codes[3, 700] ^= 0x02
+    with pytest.raises(AssertionError, match="beyond the bound"):
+        judge.linear(x, weight, None, Numerics())
+        answer.check((x.float() @ weight.dequantize(torch.float32).T).bfloat16())
+
+
+def test_a_stated_error_of_products_is_allowed_and_an_unstated_one_is_not() -> None:
+    weight, x = random_weight(16, 96, scales=(127, 127)), random_x(8, 96, torch.float32).abs()
+    weight.codes.bitwise_and_(0x77)  # nothing cancels, so that a relative error shows
+    got = x @ (weight.dequantize(torch.float32) * (1 + 2.0**-9)).T
+    judge.linear(x, weight, None, Numerics(product_error=2.0**-8)).check(got)
+    with pytest.raises(AssertionError):
+        judge.linear(x, weight, None, Numerics()).check(got)
+
+
+@pytest.mark.parametrize("gate", [SILU, Gate(limit=10.0), GPT_OSS_SWIGLU], ids=["silu", "clamped", "gpt-oss"])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_experts_in_bfloat16_are_within_the_bound(gate: Gate, rounded: bool) -> None:
+    """Kernels may keep the intermediate in float32 or round it, also each expert's result."""
+    gate_up, down = (
+        random_weight(4, 192, 160, scales=(117, 122)),
+        random_weight(4, 160, 96, scales=(117, 122)),
+    )
+    x, (ids, weights) = random_x(9, 160), random_routes(9, 4, 2)
+    form = Gate(gate.alpha, gate.limit, gate.up_offset)
+    answer = judge.moe(x, gate_up, down, (None, None), ids, weights, form, Numerics())
+
+    def step(value: torch.Tensor) -> torch.Tensor:
+        return value.bfloat16().float() if rounded else value
+
+    out = torch.zeros(9, 160)
+    for token in range(9):
+        for slot in range(2):
+            expert = int(ids[token, slot])
+            both = step(gate_up.dequantize(torch.float32)[expert] @ x[token].float())
+            g, u = both.chunk(2)
+            if form.limit is not None:
+                g, u = g.clamp(max=form.limit), u.clamp(-form.limit, form.limit)
+            hidden = step((u + form.up_offset) * g * torch.sigmoid(form.alpha * g))
+            result = step(down.dequantize(torch.float32)[expert] @ hidden)
+            out[token] = step(out[token] + weights[token, slot] * result)
+    answer.check(out.bfloat16())
+    assert float((answer.bound / answer.value.abs()).median()) < 0.2, "the bound must say something"
+    with pytest.raises(AssertionError, match="as a whole"):
+        answer.check((out * 1.02).bfloat16())
+    out[3, 7] *= 1.5
+    with pytest.raises(AssertionError):
+        answer.check(out.bfloat16())
+
+
+def test_check_sees_nan_shapes_and_places() -> None:
+    answer = Answer(torch.zeros(2, 3, dtype=torch.float64), torch.full((2, 3), 0.1, dtype=torch.float64))
+    answer.check(torch.full((2, 3), 0.05))
+    got = torch.zeros(2, 3)
+    got[1, 2] = torch.nan
+    with pytest.raises(AssertionError, match=r"first at \(1, 2\)"):
+        answer.check(got)
+    with pytest.raises(AssertionError, match="shape"):
+        answer.check(torch.zeros(3, 2))
+    nan = Answer(torch.full((1,), torch.nan, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    nan.check(torch.tensor([torch.nan]))
+    with pytest.raises(AssertionError):
+        nan.check(torch.tensor([0.0]))
