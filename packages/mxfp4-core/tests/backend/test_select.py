@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mxfp4_core import _plugins
 from mxfp4_core.backend import registry, select
 from mxfp4_core.backend.answers import No, Numerics, Verdict, Yes
 from mxfp4_core.backend.device import Device
@@ -74,7 +75,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
             points.append(point)
         registry.refresh()
 
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    real = _plugins.entry_points
+    monkeypatch.setattr(
+        _plugins, "entry_points", lambda group: points if group == registry.GROUP else real(group=group)
+    )
     registry.refresh()
     yield add
     registry.refresh()

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mxfp4_core import _plugins
 from mxfp4_core.arithmetic.shapes import mx_bytes
 from mxfp4_core.backend import registry
 from mxfp4_core.backend.device import Device
@@ -88,7 +89,10 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Any:
     backend = EmulatedBackend()
     point = EntryPoint(backend.name, "anywhere:backend", registry.GROUP)
     object.__setattr__(point, "load", lambda: backend)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    real = _plugins.entry_points
+    monkeypatch.setattr(
+        _plugins, "entry_points", lambda group: [point] if group == registry.GROUP else real(group=group)
+    )
     registry.refresh()
     yield backend
     registry.refresh()

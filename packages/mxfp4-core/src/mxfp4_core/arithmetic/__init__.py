@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mxfp4_core.arithmetic.format import E8M0_MIN as E8M0_MIN
     from mxfp4_core.arithmetic.format import E8M0_NAN as E8M0_NAN
     from mxfp4_core.arithmetic.format import SIGN_BIT as SIGN_BIT
+    from mxfp4_core.arithmetic.formats.base import Format as Format
+    from mxfp4_core.arithmetic.formats.base import Part as Part
+    from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4 as MXFP4
     from mxfp4_core.arithmetic.profile import Profile as Profile
     from mxfp4_core.arithmetic.profile import Zeros as Zeros
     from mxfp4_core.arithmetic.profiles import resolve as resolve
@@ -50,6 +53,9 @@ _HOMES = {
     "pad_weight": "shapes",
     "padded": "shapes",
     "MxTensor": "tensor",
+    "Format": "formats.base",
+    "Part": "formats.base",
+    "MXFP4": "formats.mxfp4",
     "resolve": "profiles",
     "Profile": "profile",
     "Zeros": "profile",
@@ -68,10 +74,13 @@ __all__ = [
     "E8M0_MAX",
     "E8M0_MIN",
     "E8M0_NAN",
+    "MXFP4",
     "RULES",
     "SIGN_BIT",
     "Alignment",
+    "Format",
     "MxTensor",
+    "Part",
     "Profile",
     "ScaleRule",
     "Ties",

@@ -1,23 +1,26 @@
-"""``MxTensor``: codes and scales that belong together, checked when built."""
+"""``MxTensor``: the parts of one quantised weight, checked when built."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Self
 
 import torch
 
-from mxfp4_core.arithmetic.dequantize import check_pair, dequantize
-from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.errors import FormatError
 
 
-@dataclass(frozen=True, eq=False)
 class MxTensor:
     """A quantised tensor in the canonical layout.
 
+    ``MxTensor(codes, scales, shape)`` builds one of the format ``mxfp4``, `from_parts` one of any format.
+
     Attributes:
-        codes: uint8 ``[..., Kp / 2]``, even K in the low nibble.
-        scales: uint8 ``[..., Kp / 32]``, E8M0, on the same device.
+        format: which parts there are.
+        parts: tensors by name; each is an attribute, too (``tensor.codes``).
         shape: logical shape ``[..., K]``; Kp is K padded to whole blocks.
         profile: name of the profile that made the bytes; empty if a file does not say.
 
@@ -25,50 +28,96 @@ class MxTensor:
         FormatError: the parts do not fit together.
     """
 
-    codes: torch.Tensor
-    scales: torch.Tensor
+    format: Format
+    parts: Mapping[str, torch.Tensor]
     shape: torch.Size
-    profile: str = ""
+    profile: str
 
-    def __post_init__(self) -> None:
-        check_pair(self.codes, self.scales, "codes and scales of an MxTensor")
-        object.__setattr__(self, "shape", torch.Size(self.shape))
-        k = self.shape[-1] if self.shape else 0
-        if self.shape[:-1] != self.codes.shape[:-1] or self.physical_shape[-1] != k + -k % BLOCK:
+    def __init__(
+        self, codes: torch.Tensor, scales: torch.Tensor, shape: torch.Size, profile: str = ""
+    ) -> None:
+        self._set(MXFP4, {"codes": codes, "scales": scales}, shape, profile)
+
+    @classmethod
+    def from_parts(
+        cls,
+        format: Format,
+        parts: Mapping[str, torch.Tensor],
+        shape: torch.Size | tuple[int, ...],
+        profile: str = "",
+    ) -> Self:
+        """Build a tensor of any format.
+
+        Args:
+            format: from `mxfp4_core.arithmetic.formats`.
+            parts: one tensor for each part.
+            shape: logical shape ``[..., K]``.
+            profile: name of the profile that made the bytes.
+        """
+        made = cls.__new__(cls)
+        made._set(format, parts, shape, profile)
+        return made
+
+    def _set(
+        self,
+        format: Format,
+        parts: Mapping[str, torch.Tensor],
+        shape: torch.Size | tuple[int, ...],
+        profile: str,
+    ) -> None:
+        format.check(parts, "an MxTensor")
+        self.format, self.parts = format, MappingProxyType(dict(parts))
+        self.shape, self.profile = torch.Size(shape), profile
+        if not self.shape or self.physical_shape != (*self.shape[:-1], format.physical_k(self.shape[-1])):
+            first = format.parts[0]
             raise FormatError(
-                "the logical shape of an MxTensor does not fit its codes",
-                seen=f"shape {tuple(self.shape)}, codes {tuple(self.codes.shape)}",
-                rule=f"codes are [..., Kp / 2] with K padded to whole blocks of {BLOCK}",
+                f"the logical shape of an MxTensor does not fit its {first.name}",
+                seen=f"shape {tuple(self.shape)}, {first.name} {tuple(parts[first.name].shape)}",
+                rule=f"{first.name} are [..., Kp / {first.values}] with K padded to whole blocks of {format.block}",
                 fix="pass the shape of the weight before padding",
             )
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        parts: Mapping[str, torch.Tensor] = self.__dict__.get("parts", {})
+        if name in parts:
+            return parts[name]
+        raise AttributeError(f"MxTensor has no attribute {name!r}; its parts are {', '.join(parts)}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A mapping proxy cannot be pickled.
+        return MxTensor.from_parts, (self.format, dict(self.parts), self.shape, self.profile)
 
     @property
     def physical_shape(self) -> torch.Size:
         """Shape ``[..., Kp]`` with K padded to whole blocks."""
-        return torch.Size((*self.codes.shape[:-1], self.codes.shape[-1] * 2))
+        first = self.format.parts[0]
+        *rows, k = self.parts[first.name].shape
+        return torch.Size((*rows, k * first.values))
 
     @property
     def device(self) -> torch.device:
-        """Where the codes and scales are."""
-        return self.codes.device
+        """Where the parts are."""
+        return next(iter(self.parts.values())).device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and scales together."""
-        return self.codes.nbytes + self.scales.nbytes
+        """Bytes of all parts together."""
+        return sum(part.nbytes for part in self.parts.values())
 
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         """Return the values, ``[..., K]`` of the logical shape; see :func:`mxfp4_core.dequantize`."""
-        values = dequantize(self.codes, self.scales, dtype)
+        values = self.format.dequantize(self.parts, dtype)
         return values[..., : self.shape[-1]] if self.shape != self.physical_shape else values
 
     def to(self, device: torch.device | str) -> MxTensor:
         """Return the same tensor on another device."""
-        return MxTensor(self.codes.to(device), self.scales.to(device), self.shape, self.profile)
+        moved = {name: part.to(device) for name, part in self.parts.items()}
+        return MxTensor.from_parts(self.format, moved, self.shape, self.profile)
 
     def __repr__(self) -> str:
         made = f", profile={self.profile!r}" if self.profile else ""
-        return f"MxTensor(shape={list(self.shape)}, device={str(self.device)!r}{made}, {self.nbytes} bytes)"
+        kind = "" if self.format is MXFP4 else f", format={self.format.name!r}"
+        return f"MxTensor(shape={list(self.shape)}, device={str(self.device)!r}{kind}{made}, {self.nbytes} bytes)"
 
 
 __all__ = ["MxTensor"]

@@ -1,0 +1,46 @@
+"""Formats by name: the entry points of the group ``mxfp4.formats``."""
+
+from __future__ import annotations
+
+from mxfp4_core._plugins import Broken, plugins
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.errors import FormatError
+
+GROUP = "mxfp4.formats"
+
+
+def formats() -> tuple[str, ...]:
+    """Return the names of all installed formats."""
+    return tuple(plugins(GROUP))
+
+
+def get(name: str) -> Format:
+    """Return a format by name.
+
+    Raises:
+        FormatError: no such format, or the package that provides it is broken.
+    """
+    plugin = plugins(GROUP).get(name)
+    if plugin is None:
+        raise FormatError(
+            f"format {name!r} is not known",
+            seen=repr(name),
+            rule=f"a format is one of {', '.join(formats())}",
+            fix="use one of these, or install the package that provides it",
+        )
+    found = plugin.object()
+    if isinstance(found, Broken):
+        raise FormatError(
+            f"format {name!r} cannot be used", seen=found.reason, rule="its package works", fix=found.fix
+        )
+    if not isinstance(found, Format) or found.name != name:
+        raise FormatError(
+            f"format {name!r} cannot be used",
+            seen=f"{plugin.points[0].value} is {found!r} ({plugin.distribution})",
+            rule="the entry point is a Format of that name",
+            fix=plugin.advice,
+        )
+    return found
+
+
+__all__ = ["GROUP", "formats", "get"]
