@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch.nn.functional import pad
 
+from mxfp4_core.arithmetic.fast.blocks import WEIGHT_DTYPES
 from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.arithmetic.quantize import WEIGHT_DTYPES
 from mxfp4_core.arithmetic.shapes import padded
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend.quantizers import DeviceQuantizers

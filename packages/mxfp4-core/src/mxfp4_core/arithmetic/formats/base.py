@@ -11,11 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from mxfp4_core._plugins import plugins
 from mxfp4_core.arithmetic.shapes import padded
 from mxfp4_core.errors import FormatError
 
 if TYPE_CHECKING:
     import torch
+
+GROUP = "mxfp4.formats"
+"""Entry points of formats."""
 
 Operand = Literal["weight", "input"]
 Parts = Mapping[str, "torch.Tensor"]
@@ -72,9 +76,7 @@ class Format(ABC):
 
     def __reduce__(self) -> tuple[object, ...]:
         # There is one object a format, also after pickling to another process.
-        from mxfp4_core.arithmetic.formats.registry import get
-
-        return get, (self.name,)
+        return _installed, (self.name,)
 
     @abstractmethod
     def quantize_into(
@@ -182,4 +184,8 @@ class Format(ABC):
             )
 
 
-__all__ = ["Format", "Operand", "Part", "Parts"]
+def _installed(name: str) -> object:
+    return plugins(GROUP)[name].object()
+
+
+__all__ = ["GROUP", "Format", "Operand", "Part", "Parts"]

@@ -32,7 +32,7 @@ class Mxfp4(Format):
         threads: int | None = None,
     ) -> None:
         """Quantise with the fastest path of the core; see `mxfp4_core.quantize_into`."""
-        from mxfp4_core.arithmetic.quantize import quantize_into
+        from mxfp4_core.arithmetic.fast.blocks import quantize_into
 
         quantize_into(
             weight,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from mxfp4_core._plugins import Broken, plugins
-from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.arithmetic.formats.base import GROUP, Format
 from mxfp4_core.errors import FormatError
-
-GROUP = "mxfp4.formats"
 
 
 def formats() -> tuple[str, ...]:
@@ -43,4 +41,4 @@ def get(name: str) -> Format:
     return found
 
 
-__all__ = ["GROUP", "formats", "get"]
+__all__ = ["formats", "get"]
