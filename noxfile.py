@@ -132,12 +132,13 @@ def setup(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def lint(session: nox.Session) -> None:
-    """Check style, formatting, the layers between modules and the changelog fragments."""
+    """Check style, formatting, the layers between modules, the contract of the leaves, the changelog fragments."""
     if session.venv_backend != "none":
         session.install(*group("lint"))
     session.run("ruff", "check", ".", external=True)
     session.run("ruff", "format", "--check", ".", external=True)
     session.run("lint-imports", "--no-cache", env=linked.environment(), external=True)
+    session.run(sys.executable, "tools/check_api.py", external=True)
     session.run("towncrier", "build", "--draft", "--version", "next", external=True, silent=True)
 
 
