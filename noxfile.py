@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 TORCH = "torch==2.13.0"
 OPTIONAL = ("compressed-tensors", "gguf", "pytest-cov")  # of the group "test": tests do without
+EXTRAS = ("cpu", "cli")  # of the members: what their users install, and the tests need
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 shared_python = sys.executable  # the session "setup" puts the interpreter of the shared environment here
@@ -104,6 +105,18 @@ def install_torch(session: nox.Session) -> None:
         session.install(TORCH, "--extra-index-url", CPU_TORCH_INDEX)
 
 
+def extras(member: Path) -> dict[str, list[str]]:
+    """Return the requirements of the extras that a member has and the tests need, by their name."""
+    project = nox.project.load_toml(member / "pyproject.toml")["project"]
+    return {name: needs for name, needs in project.get("optional-dependencies", {}).items() if name in EXTRAS}
+
+
+def with_extras(member: Path) -> str:
+    """Return what pip installs for a member: its folder, and its extras in brackets."""
+    names = ",".join(extras(member))
+    return f"{member}[{names}]" if names else str(member)
+
+
 @nox.session(reuse_venv=True)
 def setup(session: nox.Session) -> None:
     """Make the environment that the other sessions share; with --no-venv, take this interpreter as it is."""
@@ -125,7 +138,7 @@ def setup(session: nox.Session) -> None:
     session.log("installing torch, the packages and the tools: once, about two minutes")
     install_torch(session)
     # All members in one command: alone, one of them would fetch its siblings by name from the package index.
-    members = [argument for path in linked.members() for argument in ("-e", str(path))]
+    members = [argument for path in linked.members() for argument in ("-e", with_extras(path))]
     session.install(*members, *group("types", "test", "docs"), TORCH)
     stamp.write_text(digest)
 
@@ -192,6 +205,7 @@ def check_needs(session: nox.Session) -> None:
     texts = group("test")
     for member in linked.members():
         texts += tuple(nox.project.load_toml(member / "pyproject.toml")["project"]["dependencies"])
+        texts += tuple(text for needs in extras(member).values() for text in needs)
     absent = []
     for text in texts:
         requirement = Requirement(text)

@@ -1,4 +1,4 @@
-"""The command ``mxfp4``: one module per verb, each with a function ``<verb>_command``.
+"""The command ``mxfp4``; it needs the extra ``cli``, and says so where that is not installed.
 
 Command modules import nothing but typer at the top, so that ``mxfp4 --help`` answers at once and ``plan`` and
 ``doctor`` work where torch is missing. They print results to stdout, progress to stderr, and let `Mxfp4Error`
@@ -10,57 +10,20 @@ Exit codes: 0 done, 1 a problem was found (a damaged file, a weight that cannot 
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from mxfp4_core._exports import exports
+from mxfp4_core._extras import say_what_to_install
 from mxfp4_core.errors import ConfigError, Mxfp4Error, OutputError
 
-# What the list of commands says of each, on one line of 80 columns.
-COMMANDS = {
-    "plan": "Show what would become MXFP4, and why.",
-    "quantize": "Quantise a checkpoint, file to file.",
-    "convert": "Convert an MXFP4 checkpoint to another dialect.",
-    "verify": "Check that an MXFP4 checkpoint is what it claims.",
-    "report": "Measure the error of each tensor.",
-    "doctor": "Say which backend would run, and why.",
-    "warmup": "Compile the kernels of the backends ahead of time.",
-}
+if TYPE_CHECKING:
+    from mxfp4_core.cli.commands import COMMANDS as COMMANDS
+    from mxfp4_core.cli.commands import app as app
 
-app = typer.Typer(
-    name="mxfp4",
-    help="MXFP4 for every accelerator: plan, quantize, convert and verify checkpoints.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"mxfp4-core {version('mxfp4-core')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    _version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
-    ] = False,
-) -> None:
-    pass
-
-
-for _name, _about in COMMANDS.items():
-    _module = importlib.import_module(f"{__name__}.{_name}")
-    app.command(_name, short_help=_about)(getattr(_module, f"{_name}_command"))
+_HOMES = {"COMMANDS": "commands", "app": "commands"}
 
 
 def exit_code(error: Mxfp4Error) -> int:
@@ -79,17 +42,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        app(args=arguments, prog_name="mxfp4")
+        _run(arguments)
     except Mxfp4Error as error:
         if "--json" in arguments:
             parts = {"type": type(error).__name__, "what": error.what, "seen": error.seen}
-            typer.echo(json.dumps({"error": {**parts, "rule": error.rule, "fix": error.fix}}, indent=2))
+            print(json.dumps({"error": {**parts, "rule": error.rule, "fix": error.fix}}, indent=2))
         else:
-            typer.echo(f"mxfp4: {type(error).__name__}: {error}", err=True)
+            print(f"mxfp4: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from None
     except MemoryError:
-        typer.echo("mxfp4: out of memory; free some and run the same command again", err=True)
+        print("mxfp4: out of memory; free some and run the same command again", file=sys.stderr)
         raise SystemExit(1) from None
 
 
+def _run(arguments: list[str]) -> None:
+    try:
+        from mxfp4_core.cli.commands import app
+    except ModuleNotFoundError as error:
+        say_what_to_install("the command mxfp4 cannot run", error)
+        raise
+    app(args=arguments, prog_name="mxfp4")
+
+
 __all__ = ["COMMANDS", "app", "exit_code", "main"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = exports(__name__, _HOMES)

@@ -12,10 +12,16 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit  # pyright: ignore[reportMissingTypeStubs]
 
+from mxfp4_core._extras import say_what_to_install
 from mxfp4_core.arithmetic.format import BLOCK, E2M1_MAX, E2M1_VALUES, E8M0_BIAS, E8M0_NAN
 from mxfp4_core.report.metrics import Metrics
+
+try:
+    from numba import njit  # pyright: ignore[reportMissingTypeStubs]
+except ModuleNotFoundError as error:
+    say_what_to_install("the error of a weight cannot be measured", error)
+    raise
 
 if TYPE_CHECKING:
     import torch
