@@ -156,8 +156,7 @@ class Packer:
             with self.report.timing("quantising"):
                 self.quantizers.of(weight.profile, value.dtype, value.device).into(
                     pad_weight(value, Alignment()),
-                    codes[part.index][rows],
-                    scales[part.index][rows],
+                    {"codes": codes[part.index][rows], "scales": scales[part.index][rows]},
                     nonfinite=self.nonfinite,
                     name=part.source,
                 )
@@ -181,7 +180,8 @@ class Packer:
                     value = chunk.to(codes.device, non_blocking=True)
                     rows = slice(row, row + value.shape[0])
                     quantizer = self.quantizers.of(weight.profile, value.dtype, value.device)
-                    quantizer.into(value, flat[0][rows], flat[1][rows], nonfinite=self.nonfinite)
+                    parts = {"codes": flat[0][rows], "scales": flat[1][rows]}
+                    quantizer.into(value, parts, nonfinite=self.nonfinite)
                     wait(codes.device)  # before the memory of the chunk is filled again
                     row = rows.stop
                     del value

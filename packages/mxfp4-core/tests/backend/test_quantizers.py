@@ -12,6 +12,8 @@ import torch
 
 from mxfp4_core import quantize
 from mxfp4_core.arithmetic.fast.threads import quick_turns
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend import quantizers as device_quantizer
@@ -96,12 +98,13 @@ def test_the_bytes_and_the_error_are_those_of_the_core() -> None:
     both = [torch.empty(8, 64, dtype=torch.uint8) for _ in range(2)]
     codes, scales = both[0][:, :32], both[1][:, ::32]  # with gaps
     quantizer = DeviceQuantizer("even/even", Device())
-    quantizer.into(weight, codes, scales)
+    parts = {"codes": codes, "scales": scales}
+    quantizer.into(weight, parts)
     assert torch.equal(codes, want.codes) and torch.equal(scales, want.scales)
     weight[3, 40] = torch.inf
     with pytest.raises(NonFiniteError, match=r"inf at index \[3, 40\]"):
-        quantizer.into(weight, codes, scales, name="w")
-    quantizer.into(weight, codes, scales, nonfinite="nan")
+        quantizer.into(weight, parts, name="w")
+    quantizer.into(weight, parts, nonfinite="nan")
     want = quantize(weight, nonfinite="nan")
     assert torch.equal(codes, want.codes) and torch.equal(scales, want.scales)
 
@@ -144,9 +147,12 @@ def test_a_layout_that_cannot_packs_into_new_memory() -> None:
 
 def test_a_session_uses_them() -> None:
     class OnCpu(DeviceQuantizers):
-        def of(self, profile: str, dtype: torch.dtype, device: torch.device) -> DeviceQuantizer:
-            self._found[profile, dtype, str(device)] = DeviceQuantizer(profile, Device())
-            return self._found[profile, dtype, str(device)]
+        def of(
+            self, profile: str, dtype: torch.dtype, device: torch.device, format: Format = MXFP4
+        ) -> DeviceQuantizer:
+            return self._found.setdefault(
+                (profile, dtype, str(device), format.name), DeviceQuantizer(profile, Device())
+            )
 
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     session = LoadSession(quantizers=OnCpu())
@@ -192,7 +198,9 @@ def test_kernels_are_loaded_ahead_once_for_each_profile() -> None:
 def test_each_device_gets_every_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def note(candidates: object, profile: str, dtype: torch.dtype, device: str) -> DeviceQuantizer:
+    def note(
+        candidates: object, profile: str, dtype: torch.dtype, device: str, format: Format
+    ) -> DeviceQuantizer:
         asked.append((profile, device))
         return DeviceQuantizer(profile)
 

@@ -9,6 +9,7 @@ import torch
 from loader_layers import copy_whole, simple, weights
 
 from mxfp4_core import quantize
+from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.errors import FormatError, LoadError, ShapeError
 from mxfp4_core.loader import LoadSession
 from mxfp4_core.testing import engine_loaders as engines
@@ -33,11 +34,15 @@ def test_names_come_from_the_engines_arguments(partial: bool) -> None:
 
 def test_existing_codes_and_scales_are_filled() -> None:
     codes, scales = torch.zeros(4, 16, dtype=torch.uint8), torch.zeros(4, 1, dtype=torch.uint8)
-    target, load = simple(LoadSession(), (4, 32), copy_whole, codes=codes, scales=scales)
+    target, load = simple(LoadSession(), (4, 32), copy_whole, parts={"codes": codes, "scales": scales})
     load(weights(4, 32))
     assert target.codes is codes
     assert torch.equal(codes, quantize(weights(4, 32)).codes)
     assert torch.equal(scales, quantize(weights(4, 32)).scales)
+
+
+def parts(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**formats.get("mxfp4").empty((4, 32)), **changes}
 
 
 @pytest.mark.parametrize(
@@ -48,9 +53,11 @@ def test_existing_codes_and_scales_are_filled() -> None:
         ((1, 2, 3, 32), {}, ShapeError),
         ((4, 33), {}, ShapeError),
         ((4, 32), {"dtype": torch.uint8}, FormatError),
-        ((4, 32), {"codes": torch.zeros(4, 15, dtype=torch.uint8)}, ShapeError),
-        ((4, 32), {"codes": torch.zeros(4, 16)}, FormatError),
-        ((4, 32), {"scales": torch.zeros(4, 1, dtype=torch.uint8, device="meta")}, FormatError),
+        ((4, 32), {"parts": parts(codes=torch.zeros(4, 15, dtype=torch.uint8))}, ShapeError),
+        ((4, 32), {"parts": parts(codes=torch.zeros(4, 16))}, FormatError),
+        ((4, 32), {"parts": parts(scales=torch.zeros(4, 1, dtype=torch.uint8, device="meta"))}, FormatError),
+        ((4, 32), {"parts": {"codes": torch.zeros(4, 16, dtype=torch.uint8)}}, FormatError),
+        ((4, 32), {"parts": parts(level0=torch.zeros(4, 1))}, FormatError),
     ],
 )
 def test_impossible_targets_are_refused(

@@ -2,40 +2,42 @@
 
 This is what every backend would otherwise repeat, or forget.
 
-Padding is exact. Columns are added as zero codes with the scale byte of 1.0, and x gets zeros there; added
-rows are cropped from the result. The gate rows and the up rows of an expert are padded separately, so that
-they stay halves.
+Padding is exact (``padding.py``): what is added to a weight is worth zero, x gets zeros there, and added rows are
+cropped from the result.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mxfp4_core.arithmetic.format import BLOCK, E8M0_BIAS
-from mxfp4_core.arithmetic.shapes import Alignment, padded
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
+from mxfp4_core.arithmetic.shapes import Alignment
 from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend.padding import grow, grow_bias, shrink
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Packed, pack_in_place
 from mxfp4_core.errors import ConfigError, FormatError, ShapeError
 
 
-def alignment(backend: Backend, problem: Problem) -> Alignment:
+def alignment(backend: Backend, problem: Problem, format: Format = MXFP4) -> Alignment:
     """Return the multiples to which n and k of the problem are padded, over all of its weights.
 
     Args:
         backend: a backend that accepts the problem.
         problem: for ``moe`` n is the intermediate size (rows of gate-up, columns of down) and k the hidden
             size.
+        format: of the weights; what lies along K is padded to its whole blocks, too.
     """
     if problem.op != "moe":
-        return backend.layout(problem).alignment
+        only = backend.layout(problem).alignment
+        return Alignment(n=only.n, k=math.lcm(only.k, format.block))
     up, down = (backend.layout(problem, matrix).alignment for matrix in ("gate_up", "down"))
-    return Alignment(n=math.lcm(up.n, down.k), k=math.lcm(up.k, down.n))
+    return Alignment(n=math.lcm(up.n, down.k, format.block), k=math.lcm(up.k, down.n, format.block))
 
 
 def shapes(problem: Problem, align: Alignment | None = None) -> dict[Matrix, tuple[int, ...]]:
@@ -69,7 +71,8 @@ def pack(
         ShapeError: the weight or the bias does not have the problem's shape.
         FormatError: the device cannot represent a scale byte of the weight.
     """
-    logical, physical = shapes(problem)[matrix], shapes(problem, alignment(backend, problem))[matrix]
+    align = alignment(backend, problem, weight.format)
+    logical, physical = shapes(problem)[matrix], shapes(problem, align)[matrix]
     if tuple(weight.shape) != logical or (bias is not None and tuple(bias.shape) != logical[:-1]):
         raise ShapeError(
             f"packing {matrix} for {backend.name}",
@@ -78,11 +81,8 @@ def pack(
             fix="give the weight of this rank, in its logical shape",
         )
     halves = matrix == "gate_up" and not problem.gate.interleaved
-    rows, k = physical[-2:]
-    codes = _grow(weight.codes, rows, k // 2, 0, halves)
-    scales = _grow(weight.scales, rows, k // BLOCK, E8M0_BIAS, halves)
-    bias = None if bias is None else _grow(bias[..., None], rows, 1, 0, halves)[..., 0]
-    aligned = MxTensor(codes, scales, torch.Size(physical), weight.profile)
+    aligned = grow(weight, physical, halves)
+    bias = None if bias is None else grow_bias(bias, physical[-2], halves)
     layout = backend.layout(problem, matrix)
     tensors = pack_in_place(layout, aligned, bias) if consume else layout.pack(aligned, bias)
     return Packed(layout.id, tensors, physical)
@@ -101,12 +101,8 @@ def unpack(
             fix="unpack with the backend, its version and the problem that packed it",
         )
     whole = layout.unpack(packed.tensors, packed.shape)
-    logical = shapes(problem)[matrix]
     halves = matrix == "gate_up" and not problem.gate.interleaved
-    rows, k = logical[-2], padded(logical[-1], BLOCK)
-    codes = _shrink(whole.codes, rows, k // 2, halves)
-    scales = _shrink(whole.scales, rows, k // BLOCK, halves)
-    return MxTensor(codes, scales, torch.Size(logical), profile or whole.profile)
+    return shrink(whole, shapes(problem)[matrix], halves, profile or whole.profile)
 
 
 def linear(backend: Backend, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
@@ -224,11 +220,11 @@ def quantize(backend: Backend, weight: Tensor, *, profile: str) -> MxTensor:
             rule=f"it knows {', '.join(sorted(backend.numerics.profiles)) or 'none'}",
             fix="use mxfp4_core.quantize, which knows all profiles and runs on any device",
         )
-    if weight.dim() < 1 or weight.shape[-1] % BLOCK:
+    if weight.dim() < 1 or weight.shape[-1] % MXFP4.block:
         raise ShapeError(
             f"quantising with {backend.name}",
             seen=f"shape {tuple(weight.shape)}",
-            rule=f"the last axis is cut into blocks of {BLOCK}",
+            rule=f"the last axis is cut into blocks of {MXFP4.block}",
             fix="pad the weight with zeros, which is exact",
         )
     if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
@@ -269,22 +265,3 @@ def _narrow(numbers: Tensor, end: int) -> Tensor:
 def _rows(x: Tensor, k: int) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     return functional.pad(rows, (0, k - rows.shape[1])) if rows.shape[1] != k else rows.contiguous()
-
-
-def _grow(tensor: Tensor, rows: int, columns: int, fill: Any, halves: bool) -> Tensor:
-    if tuple(tensor.shape[-2:]) == (rows, columns):
-        return tensor
-    if halves:
-        both = tensor.unflatten(-2, (2, -1))
-        return _grow(both, rows // 2, columns, fill, False).flatten(-3, -2)
-    grown = tensor.new_full((*tensor.shape[:-2], rows, columns), fill)
-    grown[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
-    return grown
-
-
-def _shrink(tensor: Tensor, rows: int, columns: int, halves: bool) -> Tensor:
-    if tuple(tensor.shape[-2:]) == (rows, columns):
-        return tensor
-    if halves:
-        return tensor.unflatten(-2, (2, -1))[..., : rows // 2, :columns].flatten(-3, -2).contiguous()
-    return tensor[..., :rows, :columns].contiguous()

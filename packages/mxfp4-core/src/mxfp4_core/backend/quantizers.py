@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 
 from mxfp4_core.arithmetic.fast.threads import quick_turns
-from mxfp4_core.arithmetic.format import BLOCK, E8M0_NAN
+from mxfp4_core.arithmetic.format import E8M0_NAN
+from mxfp4_core.arithmetic.formats.base import Format, Parts
+from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.profiles import resolve
-from mxfp4_core.arithmetic.quantize import quantize_into
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.answers import Yes
 from mxfp4_core.backend.device import Device
@@ -30,15 +31,17 @@ CORE = "mxfp4_core"
 
 @dataclass(frozen=True)
 class DeviceQuantizer:
-    """Quantises weights of one profile on one device.
+    """Quantises weights by one profile to one format on one device.
 
     Attributes:
         profile: name of the resolved profile.
         backend: whose kernels run; None for the core's own quantizer.
+        format: what it makes.
     """
 
     profile: str
     backend: Backend | None = None
+    format: Format = MXFP4
 
     @property
     def name(self) -> str:
@@ -48,28 +51,26 @@ class DeviceQuantizer:
     def into(
         self,
         weight: torch.Tensor,
-        codes: torch.Tensor,
-        scales: torch.Tensor,
+        parts: Parts,
         *,
         nonfinite: Literal["refuse", "nan"] = "refuse",
         name: str = "weight",
         threads: int | None = None,
     ) -> None:
-        """Quantise whole blocks into tensors that exist; see `mxfp4_core.quantize_into` for arguments and errors.
+        """Quantise whole blocks into parts that exist; see `Format.quantize_into` for arguments and errors.
 
         With ``nonfinite="refuse"`` it waits for the device, to look at the result.
         """
+        of_core = self.format.quantize_into
         if self.backend is None or not weight.numel():
-            quantize_into(
-                weight, codes, scales, profile=self.profile, nonfinite=nonfinite, name=name, threads=threads
-            )
+            of_core(weight, parts, profile=self.profile, nonfinite=nonfinite, name=name, threads=threads)
             return
         found = calls.quantize(self.backend, weight, profile=self.profile)
         if nonfinite == "refuse" and int(found.scales.max()) == E8M0_NAN:
             # The core looks for the value, and says where it is.
-            quantize_into(weight, codes, scales, profile=self.profile, nonfinite=nonfinite, name=name)
-        codes.copy_(found.codes)
-        scales.copy_(found.scales)
+            of_core(weight, parts, profile=self.profile, nonfinite=nonfinite, name=name)
+        for part in self.format.weight_parts:
+            parts[part.name].copy_(found.parts[part.name])
 
 
 class DeviceQuantizers:
@@ -86,7 +87,7 @@ class DeviceQuantizers:
         before: DeviceQuantizers | None = None,
     ) -> None:
         self._backends = backends or {}
-        self._found: dict[tuple[str, torch.dtype, str], DeviceQuantizer] = {}
+        self._found: dict[tuple[str, torch.dtype, str, str], DeviceQuantizer] = {}
         self._started: threading.Thread | None = None if before is None else before._started
 
     @property
@@ -94,7 +95,7 @@ class DeviceQuantizers:
         """Who has quantised so far."""
         return tuple(dict.fromkeys(each.name for each in self._found.values()))
 
-    def start(self, profiles: Iterable[str], dtype: torch.dtype) -> None:
+    def start(self, profiles: Iterable[str], dtype: torch.dtype, format: Format = MXFP4) -> None:
         """Let a thread load the kernels that this load will need, which takes a while, long before they are needed."""
         names, earlier = list(dict.fromkeys(profiles)), self._started
         each = [(name, device) for device in self._backends if device != "cpu" for name in names]
@@ -106,31 +107,36 @@ class DeviceQuantizers:
             # Whatever is wrong comes up again where a weight is quantised, and belongs there.
             with contextlib.suppress(Exception), quick_turns():
                 for profile, device in each:
-                    chosen = device_quantizer(self._backends[device], profile, dtype, device)
+                    chosen = device_quantizer(self._backends[device], profile, dtype, device, format)
                     if chosen.backend is None:
                         continue
-                    weight = torch.zeros(1, BLOCK, dtype=dtype, device=device)
-                    codes, scales = (
-                        torch.empty(1, size, dtype=torch.uint8, device=device) for size in (BLOCK // 2, 1)
-                    )
-                    chosen.into(weight, codes, scales)
+                    weight = torch.zeros(1, format.block, dtype=dtype, device=device)
+                    chosen.into(weight, format.empty(weight.shape, device))
 
         if each:
             self._started = threading.Thread(target=load, name="mxfp4-kernels")
             self._started.start()
 
-    def of(self, profile: str, dtype: torch.dtype, device: torch.device) -> DeviceQuantizer:
+    def of(
+        self, profile: str, dtype: torch.dtype, device: torch.device, format: Format = MXFP4
+    ) -> DeviceQuantizer:
         """Return the quantizer for a weight."""
-        key = profile, dtype, str(device)
+        key = profile, dtype, str(device), format.name
         if key not in self._found:
             if self._started is not None:
                 self._started.join()
-            self._found[key] = device_quantizer(self._backends.get(key[2], ()), *key)
+            self._found[key] = device_quantizer(
+                self._backends.get(key[2], ()), profile, dtype, device, format
+            )
         return self._found[key]
 
 
 def device_quantizer(
-    candidates: Iterable[Backend], profile: str, dtype: torch.dtype, device: torch.device | str
+    candidates: Iterable[Backend],
+    profile: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    format: Format = MXFP4,
 ) -> DeviceQuantizer:
     """Choose who quantises.
 
@@ -139,21 +145,22 @@ def device_quantizer(
         profile: name of a profile, or a pair such as ``even/even``.
         dtype: of the weights.
         device: where they are.
+        format: what is made of them.
 
     Returns:
-        The first candidate that offers ``quantize`` for this profile, dtype and device, or the core. On CPUs, and
-        where a candidate only emulates, it is the core: its kernels write straight into the result.
+        The first candidate that offers ``quantize`` for this profile, dtype, format and device, or the core. On CPUs,
+        and where a candidate only emulates, it is the core: its kernels write straight into the result.
     """
     chosen = resolve(profile)
     device = torch.device(device)
-    if device.type != "cpu" and (not chosen.dtypes or dtype in chosen.dtypes):
+    if device.type != "cpu" and format is MXFP4 and (not chosen.dtypes or dtype in chosen.dtypes):
         text = str(dtype).removeprefix("torch.")
-        problem = Problem(op="quantize", n=1, k=BLOCK, dtype=text, device=Device.of(str(device)))
+        problem = Problem(op="quantize", n=1, k=format.block, dtype=text, device=Device.of(str(device)))
         for each in candidates:
             offered = not each.numerics.emulated and chosen.name in each.numerics.profiles
             if offered and isinstance(verdict(each, problem), Yes):
-                return DeviceQuantizer(chosen.name, each)
-    return DeviceQuantizer(chosen.name)
+                return DeviceQuantizer(chosen.name, each, format)
+    return DeviceQuantizer(chosen.name, None, format)
 
 
 __all__ = ["CORE", "DeviceQuantizer", "DeviceQuantizers", "device_quantizer"]

@@ -2,7 +2,7 @@
 
 An engine's loader ends in one copy of a narrowed source into a view of its parameter. `LoadSession.wrap` runs that
 loader against a stand-in on the meta device, catches the copy, reads from the view where the piece belongs, and
-quantises the source straight into the real codes and scales. So sharding stays the engine's business, no parameter
+quantises the source straight into the real parts. So sharding stays the engine's business, no parameter
 ever exists in high precision, and the unit of work is what the engine copies. ``docs/loading.md`` has the drawing.
 """
 

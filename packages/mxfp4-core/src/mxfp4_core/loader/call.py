@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.errors import LoadError
 from mxfp4_core.loader.keys import Key
 from mxfp4_core.loader.ledger import Write
@@ -85,21 +84,22 @@ class LoaderCall:
             return
         # Zeros may begin inside a block when the engine pads a shard: the copy that ends there brings the block.
         start, stop = region.cols
-        whole = Region(region.experts, region.rows, (min(stop, -(-start // BLOCK) * BLOCK), stop))
+        begin = self._target.format.physical_k(start)
+        whole = Region(region.experts, region.rows, (min(stop, begin), stop))
         write = self._target.ledger.begin(self._key, region, zeros=True)
         if not whole.empty:
             self._target.store(piece[..., whole.cols[0] - start :], whole)
         self._writes.append(write)
         self._zeros.append(region)
 
-    @staticmethod
-    def _continues(region: Region, zeros: Region) -> bool:
+    def _continues(self, region: Region, zeros: Region) -> bool:
         """Whether `zeros` fill the block in which `region` ends."""
         stop = region.cols[1]
+        end = self._target.format.physical_k(stop)
         return (
             zeros.experts[0] <= region.experts[0] and region.experts[1] <= zeros.experts[1]
             and zeros.rows[0] <= region.rows[0] and region.rows[1] <= zeros.rows[1]
-            and zeros.cols[0] <= stop and zeros.cols[1] >= -(-stop // BLOCK) * BLOCK
+            and zeros.cols[0] <= stop and zeros.cols[1] >= end
         )  # fmt: skip
 
     def _region(self, view: torch.Tensor, source: torch.Tensor) -> tuple[Region, torch.Tensor]:
@@ -134,12 +134,13 @@ class LoaderCall:
         )
 
     def _check_param(self, param: torch.Tensor) -> None:
-        codes = self._target.codes
-        if param.is_meta or param.untyped_storage().data_ptr() == codes.untyped_storage().data_ptr():
+        first = self._target.format.parts[0].name
+        held = self._target.parts[first]
+        if param.is_meta or param.untyped_storage().data_ptr() == held.untyped_storage().data_ptr():
             return
         raise self.refuse(
-            f"a parameter of {param.dtype} {tuple(param.shape)} that does not share the memory of the target's codes",
-            "the parameter is the target's codes, or a placeholder on the meta device",
+            f"a parameter of {param.dtype} {tuple(param.shape)} that does not share the memory of the target's {first}",
+            f"the parameter is the target's {first}, or a placeholder on the meta device",
         )
 
     def refuse(self, seen: str, rule: str) -> LoadError:

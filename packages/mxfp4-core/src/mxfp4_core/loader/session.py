@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from mxfp4_core.arithmetic.formats.base import Format, Parts
+from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.profiles import resolve
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.config.schema import Mxfp4Config
@@ -78,8 +80,8 @@ class LoadSession:
         *,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-        codes: torch.Tensor | None = None,
-        scales: torch.Tensor | None = None,
+        format: Format = MXFP4,
+        parts: Parts | None = None,
         transposed: bool = False,
         profile: str | None = None,
         tp: int | None = None,
@@ -92,9 +94,9 @@ class LoadSession:
             name: name of the parameter, unique in the session.
             shape: logical shape on this rank, K last.
             dtype: precision that the engine believes to load.
-            device: where codes and scales are allocated.
-            codes: existing codes to fill instead.
-            scales: existing scales to fill instead.
+            device: where the parts are allocated.
+            format: which parts there are.
+            parts: existing tensors to fill instead, by name of the part.
             transposed: the engine's parameter has K before N.
             profile: what an override of the config says for this weight.
             tp: over how many ranks K is cut, if known.
@@ -106,7 +108,7 @@ class LoadSession:
             ShapeError, FormatError: as `QuantTarget`.
         """
         self._hold_heap()
-        real = torch.device(device) if codes is None else codes.device
+        real = next(iter(parts.values())).device if parts else torch.device(device)
         if real.type != "cpu":
             self.report.watch(str(real))
         arithmetic = Arithmetic(
@@ -130,8 +132,8 @@ class LoadSession:
                 dtype=dtype,
                 arithmetic=arithmetic,
                 device=device,
-                codes=codes,
-                scales=scales,
+                format=format,
+                parts=parts,
                 transposed=transposed,
                 tp=tp,
                 kind=kind,

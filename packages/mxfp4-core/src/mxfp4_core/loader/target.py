@@ -1,8 +1,8 @@
-"""The real tensors that a load fills: codes and scales of one parameter, allocated once."""
+"""The real tensors that a load fills: the parts of one parameter, allocated once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import pad
 
 from mxfp4_core.arithmetic.fast.blocks import WEIGHT_DTYPES
-from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.arithmetic.formats.base import Format, Part, Parts
+from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.shapes import padded
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend.quantizers import DeviceQuantizers
@@ -45,8 +46,8 @@ class Arithmetic:
 class QuantTarget:
     """One parameter of a rank: where its pieces go, in which precision the engine believes to load them.
 
-    ``codes`` and ``scales`` keep their identity and address for the life of the target, so a second load refreshes
-    what CUDA graphs and engines already point to.
+    The parts keep their identity and address for the life of the target, so a second load refreshes what CUDA graphs
+    and engines already point to. Each is an attribute, too: ``target.codes``.
 
     Args:
         name: name of the parameter, for messages.
@@ -54,18 +55,19 @@ class QuantTarget:
         dtype: precision of the parameter that the engine believes to fill; pieces are cast to it before they are
             quantised, as the engine's own copy would.
         arithmetic: rule, tail and NaN policy.
-        device: where codes and scales live.
-        codes: existing uint8 ``[..., N, Kp / 2]`` to fill, Kp being K padded to whole blocks; allocated if None.
-        scales: existing uint8 ``[..., N, Kp / 32]``; allocated if None.
+        device: where the parts live.
+        format: which parts there are.
+        parts: existing tensors to fill, by name of the part, in the shapes that `Format.shapes` says; allocated if
+            None.
         transposed: the engine's parameter is ``[..., K, N]``.
         tp: over how many ranks K is cut, if known; only for messages.
         kind: type of the layer, for the report.
         reason: why it is quantised, for the report; empty for the default.
 
     Raises:
-        ShapeError: not two or three axes, K ends inside a block and padding was not asked for, or codes and scales
-            of another shape.
-        FormatError: a dtype that cannot be quantised, or codes and scales that are no uint8 on the device.
+        ShapeError: not two or three axes, K ends inside a block and padding was not asked for, or parts of another
+            shape.
+        FormatError: a dtype that cannot be quantised, or parts that are not those of the format, on a real device.
     """
 
     def __init__(
@@ -76,23 +78,22 @@ class QuantTarget:
         dtype: torch.dtype,
         arithmetic: Arithmetic,
         device: torch.device | str = "cpu",
-        codes: torch.Tensor | None = None,
-        scales: torch.Tensor | None = None,
+        format: Format = MXFP4,
+        parts: Parts | None = None,
         transposed: bool = False,
         tp: int | None = None,
         kind: str | None = None,
         reason: str = "",
     ) -> None:
         self.name, self.shape, self.dtype = name, torch.Size(shape), dtype
-        self.arithmetic, self.transposed = arithmetic, transposed
+        self.arithmetic, self.transposed, self.format = arithmetic, transposed, format
         self._check()
         k = self.shape[-1]
         if arithmetic.tail == "refuse":
-            shard_ranges(k * (tp or 1), tp or 1, multiple=BLOCK, tensor=name, dim="k")
-        self.k_physical = padded(k, BLOCK)
-        self.codes = self._storage("codes", codes, self.k_physical // 2, device)
-        self.scales = self._storage("scales", scales, self.k_physical // BLOCK, self.codes.device)
-        self.device = self.codes.device
+            shard_ranges(k * (tp or 1), tp or 1, multiple=format.block, tensor=name, dim="k")
+        self.k_physical = format.physical_k(k)
+        self.parts: Parts = format.empty(self.shape, device) if parts is None else self._given(parts)
+        self.device = next(iter(self.parts.values())).device
         self.kind = kind or ("experts" if self.stacked else "linear")
         self.reason = reason
         self.ledger = Ledger(self.box, self.stacked)
@@ -125,8 +126,8 @@ class QuantTarget:
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of codes and scales."""
-        return self.codes.nbytes + self.scales.nbytes
+        """Bytes of all parts."""
+        return self.format.nbytes(self.shape)
 
     def mx_tensor(self) -> MxTensor:
         """Return the loaded weight; it shares the memory of the target.
@@ -141,7 +142,7 @@ class QuantTarget:
                 rule="every row of every expert is loaded before the weight is used",
                 fix="load the missing ranges, and call LoadSession.close before using the weights",
             )
-        return MxTensor(self.codes, self.scales, self.shape, self.arithmetic.profile)
+        return MxTensor.from_parts(self.format, self.parts, self.shape, self.arithmetic.profile)
 
     def store(
         self, source: torch.Tensor, region: Region, *, zero_tail: bool = False, loaded_k: int = 0
@@ -161,7 +162,9 @@ class QuantTarget:
         self._check_blocks(region, zero_tail, loaded_k)
         start, stop = region.cols
         first, last = region.rows
-        as_it_is = source.dtype == self.dtype and source.device == self.device and stop % BLOCK == 0
+        as_it_is = (
+            source.dtype == self.dtype and source.device == self.device and stop % self.format.block == 0
+        )
         # Only the kernels of the CPU need no temporaries.
         whole = as_it_is and self.device.type == "cpu"
         step = last - first if whole else max(1, _CHUNK_ELEMS // (stop - start))
@@ -177,34 +180,37 @@ class QuantTarget:
         axis = f"{expert}, " if self.stacked else ""
         name = f"{self.name}[{axis}{rows.start}:{rows.stop}, {start}:{stop}]"
         piece = piece.to(self.device, self.dtype)
-        if stop % BLOCK:
-            piece = pad(piece, (0, -stop % BLOCK))
-            stop = padded(stop, BLOCK)
-        at = (expert, rows) if self.stacked else (rows,)
+        if stop % self.format.block:
+            piece = pad(piece, (0, -stop % self.format.block))
+            stop = self.format.physical_k(stop)
         how = self.arithmetic
-        how.quantizers.of(how.profile, piece.dtype, piece.device).into(
+        how.quantizers.of(how.profile, piece.dtype, piece.device, self.format).into(
             piece,
-            self.codes[at][:, start // 2 : stop // 2],
-            self.scales[at][:, start // BLOCK : stop // BLOCK],
+            {part.name: self._slice(part, expert, rows, start, stop) for part in self.format.weight_parts},
             nonfinite=how.nonfinite,
             threads=how.threads,
             name=name,
         )
 
+    def _slice(self, part: Part, expert: int, rows: slice, start: int, stop: int) -> torch.Tensor:
+        """Return the view of a part that belongs to whole blocks of some rows of one expert."""
+        whole = self.parts[part.name]
+        return (whole[expert] if self.stacked else whole)[rows, start // part.values : stop // part.values]
+
     def _check_blocks(self, region: Region, zero_tail: bool, loaded_k: int) -> None:
         start, stop = region.cols
-        k = self.shape[-1]
-        if start % BLOCK == 0 and (stop % BLOCK == 0 or stop == k or zero_tail):
+        k, block = self.shape[-1], self.format.block
+        if start % block == 0 and (stop % block == 0 or stop == k or zero_tail):
             return
         width = stop - start
-        near = sorted({width // BLOCK * BLOCK, padded(width, BLOCK)} - {0})
+        near = sorted({width // block * block, padded(width, block)} - {0})
         parts, rest = divmod(loaded_k, width)
         cut = f"; the source has k = {loaded_k}, so TP size {parts} cuts it" if parts > 1 and not rest else ""
-        legal = ", ".join(map(str, legal_parts(loaded_k, BLOCK))) if cut else ""
+        legal = ", ".join(map(str, legal_parts(loaded_k, block))) if cut else ""
         raise ShapeError(
             f"{self.name} cannot be quantised from this shard",
             seen=f"the loader fills {region.describe(self.stacked)} of k = {k}{cut}",
-            rule=f"a shard begins and ends between blocks of {BLOCK} along k, or ends where k ends",
+            rule=f"a shard begins and ends between blocks of {block} along k, or ends where k ends",
             fix=f"use shards of k = {' or '.join(map(str, near))}{f' (TP size {legal})' if legal else ''}, "
             "or keep this weight in high precision",
         )
@@ -225,27 +231,39 @@ class QuantTarget:
                 fix="pass the dtype in which the model would run without quantisation",
             )
 
-    def _storage(
-        self, role: str, given: torch.Tensor | None, width: int, device: torch.device | str
-    ) -> torch.Tensor:
-        shape = (*self.shape[:-1], width)
-        if given is None:
-            return torch.empty(shape, dtype=torch.uint8, device=device)
-        if given.shape != shape:
-            raise ShapeError(
-                f"{role} of {self.name} do not fit",
-                seen=f"shape {tuple(given.shape)}",
-                rule=f"{role} of a weight {tuple(self.shape)} are {shape}",
-                fix="allocate them in that shape, or let the target allocate them",
-            )
-        if given.dtype != torch.uint8 or given.is_meta:
+    def _given(self, parts: Mapping[str, torch.Tensor]) -> Parts:
+        shapes = self.format.shapes(self.shape)
+        if parts.keys() != shapes.keys():
             raise FormatError(
-                f"{role} of {self.name} cannot be filled",
-                seen=f"{given.dtype} on {given.device}",
-                rule="codes and scales are torch.uint8 on a real device",
-                fix="materialise them before the load, or let the target allocate them",
+                f"the parts of {self.name} do not fit",
+                seen=f"parts {', '.join(parts) or 'none'}",
+                rule=f"format {self.format.name} has {', '.join(shapes)}",
+                fix="pass all of them, or let the target allocate them",
             )
-        return given
+        device = parts[self.format.parts[0].name].device
+        for part in self.format.parts:
+            tensor, shape = parts[part.name], shapes[part.name]
+            if tuple(tensor.shape) != shape:
+                raise ShapeError(
+                    f"{part.name} of {self.name} do not fit",
+                    seen=f"shape {tuple(tensor.shape)}",
+                    rule=f"{part.name} of a weight {tuple(self.shape)} are {shape}",
+                    fix="allocate them in that shape, or let the target allocate them",
+                )
+            if tensor.dtype != getattr(torch, part.dtype) or tensor.is_meta or tensor.device != device:
+                raise FormatError(
+                    f"{part.name} of {self.name} cannot be filled",
+                    seen=f"{tensor.dtype} on {tensor.device}",
+                    rule=f"{part.name} are {part.dtype} on a real device, all parts on the same one",
+                    fix="materialise them before the load, or let the target allocate them",
+                )
+        return dict(parts)
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        parts: Parts = self.__dict__.get("parts", {})
+        if name in parts:
+            return parts[name]
+        raise AttributeError(f"a QuantTarget has no attribute {name!r}; its parts are {', '.join(parts)}")
 
 
 __all__ = ["Arithmetic", "QuantTarget"]

@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.arithmetic.shapes import padded
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.answers import No
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed, verdict
-from mxfp4_core.errors import BackendError
+from mxfp4_core.errors import BackendError, FormatError
 
 
 class Mxfp4Module(nn.Module):
@@ -27,6 +27,7 @@ class Mxfp4Module(nn.Module):
     Attributes:
         problem: the question this module asks a backend; its device and dtype are those of the last
             ``prepare``.
+        format: which parts each weight has; the buffer of a part is called after the weight, with the part's suffix.
         profile: name of the profile that made the bytes, empty if unknown.
         backend: who computes, None before ``prepare``.
     """
@@ -34,21 +35,28 @@ class Mxfp4Module(nn.Module):
     matrices: ClassVar[Mapping[Matrix, str]]
 
     def __init__(
-        self, problem: Problem, profile: str, device: torch.device | str | None, bias_dtype: torch.dtype
+        self,
+        problem: Problem,
+        profile: str,
+        device: torch.device | str | None,
+        bias_dtype: torch.dtype,
+        format: str = "mxfp4",
     ):
         super().__init__()
         self.problem, self.profile = problem, profile
+        self.format: Format = get(format)
         self.backend: Backend | None = None
         self._packed: dict[Matrix, tuple[str, tuple[str, ...], tuple[int, ...]]] = {}
         for matrix, shape in calls.shapes(problem).items():
-            *rows, k = shape
-            name, k = self.matrices[matrix], padded(k, BLOCK)
-            codes = torch.empty((*rows, k // 2), dtype=torch.uint8, device=device)
-            scales = torch.empty((*rows, k // BLOCK), dtype=torch.uint8, device=device)
-            bias = torch.empty(rows, dtype=bias_dtype, device=device) if problem.bias else None
-            self.register_buffer(name, codes)
-            self.register_buffer(f"{name}_scale", scales)
-            self.register_buffer(self._bias_name(name), bias)
+            made = self.format.empty(shape, device)
+            for part, key in self.buffer_names(matrix).items():
+                self.register_buffer(key, made[part])
+            bias = torch.empty(shape[:-1], dtype=bias_dtype, device=device) if problem.bias else None
+            self.register_buffer(self._bias_name(self.matrices[matrix]), bias)
+
+    def buffer_names(self, matrix: Matrix) -> dict[str, str]:
+        """Return the name of the buffer of each part of one weight, by name of the part."""
+        return {part.name: f"{self.matrices[matrix]}{part.suffix}" for part in self.format.parts}
 
     @staticmethod
     def _bias_name(name: str) -> str:
@@ -56,17 +64,27 @@ class Mxfp4Module(nn.Module):
 
     def canonical(self, matrix: Matrix) -> MxTensor:
         """Return one weight as canonical bytes; of a packed weight it is a copy."""
-        name = self.matrices[matrix]
-        if matrix in self._packed and self._buffers[name] is None:
+        names = self.buffer_names(matrix)
+        if matrix in self._packed and self._held(matrix) is None:
             return calls.unpack(self._ready(), self.problem, self._take(matrix), matrix, profile=self.profile)
-        codes, scales = cast(Tensor, self._buffers[name]), cast(Tensor, self._buffers[f"{name}_scale"])
-        return MxTensor(codes, scales, torch.Size(calls.shapes(self.problem)[matrix]), self.profile)
+        parts = {part: cast(Tensor, self._buffers[key]) for part, key in names.items()}
+        return MxTensor.from_parts(self.format, parts, calls.shapes(self.problem)[matrix], self.profile)
+
+    def _held(self, matrix: Matrix) -> Tensor | None:
+        """Return the canonical part that the weight is known by, or None where a backend holds the weight alone."""
+        return self._buffers[self.matrices[matrix]]
+
+    def _keep(self, matrix: Matrix, weight: MxTensor | None) -> None:
+        """Put the parts of a weight into the canonical buffers, or nothing."""
+        for part, key in self.buffer_names(matrix).items():
+            self._buffers[key] = None if weight is None else weight.parts[part]
 
     def fill(self, matrix: Matrix, weight: MxTensor, bias: Tensor | None = None) -> None:
         """Replace the canonical buffers of one weight, without a copy.
 
         Raises:
             BackendError: the module is prepared; a backend would go on with the weights that it has.
+            FormatError: the weight has another format.
         """
         if self.backend is not None:
             raise BackendError(
@@ -75,11 +93,17 @@ class Mxfp4Module(nn.Module):
                 rule="weights are replaced while the module is not prepared",
                 fix="fill it inside `with module.unprepared():`",
             )
-        name = self.matrices[matrix]
+        if weight.format is not self.format:
+            raise FormatError(
+                f"filling {type(self).__name__}({self.extra_repr()})",
+                seen=f"a weight of the format {weight.format.name}",
+                rule=f"the module holds {self.format.name}",
+                fix="make the module with the format of its weights",
+            )
         self.profile = weight.profile or self.profile
-        self._buffers[name], self._buffers[f"{name}_scale"] = weight.codes, weight.scales
+        self._keep(matrix, weight)
         if bias is not None:
-            self._buffers[self._bias_name(name)] = bias.detach()
+            self._buffers[self._bias_name(self.matrices[matrix])] = bias.detach()
 
     def prepare(
         self, backend: Backend, *, dtype: torch.dtype = torch.bfloat16, consume: bool = False
@@ -142,7 +166,9 @@ class Mxfp4Module(nn.Module):
         sizes += f", activation={p.activation}" if p.activation != "none" else ""
         layouts = "/".join(dict.fromkeys(layout for layout, _, _ in self._packed.values()))
         ready = f"{self.backend.name} ({layouts})" if self.backend else "not prepared"
-        return f"{sizes}, bias={p.bias}, mxfp4 profile={self.profile or 'unknown'}, backend={ready}"
+        return (
+            f"{sizes}, bias={p.bias}, {self.format.name} profile={self.profile or 'unknown'}, backend={ready}"
+        )
 
     def _ready(self) -> Backend:
         if self.backend is None:
@@ -160,10 +186,7 @@ class Mxfp4Module(nn.Module):
         return Packed(layout, tensors, shape)
 
     def _pack(self, matrix: Matrix, old: Mapping[str, Tensor], consume: bool) -> None:
-        name = self.matrices[matrix]
-        canonical = [f"{name}", f"{name}_scale"]
-        source = [cast(Tensor, self._buffers[key]) for key in canonical]
-        bias = self._buffers[self._bias_name(name)]
+        bias = self._buffers[self._bias_name(self.matrices[matrix])]
         weight = self.canonical(matrix)
         packed = calls.pack(self._ready(), self.problem, weight, bias, matrix, consume=consume)
         for key, tensor in packed.tensors.items():
@@ -177,15 +200,13 @@ class Mxfp4Module(nn.Module):
         self._packed[matrix] = (packed.layout, tuple(packed.tensors), packed.shape)
         kept = {tensor.data_ptr() for tensor in packed.tensors.values()}
         overwritten = consume and isinstance(self._ready().layout(self.problem, matrix), InPlaceLayout)
-        if overwritten or not {tensor.data_ptr() for tensor in source} <= kept:
-            for key in canonical:
-                self._buffers[key] = None
+        if overwritten or not {tensor.data_ptr() for tensor in weight.parts.values()} <= kept:
+            self._keep(matrix, None)
 
     def _restore(self) -> None:
-        for matrix, name in self.matrices.items():
-            if self._buffers[name] is None:
-                weight = self.canonical(matrix)
-                self._buffers[name], self._buffers[f"{name}_scale"] = weight.codes, weight.scales
+        for matrix in self.matrices:
+            if self._held(matrix) is None:
+                self._keep(matrix, self.canonical(matrix))
 
     def _forget(self) -> None:
         self.backend, self._packed = None, {}
@@ -208,10 +229,11 @@ class Mxfp4Module(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for matrix, name in self.matrices.items():
-            if self._buffers[name] is None:
-                weight = self.canonical(matrix)
-                destination[prefix + name], destination[f"{prefix}{name}_scale"] = weight.codes, weight.scales
+        for matrix in self.matrices:
+            if self._held(matrix) is None:
+                parts = self.canonical(matrix).parts
+                for part, key in self.buffer_names(matrix).items():
+                    destination[prefix + key] = parts[part]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with self.unprepared():

@@ -28,10 +28,11 @@ class Mxfp4Linear(Mxfp4Module):
         bias: whether there is one.
         activation: how a backend is to quantise x.
         profile: name of the profile that makes the bytes.
+        format: name of the format of the weights.
         device: where the buffers are; ``meta`` for a loader that fills them later.
         dtype: of the bias.
 
-    Attributes:
+    Attributes (those of the format ``mxfp4``; another one has a buffer for each of its parts):
         weight: codes uint8 [n, padded(k)/2], None while a backend holds them in its own layout.
         weight_scale: scales uint8 [n, padded(k)/32], likewise.
         bias: [n] or None.
@@ -50,17 +51,20 @@ class Mxfp4Linear(Mxfp4Module):
         bias: bool = False,
         activation: Activation = "none",
         profile: str = "",
+        format: str = "mxfp4",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         problem = Problem(op="linear", n=n, k=k, bias=bias, activation=activation, device=cpu())
-        super().__init__(problem, profile, device, dtype)
+        super().__init__(problem, profile, device, dtype, format)
 
     @classmethod
     def from_weight(cls, weight: MxTensor, bias: Tensor | None = None) -> Self:
         """Build a module around a quantised weight [n, k], without a copy."""
         n, k = weight.shape
-        module = cls(n, k, bias=bias is not None, profile=weight.profile, device="meta")
+        module = cls(
+            n, k, bias=bias is not None, profile=weight.profile, format=weight.format.name, device="meta"
+        )
         module.fill("weight", weight, bias)
         return module
 
@@ -93,10 +97,11 @@ class Mxfp4Experts(Mxfp4Module):
         expert_map: int32 [total_experts], index here or -1; needed if there are more.
         activation: how a backend is to quantise x and the intermediate.
         profile: name of the profile that makes the bytes.
+        format: name of the format of the weights.
         device: where the buffers are.
         dtype: of the biases.
 
-    Attributes:
+    Attributes (those of the format ``mxfp4``, as above):
         gate_up_proj: codes uint8 [experts, 2n, padded(k)/2], None while a backend holds them in its own
             layout.
         gate_up_proj_scale: scales uint8 [experts, 2n, padded(k)/32], likewise.
@@ -128,6 +133,7 @@ class Mxfp4Experts(Mxfp4Module):
         expert_map: Tensor | None = None,
         activation: Activation = "none",
         profile: str = "",
+        format: str = "mxfp4",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
@@ -143,7 +149,7 @@ class Mxfp4Experts(Mxfp4Module):
             activation=activation,
             device=cpu(),
         )
-        super().__init__(problem, profile, device, dtype)
+        super().__init__(problem, profile, device, dtype, format)
         self.register_buffer("expert_map", expert_map, persistent=False)
 
     def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:

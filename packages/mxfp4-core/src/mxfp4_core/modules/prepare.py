@@ -59,7 +59,7 @@ def prepare_model(
 
 def _places(module: Mxfp4Module) -> list[int]:
     """Return the addresses of the canonical bytes that a module holds."""
-    names = (f"{name}{end}" for name in module.matrices.values() for end in ("", "_scale"))
+    names = (name for matrix in module.matrices for name in module.buffer_names(matrix).values())
     return [tensor.data_ptr() for name in names if (tensor := module._buffers.get(name)) is not None]
 
 

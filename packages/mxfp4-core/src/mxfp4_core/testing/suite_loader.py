@@ -53,8 +53,7 @@ class LoaderSuite(Fixtures):
                     "weight",
                     (160, 288),
                     dtype=torch.bfloat16,
-                    codes=module.weight,
-                    scales=module.weight_scale,
+                    parts={"codes": module.weight, "scales": module.weight_scale},
                 )
                 loader = session.wrap("weight", merged_loader)
                 for shard in (1, 0):
@@ -75,8 +74,8 @@ class LoaderSuite(Fixtures):
         module = Mxfp4Experts(3, 96, 160, top_k=2, profile="even/even", device=device)
         session = LoadSession(Mxfp4Config.from_dict({}))
         for name, shape in (("gate_up_proj", (3, 192, 160)), ("down_proj", (3, 160, 96))):
-            codes, scales = getattr(module, name), getattr(module, f"{name}_scale")
-            session.target(name, shape, dtype=torch.bfloat16, codes=codes, scales=scales)
+            parts = {"codes": getattr(module, name), "scales": getattr(module, f"{name}_scale")}
+            session.target(name, shape, dtype=torch.bfloat16, parts=parts)
         first, second = session.wrap("gate_up_proj", expert_loader), session.wrap("down_proj", expert_loader)
         for expert in range(3):
             first(module.gate_up_proj, gate_up[expert, :96], "w1.weight", "w1", expert)
