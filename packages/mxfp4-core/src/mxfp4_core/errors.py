@@ -10,6 +10,7 @@
     ├── CheckpointError         a source file that is damaged, incomplete or hostile
     ├── OutputError             a target that exists, is read-only, is full, or belongs to another run
     ├── LoadError               ranges that are missing, duplicate or overlapping after a load
+    ├── ModelError              a provider of model knowledge that is broken, or two that claim one model
     └── BackendError            no backend accepts the problem, or the named one is missing or broken
 
 Every message has four parts, and each part is also an attribute:
@@ -82,6 +83,10 @@ class LoadError(Mxfp4Error):
     """Ranges that are missing, duplicate or overlapping after a load."""
 
 
+class ModelError(Mxfp4Error):
+    """A model provider that is broken, does not know a model that it was named for, or is one of two that claim it."""
+
+
 class BackendError(Mxfp4Error):
     """No backend accepts the problem, or the named one is missing or broken."""
 
@@ -93,6 +98,7 @@ __all__ = [
     "DialectError",
     "FormatError",
     "LoadError",
+    "ModelError",
     "Mxfp4Error",
     "NonFiniteError",
     "OutputError",

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import PatternError
-from mxfp4_core.naming.resolver import Decision, Resolver, transposed
-from mxfp4_core.naming.vocabulary import ranges, rename
+from mxfp4_core.naming.resolver import Decision, Resolver
+from mxfp4_core.naming.vocabulary import ranges, rename, transposed
 
 ATTENTION = "model.layers.0.self_attn"
 EXPERTS = "model.layers.0.mlp.experts"

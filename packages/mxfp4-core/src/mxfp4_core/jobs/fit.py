@@ -8,16 +8,14 @@ from typing import Any
 
 from mxfp4_core.arithmetic.shapes import mx_bytes
 from mxfp4_core.backend.device import Device
-from mxfp4_core.backend.problem import GPT_OSS_SWIGLU, SILU, Gate, Problem
+from mxfp4_core.backend.problem import SILU, Gate, Problem
 from mxfp4_core.backend.select import explain
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.naming.facts import ModelFacts
+from mxfp4_core.naming.families import gate_of
 from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names, module_of, parse_expert
 from mxfp4_core.parallel.shards import Shard
-
-# Model types whose experts do not use plain SiLU, and the gate that they use.
-_GATES: Mapping[str, Gate] = {"gpt_oss": GPT_OSS_SWIGLU}
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,14 @@ def _nbytes(problem: Problem, n: int, k: int) -> int:
     return mx_bytes((problem.experts, 2 * n, k)) + mx_bytes((problem.experts, k, n))
 
 
+def _gate(facts: ModelFacts) -> Gate:
+    """Return the gate of the family's experts; a clamp that config.json states replaces that of the table."""
+    known = gate_of(facts.model_type)
+    if known is None:
+        return SILU if facts.limit is None else replace(SILU, limit=facts.limit)
+    return Gate(known.alpha, known.limit and (facts.limit or known.limit), known.up_offset, known.interleaved)
+
+
 def _problems(
     shards: Mapping[str, Shard | None],
     biases: frozenset[str],
@@ -166,7 +172,7 @@ def _problems(
                 experts=held,
                 total_experts=max(total, held),
                 top_k=min(facts.top_k or 1, max(total, held)),
-                gate=_GATES.get(facts.model_type, SILU),
+                gate=_gate(facts),
                 bias=prefix in with_bias,
                 activation=config.activation,
                 device=device,

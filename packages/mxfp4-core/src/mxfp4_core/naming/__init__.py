@@ -11,11 +11,35 @@ if TYPE_CHECKING:
     from mxfp4_core.naming.decision import Decision as Decision
     from mxfp4_core.naming.exclude_lists import foreign as foreign
     from mxfp4_core.naming.facts import ModelFacts as ModelFacts
+    from mxfp4_core.naming.families import FAMILIES as FAMILIES
+    from mxfp4_core.naming.families import Family as Family
+    from mxfp4_core.naming.families import GatedActivation as GatedActivation
+    from mxfp4_core.naming.providers import Described as Described
+    from mxfp4_core.naming.providers import Headers as Headers
+    from mxfp4_core.naming.providers import ModelProvider as ModelProvider
+    from mxfp4_core.naming.providers import describe as describe
     from mxfp4_core.naming.resolver import Resolver as Resolver
+    from mxfp4_core.naming.view import KINDS as KINDS
+    from mxfp4_core.naming.view import Kind as Kind
+    from mxfp4_core.naming.view import ModelView as ModelView
+    from mxfp4_core.naming.view import Parameter as Parameter
+    from mxfp4_core.naming.view import Stored as Stored
     from mxfp4_core.naming.vocabulary import DEFAULT_FUSED as DEFAULT_FUSED
     from mxfp4_core.naming.vocabulary import transposed as transposed
 
 _HOMES = {
+    "FAMILIES": "families",
+    "Family": "families",
+    "GatedActivation": "families",
+    "Described": "providers",
+    "Headers": "providers",
+    "ModelProvider": "providers",
+    "describe": "providers",
+    "KINDS": "view",
+    "Kind": "view",
+    "ModelView": "view",
+    "Parameter": "view",
+    "Stored": "view",
     "DEFAULT_FUSED": "vocabulary",
     "transposed": "vocabulary",
     "Decision": "decision",
@@ -27,10 +51,22 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_FUSED",
+    "FAMILIES",
+    "KINDS",
     "Decision",
+    "Described",
+    "Family",
+    "GatedActivation",
+    "Headers",
+    "Kind",
     "ModelFacts",
+    "ModelProvider",
+    "ModelView",
+    "Parameter",
     "Resolver",
+    "Stored",
     "collapse",
+    "describe",
     "foreign",
     "transposed",
 ]

@@ -7,7 +7,7 @@ reaches v alone, which is then an error, because the three share one kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mxfp4_core.config.patterns import PatternSet
 from mxfp4_core.naming.vocabulary import Fused, fused_names, spellings
@@ -25,10 +25,17 @@ class Matcher:
         texts: the patterns.
         fused: fused modules and their shards.
         renames: pairs (engine, checkpoint) of component runs that mean the same.
+        aliases: further names that mean the same as one; see `ModelView.aliases`.
     """
 
-    def __init__(self, texts: Iterable[str], fused: Fused, renames: Sequence[tuple[str, str]]) -> None:
-        self._patterns = PatternSet(texts)
+    def __init__(
+        self,
+        texts: Iterable[str],
+        fused: Fused,
+        renames: Sequence[tuple[str, str]],
+        aliases: Callable[[str], Sequence[str]] | None = None,
+    ) -> None:
+        self._patterns, self._aliases = PatternSet(texts), aliases
         self._fused, self._renames = fused, renames
         self._own: dict[str, Hits] = {}
         self._all: dict[str, Hits] = {}
@@ -61,11 +68,13 @@ class Matcher:
         if (known := self._own.get(module)) is not None:
             return known
         hits: dict[str, str] = {}
-        for spelling in spellings(module, self._renames) if self._patterns.patterns else ():
-            guarded = self._guarded(spelling.guard)
-            for text in self._patterns.find(spelling.text):
-                if text not in guarded:
-                    hits.setdefault(text, spelling.text)
+        aliases = self._aliases(module) if self._aliases else ()
+        for name in (module, *aliases) if self._patterns.patterns else ():
+            for spelling in spellings(name, self._renames):
+                guarded = self._guarded(spelling.guard)
+                for text in self._patterns.find(spelling.text):
+                    if text not in guarded:
+                        hits.setdefault(text, spelling.text)
         self._own[module] = hits
         return hits
 

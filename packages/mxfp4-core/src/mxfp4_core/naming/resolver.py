@@ -2,7 +2,7 @@
 
 One resolver serves every caller, whichever vocabulary its names are in. What outranks what, strongest first:
 
-1. what a tensor is (a bias, a vector, a convolution) can never become MXFP4;
+1. what a tensor is (a bias, a vector, a convolution, what a model provider says) can never become MXFP4;
 2. ``ignore`` and overrides with ``keep = true``;
 3. overrides with ``keep = false`` quantise even what the defaults keep;
 4. the defaults (output heads, embeddings, routers and gates, norms, draft layers);
@@ -22,8 +22,10 @@ from mxfp4_core.config.schema import Mxfp4Config, Override
 from mxfp4_core.errors import PatternError
 from mxfp4_core.naming.decision import Decision, refuse_pair, refuse_split
 from mxfp4_core.naming.exclude_lists import foreign
+from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.kept import kept_by_default, kept_by_nature
 from mxfp4_core.naming.matching import Hits, Matcher
+from mxfp4_core.naming.view import ModelView, Parameter
 from mxfp4_core.naming.vocabulary import (
     DEFAULT_FUSED,
     Fused,
@@ -32,11 +34,9 @@ from mxfp4_core.naming.vocabulary import (
     parse_expert,
     rename,
     shards_of,
-    transposed,
     weight_of,
 )
 
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MAX_PROBES = 1024  # experts that are asked one by one; also bounds what a hostile header can make us do
 
 
@@ -49,6 +49,7 @@ class Resolver:
         renames: pairs (engine, checkpoint) of component runs that mean the same; ``^`` anchors at the start.
         layers: ``num_hidden_layers`` of the model, to tell draft layers; None if unknown.
         experts: experts of one layer, for names that come without a shape; None if unknown.
+        view: what a model provider says about the model; None where the names alone decide.
     """
 
     def __init__(
@@ -59,14 +60,15 @@ class Resolver:
         renames: Sequence[tuple[str, str]] = (),
         layers: int | None = None,
         experts: int | None = None,
+        view: ModelView | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.view = config, view
         self._fused, self._renames = fused, tuple(renames)
         self._layers, self._expert_count = layers, experts
         self._targets, self._ignore = frozenset(config.targets), frozenset(config.ignore)
         self._overrides: dict[str, Override] = {override.pattern: override for override in config.overrides}
         texts = dict.fromkeys([*config.ignore, *self._overrides, *config.targets])
-        self._matcher = Matcher(texts, fused, tuple(renames))
+        self._matcher = Matcher(texts, fused, tuple(renames), view.aliases if view else None)
         self._probes = _expert_numbers(texts)
         self._offered: dict[str, None] = {}
         self._matched: set[str] = set()
@@ -81,10 +83,8 @@ class Resolver:
             model_config: contents of config.json; may be empty.
             **keywords: as for the constructor.
         """
-        text = model_config.get("text_config")
-        section = text if isinstance(text, dict) else model_config
-        layers = _first_int(section, ("num_hidden_layers",))
-        return cls(config, layers=layers, experts=_first_int(section, _EXPERT_KEYS), **keywords)
+        facts = ModelFacts.read(model_config)
+        return cls(config, layers=facts.layers or None, experts=facts.experts or None, **keywords)
 
     def decide(self, name: str, shape: Sequence[int] | None = None) -> Decision:
         """Decide about one name of a tensor or module, fused or not, with or without ``.weight``.
@@ -99,17 +99,18 @@ class Resolver:
         module = self._checkpoint_name(module_of(name))
         self._offered[module] = None
         verdicts = {leaf: self._decide_leaf(leaf) for leaf in self._leaves(module, shape)}
-        if nature := kept_by_nature(name, shape):
+        if nature := self._by_nature(name, shape):
             # A norm is a vector, but that it is a norm tells a reader more.
-            role = kept_by_default(module, self._layers) if self.config.keep_defaults else None
-            return Decision(module if module_of(name) == name else weight_of(module), False, role or nature)
+            role = self._by_default(module) if self.config.keep_defaults else None
+            bare = module_of(name) == name
+            return Decision(module if bare else self._weight_of(name, module), False, role or nature)
         if len({found.outcome for found in verdicts.values()}) > 1:
             every = self._leaves(module, shape, every=True)
             refuse_split(module, {leaf: self._decide_leaf(leaf) for leaf in every})
         decision = next(iter(verdicts.values()))
         if decision.quantize:
             self._effective.update(text for leaf in verdicts for text in self._matcher.hits(leaf))
-        return replace(decision, name=weight_of(module))
+        return replace(decision, name=self._weight_of(name, module))
 
     def decide_all(self, names: Iterable[tuple[str, Sequence[int] | None]]) -> list[Decision]:
         """Decide about every tensor of a model, then check that every pattern had something to do.
@@ -124,7 +125,7 @@ class Resolver:
         for name, shape in names:
             decision = self.decide(name, shape)
             decisions.append(decision)
-            if kept_by_nature(name, shape) is None:
+            if self._by_nature(name, shape) is None:
                 units.append(decision)
         self._check_agreement(units)
         self.check_patterns()
@@ -184,7 +185,8 @@ class Resolver:
             ask_all = every and count is not None
             experts = range(min(count or 0, _MAX_PROBES)) if ask_all else self._experts(count)
             return [expert.leaf(index, part) for index in experts for part in expert.parts]
-        return shards_of(module, self._fused) or [module]
+        finer = self.view.finer(module) if self.view else ()
+        return list(finer) or shards_of(module, self._fused) or [module]
 
     def _experts(self, count: int | None) -> list[int]:
         # Only experts that a pattern can tell from the others need asking: those with a number that some
@@ -209,7 +211,7 @@ class Resolver:
             text = override.pattern
             return Decision(leaf, False, f"kept by override {text!r}", text, None, hits[text])
         forced = override is not None and override.keep is False
-        if self.config.keep_defaults and not forced and (reason := kept_by_default(leaf, self._layers)):
+        if self.config.keep_defaults and not forced and (reason := self._by_default(leaf)):
             return Decision(leaf, False, reason)
         target = next((text for text in hits if text in self._targets), None)
         if self._targets and target is None and not forced:
@@ -222,6 +224,35 @@ class Resolver:
         if target is not None:
             return Decision(leaf, True, f"target {target!r}", target, profile, hits[target])
         return Decision(leaf, True, "a linear or expert weight", None, profile)
+
+    def _weight_of(self, name: str, module: str) -> str:
+        exact = self.view is not None and self.view.names(name) and module == module_of(name)
+        return name if exact else weight_of(module)
+
+    def _by_nature(self, name: str, shape: Sequence[int] | None) -> str | None:
+        """Return why a tensor can never be MXFP4: the model's library knows best, where it is asked."""
+        known = self.view.find(name) if self.view else ()
+        if known and shape is not None and len(shape) >= 2 and 0 not in shape:
+            return next((each.by_nature for each in known if each.by_nature), None)
+        return kept_by_nature(name, shape) or next((each.by_nature for each in known if each.by_nature), None)
+
+    def _by_default(self, module: str) -> str | None:
+        if reason := kept_by_default(module, self._layers):
+            return reason
+        if self.view is None:
+            return None
+        if not (known := self._known(module)):
+            return f"{self.view.model} does not load it, kept by default"
+        return next((each.by_default for each in known if each.by_default), None)
+
+    def _known(self, leaf: str) -> Sequence[Parameter]:
+        """Return what is known about a leaf; one of a stack of experts, or of a fused module, is known by the whole."""
+        if self.view is None:
+            return ()
+        if found := self.view.find(leaf):
+            return found
+        wholes = (whole for whole, _ in fused_names(leaf, self._fused))
+        return next((found for whole in wholes if (found := self.view.find(whole))), ())
 
     def _override(self, leaf: str, hits: Hits) -> Override | None:
         found = [self._overrides[text] for text in hits if text in self._overrides]
@@ -244,16 +275,14 @@ class Resolver:
         if (expert := parse_expert(module)) is not None:
             yield expert.prefix, module
             return
+        for whole in self.view.coarser(module) if self.view else ():
+            yield whole, module
         for fused, _ in fused_names(module, self._fused):
             yield fused, module
-
-
-def _first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
-    return next((value for key in keys if type(value := section.get(key)) is int and value > 0), None)
 
 
 def _expert_numbers(texts: Iterable[str]) -> frozenset[int]:
     return frozenset(int(number) for text in texts for number in re.findall(r"\d+", text) if len(number) < 6)
 
 
-__all__ = ["DEFAULT_FUSED", "Decision", "Resolver", "foreign", "transposed"]
+__all__ = ["DEFAULT_FUSED", "Decision", "Resolver", "foreign"]

@@ -1,7 +1,7 @@
 """The words that names are made of: fused modules and their shards, experts, prefixes, K-first tensors.
 
 Everything that is known about how checkpoints and engines name the same weight lives here as data and pure
-functions; ``rules.py`` only asks. A *leaf* is the smallest thing with a name of its own: one projection, or one
+functions; the resolver only asks. A *leaf* is the smallest thing with a name of its own: one projection, or one
 projection of one expert, as a checkpoint without any fusing would call it.
 """
 
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from mxfp4_core.config.patterns import WEIGHT_SUFFIX
+from mxfp4_core.naming.families import Family, k_first_family
 
 Fused = Mapping[str, Sequence[str]]
 
@@ -54,14 +55,6 @@ _LANGUAGE_PREFIXES: Final = (
     "model",
 )
 _LANGUAGE_ROOTS: Final = frozenset({"layers", "embed_tokens", "norm", "lm_head"})
-
-_K_FIRST_EXPERTS: Final = frozenset(
-    {"gpt_oss", "openai_privacy_filter", "aria", "aria_text", "llama4", "llama4_text", "qwen3_vl_moe"}
-    | {"qwen3_vl_moe_text"}
-)
-_K_FIRST_LINEAR: Final[Mapping[str, frozenset[str]]] = {
-    "gpt2": frozenset({"c_attn", "c_proj", "c_fc", "q_attn"}),
-}
 
 
 @dataclass(frozen=True)
@@ -208,19 +201,22 @@ def transposed(name: str, model_type: str) -> bool:
     """Return whether a BF16 checkpoint of this model type stores the weight with K before N.
 
     Stacked experts of gpt-oss are ``[E, K, N]`` (gate_up_proj ``[E, H, 2I]``, down_proj ``[E, I, H]``), and so are
-    those of the other model types listed here; those of all other models are ``[E, N, K]``, and the weights of a
-    single expert are never K-first. Source: transformers 5.23, its ``is_transposed`` experts and the ``Transpose``
-    entries of its conversion mapping.
+    those of some other families; those of all other models are ``[E, N, K]``, and the weights of a single expert
+    are never K-first. The table in ``families.py`` has the model types, each with its source.
 
     Args:
         name: a tensor or module name.
         model_type: ``model_type`` of config.json.
     """
+    return k_first_row(name, model_type) is not None
+
+
+def k_first_row(name: str, model_type: str) -> Family | None:
+    """Return the row of the table by which a stored weight has K before N, or None; see `transposed`."""
     module = module_of(name)
-    if module.rsplit(".", 1)[-1] in _K_FIRST_LINEAR.get(model_type, ()):
-        return True
     expert = parse_expert(module)
-    return model_type in _K_FIRST_EXPERTS and expert is not None and expert.index is None
+    stacked = expert is not None and expert.index is None
+    return k_first_family(module.rsplit(".", 1)[-1], model_type, stacked=stacked)
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -240,6 +236,7 @@ __all__ = [
     "Fused",
     "Spelling",
     "fused_names",
+    "k_first_row",
     "module_of",
     "parse_expert",
     "ranges",

@@ -1,0 +1,155 @@
+"""Who knows what a weight is: the model providers, entry points of the group ``mxfp4.models``.
+
+A provider is asked with config.json and the headers of the checkpoint, and answers with a `ModelView`, or with None
+for a model that is not its own. One that cannot be imported, or that raises, takes nobody else with it: where it was
+not named, the others are asked, at last the names decide, and what went wrong is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from mxfp4_core._plugins import Broken, Plugin, plugins
+from mxfp4_core.config.messages import unknown_name
+from mxfp4_core.errors import ModelError, Mxfp4Error
+from mxfp4_core.naming.facts import ModelFacts
+from mxfp4_core.naming.view import ModelView
+
+GROUP: Final = "mxfp4.models"
+
+Headers = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name of a tensor to its dtype, as safetensors spells it, and its shape."""
+
+
+class ModelProvider(Protocol):
+    """A library of models that says what the weights of its models are.
+
+    Attributes:
+        name: name of its entry point.
+    """
+
+    name: str
+
+    def describe(self, config: Mapping[str, Any], headers: Headers) -> ModelView | None:
+        """Describe a model, or return None if it is not one of this library.
+
+        Reads no file and no network, runs no code that comes with a checkpoint, and makes no weight.
+
+        Args:
+            config: contents of config.json.
+            headers: the tensors of the checkpoint.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known about a model, and who says so.
+
+    Attributes:
+        view: what a provider said; None where the names decide.
+        source: that in words, for plans and reports.
+    """
+
+    view: ModelView | None
+    source: str
+
+
+def installed_providers() -> tuple[str, ...]:
+    """Return the names of the installed providers, without importing them."""
+    return tuple(plugins(GROUP))
+
+
+def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") -> Described:
+    """Ask the installed providers what the weights of a model are.
+
+    Args:
+        config: contents of config.json; empty where there is none.
+        headers: the tensors of the checkpoint.
+        models: ``auto`` asks every installed provider, ``none`` nobody, a name that one alone.
+
+    Raises:
+        ConfigError: no provider has that name.
+        ModelError: the named provider is broken, or does not know the model; or two providers claim it.
+    """
+    if models == "none":
+        return Described(None, "kinds by names: models = 'none'")
+    known = plugins(GROUP)
+    if models != "auto":
+        if models not in known:
+            raise unknown_name("models", models, ["auto", "none", *known])
+        if (view := _ask(known[models], config, headers)) is None:
+            raise ModelError(
+                f"the provider {models!r} does not know this model",
+                seen=f"model type {_model_type(config)}",
+                rule="a provider that is named describes the model",
+                fix="use models = 'auto' or 'none'",
+            )
+        return Described(view, _says(view))
+    views: dict[str, ModelView] = {}
+    trouble: list[str] = []
+    for name, plugin in known.items():
+        try:
+            view = _ask(plugin, config, headers)
+        except ModelError as error:
+            trouble.append(f"; provider {name!r} cannot say: {' '.join(error.seen.split())}")
+            continue
+        if view is not None:
+            views[name] = view
+    if len(views) > 1:
+        raise ModelError(
+            f"{len(views)} providers claim the model type {_model_type(config)}",
+            seen=", ".join(f"{name} ({known[name].distribution})" for name in views),
+            rule="one provider says what the weights of a model are",
+            fix=f"name one: --models {next(iter(views))} or models={next(iter(views))!r}",
+        )
+    noted = "".join(trouble)
+    for view in views.values():
+        return Described(view, _says(view) + noted)
+    if not config:
+        return Described(None, "kinds by names: there is no config.json" + noted)
+    return Described(
+        None, f"kinds by names: no provider for model type {_model_type(config)} is installed" + noted
+    )
+
+
+def _ask(plugin: Plugin, config: Mapping[str, Any], headers: Headers) -> ModelView | None:
+    loaded: Any = plugin.object()
+    if isinstance(loaded, Broken):
+        raise _broken(plugin, loaded.reason, loaded.fix)
+    if isinstance(loaded, type) or not callable(getattr(loaded, "describe", None)):
+        raise _broken(plugin, f"{loaded!r} has no describe(config, headers)", plugin.advice)
+    if (name := getattr(loaded, "name", None)) != plugin.name:
+        raise _broken(plugin, f"its name is {name!r}, the entry point's {plugin.name!r}", plugin.advice)
+    try:
+        view: Any = loaded.describe(config, headers)
+    except Mxfp4Error as error:
+        raise _broken(plugin, f"{error.what}: {error.seen}; {error.rule}", error.fix) from error
+    except Exception as error:  # isolation: any failure belongs to this provider alone
+        raise _broken(plugin, f"describe() raised {type(error).__name__}: {error}", plugin.advice) from error
+    if view is not None and not isinstance(view, ModelView):
+        seen = f"describe() returned {type(view).__name__}, not a ModelView or None"
+        raise _broken(plugin, seen, plugin.advice)
+    return view
+
+
+def _broken(plugin: Plugin, seen: str, fix: str) -> ModelError:
+    return ModelError(
+        f"the model provider {plugin.name!r} cannot be used",
+        seen=seen if plugin.distribution in seen else f"{seen} ({plugin.distribution})",
+        rule="a provider describes a model or returns None",
+        fix=f"{fix}, or go by names: --models none",
+    )
+
+
+def _says(view: ModelView) -> str:
+    return f"kinds by {view.provider}: {view.model}"
+
+
+def _model_type(config: Mapping[str, Any]) -> str:
+    return ModelFacts.read(config).model_type or "(none given)"
+
+
+__all__ = ["GROUP", "Described", "Headers", "ModelProvider", "describe", "installed_providers"]
