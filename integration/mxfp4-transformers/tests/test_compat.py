@@ -18,9 +18,9 @@ from transformers.core_model_loading import (
 )
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate
+from mxfp4_core.modules import find_gate
 from mxfp4_transformers import compat, ops
 from mxfp4_transformers.ops import Converter
-from mxfp4_transformers.sites import find_gate
 
 
 def stacking(suffix: str = "") -> WeightConverter:

@@ -12,9 +12,9 @@ from tiny import DEVICE, load, settings, tensors
 
 from mxfp4_core.checkpoint import ahead
 from mxfp4_core.errors import CheckpointError, LoadError, NonFiniteError
+from mxfp4_core.modules import Weight
 from mxfp4_transformers import feed
 from mxfp4_transformers.feed import Feed
-from mxfp4_transformers.weights import Weight
 
 Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 

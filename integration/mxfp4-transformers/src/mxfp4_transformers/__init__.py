@@ -15,7 +15,7 @@ from mxfp4_transformers import compat
 from mxfp4_transformers.config import METHOD, Mxfp4CoreConfig
 from mxfp4_transformers.quantizer import Mxfp4Quantizer
 from mxfp4_transformers.saving import save
-from mxfp4_transformers.summary import summary
+from mxfp4_transformers.words import summary
 
 Mxfp4Config = Mxfp4CoreConfig
 

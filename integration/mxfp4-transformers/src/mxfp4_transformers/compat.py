@@ -4,7 +4,7 @@ Checked with 5.17.0 and 5.23.0. What differs between them, and what is done abou
 
 * ``update_weight_conversions`` is called with the model in 5.23 only: the quantizer remembers the model.
 * 5.17 casts a tensor from the checkpoint to the dtype of the placeholder before it is quantised: placeholders
-  have the dtype of the model (``hold_place`` in ``modules.py``).
+  have the dtype of the model (`mxfp4_core.modules.hold_place`).
 * 5.17 ends no pattern at a name boundary, so ``w1.weight`` also matches ``w1.weight_scale``: ``bounded`` does.
 * ``SplitModulelist`` of 5.17 drops every axis of length 1, so the scales of a weight with K = 32 would lose
   their last axis when they are saved: ``SplitExperts`` drops the expert axis only.
@@ -38,8 +38,8 @@ from transformers.integrations.accelerate import get_device
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
-from mxfp4_core.checkpoint import read_header
-from mxfp4_core.checkpoint.header import TensorInfo
+from mxfp4_core.checkpoint import TensorInfo, read_header
+from mxfp4_core.modules import ModelView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,6 +97,21 @@ def renames(conversions: Iterable[WeightTransform]) -> list[tuple[str, str]]:
             if all(re.fullmatch(r"[\w.]+", side) for side in pair):
                 pairs.append((pair[0], pair[1]))
     return pairs
+
+
+def view(model: PreTrainedModel) -> ModelView:
+    """Return what the plan of a load has to know of a model."""
+    ties = model.all_tied_weights_keys
+    patterns = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    patterns |= {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    pinned = {
+        path: "the model keeps it in float32"
+        for path, _ in model.named_modules()
+        if any(re.search(rf"(^|\.){pattern}($|\.)", path) for pattern in patterns)
+    }
+    return ModelView(
+        model.config.to_dict(), renames(default_conversions(model)), {*ties, *ties.values()}, pinned
+    )
 
 
 def destinations(

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from mxfp4_core.arithmetic import BLOCK
-from mxfp4_core.checkpoint import ReadAhead, Rows
-from mxfp4_core.checkpoint.header import TensorInfo
-from mxfp4_transformers.weights import Weight
+from mxfp4_core.checkpoint import ReadAhead, Rows, TensorInfo
+from mxfp4_core.modules import Weight
 
 DEVICES = frozenset({"cuda"})
 """Types of devices for which tensors are read ahead; others use the memory of the process, or were not tried."""

@@ -12,9 +12,9 @@ from mxfp4_core.arithmetic import Alignment, pad_weight
 from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.errors import LoadError, NonFiniteError
 from mxfp4_core.loader import LoadReportBuilder
+from mxfp4_core.modules import Weight
 from mxfp4_transformers import compat
 from mxfp4_transformers.feed import Feed, in_order, wait
-from mxfp4_transformers.weights import SCALE, Weight
 
 
 @dataclass(frozen=True)
@@ -142,28 +142,28 @@ class Packer:
         return self.convert({name: value})
 
     def _pack(self, weight: Weight, parts: Iterator[Part]) -> dict[str, torch.Tensor]:
-        codes = scales = torch.empty(0, dtype=torch.uint8)
+        parts_of: dict[str, torch.Tensor] = {}
         rows_seen = 0
         self.bytes_read[weight.name] = 0
         for part in parts:
             value = part.value
             if not rows_seen:
-                codes, scales = weight.empty(value.device)
+                parts_of = weight.empty(value.device)
             self._check(weight, part)
             rows = slice(part.row, part.row + value.shape[0])
             rows_seen += value.shape[0]
             self.bytes_read[weight.name] += value.numel() * value.element_size()
             with self.report.timing("quantising"):
-                self.quantizers.of(weight.profile, value.dtype, value.device).into(
+                self.quantizers.of(weight.profile, value.dtype, value.device, weight.kind).into(
                     pad_weight(value, Alignment()),
-                    {"codes": codes[part.index][rows], "scales": scales[part.index][rows]},
+                    {key: tensor[part.index][rows] for key, tensor in parts_of.items()},
                     nonfinite=self.nonfinite,
                     name=part.source,
                 )
             self.report.sample()
             del part, value
         _check_filled(weight, rows_seen)
-        return {weight.name: codes, f"{weight.name}{SCALE}": scales}
+        return {weight.names[part]: tensor for part, tensor in parts_of.items()}
 
     def _stream(self, weight: Weight, names: Sequence[str]) -> dict[str, torch.Tensor] | None:
         """Quantise a weight from what was read ahead, or return None where that is not possible."""
@@ -171,18 +171,18 @@ class Packer:
         if fed is None:
             return None
         device, chunks = fed
-        codes, scales = weight.empty(device)
-        flat = codes.view(-1, codes.shape[-1]), scales.view(-1, scales.shape[-1])
+        parts = weight.empty(device)
+        flat = {part: tensor.view(-1, tensor.shape[-1]) for part, tensor in parts.items()}
         row = 0
         try:
             for chunk in self.report.timed(chunks):
                 with self.report.timing("quantising"):
-                    value = chunk.to(codes.device, non_blocking=True)
+                    value = chunk.to(device, non_blocking=True)
                     rows = slice(row, row + value.shape[0])
-                    quantizer = self.quantizers.of(weight.profile, value.dtype, value.device)
-                    parts = {"codes": flat[0][rows], "scales": flat[1][rows]}
-                    quantizer.into(value, parts, nonfinite=self.nonfinite)
-                    wait(codes.device)  # before the memory of the chunk is filled again
+                    quantizer = self.quantizers.of(weight.profile, value.dtype, value.device, weight.kind)
+                    into = {key: tensor[rows] for key, tensor in flat.items()}
+                    quantizer.into(value, into, nonfinite=self.nonfinite)
+                    wait(device)  # before the memory of the chunk is filled again
                     row = rows.stop
                     del value
                 self.report.sample()
@@ -190,7 +190,7 @@ class Packer:
             return None  # read again the ordinary way, the error names the tensor and the index in it
         _check_filled(weight, row)
         self.bytes_read[weight.name] = torch.Size(weight.shape).numel() * self.feed.dtype.itemsize
-        return {weight.name: codes, f"{weight.name}{SCALE}": scales}
+        return {weight.names[part]: tensor for part, tensor in parts.items()}
 
     @staticmethod
     def _check(weight: Weight, part: Part) -> None:

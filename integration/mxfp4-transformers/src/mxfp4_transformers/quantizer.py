@@ -12,27 +12,30 @@ from transformers.core_model_loading import WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.backend import DeviceQuantizers
-from mxfp4_core.checkpoint.header import TensorInfo
+from mxfp4_core.checkpoint import TensorInfo
 from mxfp4_core.errors import ConfigError, LoadError
 from mxfp4_core.jobs.quantize import FLOATS
-from mxfp4_core.loader import LoadReport, LoadReportBuilder
-from mxfp4_core.modules import prepare_model
-from mxfp4_transformers import compat
-from mxfp4_transformers.config import Mxfp4CoreConfig
-from mxfp4_transformers.feed import Feed
-from mxfp4_transformers.modules import (
-    check_backends,
-    count,
+from mxfp4_core.loader import LoadReport, LoadReportBuilder, count_modules
+from mxfp4_core.modules import (
+    ModelPlan,
+    Mxfp4Module,
+    Site,
+    chosen_backends,
     device_names,
     empty_module,
     hold_place,
     likely_backends,
+    plan_model,
+    prepare_model,
     settle,
     widened,
 )
+from mxfp4_transformers import compat
+from mxfp4_transformers.config import Mxfp4CoreConfig
+from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.ops import Converter, Direct, QuantizeOp
 from mxfp4_transformers.packer import Packer
-from mxfp4_transformers.plan import Plan, plan_load, plan_reload
+from mxfp4_transformers.plan import plan_reload
 from mxfp4_transformers.saving import facts, for_saving, with_scales
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ class Mxfp4Quantizer(HfQuantizer):
         # A copy: one config may load many models, and each model's says something about its own weights.
         super().__init__(copy.copy(quantization_config), **kwargs)
         self.report: LoadReport | None = None
-        self.plan = Plan()
+        self.plan = ModelPlan()
         self._builder: LoadReportBuilder | None = None
         self._packer: Packer | None = None
         self._headers: dict[str, TensorInfo] = {}
@@ -103,17 +106,17 @@ class Mxfp4Quantizer(HfQuantizer):
         devices = device_names(device_map)
         core = self.quantization_config.core
         self._headers = compat.headers(checkpoint_files)
+        self._dtype = dtype or model.dtype
         if self.pre_quantized:
             self.plan = plan_reload(model, self.quantization_config, self._headers)
         else:
-            self.plan = plan_load(model, core)
-        self._dtype = dtype or model.dtype
+            self.plan = plan_model(model, core, compat.view(model), devices=devices, dtype=self._dtype)
         for site in self.plan.sites:
-            module = empty_module(model, site, core, self.plan.profile_of(site), self._dtype)
+            module = self._empty(model, site)
             if not self.pre_quantized:
                 hold_place(module, site, self._dtype)
             model.set_submodule(site.path, module)
-        backends = check_backends(model, core, devices, self._dtype)
+        backends = chosen_backends(model, core, devices, self._dtype)
         if torch.cuda.is_available() and any(name.startswith("cuda") for name in devices):
             torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
         self._quantizers = DeviceQuantizers(backends, self._quantizers)
@@ -122,6 +125,10 @@ class Mxfp4Quantizer(HfQuantizer):
         self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         self._model = model
         return model
+
+    def _empty(self, model: Any, site: Site) -> Mxfp4Module:
+        activation, profile = self.quantization_config.core.activation, self.plan.profile_of(site)
+        return empty_module(model, site, activation=activation, profile=profile, dtype=self._dtype)
 
     def update_weight_conversions(
         self, weight_conversions: list[WeightTransform], model: Any = None
@@ -187,7 +194,7 @@ class Mxfp4Quantizer(HfQuantizer):
     def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
         """Return the bytes per element that a parameter will take, for the device map and the warm-up allocation."""
         if not self.pre_quantized and (weight := self.plan.weights.get(param_name)) is not None:
-            return weight.codes_nbytes / param.numel()
+            return weight.first_nbytes / param.numel()
         return param.element_size()
 
     # after the load
@@ -199,7 +206,7 @@ class Mxfp4Quantizer(HfQuantizer):
             self._packer.feed.close()
         with builder.timing("preparing"):
             for site in self.plan.sites:
-                settle(model.get_submodule(site.path), site, self.plan)
+                settle(model.get_submodule(site.path), site, self.plan.weights)
             chosen = prepare_model(
                 model, name=core.backend, fallback=core.fallback, dtype=self._dtype, consume=True
             )
@@ -208,7 +215,8 @@ class Mxfp4Quantizer(HfQuantizer):
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
         builder.quantizer = ", ".join(self._quantizers.names)
         builder.profile = ", ".join(dict.fromkeys(weight.profile for weight in self.plan.weights.values()))
-        count(builder, model, self.plan, {} if self._packer is None else self._packer.bytes_read)
+        read = {} if self._packer is None else self._packer.bytes_read
+        count_modules(builder, model, self.plan, read)
         self.report = model.mxfp4_report = builder.build()
         logger.info("%s", self.report.line())
         # What only the load needed: the quantizer is copied and pickled with its model.

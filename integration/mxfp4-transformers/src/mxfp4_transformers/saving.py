@@ -17,13 +17,13 @@ from mxfp4_core.dialects import get
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import ConfigError, OutputError
 from mxfp4_core.jobs import Options, convert_checkpoint
+from mxfp4_core.modules import ModelPlan
 from mxfp4_transformers import compat
 from mxfp4_transformers.ops import Converter, Direct
-from mxfp4_transformers.plan import Plan
-from mxfp4_transformers.weights import SCALE
+from mxfp4_transformers.plan import SCALE
 
 
-def with_scales(conversions: Iterable[WeightTransform], plan: Plan) -> list[WeightTransform]:
+def with_scales(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[WeightTransform]:
     """Return conversions that treat codes and scales alike.
 
     A converter whose names end where the names of weights end gets a companion for the scales; one for whole modules
@@ -33,7 +33,7 @@ def with_scales(conversions: Iterable[WeightTransform], plan: Plan) -> list[Weig
     return list(_with_scales(conversions, plan))
 
 
-def _with_scales(conversions: Iterable[WeightTransform], plan: Plan) -> Iterator[WeightTransform]:
+def _with_scales(conversions: Iterable[WeightTransform], plan: ModelPlan) -> Iterator[WeightTransform]:
     for entry in conversions:
         if not isinstance(entry, WeightConverter) or not compat.feeds(entry, plan.weights):
             yield entry
@@ -43,7 +43,7 @@ def _with_scales(conversions: Iterable[WeightTransform], plan: Plan) -> Iterator
                 yield compat.rebuilt(Converter, entry, SCALE)
 
 
-def for_saving(conversions: Iterable[WeightTransform], plan: Plan) -> list[WeightTransform]:
+def for_saving(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[WeightTransform]:
     """Return what ``save_pretrained`` is to undo, from what the load used.
 
     The converters of a load that quantised lack the companions for scales, which the checkpoint did not have.
@@ -64,14 +64,14 @@ def for_saving(conversions: Iterable[WeightTransform], plan: Plan) -> list[Weigh
     return with_scales(plain, plan)
 
 
-def facts(model: Any, plan: Plan) -> dict[str, Any]:
+def facts(model: Any, plan: ModelPlan) -> dict[str, Any]:
     """Return what ``quantization_config`` says about single weights, under the names that they are saved with."""
     odd = {
         name: weight for name, weight in plan.weights.items() if weight.transposed or weight.shape[-1] % BLOCK
     }
     saved: dict[str, tuple[bool, list[int]]] = {}
     for name, weight in odd.items():
-        meta = torch.empty(weight.codes_shape, dtype=torch.uint8, device="meta")
+        meta = torch.empty(weight.shapes["codes"], dtype=torch.uint8, device="meta")
         for each, tensor in revert_weight_conversion(model, {name: meta}).items():
             saved[each] = weight.transposed, [*tensor.shape[:-1], weight.shape[-1]]
     return {

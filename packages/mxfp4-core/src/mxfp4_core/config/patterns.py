@@ -24,7 +24,7 @@ from mxfp4_core.errors import PatternError
 
 WEIGHT_SUFFIX = ".weight"
 _PATH = re.compile(r"[A-Za-z0-9_\-*]+(\.[A-Za-z0-9_\-*]+)*")
-_MAX_LENGTH = 2000
+MAX_LENGTH = 2000
 # A class with digits, \d, a repetition, a digit beside a wildcard: what tells 3 from 30 without naming both.
 _TELLS_NUMBERS = re.compile(r"\[[^\]]*\d|\\d|\{|\d(\[\^|\.\*|\.\+|\w*\|)|(\]\*|\.\*|\.\+|\|)\d")
 
@@ -52,9 +52,9 @@ class Pattern:
         Raises:
             PatternError: empty, an unknown character, an empty component, a glued ``**``, a broken expression.
         """
-        if len(text) > _MAX_LENGTH:
+        if len(text) > MAX_LENGTH:
             raise _bad(
-                text[:60] + "…", f"a pattern has at most {_MAX_LENGTH} characters", "split it into several"
+                text[:60] + "…", f"a pattern has at most {MAX_LENGTH} characters", "split it into several"
             )
         if text.startswith("re:"):
             body = text.removeprefix("re:")

@@ -43,6 +43,7 @@ CONFIG_VERSION: Final = 1
 
 _Activation = Literal["none", "mxfp4", "fp8"]
 _Tail = Literal["refuse", "pad"]
+_Refused = Literal["error", "keep"]
 _NonFinite = Literal["refuse", "nan"]
 
 
@@ -131,6 +132,10 @@ class Mxfp4Config(_Model):
         default=DIALECTS[0],
         description="How checkpoints are written.",
         json_schema_extra={"enum": list(DIALECTS)},
+    )
+    refused: _Refused = Field(
+        default="error",
+        description="What no backend or loader can take: an error before a weight is read, or keep it, aloud.",
     )
     tail: _Tail = Field(
         default="refuse", description="Where K is no multiple of 32: refuse, or pad with exact zeros."

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
+    from mxfp4_core.loader.counting import count_modules as count_modules
     from mxfp4_core.loader.memory import MemoryMeter as MemoryMeter
     from mxfp4_core.loader.memory import MemoryUse as MemoryUse
     from mxfp4_core.loader.regions import Region as Region
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.target import QuantTarget as QuantTarget
 
 _HOMES = {
+    "count_modules": "counting",
     "Region": "regions",
     "LoadSession": "session",
     "QuantTarget": "target",
@@ -48,6 +50,7 @@ __all__ = [
     "PhaseTime",
     "QuantTarget",
     "Region",
+    "count_modules",
 ]
 
 if not TYPE_CHECKING:

@@ -12,12 +12,46 @@ from typing import TYPE_CHECKING
 from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
+    from mxfp4_core.modules.ask import chosen_backends as chosen_backends
+    from mxfp4_core.modules.ask import device_names as device_names
+    from mxfp4_core.modules.ask import likely_backends as likely_backends
     from mxfp4_core.modules.base import Mxfp4Module as Mxfp4Module
+    from mxfp4_core.modules.empty import empty_module as empty_module
+    from mxfp4_core.modules.empty import hold_place as hold_place
+    from mxfp4_core.modules.filled import settle as settle
+    from mxfp4_core.modules.filled import widened as widened
     from mxfp4_core.modules.layers import Mxfp4Experts as Mxfp4Experts
     from mxfp4_core.modules.layers import Mxfp4Linear as Mxfp4Linear
+    from mxfp4_core.modules.model_plan import ModelPlan as ModelPlan
+    from mxfp4_core.modules.model_view import ModelView as ModelView
+    from mxfp4_core.modules.planning import plan_model as plan_model
     from mxfp4_core.modules.prepare import prepare_model as prepare_model
+    from mxfp4_core.modules.quantize import Quantised as Quantised
+    from mxfp4_core.modules.quantize import quantize_ as quantize_
+    from mxfp4_core.modules.sites import Site as Site
+    from mxfp4_core.modules.sites import find_gate as find_gate
+    from mxfp4_core.modules.sites import find_sites as find_sites
+    from mxfp4_core.modules.table import summary as summary
+    from mxfp4_core.modules.weights import Weight as Weight
 
 _HOMES = {
+    "device_names": "ask",
+    "likely_backends": "ask",
+    "chosen_backends": "ask",
+    "empty_module": "empty",
+    "hold_place": "empty",
+    "settle": "filled",
+    "widened": "filled",
+    "ModelPlan": "model_plan",
+    "ModelView": "model_view",
+    "plan_model": "planning",
+    "Quantised": "quantize",
+    "quantize_": "quantize",
+    "Site": "sites",
+    "find_sites": "sites",
+    "find_gate": "sites",
+    "summary": "table",
+    "Weight": "weights",
     "Mxfp4Module": "base",
     "Mxfp4Experts": "layers",
     "Mxfp4Linear": "layers",
@@ -25,10 +59,27 @@ _HOMES = {
 }
 
 __all__ = [
+    "ModelPlan",
+    "ModelView",
     "Mxfp4Experts",
     "Mxfp4Linear",
     "Mxfp4Module",
+    "Quantised",
+    "Site",
+    "Weight",
+    "chosen_backends",
+    "device_names",
+    "empty_module",
+    "find_gate",
+    "find_sites",
+    "hold_place",
+    "likely_backends",
+    "plan_model",
     "prepare_model",
+    "quantize_",
+    "settle",
+    "summary",
+    "widened",
 ]
 
 if not TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """Where a model has weights that can be MXFP4: its linears and its stacks of experts.
 
-A stack of experts is one that transformers calls through ``ALL_EXPERTS_FUNCTIONS``: that promises gate and up in one
-weight, a gated activation, down, and the sum weighted by the router, which is what `Mxfp4Experts` computes. How a
-model orders the rows and which activation it has is read from the module; the activation is tried out, not trusted.
+A stack of experts that can be replaced holds ``gate_up_proj`` and ``down_proj``, has its activation in ``_apply_gate``
+and is called with hidden states, the router's choice and its weights (transformers promises that of what it calls
+through ``ALL_EXPERTS_FUNCTIONS``). How it orders the rows is read from the module; the activation is tried out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mxfp4_core.backend import Gate
+from mxfp4_core.backend.problem import Gate
 from mxfp4_core.errors import ConfigError
 
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
@@ -53,7 +53,7 @@ class Site:
         return f"{self.path}.{weight}"
 
 
-def find(model: nn.Module) -> Iterator[Site]:
+def find_sites(model: nn.Module) -> Iterator[Site]:
     """Yield every linear and every stack of experts, in the order of the model."""
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -73,7 +73,7 @@ def find(model: nn.Module) -> Iterator[Site]:
 def _refusal(module: nn.Module, stacks: dict[str, tuple[int, ...]]) -> str:
     kind = type(module).__name__
     if set(stacks) != set(EXPERT_WEIGHTS) or not hasattr(module, "_apply_gate"):
-        wanted = f"{' and '.join(EXPERT_WEIGHTS)}, called through ALL_EXPERTS_FUNCTIONS"
+        wanted = f"{' and '.join(EXPERT_WEIGHTS)}, and their activation in _apply_gate"
         return f"{kind} has {', '.join(stacks)}; experts that can be replaced have {wanted}"
     if getattr(module, "has_post_expert_norm", False) or not getattr(module, "has_gate", True):
         return f"{kind} does more than a gated activation between two weights"
@@ -128,7 +128,7 @@ _TOP_K = (
 )
 
 
-def top_k(model: nn.Module, site: Site) -> int:
+def top_k_of(model: nn.Module, site: Site) -> int:
     """Return the number of experts per token, from the block around the experts or from the model's config.
 
     Raises:
@@ -148,3 +148,6 @@ def top_k(model: nn.Module, site: Site) -> int:
         rule="the number of experts per token is fixed when a model is loaded",
         fix=f"keep it: ignore=[{site.path!r}]",
     )
+
+
+__all__ = ["EXPERT_WEIGHTS", "Site", "find_gate", "find_sites", "top_k_of"]

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from mxfp4_core.modules import Mxfp4Module
+from torch import nn
+
+from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.naming.vocabulary import ranges
-from mxfp4_transformers.plan import Plan
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def summary(model: Any) -> str:
+def summary(model: nn.Module, plan: ModelPlan | None = None) -> str:
     """Return a table of a model's weights: MXFP4 or kept, where, how large, by which profile and backend, and why.
 
     Layers that differ in their numbers only share a line. ``print(model)`` has the same modules, one by one.
 
     Args:
-        model: loaded by ``from_pretrained`` with this package.
+        model: with MXFP4 modules in it, or without.
+        plan: why each module is what it is; without one, the reasons are left out.
 
     Returns:
         A heading with the counts, then one line for each group, in the order of the model.
     """
-    plan: Plan = getattr(getattr(model, "hf_quantizer", None), "plan", None) or Plan()
+    plan = plan or ModelPlan()
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     packed = total = 0
     for path, module in model.named_modules():
@@ -61,3 +63,6 @@ def _collapsed(paths: list[str]) -> str:
     columns = zip(*(_NUMBER.findall(path) for path in paths), strict=True)
     numbers = iter([ranges(int(number) for number in column) for column in columns])
     return _NUMBER.sub(lambda match: text if (text := next(numbers)).isdecimal() else f"{{{text}}}", paths[0])
+
+
+__all__ = ["summary"]

@@ -1,0 +1,118 @@
+"""Ask backends about the weights of a plan, before any of them is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.problem import Problem
+from mxfp4_core.backend.protocol import Backend
+from mxfp4_core.backend.select import Selection, default_problem, explain, select_backend
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.errors import BackendError, Mxfp4Error
+from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.empty import empty_module
+from mxfp4_core.modules.refusals import Refusal
+from mxfp4_core.modules.sites import Site
+
+
+def device_names(device_map: Any) -> list[str]:
+    """Return the devices that a ``device_map`` names, or the one that ``"auto"`` begins with.
+
+    Args:
+        device_map: None, a word such as ``"auto"``, a device, or devices by name of a module, as accelerate takes it.
+    """
+    if device_map is None:
+        return ["cpu"]
+    if isinstance(device_map, str):
+        device = Device.current()
+        return ["cpu" if device.type == "cpu" else _torch_name(device)]
+    values = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    names = [_name_of(value) for value in values]
+    return [name for name in dict.fromkeys(names) if name not in ("meta", "disk")]
+
+
+def _name_of(value: Any) -> str:
+    if type(value) is int:
+        device = Device.current()
+        return f"{_torch_name(device).partition(':')[0]}:{value}"
+    name = str(value)
+    return name if name in ("cpu", "meta", "disk") or ":" in name else f"{name}:{Device.of(name).index}"
+
+
+def _torch_name(device: Device) -> str:
+    return f"{'cuda' if device.type == 'hip' else device.type}:{device.index}"
+
+
+def likely_backends(config: Mxfp4Config, device_map: Any) -> dict[str, list[Backend]]:
+    """Return the backend that an ordinary layer gets on each device; nothing where there is none."""
+    found: dict[str, list[Backend]] = {}
+    for name in device_names(device_map):
+        problem = replace(default_problem(), device=Device.of(name))
+        with suppress(Mxfp4Error):
+            found[name] = [select_backend(problem, name=config.backend, fallback=config.fallback).backend]
+    return found
+
+
+def chosen_backends(
+    model: nn.Module, config: Mxfp4Config, devices: Iterable[str], dtype: torch.dtype
+) -> dict[str, list[Backend]]:
+    """Return the backends that the MXFP4 modules of a model get on each device.
+
+    Raises:
+        BackendError: there is none for one of them.
+    """
+    chosen: dict[str, list[Backend]] = {}
+    for name in devices:
+        found = (module.problem for module in model.modules() if isinstance(module, Mxfp4Module))
+        problems = dict.fromkeys(_at(problem, name, dtype) for problem in found)
+        selected = (select_backend(each, name=config.backend, fallback=config.fallback) for each in problems)
+        chosen[name] = list({each.backend.name: each.backend for each in selected}.values())
+    return chosen
+
+
+def refused_by_backends(
+    model: nn.Module,
+    sites: Sequence[Site],
+    config: Mxfp4Config,
+    profile_of: Callable[[Site], str],
+    devices: Iterable[str],
+    dtype: torch.dtype,
+) -> list[Refusal]:
+    """Return the modules that no backend takes on one of the devices.
+
+    Raises:
+        BackendError: the config names a backend that does not exist.
+    """
+    problems = {
+        site.path: empty_module(
+            model, site, activation=config.activation, profile=profile_of(site), dtype=dtype
+        ).problem
+        for site in sites
+    }
+    answers: dict[Problem, Selection] = {}
+    found: dict[str, Refusal] = {}
+    for name in devices:
+        for path, plain in problems.items():
+            problem = _at(plain, name, dtype)
+            if problem not in answers:
+                answers[problem] = explain(problem, name=config.backend, fallback=config.fallback)
+            answer = answers[problem]
+            if answer.choice is None and path not in found:
+                why = "\n        ".join([f"no backend for {problem}", answer.reason, *map(str, answer.trace)])
+                rule = "a backend must accept the problem, and be automatic on the device or named"
+                found[path] = Refusal(path, path, why, rule, answer.fix, BackendError)
+    return list(found.values())
+
+
+def _at(problem: Problem, device: str, dtype: torch.dtype) -> Problem:
+    return replace(problem, device=Device.of(device), dtype=str(dtype).removeprefix("torch."))
+
+
+__all__ = ["chosen_backends", "device_names", "likely_backends", "refused_by_backends"]

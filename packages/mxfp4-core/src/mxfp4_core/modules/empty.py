@@ -1,0 +1,70 @@
+"""MXFP4 modules without memory, in the place of a model's own, for a loader to fill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from mxfp4_core.backend.problem import SILU, Activation
+from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.layers import Mxfp4Experts, Mxfp4Linear
+from mxfp4_core.modules.sites import Site, find_gate, top_k_of
+
+
+def empty_module(
+    model: nn.Module,
+    site: Site,
+    *,
+    activation: Activation = "none",
+    profile: str = "",
+    dtype: torch.dtype = torch.bfloat16,
+) -> Mxfp4Module:
+    """Return the MXFP4 module that takes the place of ``site.module``, on the meta device.
+
+    Args:
+        model: the model around it; it knows the number of experts per token.
+        site: the module and its weights.
+        activation: how a backend is to quantise x.
+        profile: name of the profile of the bytes that will come.
+        dtype: of the biases.
+
+    Raises:
+        ConfigError: the number of experts per token is not to be found.
+    """
+    own = dict(site.module.named_parameters(recurse=False))
+    module: Mxfp4Module
+    if site.is_experts:
+        experts, k, n = site.weights["down_proj"]
+        module = Mxfp4Experts(
+            experts,
+            n,
+            k,
+            top_k=top_k_of(model, site),
+            gate=find_gate(site.module) or SILU,
+            bias="down_proj_bias" in own,
+            profile=profile,
+            device="meta",
+            dtype=dtype,
+        )
+    else:
+        n, k = site.weights["weight"]
+        module = Mxfp4Linear(n, k, bias="bias" in own, profile=profile, device="meta", dtype=dtype)
+    module.problem = replace(module.problem, activation=activation)
+    return module
+
+
+def hold_place(module: Mxfp4Module, site: Site, dtype: torch.dtype) -> None:
+    """Give an empty module its weights as a checkpoint in high precision has them, for a loader to look at.
+
+    Engines cast what they read to the dtype of the placeholder and look at its shape, through ``get_parameter``:
+    therefore the placeholder of a buffer is a Parameter.
+    """
+    own = dict(site.module.named_parameters(recurse=False))
+    for name in site.weights:
+        placeholder = torch.empty(own[name].shape, dtype=dtype, device="meta")
+        module._buffers[name] = nn.Parameter(placeholder, requires_grad=False)
+
+
+__all__ = ["empty_module", "hold_place"]
