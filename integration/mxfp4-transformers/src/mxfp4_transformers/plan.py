@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any, NoReturn
+from typing import Any
 
 from mxfp4_core.checkpoint import TensorInfo
 from mxfp4_core.dialects.native import NATIVE
-from mxfp4_core.errors import CheckpointError, ConfigError, LoadError
-from mxfp4_core.modules import ModelPlan, find_sites
-from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
+from mxfp4_core.errors import CheckpointError, LoadError
+from mxfp4_core.modules import ModelPlan, Stored, plan_stored
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
 
@@ -40,32 +39,9 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, Tenso
     packed: dict[tuple[str, ...], list[str]] = {}
     for source, targets in compat.destinations(codes, compat.default_conversions(model), model).items():
         packed.setdefault(targets, []).append(source)
-    quantised = {target for targets in packed for target in targets}
-    sites, view = {site.path: site for site in find_sites(model)}, compat.view(model)
-    decisions = decide(model, config.core, view, sites.values(), check=False)
-    plan = ModelPlan(reasons=plain_reasons(model, decisions), profile=contents.profile)
-    for site in sites.values():
-        mine = {site.name(name): decisions[site.name(name)] for name in site.weights}
-        stored = [name for name in mine if name in quantised]
-        if not stored:
-            reason = why_kept(view, site, mine)
-            if not reason and not site.refusal:
-                _contradiction(
-                    f"{site.path} is in high precision", f"{next(iter(mine))} is quantised: {reason}"
-                )
-            plan.reasons[site.path] = reason or site.refusal
-            continue
-        if site.refusal:
-            _contradiction(f"{site.path} is MXFP4", f"it cannot be: {site.refusal}")
-        if len(stored) < len(mine):
-            _contradiction(
-                f"only {', '.join(stored)} are MXFP4", f"all weights of {site.path} are quantised alike"
-            )
-        plan.add(
-            site,
-            {name: found.profile or contents.profile for name, found in mine.items()},
-            "in the checkpoint",
-        )
+    known = {target for targets in packed for target in targets}
+    stored = dict.fromkeys(known, Stored(profile=contents.profile))
+    plan = plan_stored(model, stored, compat.view(model), config.core)
     _check_places(plan, packed, headers)
     return plan
 
@@ -92,13 +68,6 @@ def _check_places(
 ) -> None:
     """Check that the codes in the checkpoint fill the weights of the model, each group of them by itself."""
     for targets, names in packed.items():
-        lost = [target for target in targets if target not in plan.weights]
-        if lost:
-            _contradiction(
-                f"{names[0]} is MXFP4",
-                f"MXFP4 weights belong to linears and stacks of experts, which {lost[0]} is not",
-                f"quantise again with ignore=[{names[0].removesuffix('.weight')!r}]",
-            )
         shapes = [plan.weights[target].shapes["codes"] for target in targets]
         have, want = sum(prod(headers[name].shape) for name in names), sum(map(prod, shapes))
         first = headers[names[0]].shape
@@ -110,7 +79,3 @@ def _check_places(
                 rule=f"the model needs codes of {' and '.join(str(list(shape)) for shape in shapes)} there",
                 fix="complete the checkpoint, or use the config.json that belongs to it",
             )
-
-
-def _contradiction(seen: str, rule: str, fix: str = "write the checkpoint again") -> NoReturn:
-    raise ConfigError("the config contradicts the checkpoint", seen=seen, rule=rule, fix=fix)

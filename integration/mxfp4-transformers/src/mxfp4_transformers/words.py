@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mxfp4_core import modules
+from mxfp4_core.modules import summary as table
 
 
 def summary(model: Any) -> str:
@@ -18,7 +18,7 @@ def summary(model: Any) -> str:
     Returns:
         A heading with the counts, then one line for each group, in the order of the model.
     """
-    return modules.summary(model, getattr(getattr(model, "hf_quantizer", None), "plan", None))
+    return table(model, getattr(getattr(model, "hf_quantizer", None), "plan", None))
 
 
 __all__ = ["summary"]

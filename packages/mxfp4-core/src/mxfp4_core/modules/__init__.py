@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.sites import Site as Site
     from mxfp4_core.modules.sites import find_gate as find_gate
     from mxfp4_core.modules.sites import find_sites as find_sites
+    from mxfp4_core.modules.stored import Stored as Stored
+    from mxfp4_core.modules.stored import plan_stored as plan_stored
     from mxfp4_core.modules.table import summary as summary
     from mxfp4_core.modules.weights import Weight as Weight
 
 _HOMES = {
+    "plan_stored": "stored",
+    "Stored": "stored",
     "device_names": "ask",
     "likely_backends": "ask",
     "chosen_backends": "ask",
@@ -66,6 +70,7 @@ __all__ = [
     "Mxfp4Module",
     "Quantised",
     "Site",
+    "Stored",
     "Weight",
     "chosen_backends",
     "device_names",
@@ -75,6 +80,7 @@ __all__ = [
     "hold_place",
     "likely_backends",
     "plan_model",
+    "plan_stored",
     "prepare_model",
     "quantize_",
     "settle",

@@ -1,0 +1,116 @@
+"""Which modules of a model have quantised weights in a checkpoint, so that they are taken as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from torch import nn
+
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.errors import ConfigError
+from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
+from mxfp4_core.modules.model_plan import ModelPlan
+from mxfp4_core.modules.model_view import ModelView
+from mxfp4_core.modules.sites import Site, find_sites
+from mxfp4_core.naming.decision import Decision
+
+IN_CHECKPOINT = "in the checkpoint"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint says about one quantised weight.
+
+    Attributes:
+        format: name of its format.
+        profile: name of the profile that made the bytes; empty where the file does not say.
+    """
+
+    format: str = "mxfp4"
+    profile: str = ""
+
+
+def plan_stored(
+    model: nn.Module,
+    stored: Mapping[str, Stored],
+    view: ModelView | None = None,
+    config: Mxfp4Config | None = None,
+) -> ModelPlan:
+    """Plan to load the weights that a checkpoint holds quantised, and no others.
+
+    Args:
+        model: on the meta device. It is not changed.
+        stored: the quantised weights, by name of the parameter in the model.
+        view: facts about the model; what its modules tell if None.
+        config: what the checkpoint says it was made with, to be held against what it contains; None if it says nothing.
+
+    Raises:
+        ConfigError: a weight is quantised where no module here can hold it, a module is quantised by halves, or the
+            config contradicts the contents.
+    """
+    view = view or ModelView.of(model)
+    sites = {site.path: site for site in find_sites(model)}
+    decisions: dict[str, Decision] = {}
+    if config is not None:
+        decisions = decide(model, config, view, sites.values(), check=False)
+    reasons = plain_reasons(model, decisions) if decisions else _as_stored(model)
+    profiles = dict.fromkeys(each.profile for each in stored.values())
+    plan = ModelPlan(reasons=reasons, profile=", ".join(profile for profile in profiles if profile))
+    for site in sites.values():
+        names = [site.name(name) for name in site.weights]
+        found = {name: stored[name] for name in names if name in stored}
+        if not found:
+            plan.reasons[site.path] = _kept(
+                view, site, {name: decisions[name] for name in names if decisions}
+            )
+            continue
+        if site.refusal:
+            _contradiction(f"{site.path} is quantised", f"it cannot be here: {site.refusal}")
+        if len(found) < len(names):
+            _contradiction(
+                f"only {', '.join(found)} are MXFP4", f"all weights of {site.path} are quantised alike"
+            )
+        formats = {each.format for each in found.values()}
+        if len(formats) > 1:
+            _contradiction(
+                f"{site.path} has {' and '.join(sorted(formats))}", "all weights of a module have one format"
+            )
+        own = {name: each.profile for name, each in found.items()}
+        if decisions:
+            own = {name: decisions[name].profile or profile for name, profile in own.items()}
+        plan.add(site, own, IN_CHECKPOINT, formats.pop())
+    if lost := [name for name in stored if name not in plan.weights]:
+        _contradiction(
+            f"{lost[0]} is MXFP4" + (f", and {len(lost) - 1} more" if len(lost) > 1 else ""),
+            f"MXFP4 weights belong to linears and stacks of experts, which {lost[0]} is not",
+            f"quantise again with ignore=[{lost[0].removesuffix('.weight')!r}]",
+        )
+    return plan
+
+
+def _as_stored(model: nn.Module) -> dict[str, str]:
+    return {
+        name: "a vector has no rows to quantise"
+        if parameter.ndim < 2
+        else "in high precision in the checkpoint"
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _kept(view: ModelView, site: Site, decisions: Mapping[str, Decision]) -> str:
+    if not decisions:
+        return "in high precision in the checkpoint"
+    reason = why_kept(view, site, decisions)
+    if not reason and not site.refusal:
+        name = next(iter(decisions))
+        _contradiction(f"{site.path} is in high precision", f"{name} is quantised: {reason}")
+    return reason or site.refusal
+
+
+def _contradiction(seen: str, rule: str, fix: str = "write the checkpoint again") -> NoReturn:
+    raise ConfigError("the config contradicts the checkpoint", seen=seen, rule=rule, fix=fix)
+
+
+__all__ = ["IN_CHECKPOINT", "Stored", "plan_stored"]
