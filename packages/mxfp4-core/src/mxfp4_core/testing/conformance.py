@@ -10,16 +10,32 @@ a shape that it refuses with a reason and a fix, count as right answers, so ther
 
 from __future__ import annotations
 
+from mxfp4_core.testing.suite_activations import ActivationSuite
+from mxfp4_core.testing.suite_gates import GateSuite
+from mxfp4_core.testing.suite_large import LargeSuite
 from mxfp4_core.testing.suite_layout import LayoutSuite
 from mxfp4_core.testing.suite_linear import LinearSuite
 from mxfp4_core.testing.suite_loader import LoaderSuite
 from mxfp4_core.testing.suite_module import ModuleSuite
 from mxfp4_core.testing.suite_moe import MoeSuite
 from mxfp4_core.testing.suite_quantize import QuantizeSuite
+from mxfp4_core.testing.suite_routes import RoutesSuite
+from mxfp4_core.testing.suite_state import StateSuite
 from mxfp4_core.testing.suite_verdict import VerdictSuite
 
 
 class BackendConformance(
-    VerdictSuite, LayoutSuite, QuantizeSuite, LinearSuite, MoeSuite, ModuleSuite, LoaderSuite
+    VerdictSuite,
+    LayoutSuite,
+    QuantizeSuite,
+    LinearSuite,
+    ActivationSuite,
+    MoeSuite,
+    GateSuite,
+    RoutesSuite,
+    LargeSuite,
+    StateSuite,
+    ModuleSuite,
+    LoaderSuite,
 ):
     """Everything that a backend must be right about; see ``Fixtures`` for what can be overridden."""

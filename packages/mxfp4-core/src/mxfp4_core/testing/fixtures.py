@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from mxfp4_core.backend import Backend, Device, No, Problem, probe, verdict
+from mxfp4_core.backend import Backend, Device, No, Numerics, Problem, probe, verdict
 from mxfp4_core.backend.registry import installed
+from mxfp4_core.testing import exercised
 
 ORDINARY: dict[str, dict[str, Any]] = {
     "linear": {"n": 4096, "k": 4096},
@@ -78,12 +79,29 @@ def ordinary(backend: Backend, device: Device, op: str | None = None) -> Problem
 
 
 def takes(backend: Backend, problem: Problem) -> bool:
-    """Return whether the backend accepts; a refusal must say why and what to do.
+    """Return whether the backend accepts a problem that the test then computes; a refusal must say why and what to do.
 
-    A problem may be refused: this is a right answer, so it is no skip.
+    A problem may be refused: this is a right answer, so it is no skip. The features of an accepted one count as
+    exercised.
     """
+    if not accepts(backend, problem):
+        return False
+    exercised.note(problem.op, problem.features)
+    return True
+
+
+def accepts(backend: Backend, problem: Problem) -> bool:
+    """Return whether the backend accepts, without counting the features as exercised."""
     answer = verdict(backend, problem)
-    if not isinstance(answer, No):
-        return True
-    assert answer.reason and answer.fix, f"{backend.name} refuses {problem} without a reason or a fix"
-    return False
+    if isinstance(answer, No):
+        said = bool(answer.reason.strip()) and bool(answer.fix.strip())
+        assert said, f"{backend.name} refuses {problem} without a reason or a fix: {answer}"
+        return False
+    return True
+
+
+def numerics_of(backend: Backend, problem: Problem) -> Numerics:
+    """Return what the backend computes for a problem that it accepts."""
+    answer = verdict(backend, problem)
+    own: Numerics | None = getattr(answer, "numerics", None)
+    return own or backend.numerics

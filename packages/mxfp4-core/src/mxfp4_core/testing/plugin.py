@@ -16,12 +16,21 @@ import pytest
 
 _SUITES = (
     "conformance",
-    "suite_quantize",
+    "crafted",
+    "fixtures",
+    "judge",
+    "suite_activations",
+    "suite_gates",
+    "suite_large",
     "suite_layout",
     "suite_linear",
+    "suite_loader",
     "suite_moe",
     "suite_module",
-    "suite_loader",
+    "suite_quantize",
+    "suite_routes",
+    "suite_state",
+    "suite_verdict",
 )
 pytest.register_assert_rewrite(*(f"mxfp4_core.testing.{name}" for name in _SUITES))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from mxfp4_core.arithmetic import Alignment, MxTensor
-from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Matrix, Problem, calls
+from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Layout, Matrix, Problem, calls
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.testing.fixtures import Fixtures, ordinary, takes
+from mxfp4_core.testing.fixtures import Fixtures, accepts, numerics_of, ordinary
 from mxfp4_core.testing.samples import random_biases, random_weight
 
 LINEAR = [
@@ -44,13 +45,18 @@ class LayoutSuite(Fixtures):
     ) -> None:
         """With padding, through copies that lose every mark, without touching the source."""
         problem = Problem(device=made_for, **sizes)
-        if not takes(backend, problem):
+        if not accepts(backend, problem):
             return
         for (matrix, shape), bias in zip(calls.shapes(problem).items(), random_biases(problem), strict=True):
             weight = random_weight(*shape, seed=sum(shape), scales=backend.numerics.scale_bytes)
             before = weight.codes.clone(), weight.scales.clone()
             packed = calls.pack(backend, problem, weight, bias, matrix)
             copies = {name: tensor.clone() for name, tensor in packed.tensors.items()}
+            twice = calls.pack(backend, problem, weight, bias, matrix).tensors
+            assert copies.keys() == twice.keys()
+            for name, tensor in twice.items():
+                bytes_ = tensor.contiguous().view(torch.uint8), copies[name].contiguous().view(torch.uint8)
+                assert torch.equal(*bytes_), f"{packed.layout}: {name} is packed into other bytes each time"
             again = calls.unpack(backend, problem, type(packed)(packed.layout, copies, packed.shape), matrix)
             codes = (
                 weight.codes if backend.numerics.minus_zero == "kept" else without_minus_zero(weight.codes)
@@ -66,7 +72,7 @@ class LayoutSuite(Fixtures):
     ) -> None:
         """A layout has a name that stays, an alignment, and an unpack that refuses the tensors of another layout."""
         problem = Problem(device=made_for, **sizes)
-        if not takes(backend, problem):
+        if not accepts(backend, problem):
             return
         for matrix, shape in calls.shapes(problem).items():
             layout = backend.layout(problem, matrix)
@@ -102,7 +108,7 @@ class LayoutSuite(Fixtures):
     ) -> None:
         """A layout refuses what it would cut, since vendor kernels do not."""
         problem = Problem(device=made_for, **sizes)
-        if not takes(backend, problem):
+        if not accepts(backend, problem):
             return
         for matrix, shape in calls.shapes(problem).items():
             layout = backend.layout(problem, matrix)
@@ -117,7 +123,7 @@ class LayoutSuite(Fixtures):
     def test_layout_wrong_shapes_are_refused(self, backend: Backend, made_for: Device) -> None:
         """The weight of another layer does not slip in."""
         problem = Problem(op="linear", n=64, k=128, bias=True, device=made_for)
-        if not takes(backend, problem):
+        if not accepts(backend, problem):
             return
         for weight, bias in [
             (random_weight(128, 64), 64),
@@ -127,29 +133,62 @@ class LayoutSuite(Fixtures):
             with pytest.raises(ShapeError):
                 calls.pack(backend, problem, weight, torch.zeros(bias))
 
-    def test_layout_scale_bytes_out_of_range_are_refused(self, backend: Backend, made_for: Device) -> None:
-        """A finite scale that the device cannot represent is an error, not another number."""
-        problem = Problem(op="linear", n=64, k=128, device=made_for)
-        low, high = backend.numerics.scale_bytes
-        assert 0 <= low <= 127 <= high <= 254
-        if not takes(backend, problem):
-            return
-        for byte in {max(low - 1, 0), min(high + 1, 254)} - {low, high}:
-            weight = random_weight(64, 128)
-            weight.scales[3, 1] = byte
-            with pytest.raises(FormatError):
-                calls.pack(backend, problem, weight)
+    @pytest.mark.parametrize("sizes", MOE[:1] + MOE[2:3], ids=_name)
+    def test_layout_of_one_id_is_one_layout(
+        self, backend: Backend, made_for: Device, sizes: dict[str, Any]
+    ) -> None:
+        """Sizes and matrices whose layouts share an id store the same weight as the same bytes.
 
-    def test_layout_byte_255(self, backend: Backend, made_for: Device) -> None:
-        """A backend that cannot represent NaN scales refuses them when it packs."""
-        problem = Problem(op="linear", n=64, k=128, device=made_for)
-        if not takes(backend, problem):
+        A packed tensor is known by the id alone, so a variant without an id of its own is read wrongly one day.
+        """
+        found: dict[str, list[Layout]] = {}
+        wanted = [Problem(device=made_for, **sizes | {"n": n, "k": n}) for n in (32, 192, 1024)]
+        linear = [Problem(op="linear", n=n, k=n, device=made_for) for n in (32, 192, 1024)]
+        for problem in filter(lambda one: accepts(backend, one), wanted + linear):
+            for matrix in calls.shapes(problem):
+                layout = backend.layout(problem, matrix)
+                found.setdefault(layout.id, []).append(layout)
+        for name, layouts in found.items():
+            n = 2 * math.lcm(*(layout.alignment.n for layout in layouts))
+            k = math.lcm(32, *(layout.alignment.k for layout in layouts))
+            weight = random_weight(n, k, scales=(119, 122))
+            first, *others = (layout.pack(weight) for layout in layouts)
+            for other in others:
+                assert first.keys() == other.keys() and all(
+                    torch.equal(first[key], other[key]) for key in first
+                ), f"two layouts have the id {name!r}"
+
+    @pytest.mark.parametrize("sizes", LINEAR[1:2] + MOE[:1], ids=_name)
+    def test_layout_scale_bytes_out_of_range_are_refused(
+        self, backend: Backend, made_for: Device, sizes: dict[str, Any]
+    ) -> None:
+        """A finite scale that the device cannot represent is an error in every matrix and expert."""
+        problem = Problem(device=made_for, **sizes)
+        if not accepts(backend, problem):
             return
-        weight = random_weight(64, 128)
-        weight.scales[5, 3] = 255
-        if backend.numerics.scale_byte_255 == "refused":
-            with pytest.raises(FormatError):
-                calls.pack(backend, problem, weight)
-        else:
-            again = calls.unpack(backend, problem, calls.pack(backend, problem, weight))
-            assert torch.equal(again.scales, weight.scales)
+        low, high = numerics_of(backend, problem).scale_bytes
+        assert 0 <= low <= 127 <= high <= 254
+        for byte in {max(low - 1, 0), min(high + 1, 254)} - {low, high}:
+            for matrix, shape in calls.shapes(problem).items():
+                weight = random_weight(*shape)
+                weight.scales[..., -1, -1].view(-1)[-1] = byte
+                with pytest.raises(FormatError):
+                    calls.pack(backend, problem, weight, None, matrix)
+
+    @pytest.mark.parametrize("sizes", LINEAR[1:2] + MOE[:1], ids=_name)
+    def test_layout_byte_255(self, backend: Backend, made_for: Device, sizes: dict[str, Any]) -> None:
+        """A backend that cannot represent NaN scales refuses them when it packs, in every matrix and expert."""
+        problem = Problem(device=made_for, **sizes)
+        if not accepts(backend, problem):
+            return
+        for matrix, shape in calls.shapes(problem).items():
+            weight = random_weight(*shape)
+            weight.scales[..., -1, -1].view(-1)[-1] = 255
+            if numerics_of(backend, problem).scale_byte_255 == "refused":
+                with pytest.raises(FormatError):
+                    calls.pack(backend, problem, weight, None, matrix)
+            else:
+                again = calls.unpack(
+                    backend, problem, calls.pack(backend, problem, weight, None, matrix), matrix
+                )
+                assert torch.equal(again.scales, weight.scales)

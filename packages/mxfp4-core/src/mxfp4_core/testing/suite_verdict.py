@@ -25,7 +25,7 @@ from mxfp4_core.backend import (
     verdict,
 )
 from mxfp4_core.errors import BackendError
-from mxfp4_core.testing.fixtures import ORDINARY, Fixtures, ordinary, takes
+from mxfp4_core.testing.fixtures import ORDINARY, Fixtures, accepts, ordinary
 
 DEVICES = (
     Device("cpu", "x86_64"),
@@ -97,7 +97,7 @@ class VerdictSuite(Fixtures):
             first = backend.supports(problem)
             assert isinstance(first, Yes | No), problem
             assert backend.supports(problem) == first
-            takes(backend, problem)
+            accepts(backend, problem)
 
     def test_kernels_are_listed_without_a_device(self, backend: Backend) -> None:
         """What is compiled here has a name each, and a place; a missing compiler is an error of ours."""
@@ -113,7 +113,7 @@ class VerdictSuite(Fixtures):
     def test_choices_leave_no_number_of_tokens_out(self, backend: Backend, made_for: Device, op: str) -> None:
         """A table of choices begins at one token and has no gap."""
         problem = ordinary(backend, made_for, op)
-        rows = choices_of(backend, problem) if takes(backend, problem) else ()
+        rows = choices_of(backend, problem) if accepts(backend, problem) else ()
         if rows:
             assert rows == choices_of(backend, problem)
             assert [row.first for row in rows] == [1, *(row.last + 1 for row in rows[:-1])]
