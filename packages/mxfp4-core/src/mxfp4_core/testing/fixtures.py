@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from mxfp4_core.backend import Backend, Device, No, Numerics, Problem, probe, verdict
+from mxfp4_core.backend import SILU, Backend, Device, Gate, No, Numerics, Problem, probe, verdict
 from mxfp4_core.backend.registry import installed
 from mxfp4_core.testing import exercised
 
@@ -76,6 +77,25 @@ def ordinary(backend: Backend, device: Device, op: str | None = None) -> Problem
     """Return an ordinary problem of ``op``, or of the first op that the backend offers."""
     chosen = op or next(name for name in ORDINARY if name in backend.features)
     return Problem(op=chosen, device=device, **ORDINARY[chosen])  # type: ignore[arg-type]  # chosen is an Op
+
+
+def asking_for(problem: Problem, word: str) -> Problem:
+    """Return the problem with one more feature; a word that the core does not know is asked for with ``requires``."""
+    kind, _, value = word.partition(":")
+    changes: dict[str, Any] = {
+        problem.op: {},
+        "bias": {"bias": True},
+        "dtype": {"dtype": value},
+        "activation": {"activation": value},
+        "format": {"format": value},
+        "tokens": {"tokens": value, "top_k": 1},
+        "input-scale": {"format": "mxfp4+input_scale"},
+        "shared-experts": {"shared_experts": 1},
+        "expert-map": {"total_experts": 2 * problem.experts},
+        "gate": {"gate": SILU if value == "silu" else Gate(limit=10.0)},
+        "rows": {"gate": Gate(interleaved=True)},
+    }.get(kind, {"requires": frozenset({word})})
+    return replace(problem, **changes)
 
 
 def takes(backend: Backend, problem: Problem) -> bool:

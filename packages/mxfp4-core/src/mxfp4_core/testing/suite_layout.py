@@ -171,7 +171,7 @@ class LayoutSuite(Fixtures):
         for byte in {max(low - 1, 0), min(high + 1, 254)} - {low, high}:
             for matrix, shape in calls.shapes(problem).items():
                 weight = random_weight(*shape)
-                weight.scales[..., -1, -1].view(-1)[-1] = byte
+                weight.scales.view(-1)[-1] = byte
                 with pytest.raises(FormatError):
                     calls.pack(backend, problem, weight, None, matrix)
 
@@ -183,7 +183,7 @@ class LayoutSuite(Fixtures):
             return
         for matrix, shape in calls.shapes(problem).items():
             weight = random_weight(*shape)
-            weight.scales[..., -1, -1].view(-1)[-1] = 255
+            weight.scales.view(-1)[-1] = 255
             if numerics_of(backend, problem).scale_byte_255 == "refused":
                 with pytest.raises(FormatError):
                     calls.pack(backend, problem, weight, None, matrix)

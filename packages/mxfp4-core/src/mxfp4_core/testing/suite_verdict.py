@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mxfp4_core.arithmetic import resolve
 from mxfp4_core.backend import (
@@ -25,7 +26,7 @@ from mxfp4_core.backend import (
     verdict,
 )
 from mxfp4_core.errors import BackendError
-from mxfp4_core.testing.fixtures import ORDINARY, Fixtures, accepts, ordinary
+from mxfp4_core.testing.fixtures import ORDINARY, Fixtures, accepts, asking_for, ordinary
 
 DEVICES = (
     Device("cpu", "x86_64"),
@@ -40,6 +41,30 @@ DEVICES = (
     Device("mps", "unknown"),
     Device("", ""),
 )
+
+
+OF_MOE = ("gate:", "rows:", "tokens:", "expert-map", "shared-experts")
+"""How the features begin that only experts have."""
+
+READERS = tuple(
+    (module, name)
+    for module in (torch.cuda, torch.mps, torch.xpu, torch.accelerator)
+    for name in (
+        *("_lazy_init", "init", "is_available", "device_count", "current_device", "current_accelerator"),
+        *(
+            "get_device_properties",
+            "get_device_capability",
+            "get_device_name",
+            "get_arch_list",
+            "mem_get_info",
+        ),
+    )
+)
+"""What reads a device."""
+
+
+class DeviceRead(Exception):
+    """Raised instead of reading a device."""
 
 
 def strange_problems(device: Device) -> list[Problem]:
@@ -83,6 +108,44 @@ class VerdictSuite(Fixtures):
             assert answer.temporary_bytes >= 0
         else:
             assert isinstance(answer, No) and op in answer.reason
+
+    def test_each_feature_is_served(self, backend: Backend, made_for: Device) -> None:
+        """A word on the list is accepted for an ordinary problem of an op: of that op if the word names one."""
+        for feature in sorted(backend.features):
+            first, _, rest = feature.partition(":")
+            ops, word = ([first], rest) if rest and first in ORDINARY else (list(ORDINARY), feature)
+            if feature in ORDINARY:
+                ops, word = [feature], feature
+            answers = []
+            for op in ops:
+                if op in backend.features and (op == "moe" or not word.startswith(OF_MOE)):
+                    problem = asking_for(ordinary(backend, made_for, op), word)
+                    answers.append(verdict(backend, problem))
+            assert any(isinstance(answer, Yes) for answer in answers), (
+                f"{backend.name} lists {feature!r} and takes no ordinary problem with it: {answers}"
+            )
+
+    def test_supports_asks_the_problem_and_no_device(
+        self, backend: Backend, made_for: Device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It answers from the problem, also on a machine whose driver would answer otherwise or not at all."""
+        problems = [ordinary(backend, made_for, op) for op in ORDINARY if op in backend.features]
+        problems += strange_problems(made_for)
+        before = [backend.supports(problem) for problem in problems]
+
+        def read(*_: object, **__: object) -> None:
+            raise DeviceRead("supports reads a device")
+
+        for module, name in READERS:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, read)
+        try:
+            after = [backend.supports(problem) for problem in problems]
+        except DeviceRead as error:
+            raise AssertionError(
+                f"{backend.name}: {error}; the problem says which device it is about"
+            ) from error
+        assert before == after
 
     def test_an_unknown_requirement_is_refused(self, backend: Backend, made_for: Device) -> None:
         """A word that the backend does not know is never ignored."""
