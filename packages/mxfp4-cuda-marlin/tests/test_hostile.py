@@ -11,8 +11,8 @@ from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, calls
 from mxfp4_core.errors import FormatError
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures
+from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_routes, random_weight, random_x
-from mxfp4_core.testing.suite_moe import Layer
 from mxfp4_cuda_marlin import ops
 
 TOKENS = (1, 2, 3, 7, 8, 13, 17, 40, 70, 150, 600)  # one for each tile, and odd ones

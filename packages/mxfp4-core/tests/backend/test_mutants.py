@@ -217,7 +217,7 @@ MUTANTS: list[Case] = [
     (LayoutTruncates, "test_layout_misaligned_weights_are_refused", ("linear",)),
     (UnpackForgets, "test_layout_unpack_gives_back_what_was_packed", ("linear",)),
     (MinusZeroDropped, "test_layout_every_byte_survives", ()),
-    (Byte255Taken, "test_layout_scale_bytes_out_of_range_are_refused", ()),
+    (Byte255Taken, "test_layout_scale_bytes_out_of_range_are_refused", ("linear",)),
 ]
 
 
