@@ -82,7 +82,7 @@ def ordinary(backend: Backend, device: Device, op: str | None = None) -> Problem
 def asking_for(problem: Problem, word: str) -> Problem:
     """Return the problem with one more feature; a word that the core does not know is asked for with ``requires``."""
     kind, _, value = word.partition(":")
-    changes: dict[str, Any] = {
+    known: dict[str, dict[str, Any]] = {
         problem.op: {},
         "bias": {"bias": True},
         "dtype": {"dtype": value},
@@ -94,8 +94,8 @@ def asking_for(problem: Problem, word: str) -> Problem:
         "expert-map": {"total_experts": 2 * problem.experts},
         "gate": {"gate": SILU if value == "silu" else Gate(limit=10.0)},
         "rows": {"gate": Gate(interleaved=True)},
-    }.get(kind, {"requires": frozenset({word})})
-    return replace(problem, **changes)
+    }
+    return replace(problem, **known.get(kind, {"requires": frozenset({word})}))
 
 
 def takes(backend: Backend, problem: Problem) -> bool:

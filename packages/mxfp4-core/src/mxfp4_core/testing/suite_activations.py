@@ -107,8 +107,9 @@ class ActivationSuite(Fixtures):
         )
         profile = numerics_of(backend, problem).activation_profile
         want = {
-            steps: experts(layer, x, ids, weights, profile, steps)
-            for steps in itertools.product((True, False), repeat=2)
+            (of_x, of_hidden): experts(layer, x, ids, weights, profile, (of_x, of_hidden))
+            for of_x in (True, False)
+            for of_hidden in (True, False)
         }
         got = layer.call(backend, x, ids, weights).cpu().double()
         distance = {steps: float((got - values).norm() / values.norm()) for steps, values in want.items()}
