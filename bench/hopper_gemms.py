@@ -19,7 +19,7 @@ import torch
 from hopper import timing
 from hopper.cases import MOE_SHAPES, MoeCase, Routed, ours_moe
 
-from mxfp4_core.backend import Packed, calls
+from mxfp4_core.backend import Packed, Routes, calls
 from mxfp4_cuda_marlin import backend
 from mxfp4_cuda_marlin.kernels import load
 
@@ -72,7 +72,7 @@ def row(
     routed = case.route(m)
 
     def layer() -> object:
-        return calls.moe(backend, routed.x, *packed, routed.ids, routed.weights, case.problem)
+        return calls.moe(backend, routed.x, *packed, Routes(routed.ids, routed.weights), case.problem)
 
     whole = timing.microseconds(layer, flush=flush)
     alone = timing.microseconds(gemms_of(layer), flush=flush)

@@ -17,7 +17,7 @@ from hopper import compare, timing
 from hopper.cases import MOE_SHAPES, MOE_TOKENS, MoeCase, ours_moe
 from hopper.peers import Moe
 
-from mxfp4_core.backend import calls
+from mxfp4_core.backend import Routes, calls
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def ours(case: MoeCase) -> Moe:
     packed = ours_moe(case)
     return {
         "default": lambda routed: calls.moe(
-            backend, routed.x, *packed, routed.ids, routed.weights, case.problem
+            backend, routed.x, *packed, Routes(routed.ids, routed.weights), case.problem
         )
     }
 

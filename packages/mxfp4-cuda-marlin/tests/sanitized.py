@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Packed, Problem, calls
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Packed, Problem, Routes, calls
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 from mxfp4_cuda_marlin import backend, compute, small
 from mxfp4_cuda_marlin.kernels.few import linear_fews, moe_fews
@@ -52,7 +52,7 @@ def moe(n: int, k: int, experts: int, top_k: int) -> None:
     def run(m: int) -> None:
         x, (ids, weights) = random_x(m, k).to(CUDA), random_routes(m, experts, top_k)
         ids[::7, 0] = -1
-        calls.moe(backend, x, layer[0], layer[1], ids.to(CUDA), weights.to(CUDA), problem)
+        calls.moe(backend, x, layer[0], layer[1], Routes(ids.to(CUDA), weights.to(CUDA)), problem)
 
     with patch.object(compute, "moe_few", lambda *sizes: None):
         for tile in moe_variants():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, calls, compile_all
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, Routes, calls, compile_all
 from mxfp4_core.backend.warmup import processors
 from mxfp4_core.testing import BackendConformance, judge
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
@@ -66,7 +66,7 @@ class TestCudaMarlin(BackendConformance):
         x, (ids, factors) = random_x(700, 320), random_routes(700, 5, 2)
         ids[::7, 0], ids[3::11, 1] = -1, 5
         monkeypatch.setattr(compute, "moe_tiles", lambda *sizes: (tile, tile))
-        got = calls.moe(backend, x.to(device), *packed, ids.to(device), factors.to(device), problem)
+        got = calls.moe(backend, x.to(device), *packed, Routes(ids.to(device), factors.to(device)), problem)
         local = torch.where((ids < 0) | (ids > 4), -1, ids)
         judge.moe(x, *weights, biases, local, factors, problem.gate, backend.numerics).check(got)
 
@@ -87,7 +87,9 @@ class TestCudaMarlin(BackendConformance):
             for w, b, matrix in zip(weights, biases, calls.shapes(problem), strict=True)
         ]
         x, (ids, factors) = random_x(20, 128), random_routes(20, 3, 2)
-        got = calls.moe(backend, x.to(device), *packed, ids.to(device), factors.to(device), problem).cpu()
+        got = calls.moe(
+            backend, x.to(device), *packed, Routes(ids.to(device), factors.to(device)), problem
+        ).cpu()
         answer = judge.moe(
             x, weights[0], weights[1], tuple(biases), ids, factors, problem.gate, backend.numerics
         )
@@ -122,7 +124,7 @@ class TestCudaMarlin(BackendConformance):
         monkeypatch.setattr(compute, "_SLOTS", 202)
         got = calls.linear(backend, x, packed, linear)
         judge.linear(x.cpu(), random_weight(64, 128), None, backend.numerics).check(got)
-        got = calls.moe(backend, x, *experts, *(t.to(device) for t in routes), moe)
+        got = calls.moe(backend, x, *experts, Routes(*(t.to(device) for t in routes)), moe)
         judge.moe(x.cpu(), *weights, (None, None), *routes, moe.gate, backend.numerics).check(got)
 
     def test_streams_do_not_share_workspaces(
@@ -137,13 +139,13 @@ class TestCudaMarlin(BackendConformance):
             (random_x(40, 256, seed=i).to(device), *(t.to(device) for t in random_routes(40, 8, 2, seed=i)))
             for i in range(4)
         ]
-        want = [calls.moe(backend, x, *packed, *routes, problem) for x, *routes in inputs]
+        want = [calls.moe(backend, x, *packed, Routes(*routes), problem) for x, *routes in inputs]
         torch.cuda.synchronize()
         streams, got = [torch.cuda.Stream() for _ in inputs], [[] for _ in inputs]
         for _ in range(10):
             for stream, outputs, (x, *routes) in zip(streams, got, inputs, strict=True):
                 with torch.cuda.stream(stream):
-                    outputs.append(calls.moe(backend, x, *packed, *routes, problem))
+                    outputs.append(calls.moe(backend, x, *packed, Routes(*routes), problem))
         torch.cuda.synchronize()
         assert all(torch.equal(one, w) for w, outputs in zip(want, got, strict=True) for one in outputs)
 
@@ -159,7 +161,11 @@ class TestCudaMarlin(BackendConformance):
         x, (ids, factors) = random_x(12, 96), random_routes(12, 4, 2)
         there = torch.tensor([1, 2**30, -7, 0], dtype=torch.int32)
         got = calls.moe(
-            backend, x.to(device), *packed, ids.to(device), factors.to(device), problem, there.to(device)
+            backend,
+            x.to(device),
+            *packed,
+            Routes(ids.to(device), factors.to(device), there.to(device)),
+            problem,
         )
         local = torch.tensor([1, -1, -1, 0])[ids.long()]
         judge.moe(x, *weights, (None, None), local, factors, problem.gate, backend.numerics).check(got)
@@ -209,5 +215,5 @@ class TestCudaMarlin(BackendConformance):
                     calls.linear(backend, x, *packed, problem)
                 else:
                     factors, ids = torch.rand(m, problem.experts, device=device).topk(problem.top_k)
-                    calls.moe(backend, x, *packed, ids, factors, problem)
+                    calls.moe(backend, x, *packed, Routes(ids, factors), problem)
         torch.cuda.synchronize()

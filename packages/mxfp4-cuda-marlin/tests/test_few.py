@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, calls
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, Routes, calls
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
@@ -130,7 +130,9 @@ class TestFew(Fixtures):
         for m in (1, 3, 50):
             x, (ids, factors) = random_x(m, 320), random_routes(m, 5, 2)
             ids[::7, 0], ids[3::11, 1] = -1, 5
-            got = calls.moe(backend, x.to(device), *packed, ids.to(device), factors.to(device), problem)
+            got = calls.moe(
+                backend, x.to(device), *packed, Routes(ids.to(device), factors.to(device)), problem
+            )
             local = torch.where((ids < 0) | (ids > 4), -1, ids)
             judge.moe(x, *weights, biases, local, factors, problem.gate, backend.numerics).check(got)
 
@@ -145,7 +147,7 @@ class TestFew(Fixtures):
             for w, matrix in zip(weights, calls.shapes(problem), strict=True)
         ]
         x, (ids, factors) = random_x(1, 128), random_routes(1, 100, top_k)
-        got = calls.moe(backend, x.to(device), *packed, ids.to(device), factors.to(device), problem)
+        got = calls.moe(backend, x.to(device), *packed, Routes(ids.to(device), factors.to(device)), problem)
         judge.moe(x, *weights, (None, None), ids, factors, problem.gate, backend.numerics).check(got)
 
     def test_replays_follow_their_inputs(self, backend: Backend, here: Device, device: torch.device) -> None:
@@ -162,12 +164,14 @@ class TestFew(Fixtures):
             ]
             none = torch.full_like(inputs[4][1], -1)
             inputs[4] = (inputs[4][0], none, inputs[4][2])
-            want = [calls.moe(backend, x, *packed, ids, factors, problem) for x, ids, factors in inputs]
+            want = [
+                calls.moe(backend, x, *packed, Routes(ids, factors), problem) for x, ids, factors in inputs
+            ]
             assert not want[4].any()
             held = [tensor.clone() for tensor in inputs[0]]
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                got = calls.moe(backend, held[0], *packed, held[1], held[2], problem)
+                got = calls.moe(backend, held[0], *packed, Routes(held[1], held[2]), problem)
             for _ in range(20):
                 for each, right in zip(inputs, want, strict=True):
                     for there, tensor in zip(held, each, strict=True):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import MxTensor
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, calls
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, Routes, calls
 from mxfp4_core.errors import FormatError
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures
@@ -134,9 +134,9 @@ class TestHostile(Fixtures):
         layer = self.layer(backend, here, device)
         x, (ids, factors) = random_x(4, 160).to(device), random_routes(4, 5, 3)
         with pytest.raises(FormatError, match="cpu"):
-            calls.moe(backend, x, *layer.packed, ids, factors.to(device), layer.problem)
+            calls.moe(backend, x, *layer.packed, Routes(ids, factors.to(device)), layer.problem)
         with pytest.raises(FormatError, match="cpu"):
-            calls.moe(backend, x, *layer.packed, ids.to(device), factors, layer.problem)
+            calls.moe(backend, x, *layer.packed, Routes(ids.to(device), factors), layer.problem)
         packed = calls.pack(backend, Problem(op="linear", n=64, k=64, device=here), random_weight(64, 64))
         with pytest.raises(FormatError, match="cpu"):
             ops.linear(x[:, :64].contiguous(), packed.tensors["codes"], packed.tensors["scales"], None)

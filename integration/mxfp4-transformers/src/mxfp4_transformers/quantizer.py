@@ -208,7 +208,7 @@ class Mxfp4Quantizer(HfQuantizer):
             for site in self.plan.sites:
                 settle(model.get_submodule(site.path), site, self.plan.weights)
             chosen = prepare_model(
-                model, name=core.backend, fallback=core.fallback, dtype=self._dtype, consume=True
+                model, backend=core.backend, fallback=core.fallback, dtype=self._dtype, consume=True
             )
         compat.set_conversions(model, for_saving(compat.conversions_of(model), self.plan))
         self.quantization_config.facts = facts(model, self.plan)

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxfp4_core.arithmetic.shapes import Alignment
-from mxfp4_core.backend import calls
+from mxfp4_core.backend import calls, routing
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import GPT_OSS_SWIGLU, SILU, Problem
 from mxfp4_core.backend.protocol import Packed
 from mxfp4_core.backend.reference.backend import ReferenceBackend
+from mxfp4_core.backend.routes import Routes
 from mxfp4_core.errors import ConfigError, FormatError, ShapeError
 from mxfp4_core.testing import EmulatedBackend
 from mxfp4_core.testing.samples import random_routes, random_weight, random_x
@@ -77,9 +78,9 @@ class Watching(ReferenceBackend):
         self.seen.append(x)
         return super().linear(x, weight, problem)
 
-    def moe(self, x, gate_up, down, topk_ids, topk_weights, *rest):  # type: ignore[no-untyped-def]  # likewise
-        self.seen += [x, topk_ids, topk_weights]
-        return super().moe(x, gate_up, down, topk_ids, topk_weights, *rest)
+    def moe(self, x, gate_up, down, routes, problem):  # type: ignore[no-untyped-def]  # likewise
+        self.seen += [x, routes.topk_ids, routes.topk_weights]
+        return super().moe(x, gate_up, down, routes, problem)
 
 
 def test_a_backend_sees_clean_rows_only() -> None:
@@ -99,7 +100,7 @@ def test_ids_and_weights_have_one_dtype_at_the_backend() -> None:
         calls.pack(backend, problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
     ]
     ids, weights = random_routes(6, 4, 2)
-    calls.moe(backend, random_x(6, 32), *packed, ids.long(), weights.bfloat16(), problem)
+    calls.moe(backend, random_x(6, 32), *packed, Routes(ids.long(), weights.bfloat16()), problem)
     assert [tensor.dtype for tensor in backend.seen] == [torch.bfloat16, torch.int32, torch.float32]
 
 
@@ -107,11 +108,11 @@ def test_ids_and_weights_have_one_dtype_at_the_backend() -> None:
 def test_numbers_that_do_not_fit_stay_out_of_range(dtype: torch.dtype) -> None:
     largest = torch.iinfo(dtype).max
     numbers = torch.tensor([0, 3, largest, largest - 1], dtype=torch.uint64).to(dtype)
-    found = calls._narrow(numbers, 4)
+    found = routing._narrow(numbers, 4)
     assert found.dtype is torch.int32 and found[:2].tolist() == [0, 3]
     assert not any(0 <= one < 4 for one in found[2:].tolist())
     if dtype is torch.int64:
-        assert calls._narrow(torch.tensor([-1, -(2**32), 2**32 + 1]), 4).tolist() == [-1, -2, 4]
+        assert routing._narrow(torch.tensor([-1, -(2**32), 2**32 + 1]), 4).tolist() == [-1, -2, 4]
 
 
 @pytest.mark.parametrize(
@@ -135,17 +136,9 @@ def test_routes_of_another_kind_or_place_are_refused(changes: dict[str, torch.Te
         calls.pack(REFERENCE, problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
     ]
     ids, weights = random_routes(6, 8, 2)
-    routes = {"ids": ids, "weights": weights, "expert_map": torch.zeros(8, dtype=torch.int32)} | changes
+    given = {"ids": ids, "weights": weights, "expert_map": torch.zeros(8, dtype=torch.int32)} | changes
     with pytest.raises(FormatError, match="ids and map are integers"):
-        calls.moe(
-            REFERENCE,
-            random_x(6, 32),
-            *packed,
-            routes["ids"],
-            routes["weights"],
-            problem,
-            routes["expert_map"],
-        )
+        calls.moe(REFERENCE, random_x(6, 32), *packed, Routes(*given.values()), problem)
 
 
 @pytest.mark.parametrize("shape", [(4,), (9,), ()])
@@ -157,7 +150,7 @@ def test_an_expert_map_has_an_entry_for_each_expert(shape: tuple[int, ...]) -> N
     ids, weights = random_routes(6, 8, 2)
     expert_map = torch.zeros(shape, dtype=torch.int32)
     with pytest.raises(ShapeError, match="expert_map"):
-        calls.moe(REFERENCE, random_x(6, 32), *packed, ids, weights, problem, expert_map)
+        calls.moe(REFERENCE, random_x(6, 32), *packed, Routes(ids, weights, expert_map), problem)
 
 
 def test_the_layout_of_another_problem_is_refused() -> None:

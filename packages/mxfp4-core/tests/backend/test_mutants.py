@@ -16,6 +16,7 @@ from mxfp4_core.backend.device import Device, cpu
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Layout, Packed
 from mxfp4_core.backend.reference.backend import CanonicalLayout, ReferenceBackend
+from mxfp4_core.backend.routes import Routes
 from mxfp4_core.testing.conformance import BackendConformance
 from mxfp4_core.testing.emulated import EmulatedBackend, TileLayout
 
@@ -92,24 +93,22 @@ class UpFirst(ReferenceBackend):
 
 
 class WeightsIgnored(ReferenceBackend):
-    def moe(self, x: Tensor, a: Packed, b: Packed, ids: Tensor, weights: Tensor, *rest: Any) -> Tensor:
-        return super().moe(x, a, b, ids, torch.ones_like(weights), *rest)
+    def moe(self, x: Tensor, a: Packed, b: Packed, routes: Routes, problem: Problem) -> Tensor:
+        ones = torch.ones_like(routes.topk_weights)
+        return super().moe(x, a, b, routes._replace(topk_weights=ones), problem)
 
 
 class MapIgnored(ReferenceBackend):
-    def moe(
-        self, x: Tensor, a: Packed, b: Packed, ids: Tensor, weights: Tensor, problem: Problem, _: Any = None
-    ) -> Tensor:
-        return super().moe(x, a, b, ids % problem.experts, weights, problem, None)
+    def moe(self, x: Tensor, a: Packed, b: Packed, routes: Routes, problem: Problem) -> Tensor:
+        ids = routes.topk_ids % problem.experts
+        return super().moe(x, a, b, Routes(ids, routes.topk_weights), problem)
 
 
 class IdsWrapped(ReferenceBackend):
-    def moe(
-        self, x: Tensor, a: Packed, b: Packed, ids: Tensor, weights: Tensor, problem: Problem, *rest: Any
-    ) -> Tensor:
-        return super().moe(
-            x, a, b, torch.where(ids == -1, ids, ids % problem.total_experts), weights, problem, *rest
-        )
+    def moe(self, x: Tensor, a: Packed, b: Packed, routes: Routes, problem: Problem) -> Tensor:
+        ids = routes.topk_ids
+        wrapped = torch.where(ids == -1, ids, ids % problem.total_experts)
+        return super().moe(x, a, b, routes._replace(topk_ids=wrapped), problem)
 
 
 class Unstable(ReferenceBackend):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +73,52 @@ def test_impossible_sizes_are_refused(sizes: dict[str, Any]) -> None:
 def test_unknown_ops_are_refused() -> None:
     with pytest.raises(ConfigError):
         Problem(op="conv", n=1, k=1, device=CPU)  # type: ignore[arg-type]  # the point of the test
+
+
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        ({"op": "linaer"}, "did you mean 'linear'?"),
+        ({"activation": "banana"}, "use one of these words"),
+        ({"activation": "mxfp"}, "did you mean 'mxfp8'?"),
+        ({"dtype": "bfloat61"}, "did you mean 'bfloat16'?"),
+        ({"dtype": "int8"}, "use one of these words"),
+        ({"tokens": "mask"}, "did you mean 'masked'?"),
+        ({"format": "mxpf4"}, "did you mean 'mxfp4'?"),
+    ],
+    ids=str,
+)
+def test_words_that_nobody_knows_are_refused(change: dict[str, Any], fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Problem(**{"op": "linear", "n": 1, "k": 1, "device": CPU} | change)
+    assert caught.value.fix == fix and repr(next(iter(change.values()))) in caught.value.seen
+
+
+def test_shared_experts_and_sorted_tokens_have_words() -> None:
+    sizes: dict[str, Any] = {"op": "moe", "n": 1, "k": 1, "experts": 4, "top_k": 2, "device": CPU}
+    shared = Problem(**sizes, shared_experts=1)
+    assert "shared-experts" in shared.features and shared.stacked == 5
+    assert "tokens:masked" in Problem(**sizes, tokens="masked").features
+    with pytest.raises(ShapeError):
+        Problem(**sizes, shared_experts=1, tokens="batched")
+    with pytest.raises(ShapeError):
+        Problem(op="linear", n=1, k=1, shared_experts=1, device=CPU)
+    with pytest.raises(ConfigError):
+        Problem(op="linear", n=1, k=1, tokens="masked", device=CPU)
+
+
+def test_auto_asks_for_no_word() -> None:
+    plain = Problem(op="linear", n=1, k=1, device=CPU)
+    assert replace(plain, activation="auto").features == plain.features
+    assert "activation=auto" in str(replace(plain, activation="auto"))
+
+
+def test_options_are_kept_hashable() -> None:
+    problem = Problem(op="linear", n=1, k=1, device=CPU, options={"tiles": [64, 128], "fast": True})
+    same = Problem(op="linear", n=1, k=1, device=CPU, options={"fast": True, "tiles": (64, 128)})
+    assert problem == same and hash(problem) == hash(same)
+    assert pickle.loads(pickle.dumps(problem)) == problem
+    assert problem.options["tiles"] == (64, 128) and "fast=True" in str(problem)
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.booleans())

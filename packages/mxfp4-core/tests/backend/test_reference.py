@@ -9,6 +9,7 @@ from mxfp4_core.backend.answers import Yes
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.reference import ops as reference_ops
+from mxfp4_core.backend.routes import Routes
 from mxfp4_core.errors import BackendError, Mxfp4Error
 from mxfp4_core.modules.layers import Mxfp4Linear
 from mxfp4_core.testing import judge
@@ -58,7 +59,7 @@ def test_weights_are_widened_in_slices_of_the_stated_size(monkeypatch: pytest.Mo
             got = calls.linear(backend, x, packed[0], problem)
             judge.linear(x, random_weight(130, 96), None, backend.numerics).check(got)
         else:
-            calls.moe(backend, x, *packed, *random_routes(4, 3, 2), problem)
+            calls.moe(backend, x, *packed, Routes(*random_routes(4, 3, 2)), problem)
         answer = backend.supports(problem)
         assert isinstance(answer, Yes) and max(sizes) == answer.temporary_bytes
         assert len(sizes) > 3
@@ -73,7 +74,7 @@ def test_only_experts_with_tokens_are_widened(monkeypatch: pytest.MonkeyPatch) -
         calls.pack(reference(), problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
     ]
     ids = torch.tensor([[7], [7], [9]])
-    calls.moe(reference(), random_x(3, 32), *packed, ids, torch.ones(3, 1), problem)
+    calls.moe(reference(), random_x(3, 32), *packed, Routes(ids, torch.ones(3, 1)), problem)
     assert len(seen) == 4
 
 
@@ -93,7 +94,7 @@ def test_bad_ids_are_our_error(ids: list[list[int]]) -> None:
         calls.pack(reference(), problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
     ]
     with pytest.raises(Mxfp4Error, match="topk_ids"):
-        calls.moe(reference(), random_x(1, 32), *packed, torch.tensor(ids), torch.ones(1, 1), problem)
+        calls.moe(reference(), random_x(1, 32), *packed, Routes(torch.tensor(ids), torch.ones(1, 1)), problem)
 
 
 def test_a_bad_expert_map_is_our_error() -> None:
@@ -106,7 +107,8 @@ def test_a_bad_expert_map_is_our_error() -> None:
             reference(),
             random_x(1, 32),
             *packed,
-            *(torch.tensor([[0]]), torch.ones(1, 1), problem, torch.tensor([2, 0, 1, -1])),
+            Routes(torch.tensor([[0]]), torch.ones(1, 1), torch.tensor([2, 0, 1, -1])),
+            problem,
         )
 
 
@@ -120,6 +122,6 @@ def test_quantised_activations_of_experts() -> None:
     ]
     x, (ids, factors) = random_x(16, 64), random_routes(16, 2, 1)
     plain = judge.moe(x, *weights, (None, None), ids, factors, problem.gate, reference().numerics).value
-    got = calls.moe(reference(), x, *packed, ids, factors, problem).double()
+    got = calls.moe(reference(), x, *packed, Routes(ids, factors), problem).double()
     error = float((got - plain).norm() / plain.norm())
     assert 0.02 < error < 0.3, "quantised twice: neither exact nor nonsense"

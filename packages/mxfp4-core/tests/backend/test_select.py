@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 
 from mxfp4_core import _plugins
 from mxfp4_core.backend import registry, select
-from mxfp4_core.backend.answers import No, Numerics, Verdict, Yes
+from mxfp4_core.backend.answers import No, Numerics, Rank, Verdict, Yes
 from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.options import check_choice, check_keys
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Layout
 from mxfp4_core.backend.reference.backend import CanonicalLayout, ReferenceBackend
 from mxfp4_core.backend.select import explain, select_backend
-from mxfp4_core.errors import BackendError
+from mxfp4_core.backend.selection import Candidate, Selection
+from mxfp4_core.errors import BackendError, ConfigError
 
 CPU, H200, MI355 = Device("cpu", "x86_64"), Device("cuda", "sm_90", "H200"), Device("hip", "gfx950")
 
@@ -94,7 +97,7 @@ def linear(device: Device = H200) -> Problem:
     return Problem(op="linear", n=64, k=64, device=device)
 
 
-def line(selection: select.Selection, name: str) -> select.Candidate:
+def line(selection: Selection, name: str) -> Candidate:
     return next(one for one in selection.trace if one.name == name)
 
 
@@ -102,39 +105,138 @@ def test_reference_is_automatic_on_the_cpu_only() -> None:
     assert select_backend(linear(CPU)).backend.name == "reference"
     with pytest.raises(BackendError, match="install mxfp4-cuda-marlin, which is not on PyPI yet"):
         select_backend(linear(H200))
-    chosen = select_backend(linear(H200), name="reference")
+    chosen = select_backend(linear(H200), backend="reference")
     assert chosen.backend.name == "reference" and not chosen.fallback
 
 
 def test_no_problem_means_this_machine() -> None:
-    assert select_backend(name="reference").problem.device == Device.current()
+    assert select_backend(backend="reference").problem.device == Device.current()
 
 
-def test_native_comes_before_emulated_and_then_the_name_decides(install: Install) -> None:
+def test_native_comes_before_emulated_and_then_the_rank_decides(install: Install) -> None:
     install(
-        aa=Toy("aa", emulated=True), cc=Toy("cc"), bb=Toy("bb"), no=Toy("no", answer=No("too small", "grow"))
+        aa=Toy("aa", emulated=True, answer=Yes(rank=1000)),
+        cc=Toy("cc", answer=Yes(rank=Rank.PORTABLE)),
+        bb=Toy("bb"),
+        dd=Toy("dd", answer=Yes(rank=Rank.NATIVE + 1)),
+        no=Toy("no", answer=No("too small", "grow")),
     )
     selection = select_backend(linear())
-    assert selection.backend.name == "bb"
-    assert selection.reason == "before cc, aa"
+    assert selection.backend.name == "dd"
+    assert selection.reason == "before bb, cc, aa"
+    assert line(selection, "bb").rank == Rank.NATIVE and line(selection, "no").rank == 0
     assert line(selection, "no").reason == "too small" and line(selection, "no").fix == "grow"
 
 
+def test_equal_ranks_are_an_error_that_asks_to_name_one(install: Install) -> None:
+    install(bb=Toy("bb"), aa=Toy("aa"), zz=Toy("zz", emulated=True))
+    with pytest.raises(BackendError) as caught:
+        select_backend(linear(), fallback="zz")
+    assert "'aa' and 'bb' accept and have the same rank 300" in caught.value.seen
+    assert caught.value.fix == "name one: backend='aa' or backend='bb'"
+    assert select_backend(linear(), backend="bb").backend.name == "bb"
+
+
+def test_an_answer_holds_for_the_problem(install: Install) -> None:
+    numerics = Numerics(activation="fp8", hidden="input")
+    answer = Yes("k7", 5, numerics, provider="triton", layout="wide")
+    install(aa=Toy("aa", answer=answer))
+    selection = select_backend(replace(linear(), activation="auto"))
+    chosen = line(selection, "aa")
+    assert (chosen.provider, chosen.layout, selection.temporary_bytes) == ("triton", "wide", 5)
+    assert selection.numerics == numerics
+    data = json.loads(json.dumps(selection.to_dict()))
+    assert data["trace"][0]["numerics"]["activation"] == "fp8"
+    broken = line(explain(linear()), "aa")
+    assert broken.status == "broken" and "activation 'fp8' in its answer to" in broken.reason
+
+
+def test_auto_is_no_activation_unless_the_backend_says_so(install: Install) -> None:
+    install(aa=Toy("aa"))
+    found = select_backend(replace(linear(), activation="auto")).numerics
+    assert found is not None and found.activation == "none"
+
+
+class Optional(Toy):
+    """Has one option."""
+
+    features = Toy.features | {"moe:bias"}
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        check_keys(self.name, options, ("provider",))
+        check_choice(self.name, options, "provider", ("triton", "hand"))
+
+    def supports(self, problem: Problem) -> Verdict:
+        return Yes(provider=str(problem.options.get("provider", "hand")), rank=500)
+
+
+def test_options_reach_their_backend_only(install: Install) -> None:
+    install(aa=Optional("aa"), bb=Toy("bb"))
+    plain = select_backend(linear())
+    assert line(plain, "aa").provider == "hand"
+    chosen = select_backend(linear(), backend_options={"aa": {"provider": "triton"}})
+    assert line(chosen, "aa").provider == "triton"
+    assert chosen.problem.options == {"provider": "triton"}
+    other = select_backend(linear(), backend="bb", backend_options={"aa": {"provider": "hand"}, "bb": {}})
+    assert other.backend.name == "bb" and not other.problem.options
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({"aa": {"provder": "triton"}}, "did you mean 'provider'?"),
+        ({"aa": {"provider": "triton3"}}, "did you mean 'triton'?"),
+        ({"aa": {"provider": {}}}, "write 'provider' in this way, or drop it"),
+        ({"bb": {"provider": "triton"}}, "drop 'provider'"),
+        ({"cc": {}}, "drop them, or name backend='cc'"),
+    ],
+    ids=str,
+)
+def test_options_that_nobody_takes_are_errors(
+    install: Install, options: dict[str, dict[str, object]], fix: str
+) -> None:
+    install(aa=Optional("aa"), bb=Toy("bb"), cc=Toy("cc"))
+    with pytest.raises(ConfigError) as caught:
+        select_backend(linear(), backend_options=options)
+    assert caught.value.fix == fix
+
+
+def test_options_of_a_stranger_are_an_error(install: Install) -> None:
+    install(aa=Optional("aa"))
+    with pytest.raises(BackendError, match="did you mean 'rocm'"):
+        select_backend(linear(), backend_options={"rocn": {}})
+
+
+def test_options_wait_for_a_backend_that_refused_before_its_fallback(install: Install) -> None:
+    install(aa=Optional("aa", on="npu"), zz=Toy("zz", answer=No("no", "none")))
+    options = {"zz": {}}
+    assert select_backend(linear(), backend="zz", fallback="aa", backend_options=options).fallback
+
+
+def test_a_feature_may_be_for_one_op(install: Install) -> None:
+    backend = Optional("aa")
+    install(aa=backend)
+    biased = replace(linear(), bias=True)
+    assert line(explain(biased), "aa").reason == "does not offer bias"
+    backend.features = backend.features | {"linear:bias"}
+    assert line(explain(biased), "aa").status == "accepted"
+
+
 def test_the_order_of_installation_does_not_matter(install: Install) -> None:
-    install(bb=Toy("bb"))
+    install(bb=Toy("bb", answer=Yes(rank=Rank.PORTABLE)))
     install(aa=Toy("aa"))
     assert select_backend(linear()).backend.name == "aa"
 
 
 def test_a_named_backend_runs_anywhere_it_accepts(install: Install) -> None:
     install(aa=Toy("aa"), zz=Toy("zz", on="npu"))
-    assert select_backend(linear(), name="zz").reason == "named by the caller"
+    assert select_backend(linear(), backend="zz").reason == "named by the caller"
 
 
 def test_a_named_backend_that_refuses_is_an_error_with_its_fix(install: Install) -> None:
     install(aa=Toy("aa"), zz=Toy("zz", answer=No("k = 64, needs 256", "use --tp 1")))
     with pytest.raises(BackendError) as caught:
-        select_backend(linear(), name="zz")
+        select_backend(linear(), backend="zz")
     assert caught.value.fix == "use --tp 1" and "k = 64, needs 256" in caught.value.seen
 
 
@@ -200,7 +302,7 @@ def test_an_op_that_is_promised_must_exist(install: Install) -> None:
 def test_naming_a_broken_backend_says_how_it_broke(install: Install) -> None:
     install(aa=ImportError("libfoo.so"), bb=Toy("bb"))
     with pytest.raises(BackendError, match=r"libfoo\.so"):
-        select_backend(linear(), name="aa")
+        select_backend(linear(), backend="aa")
 
 
 def test_two_distributions_with_one_name_are_an_error_that_names_both(install: Install) -> None:
@@ -209,7 +311,7 @@ def test_two_distributions_with_one_name_are_an_error_that_names_both(install: I
     install(bb=Toy("bb"))
     assert select_backend(linear()).backend.name == "bb"
     with pytest.raises(BackendError, match=r"first 1\.2 and second 1\.2"):
-        select_backend(linear(), name="aa")
+        select_backend(linear(), backend="aa")
 
 
 def test_nobody_takes_the_place_of_the_reference(install: Install) -> None:
@@ -228,7 +330,7 @@ def test_one_distribution_twice_on_the_path_is_one(install: Install) -> None:
 def test_unknown_names_get_a_near_miss() -> None:
     for name, fallback in (("refrence", None), (None, "refrence")):
         with pytest.raises(BackendError) as caught:
-            select_backend(linear(CPU), name=name, fallback=fallback)
+            select_backend(linear(CPU), backend=name, fallback=fallback)
         assert caught.value.fix == "did you mean 'reference'?"
 
 
@@ -258,7 +360,7 @@ def test_an_installed_known_backend_is_not_called_missing(install: Install) -> N
 
 def test_naming_a_known_backend_gives_its_pip_line() -> None:
     with pytest.raises(BackendError) as caught:
-        select_backend(linear(CPU), name="rocm")
+        select_backend(linear(CPU), backend="rocm")
     assert caught.value.fix == "install mxfp4-rocm, which is not on PyPI yet: see docs/backends.md"
 
 
@@ -268,7 +370,7 @@ def test_fallback_is_used_only_when_it_is_named_and_says_its_cost(monkeypatch: p
     assert selection.fallback and selection.backend.name == "reference"
     assert selection.temporary_bytes == 4 * 64 * 64
     assert "temporary memory in each call, 8.0 GiB is free" in selection.reason
-    named = select_backend(linear(H200), name="cuda-marlin", fallback="reference")
+    named = select_backend(linear(H200), backend="cuda-marlin", fallback="reference")
     assert named.fallback and "'cuda-marlin' was named and is not installed" in named.reason
 
 
@@ -336,4 +438,4 @@ def test_a_selection_is_data_and_text(install: Install) -> None:
     assert data["choice"] == "aa" and data["trace"][0]["reason"] == "kernel 7"  # type: ignore[index]
     assert "bb           accepted      only when named" in str(selection)
     with pytest.raises(BackendError):
-        _ = explain(linear(), name="rocm").backend
+        _ = explain(linear(), backend="rocm").backend

@@ -11,9 +11,10 @@ from typer.testing import CliRunner, Result
 
 from mxfp4_core.backend import registry, warmup
 from mxfp4_core.backend.answers import No
+from mxfp4_core.backend.asking import choices_of, kernels_of
 from mxfp4_core.backend.choices import Choice, tabulate
 from mxfp4_core.backend.compiled import Kernel, Kernels
-from mxfp4_core.backend.protocol import Backend, choices_of, kernels_of
+from mxfp4_core.backend.protocol import Backend
 from mxfp4_core.backend.warmup import compile_all
 from mxfp4_core.cli import app, main
 from mxfp4_core.errors import BackendError, ConfigError

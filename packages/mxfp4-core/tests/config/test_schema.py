@@ -98,7 +98,7 @@ def test_whatever_is_not_a_config_is_a_config_error(value: Any) -> None:
         ({"backend": "refrence"}, "did you mean 'reference'?"),
         ({"fallback": "refrence"}, "did you mean 'reference'?"),
         ({"backend": ""}, "backend"),
-        ({"activation": "fp4"}, "'none', 'mxfp4' or 'fp8'"),
+        ({"activation": "fp4"}, "'none', 'mxfp4', 'mxfp8', 'fp8' or 'auto'"),
         ({"tail": "drop"}, "'refuse' or 'pad'"),
         ({"keep_defaults": "yes"}, "keep_defaults = 'yes'"),
         ({"version": "1"}, "version = '1'"),

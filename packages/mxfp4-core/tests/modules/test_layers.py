@@ -12,6 +12,7 @@ from mxfp4_core.backend import select
 from mxfp4_core.backend.answers import No, Verdict
 from mxfp4_core.backend.problem import GPT_OSS_SWIGLU, Problem
 from mxfp4_core.backend.reference.backend import ReferenceBackend
+from mxfp4_core.backend.selection import Selection
 from mxfp4_core.errors import BackendError, ShapeError
 from mxfp4_core.modules import prepare
 from mxfp4_core.modules.layers import Mxfp4Experts, Mxfp4Linear
@@ -124,7 +125,7 @@ def test_prepare_model_chooses_for_every_module_before_it_touches_one(
 
     fresh = nn.Sequential(linear(), Mxfp4Experts(4, 32, 64, top_k=2))
 
-    def picky(problem: Problem, **names: str | None) -> select.Selection:
+    def picky(problem: Problem, **names: str | None) -> Selection:
         if problem.op == "moe":
             raise BackendError("no", seen="", rule="", fix="")
         return select.select_backend(problem, **names)
@@ -141,7 +142,7 @@ def test_the_choice_is_logged_once_for_each_problem(caplog: pytest.LogCaptureFix
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
     assert "reference runs linear m=any n=10 k=70" in caplog.text
     caplog.clear()
-    prepare_model(linear(), name="rocm", fallback="reference")
+    prepare_model(linear(), backend="rocm", fallback="reference")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "temporary memory" in caplog.text
 

@@ -21,6 +21,7 @@ from mxfp4_core.backend import (
     Numerics,
     Packed,
     Problem,
+    Routes,
     Verdict,
     Yes,
 )
@@ -115,23 +116,14 @@ class CudaMarlinBackend(Backend):
         t = weight.tensors
         return ops.linear(x, t["codes"], t["scales"], t.get("bias"))
 
-    def moe(
-        self,
-        x: Tensor,
-        gate_up: Packed,
-        down: Packed,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        problem: Problem,
-        expert_map: Tensor | None = None,
-    ) -> Tensor:
+    def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``. Ids out of range are empty slots."""
         up, gate = gate_up.tensors, problem.gate
         return ops.moe(
             x,
             *(up["codes"], up["scales"], up.get("bias")),
             *(down.tensors["codes"], down.tensors["scales"], down.tensors.get("bias")),
-            *(topk_ids, topk_weights, None if expert_map is None else expert_map.contiguous()),
+            *(routes.topk_ids, routes.topk_weights, routes.expert_map),
             *(gate.alpha, gate.limit, gate.up_offset),
         )
 

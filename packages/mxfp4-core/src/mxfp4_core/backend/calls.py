@@ -21,6 +21,8 @@ from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend.padding import grow, grow_bias, shrink
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Packed, pack_in_place
+from mxfp4_core.backend.routes import Routes
+from mxfp4_core.backend.routing import checked
 from mxfp4_core.errors import ConfigError, FormatError, ShapeError
 
 
@@ -45,7 +47,7 @@ def shapes(problem: Problem, align: Alignment | None = None) -> dict[Matrix, tup
     n, k = (problem.n, problem.k) if align is None else align.physical(problem.n, problem.k)
     if problem.op != "moe":
         return {"weight": (n, k)}
-    return {"gate_up": (problem.experts, 2 * n, k), "down": (problem.experts, k, n)}
+    return {"gate_up": (problem.stacked, 2 * n, k), "down": (problem.stacked, k, n)}
 
 
 def pack(
@@ -129,74 +131,34 @@ def linear(backend: Backend, x: Tensor, weight: Packed, problem: Problem) -> Ten
 
 
 def moe(
-    backend: Backend,
-    x: Tensor,
-    gate_up: Packed,
-    down: Packed,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    problem: Problem,
-    expert_map: Tensor | None = None,
+    backend: Backend, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem
 ) -> Tensor:
     """Compute the weighted sum over the chosen experts.
 
     Args:
         backend: who packed the weights.
-        x: [..., k] of ``problem.dtype``, any strides; k is the hidden size.
+        x: [..., k] of ``problem.dtype``, any strides; k is the hidden size. [experts, rows, k] where
+            ``problem.tokens`` is not ``flat``.
         gate_up: from ``pack(..., matrix="gate_up")``.
         down: from ``pack(..., matrix="down")``.
-        topk_ids: integers [..., top_k]; -1 is an empty slot.
-        topk_weights: floats [..., top_k].
+        routes: the router's choice for these tokens; under expert parallelism with a map.
         problem: the problem it was packed for.
-        expert_map: integers [total_experts], -1 for an expert of another rank; needed under expert
-            parallelism.
 
     Returns:
-        [..., k], of the dtype of x.
+        The shape and the dtype of x.
 
     Raises:
         ShapeError: sizes that do not belong together, or ids out of range.
         FormatError: a dtype or a device that is not what was prepared for.
     """
     _check(x, gate_up, problem)
-    want = (*x.shape[:-1], problem.top_k)
-    map_shape = None if expert_map is None else tuple(expert_map.shape)
-    maps: tuple[tuple[int] | None, ...] = ((problem.total_experts,),)
-    if problem.total_experts == problem.experts:
-        maps += (None,)
-    ids_shape, weights_shape = tuple(topk_ids.shape), tuple(topk_weights.shape)
-    if ids_shape != want or weights_shape != want or map_shape not in maps:
-        raise ShapeError(
-            "moe",
-            seen=f"topk_ids {ids_shape}, topk_weights {weights_shape}, expert_map {map_shape}",
-            rule=f"x {tuple(x.shape)} with top_k {problem.top_k} has ids and weights of {want}; with "
-            f"{problem.experts} of {problem.total_experts} experts here the map is one of {maps}",
-            fix="pass the router's output for these tokens, and a map of total_experts entries",
-        )
-    routes = [topk_ids, topk_weights, *([] if expert_map is None else [expert_map])]
-    integers = [one for one in routes if one is not topk_weights]
-    sound = not any(
-        one.dtype is torch.bool or one.is_floating_point() or one.is_complex() for one in integers
-    )
-    if not sound or not topk_weights.is_floating_point() or any(one.device != x.device for one in routes):
-        raise FormatError(
-            "moe",
-            seen="ids, weights and map are " + ", ".join(f"{one.dtype} on {one.device}" for one in routes),
-            rule=f"ids and map are integers, weights are floats, all on {x.device}",
-            fix="swap them if they are in the wrong order, else convert them",
-        )
+    clean = checked(routes, x, problem)
     if x.numel() == 0:
         return torch.empty_like(x)
-    out = backend.moe(
-        _rows(x, gate_up.shape[-1]),
-        gate_up,
-        down,
-        _narrow(topk_ids, problem.total_experts).reshape(-1, problem.top_k).contiguous(),
-        topk_weights.reshape(-1, problem.top_k).to(torch.float32).contiguous(),
-        problem,
-        None if expert_map is None else _narrow(expert_map, problem.experts),
-    )
-    return out[:, : problem.k].reshape(x.shape)
+    rows = _rows(x, gate_up.shape[-1])
+    if problem.tokens != "flat":
+        rows = rows.view(*x.shape[:-1], -1)
+    return backend.moe(rows, gate_up, down, clean, problem)[..., : problem.k].reshape(x.shape)
 
 
 def quantize(backend: Backend, weight: Tensor, *, profile: str) -> MxTensor:
@@ -253,13 +215,6 @@ def _check(x: Tensor, weight: Packed, problem: Problem) -> None:
             rule=f"the weight was prepared for {problem.dtype} on {device}",
             fix="convert x, or prepare the weight again for this dtype and device",
         )
-
-
-def _narrow(numbers: Tensor, end: int) -> Tensor:
-    """Return int32, where a number that does not fit stays out of range instead of wrapping onto an expert."""
-    if numbers.dtype in (torch.int64, torch.uint32, torch.uint64):
-        numbers = numbers.to(torch.int64).clamp(-2, end)
-    return numbers.to(torch.int32)
 
 
 def _rows(x: Tensor, k: int) -> Tensor:

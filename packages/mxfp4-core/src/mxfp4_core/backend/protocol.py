@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mxfp4_core.arithmetic.shapes import Alignment
-from mxfp4_core.backend.answers import No, Numerics, Verdict
+from mxfp4_core.backend.answers import Numerics, Verdict
 from mxfp4_core.backend.choices import Choice
 from mxfp4_core.backend.compiled import Kernels
+from mxfp4_core.backend.options import Value, check_keys
 from mxfp4_core.backend.problem import Matrix, Problem
+from mxfp4_core.backend.routes import Routes
 from mxfp4_core.errors import BackendError
 
 if TYPE_CHECKING:
@@ -122,8 +124,9 @@ class Backend(Protocol):
     Attributes:
         name: the same name as the entry point.
         description: one line for people.
-        features: words of ``Problem.features`` that the backend knows, ops included. A problem with any other
-            word is refused by the core before ``supports`` is asked.
+        features: words of ``Problem.features`` that the backend knows, ops included; what it can for one op only is
+            written ``moe:activation:mxfp4``. A problem with any other word is refused by the core before
+            ``supports`` is asked.
         numerics: see ``Numerics``.
         automatic_on: device types on which it may be chosen without being named. Empty for emulations.
     """
@@ -162,29 +165,19 @@ class Backend(Protocol):
         """
         raise _missing(self, "linear")
 
-    def moe(
-        self,
-        x: Tensor,
-        gate_up: Packed,
-        down: Packed,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        problem: Problem,
-        expert_map: Tensor | None = None,
-    ) -> Tensor:
+    def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the sum over the chosen experts of ``topk_weight * expert(x)``.
+
+        What follows is for flat tokens; see ``Problem.tokens`` for the others.
 
         Args:
             x: [m, k] with m >= 1 and the physical k, contiguous, of ``problem.dtype``.
             gate_up: [experts, 2n, k], packed by ``layout(problem, "gate_up")``; the n gate rows and the n up
                 rows are padded separately.
             down: [experts, k, n], packed by ``layout(problem, "down")``.
-            topk_ids: int32 [m, top_k], contiguous; -1 means that the slot is empty.
-            topk_weights: float32 [m, top_k], contiguous; applied to the output of the experts, after its
-                bias.
+            routes: contiguous, on the device of x: ids int32 [m, top_k], weights float32 [m, top_k], map int32
+                [total_experts] or None.
             problem: the problem that ``supports`` accepted; n and k are logical.
-            expert_map: int32 [total_experts], from the router's id to the index on this rank, -1 for an
-                expert that lives elsewhere and adds nothing here. None: the ids are indices.
 
         Returns:
             [m, k] with the physical k, of the dtype of x. The core crops it.
@@ -215,17 +208,15 @@ class Backend(Protocol):
         """List which kernel runs from how many tokens on: pure, asked for problems that ``supports`` accepts."""
         return ()
 
+    def check_options(self, options: Mapping[str, Value]) -> None:
+        """Refuse options that the backend does not have; what it takes reaches it as ``problem.options``.
 
-def verdict(backend: Backend, problem: Problem) -> Verdict:
-    """Ask a backend about a problem, after the check that it knows every word of it.
+        ``check_keys`` and ``check_choice`` of ``mxfp4_core.backend`` make the errors. Pure, needs no device.
 
-    Raises:
-        Exception: whatever a broken ``supports`` raises; ``select.py`` turns it into a line of the trace.
-    """
-    unknown = sorted(problem.features - backend.features)
-    if unknown:
-        return No(f"does not offer {', '.join(unknown)}", "name another backend, or ask without it")
-    return backend.supports(problem)
+        Raises:
+            ConfigError: an option or a value that it does not know.
+        """
+        check_keys(self.name, options, ())
 
 
 def pack_in_place(layout: Layout, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
@@ -233,23 +224,6 @@ def pack_in_place(layout: Layout, weight: MxTensor, bias: Tensor | None = None) 
     return (
         layout.pack_in_place(weight, bias) if isinstance(layout, InPlaceLayout) else layout.pack(weight, bias)
     )
-
-
-def kernels_of(backend: Backend) -> Kernels | None:
-    """Return what a backend compiles on this machine, None if nothing, or if it was written without this member.
-
-    Raises:
-        BackendError: the compiler is missing.
-    """
-    member = getattr(backend, "kernels", None)
-    found: Kernels | None = None if member is None else member()
-    return found
-
-
-def choices_of(backend: Backend, problem: Problem) -> tuple[Choice, ...]:
-    """Return the table of choices of a backend for a problem that it accepts; empty if it has none."""
-    member = getattr(backend, "choices", None)
-    return () if member is None else tuple(member(problem))
 
 
 def _missing(backend: Backend, op: str) -> BackendError:
@@ -261,13 +235,4 @@ def _missing(backend: Backend, op: str) -> BackendError:
     )
 
 
-__all__ = [
-    "Backend",
-    "InPlaceLayout",
-    "Layout",
-    "Packed",
-    "choices_of",
-    "kernels_of",
-    "pack_in_place",
-    "verdict",
-]
+__all__ = ["Backend", "InPlaceLayout", "Layout", "Packed", "pack_in_place"]

@@ -21,9 +21,10 @@ from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.profiles import resolve
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.answers import Yes
+from mxfp4_core.backend.asking import verdict
 from mxfp4_core.backend.device import Device
-from mxfp4_core.backend.problem import Problem
-from mxfp4_core.backend.protocol import Backend, verdict
+from mxfp4_core.backend.problem import DTYPES, Problem
+from mxfp4_core.backend.protocol import Backend
 
 CORE = "mxfp4_core"
 """What a report calls the core's own quantizer."""
@@ -153,8 +154,9 @@ def device_quantizer(
     """
     chosen = resolve(profile)
     device = torch.device(device)
-    if device.type != "cpu" and format is MXFP4 and (not chosen.dtypes or dtype in chosen.dtypes):
-        text = str(dtype).removeprefix("torch.")
+    text = str(dtype).removeprefix("torch.")
+    known = text in DTYPES and (not chosen.dtypes or dtype in chosen.dtypes)
+    if device.type != "cpu" and format is MXFP4 and known:
         problem = Problem(op="quantize", n=1, k=format.block, dtype=text, device=Device.of(str(device)))
         for each in candidates:
             offered = not each.numerics.emulated and chosen.name in each.numerics.profiles

@@ -4,131 +4,32 @@ The order is fixed:
 
 1. A backend that the caller names is taken if it accepts, wherever it runs.
 2. Otherwise, of those that accept and may be chosen unnamed on this type of device (``automatic_on``), one
-   that computes on the codes comes before one that widens the weights (``numerics.emulated``), then the names
-   decide, in alphabetical order.
+   that computes on the codes comes before one that widens the weights (``numerics.emulated``), then the larger
+   ``Yes.rank`` wins. Two that stand equal are an error that asks to name one.
 3. Otherwise the backend that the caller named as ``fallback`` is taken if it accepts and its memory fits.
 4. Otherwise it is an error, which prints the whole table. Nothing is ever taken silently instead.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from mxfp4_core._text import did_you_mean, size_text
 from mxfp4_core.backend.answers import No, Yes
-from mxfp4_core.backend.device import Device, free_bytes
+from mxfp4_core.backend.asking import check_options, verdict
+from mxfp4_core.backend.device import free_bytes
+from mxfp4_core.backend.options import Options
 from mxfp4_core.backend.problem import Problem
-from mxfp4_core.backend.protocol import Backend, verdict
+from mxfp4_core.backend.protocol import Backend
 from mxfp4_core.backend.registry import Plugin, installed
-from mxfp4_core.errors import BackendError
+from mxfp4_core.backend.selection import Candidate, Selection
+from mxfp4_core.config.known import KNOWN, Known
+from mxfp4_core.errors import BackendError, ConfigError
 
-Status = Literal["accepted", "rejected", "broken", "not installed"]
-
-
-@dataclass(frozen=True)
-class Known:
-    """A backend of this project that may not be installed, and the devices it is for."""
-
-    distribution: str
-    device: str
-    archs: tuple[str, ...]
-
-    def fits(self, device: Device) -> bool:
-        """Say whether installing it could help on ``device``; an unknown architecture counts as possible."""
-        known_arch = device.arch != "unknown"
-        return device.type == self.device and (not known_arch or device.arch.lower().startswith(self.archs))
-
-
-KNOWN = {
-    "cuda-marlin": Known("mxfp4-cuda-marlin", "cuda", ("sm_90",)),
-    "npu": Known("mxfp4-npu", "npu", ("",)),
-    "petit": Known("mxfp4-petit", "hip", ("gfx90a", "gfx942")),
-    "rocm": Known("mxfp4-rocm", "hip", ("gfx95",)),
-}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One line of the trace.
-
-    Attributes:
-        name: name of the backend.
-        status: accepted, rejected, broken (the plug-in failed) or not installed.
-        reason: why, or for an accepted one what it would run; may be empty.
-        fix: what to do about it; empty if accepted.
-        distribution: name and version of the package that provides it.
-        automatic: it may be chosen on this device without being named.
-        emulated: it widens the weights before an ordinary matmul.
-        temporary_bytes: memory that one call needs; 0 unless accepted.
-    """
-
-    name: str
-    status: Status
-    reason: str = ""
-    fix: str = ""
-    distribution: str = ""
-    automatic: bool = False
-    emulated: bool = False
-    temporary_bytes: int = 0
-
-    def __str__(self) -> str:
-        line = f"{self.name:<12} {self.status:<13} {self.reason}"
-        return line.rstrip() + (f" -> {self.fix}" if self.fix else "")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The choice and everything that led to it.
-
-    Attributes:
-        choice: the backend, None if there is none (only from ``explain``).
-        trace: the verdict on each backend, by name.
-        problem: what was asked.
-        reason: why this one, or why none.
-        fix: what to do where there is no choice.
-        fallback: the choice is the one that was named as ``fallback``.
-        temporary_bytes: memory that one call of the choice needs.
-    """
-
-    choice: Backend | None
-    trace: tuple[Candidate, ...]
-    problem: Problem
-    reason: str
-    fix: str = ""
-    fallback: bool = False
-    temporary_bytes: int = 0
-
-    @property
-    def backend(self) -> Backend:
-        """The choice. Raises BackendError, with the trace, if there is none."""
-        if self.choice is None:
-            raise self.error()
-        return self.choice
-
-    def error(self) -> BackendError:
-        """Build the error that says why there is no choice."""
-        return BackendError(
-            f"no backend for {self.problem}",
-            seen="\n        ".join([self.reason, *map(str, self.trace)]),
-            rule="a backend must accept the problem, and be automatic on the device or named",
-            fix=self.fix,
-        )
-
-    def to_dict(self) -> dict[str, object]:
-        """Return plain data for JSON."""
-        return {
-            "problem": str(self.problem),
-            "choice": self.choice.name if self.choice else None,
-            "reason": self.reason,
-            "fallback": self.fallback,
-            "temporary_bytes": self.temporary_bytes,
-            "trace": [asdict(candidate) for candidate in self.trace],
-        }
-
-    def __str__(self) -> str:
-        return "\n".join([f"{self.problem}: {self.reason}", *(f"  {line}" for line in self.trace)])
+Accepted = tuple[Backend, Candidate]
+BackendOptions = Mapping[str, Mapping[str, object]]
+"""Options by the name of the backend that they are for."""
 
 
 def default_problem() -> Problem:
@@ -137,60 +38,89 @@ def default_problem() -> Problem:
 
 
 def select_backend(
-    problem: Problem | None = None, *, name: str | None = None, fallback: str | None = None
+    problem: Problem | None = None,
+    *,
+    backend: str | None = None,
+    fallback: str | None = None,
+    backend_options: BackendOptions | None = None,
 ) -> Selection:
     """Choose the backend for ``problem`` by the order in this module's first lines.
 
     Args:
         problem: what is to be computed; an ordinary linear on the current device if None.
-        name: take this backend or fail (or use ``fallback``).
+        backend: take this backend or fail (or use ``fallback``).
         fallback: the backend to take, knowingly, if no other does.
+        backend_options: options by the name of the backend that they are for. Options for one backend that is not
+            chosen are an error; who lists several means those of the others to wait for another machine.
 
     Returns:
         A selection whose ``choice`` is a backend.
 
     Raises:
-        BackendError: none accepts; the message holds the verdict of each.
+        BackendError: none accepts, or two stand equal; the message holds the verdict of each.
+        ConfigError: options that their backend does not take, or whose backend is not chosen.
     """
-    selection = explain(problem, name=name, fallback=fallback)
+    selection = explain(problem, backend=backend, fallback=fallback, backend_options=backend_options)
     if selection.choice is None:
         raise selection.error()
     return selection
 
 
 def explain(
-    problem: Problem | None = None, *, name: str | None = None, fallback: str | None = None
+    problem: Problem | None = None,
+    *,
+    backend: str | None = None,
+    fallback: str | None = None,
+    backend_options: BackendOptions | None = None,
 ) -> Selection:
     """Do the same as ``select_backend``, but return a selection without a choice instead of raising.
 
     Raises:
-        BackendError: ``name`` or ``fallback`` is no backend that is installed or known.
+        BackendError: ``backend`` or ``fallback`` is no backend that is installed or known.
+        ConfigError: as ``select_backend``.
     """
     problem = default_problem() if problem is None else problem
+    options = {key: Options(values) for key, values in (backend_options or {}).items()}
     plugins = installed()
-    for asked in filter(None, (name, fallback)):
+    for asked in filter(None, (backend, fallback, *options)):
         if asked not in plugins and asked not in KNOWN:
             raise unknown_name(asked, [*plugins, *KNOWN])
-    answers = [_ask(plugin, problem) for plugin in plugins.values()]
+    answers = [_ask(plugin, problem, options.get(name)) for name, plugin in plugins.items()]
     absent = [
         missing_line(key, known)
         for key, known in KNOWN.items()
-        if key not in plugins and (known.fits(problem.device) or key in (name, fallback))
+        if key not in plugins
+        and (known.fits(problem.device.type, problem.device.arch) or key in (backend, fallback))
     ]
     trace = tuple(sorted([*(line for _, line in answers), *absent], key=lambda line: line.name))
-    accepted = {line.name: (backend, line) for backend, line in answers if backend is not None}
+    accepted = {line.name: (found, line) for found, line in answers if found is not None}
+    selection = _decide(accepted, absent, trace, problem, backend, fallback)
+    if selection.choice is None:
+        return selection
+    chosen = selection.choice.name
+    if len(options) == 1 and not options.keys() & {chosen, backend, fallback}:
+        raise _unused_options(next(iter(options)), selection)
+    given = options.get(chosen)
+    return replace(selection, problem=replace(problem, options=given)) if given else selection
 
-    if name in accepted:
-        return _chosen(accepted[name], trace, problem, "named by the caller")
-    if name is not None:
-        line = next(line for line in trace if line.name == name)
-        why, fix = f"{name!r} was named and is {line.status}", line.fix
+
+def _decide(
+    accepted: Mapping[str, Accepted],
+    absent: Sequence[Candidate],
+    trace: tuple[Candidate, ...],
+    problem: Problem,
+    backend: str | None,
+    fallback: str | None,
+) -> Selection:
+    if backend is not None and backend in accepted:
+        return Selection(accepted[backend][0], trace, problem, "named by the caller")
+    if backend is not None:
+        line = next(line for line in trace if line.name == backend)
+        why, fix = f"{backend!r} was named and is {line.status}", line.fix
     else:
-        automatic = sorted((pair for pair in accepted.values() if pair[1].automatic), key=_order)
+        automatic = [pair for pair in accepted.values() if pair[1].automatic]
         if automatic:
-            rest = ", ".join(line.name for _, line in automatic[1:])
-            why = f"before {rest}" if rest else f"the only one that is automatic on {problem.device.type}"
-            return _chosen(automatic[0], trace, problem, why)
+            return _first(automatic, trace, problem)
         why = "; ".join(
             [
                 "none accepts that may be chosen unnamed",
@@ -206,6 +136,20 @@ def explain(
     return _fall_back(accepted.get(fallback), fallback, trace, problem, why, fix)
 
 
+def _first(automatic: Sequence[Accepted], trace: tuple[Candidate, ...], problem: Problem) -> Selection:
+    order = sorted(automatic, key=lambda pair: pair[1].order, reverse=True)
+    best, *rest = order
+    equal = [line.name for _, line in order if line.order == best[1].order]
+    if len(equal) > 1:
+        names = " and ".join(map(repr, equal))
+        why = f"{names} accept and have the same rank {best[1].rank}"
+        fix = "name one: " + " or ".join(f"backend={name!r}" for name in equal)
+        return Selection(None, trace, problem, why, fix)
+    others = ", ".join(line.name for _, line in rest)
+    why = f"before {others}" if others else f"the only one that is automatic on {problem.device.type}"
+    return Selection(best[0], trace, problem, why)
+
+
 def missing_line(name: str, known: Known) -> Candidate:
     """Return the line of the trace for a backend of this project that is not installed."""
     made = " ".join(filter(None, ("made for", known.device, "/".join(known.archs))))
@@ -215,7 +159,7 @@ def missing_line(name: str, known: Known) -> Candidate:
 
 
 def _fall_back(
-    pair: tuple[Backend, Candidate] | None,
+    pair: Accepted | None,
     name: str,
     trace: tuple[Candidate, ...],
     problem: Problem,
@@ -225,18 +169,18 @@ def _fall_back(
     if pair is None:
         return Selection(None, trace, problem, f"{why}; the fallback {name!r} does not accept either", fix)
     need, free = pair[1].temporary_bytes, free_bytes(problem.device)
-    cost = f"costs {_size(need)} of temporary memory in each call"
+    cost = f"costs {size_text(need)} of temporary memory in each call"
     if free is not None:
-        cost += f", {_size(free)} is free"
+        cost += f", {size_text(free)} is free"
         if need > free:
             return Selection(
                 None, trace, problem, f"{why}; the fallback {name!r} {cost}: it does not fit", fix
             )
-    chosen = _chosen(pair, trace, problem, f"{why}; fallback to {name!r}, which {cost}")
-    return replace(chosen, fallback=True)
+    reason = f"{why}; fallback to {name!r}, which {cost}"
+    return Selection(pair[0], trace, problem, reason, fallback=True)
 
 
-def _ask(plugin: Plugin, problem: Problem) -> tuple[Backend, Candidate] | tuple[None, Candidate]:
+def _ask(plugin: Plugin, problem: Problem, options: Options | None) -> Accepted | tuple[None, Candidate]:
     loaded = plugin.load()
     if isinstance(loaded, No):
         return None, Candidate(plugin.name, "broken", loaded.reason, loaded.fix, plugin.distribution)
@@ -245,46 +189,69 @@ def _ask(plugin: Plugin, problem: Problem) -> tuple[Backend, Candidate] | tuple[
         "accepted",
         distribution=plugin.distribution,
         automatic=problem.device.type in loaded.automatic_on,
-        emulated=loaded.numerics.emulated,
     )
     try:
+        if options:
+            _check_options(loaded, options)
+            problem = replace(problem, options=options)
         answer = verdict(loaded, problem)
         if not isinstance(answer, Yes | No):
             raise TypeError(f"supports returned {type(answer).__name__}, neither Yes nor No")
+    except _Refused as refused:
+        raise refused.error from None
     except Exception as error:  # one broken plug-in must not take the choice away from the others
         reason = f"supports raised {type(error).__name__}: {error} ({plugin.distribution})"
         return None, replace(line, status="broken", reason=reason, fix=plugin.advice)
     if isinstance(answer, No):
         return None, replace(line, status="rejected", reason=answer.reason, fix=answer.fix)
     note = answer.note if line.automatic else f"only when named; {answer.note}".removesuffix("; ")
-    return loaded, replace(line, reason=note, temporary_bytes=answer.temporary_bytes)
+    return loaded, replace(
+        line,
+        reason=note,
+        emulated=answer.numerics is not None and answer.numerics.emulated,
+        temporary_bytes=answer.temporary_bytes,
+        rank=answer.rank or 0,
+        provider=answer.provider,
+        layout=answer.layout,
+        numerics=answer.numerics,
+    )
 
 
-def _chosen(
-    pair: tuple[Backend, Candidate], trace: tuple[Candidate, ...], problem: Problem, why: str
-) -> Selection:
-    return Selection(pair[0], trace, problem, why, temporary_bytes=pair[1].temporary_bytes)
+class _Refused(Exception):
+    """Options that are the caller's mistake, so that they are not taken for a defect of the plug-in."""
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__()
+        self.error = error
 
 
-def _order(pair: tuple[Backend, Candidate]) -> tuple[bool, str]:
-    return pair[1].emulated, pair[1].name
+def _check_options(backend: Backend, options: Options) -> None:
+    try:
+        check_options(backend, options)
+    except ConfigError as error:
+        raise _Refused(error) from None
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+def _unused_options(name: str, selection: Selection) -> ConfigError:
+    return ConfigError(
+        f"backend_options of {name!r}",
+        seen=f"{selection.backend.name!r} is chosen: {selection.reason}",
+        rule="options for one backend are for the one that runs; who lists options for several means each for its own "
+        "machine",
+        fix=f"drop them, or name backend={name!r}",
+    )
 
 
 def unknown_name(name: str, names: Sequence[str]) -> BackendError:
     """Build the error for a name that is none of ``names``, with a near miss."""
-    near = difflib.get_close_matches(name, names, n=1)
     return BackendError(
         f"backend {name!r}",
         seen=f"installed or known: {', '.join(sorted(set(names)))}",
         rule="a backend is named as its package registers it in the entry-point group mxfp4.backends",
-        fix=f"did you mean {near[0]!r}?"
-        if near
-        else "run `mxfp4 doctor` to see the backends, or install its package",
+        fix=did_you_mean(
+            name, names, "run `mxfp4 doctor` to see the backends, or install its package", cutoff=0.6
+        ),
     )
 
 
-__all__ = ["KNOWN", "Candidate", "Known", "Selection", "default_problem", "explain", "select_backend"]
+__all__ = ["KNOWN", "BackendOptions", "Known", "default_problem", "explain", "select_backend"]

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from mxfp4_core.backend.answers import No
+from mxfp4_core.backend.asking import kernels_of
 from mxfp4_core.backend.compiled import Kernel
-from mxfp4_core.backend.protocol import Backend, kernels_of
+from mxfp4_core.backend.protocol import Backend
 from mxfp4_core.backend.registry import Plugin, installed
 from mxfp4_core.backend.select import KNOWN, missing_line, unknown_name
 from mxfp4_core.errors import BackendError, ConfigError, Mxfp4Error

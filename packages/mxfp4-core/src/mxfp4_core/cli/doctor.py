@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mxfp4_core.cli.settings import asked_device
+from mxfp4_core.config.words import Activation as Word
 
 if TYPE_CHECKING:
     from mxfp4_core.backend.choices import Choice
     from mxfp4_core.backend.device import Device
-    from mxfp4_core.backend.select import Selection
+    from mxfp4_core.backend.selection import Selection
 
 PACKAGES = ("torch", "numba", "triton", "cuda-bindings", "safetensors", "transformers")
 TYPES = ("cpu", "cuda", "hip", "npu")
@@ -34,9 +35,7 @@ def doctor_command(
     experts: Annotated[int, typer.Option(help="Experts on this rank, for moe.")] = 8,
     top_k: Annotated[int, typer.Option(help="Experts per token, for moe.")] = 2,
     dtype: Annotated[str, typer.Option(help="Dtype of the activations.")] = "bfloat16",
-    activation: Annotated[
-        Literal["none", "mxfp4", "fp8"], typer.Option(help="How activations are quantised.")
-    ] = "none",
+    activation: Annotated[Word, typer.Option(help="How activations are quantised.")] = "none",
     bias: Annotated[bool, typer.Option("--bias", help="The layer has a bias.")] = False,
     device: Annotated[
         str, typer.Option(help="Ask about a device that need not be here, such as cuda:sm_90 or hip:gfx942.")
@@ -62,7 +61,7 @@ def doctor_command(
         device=asked_device(device) if device else found.devices[0],
         **sizes,
     )
-    selection = explain(problem, name=backend or None, fallback=fallback or None)
+    selection = explain(problem, backend=backend or None, fallback=fallback or None)
     notes, table = [*found.notes], choices(selection)
     if problem.device.type not in TYPES:
         notes.append(
@@ -96,7 +95,7 @@ def versions() -> dict[str, str]:
 
 def choices(selection: Selection) -> tuple[Choice, ...] | str:
     """Return the table of kernels of the backend that was chosen, or why it could not be had."""
-    from mxfp4_core.backend.protocol import choices_of
+    from mxfp4_core.backend.asking import choices_of
 
     if selection.choice is None:
         return ()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxfp4_core.config.words import ACTIVATIONS
+
 if TYPE_CHECKING:
     from mxfp4_core.backend.device import Device
     from mxfp4_core.config.schema import Mxfp4Config
@@ -17,7 +19,7 @@ Profile = Annotated[str | None, typer.Option(help="Named profile: the exact byte
 Rule = Annotated[str | None, typer.Option(help="Scale rule: even, floor, rceil, ceil or ceil_d(D).")]
 Ties = Annotated[str | None, typer.Option(help="Tie rule: even, away or zero.")]
 Dialect = Annotated[str | None, typer.Option(help="How to write: mxfp4-core, compressed-tensors or quark.")]
-Activation = Annotated[str | None, typer.Option(help="Activations at run time: none, mxfp4 or fp8.")]
+Activation = Annotated[str | None, typer.Option(help=f"Activations at run time: {', '.join(ACTIVATIONS)}.")]
 Ignore = Annotated[
     list[str] | None, typer.Option(help="Names to keep in high precision; may be given again.")
 ]

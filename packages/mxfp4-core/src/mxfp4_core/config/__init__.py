@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from mxfp4_core.config.schema import CONFIG_VERSION as CONFIG_VERSION
     from mxfp4_core.config.schema import Mxfp4Config as Mxfp4Config
     from mxfp4_core.config.schema import Override as Override
+    from mxfp4_core.config.words import ACTIVATIONS as ACTIVATIONS
 
 _HOMES = {
+    "ACTIVATIONS": "words",
     "CONFIG_VERSION": "schema",
     "Mxfp4Config": "schema",
     "Override": "schema",
@@ -26,6 +28,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ACTIVATIONS",
     "CONFIG_VERSION",
     "DIALECTS",
     "KNOWN_BACKENDS",

@@ -36,12 +36,12 @@ from mxfp4_core.config.checks import (
 )
 from mxfp4_core.config.messages import contradiction, explain, unknown_name
 from mxfp4_core.config.patterns import Pattern
+from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import ConfigError
 
 CONFIG_VERSION: Final = 1
 """Version of this schema. A file with a higher one is refused: its keys could mean something unknown here."""
 
-_Activation = Literal["none", "mxfp4", "fp8"]
 _Tail = Literal["refuse", "pad"]
 _Refused = Literal["error", "keep"]
 _NonFinite = Literal["refuse", "nan"]
@@ -123,7 +123,7 @@ class Mxfp4Config(_Model):
         description="Keep output heads, embeddings, routers, gates, norms and draft layers as they are.",
     )
     overrides: list[Override] = Field(default=[], description="What is different for some names.")
-    activation: _Activation = Field(default="none", description="How the backend is to quantise activations.")
+    activation: Activation = Field(default="none", description="How the backend is to quantise activations.")
     backend: str | None = Field(default=None, description="Backend to use; none named: chosen by verdicts.")
     fallback: str | None = Field(
         default=None, description="The one backend to use if no other accepts. Never implied."

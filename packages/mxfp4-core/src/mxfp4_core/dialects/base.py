@@ -40,7 +40,7 @@ class Contents:
         entries: the quantised weights by canonical name, in the order of the file.
         kept: module names that the file declares as not quantised, in the dialect's own pattern language.
         profile: name of the resolved profile that wrote the codes, empty when the file does not say.
-        activation: ``"none"``, ``"mxfp4"`` or ``"fp8"``: what the file asks for at run time.
+        activation: a word of ``mxfp4_core.config.ACTIVATIONS``: what the file asks for at run time.
     """
 
     entries: Mapping[str, Entry]

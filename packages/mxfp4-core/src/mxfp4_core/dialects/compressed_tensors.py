@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.dialects.base import Contents, Entry, Shapes
 from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list
+from mxfp4_core.errors import DialectError
 
 if TYPE_CHECKING:
     from mxfp4_core.config.schema import Mxfp4Config
@@ -69,7 +70,18 @@ class CompressedTensorsDialect:
     def write_config(
         self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
     ) -> dict[str, Any]:
-        """Write the scheme MXFP4A16, MXFP4 or MXFP4xFP8, by the activation mode."""
+        """Write the scheme MXFP4A16, MXFP4 or MXFP4xFP8, by the activation mode.
+
+        Raises:
+            DialectError: an activation mode for which compressed-tensors has no word.
+        """
+        if config.activation not in _ACTIVATIONS:
+            raise DialectError(
+                f"dialect {self.name!r} cannot say what the config asks for",
+                seen=f"activation {config.activation!r}",
+                rule=f"its schemes have activations {', '.join(_ACTIVATIONS)}",
+                fix="use one of these, or write the dialect 'mxfp4-core'",
+            )
         group = {
             "format": FORMAT,
             "input_activations": _ACTIVATIONS[config.activation],

@@ -62,6 +62,8 @@ class QuarkDialect:
         """
         if config.activation == "fp8":
             raise _unsaid("activation 'fp8'", "FP8 activations have static scales from calibration")
+        if config.activation not in ("none", "mxfp4"):
+            raise _unsaid(f"activation {config.activation!r}", "its schemes are mxfp4 and mxfp4_weight_only")
         mode = _scale_mode(profile)
         return {
             "algo_config": None,

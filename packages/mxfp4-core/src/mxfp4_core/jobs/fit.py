@@ -91,7 +91,7 @@ def fits(
     for module, problem in _problems(shards, biases, facts, config, device):
         questions.setdefault(problem, []).append(module)
     for problem, modules in questions.items():
-        selection = explain(problem, name=backend, fallback=config.fallback)
+        selection = explain(problem, backend=backend, fallback=config.fallback)
         fit = Fit(str(problem), tuple(modules), None, selection.reason)
         if selection.choice is None:
             where = modules[0] if len(modules) == 1 else f"{modules[0]} and {len(modules) - 1} more"

@@ -13,7 +13,8 @@ from torch import nn
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.protocol import Backend
-from mxfp4_core.backend.select import Selection, default_problem, explain, select_backend
+from mxfp4_core.backend.select import default_problem, explain, select_backend
+from mxfp4_core.backend.selection import Selection
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import BackendError, Mxfp4Error
 from mxfp4_core.modules.base import Mxfp4Module
@@ -56,7 +57,7 @@ def likely_backends(config: Mxfp4Config, device_map: Any) -> dict[str, list[Back
     for name in device_names(device_map):
         problem = replace(default_problem(), device=Device.of(name))
         with suppress(Mxfp4Error):
-            found[name] = [select_backend(problem, name=config.backend, fallback=config.fallback).backend]
+            found[name] = [select_backend(problem, backend=config.backend, fallback=config.fallback).backend]
     return found
 
 
@@ -72,7 +73,9 @@ def chosen_backends(
     for name in devices:
         found = (module.problem for module in model.modules() if isinstance(module, Mxfp4Module))
         problems = dict.fromkeys(_at(problem, name, dtype) for problem in found)
-        selected = (select_backend(each, name=config.backend, fallback=config.fallback) for each in problems)
+        selected = (
+            select_backend(each, backend=config.backend, fallback=config.fallback) for each in problems
+        )
         chosen[name] = list({each.backend.name: each.backend for each in selected}.values())
     return chosen
 
@@ -102,7 +105,7 @@ def refused_by_backends(
         for path, plain in problems.items():
             problem = _at(plain, name, dtype)
             if problem not in answers:
-                answers[problem] = explain(problem, name=config.backend, fallback=config.fallback)
+                answers[problem] = explain(problem, backend=config.backend, fallback=config.fallback)
             answer = answers[problem]
             if answer.choice is None and path not in found:
                 why = "\n        ".join([f"no backend for {problem}", answer.reason, *map(str, answer.trace)])

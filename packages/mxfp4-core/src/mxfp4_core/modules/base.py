@@ -15,9 +15,10 @@ from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.answers import No
+from mxfp4_core.backend.asking import verdict
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import Matrix, Problem
-from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed, verdict
+from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed
 from mxfp4_core.errors import BackendError, FormatError
 
 

@@ -16,6 +16,7 @@ from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.device import cpu
 from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
+from mxfp4_core.backend.routes import Routes
 from mxfp4_core.modules.base import Mxfp4Module
 
 
@@ -154,14 +155,8 @@ class Mxfp4Experts(Mxfp4Module):
 
     def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """Return [..., k] for x [..., k] and the router's choice [..., top_k]."""
-        return calls.moe(
-            self._ready(),
-            x,
-            *(self._take("gate_up"), self._take("down")),
-            *(topk_ids, topk_weights),
-            self.problem,
-            self.expert_map,
-        )
+        routes = Routes(topk_ids, topk_weights, self.expert_map)
+        return calls.moe(self._ready(), x, self._take("gate_up"), self._take("down"), routes, self.problem)
 
 
 __all__ = ["Mxfp4Experts", "Mxfp4Linear"]

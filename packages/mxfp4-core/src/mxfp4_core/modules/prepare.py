@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mxfp4_core.backend.problem import Problem
-from mxfp4_core.backend.select import Selection, select_backend
+from mxfp4_core.backend.select import select_backend
+from mxfp4_core.backend.selection import Selection
 from mxfp4_core.modules.base import Mxfp4Module
 
 _LOG = logging.getLogger("mxfp4_core.modules")
@@ -18,7 +19,7 @@ _LOG = logging.getLogger("mxfp4_core.modules")
 def prepare_model(
     model: nn.Module,
     *,
-    name: str | None = None,
+    backend: str | None = None,
     fallback: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     consume: bool = False,
@@ -29,7 +30,7 @@ def prepare_model(
 
     Args:
         model: with loaded weights, on the device where it will run.
-        name: as in ``select_backend``.
+        backend: as in ``select_backend``.
         fallback: as in ``select_backend``.
         dtype: of the activations.
         consume: as in ``Mxfp4Module.prepare``; bytes that several modules of the model share are kept from it.
@@ -46,7 +47,7 @@ def prepare_model(
     for key, module in modules.items():
         problem = module.question(dtype)
         if problem not in answers:
-            answer = answers[problem] = select_backend(problem, name=name, fallback=fallback)
+            answer = answers[problem] = select_backend(problem, backend=backend, fallback=fallback)
             level = logging.WARNING if answer.fallback else logging.INFO
             _LOG.log(level, "%s runs %s: %s", answer.backend.name, problem, answer.reason)
         chosen[key] = answers[problem]

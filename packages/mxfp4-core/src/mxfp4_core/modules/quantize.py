@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend.quantizers import DeviceQuantizers
-from mxfp4_core.backend.select import Selection, select_backend
+from mxfp4_core.backend.select import select_backend
+from mxfp4_core.backend.selection import Selection
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.modules.ask import chosen_backends
 from mxfp4_core.modules.base import Mxfp4Module
@@ -94,7 +95,7 @@ def quantize_(
         _fill(module, site, plan.weights, quantizers, config)
         module.train(site.module.training)
         problem = module.question(dtype)
-        selection = select_backend(problem, name=config.backend, fallback=config.fallback)
+        selection = select_backend(problem, backend=config.backend, fallback=config.fallback)
         module.prepare(selection.backend, dtype=dtype, consume=True)
         model.set_submodule(site.path, module)
         selections[site.path] = selection

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import BLOCK, E8M0_NAN, Alignment, MxTensor
-from mxfp4_core.backend import Backend, Layout, Matrix, No, Numerics, Packed, Problem, Verdict, Yes
+from mxfp4_core.backend import Backend, Layout, Matrix, No, Numerics, Packed, Problem, Routes, Verdict, Yes
 from mxfp4_core.backend.reference import ops as reference_ops
 from mxfp4_core.errors import BackendError, FormatError, ShapeError
 
@@ -149,16 +149,7 @@ class EmulatedBackend(Backend):
         self._aligned(x, weight)
         return reference_ops.linear(x, *self._canonical(weight, problem, "weight"), "")
 
-    def moe(
-        self,
-        x: Tensor,
-        gate_up: Packed,
-        down: Packed,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        problem: Problem,
-        expert_map: Tensor | None = None,
-    ) -> Tensor:
+    def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Undo the layouts and compute; see ``Backend.moe``."""
         self._aligned(x, gate_up)
         gate = problem.gate
@@ -166,7 +157,7 @@ class EmulatedBackend(Backend):
             x,
             *self._canonical(gate_up, problem, "gate_up"),
             *self._canonical(down, problem, "down"),
-            *(topk_ids, topk_weights, expert_map),
+            *(routes.topk_ids, routes.topk_weights, routes.expert_map),
             *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, ""),
         )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import MxTensor
-from mxfp4_core.backend import Backend, Packed, Problem, calls
+from mxfp4_core.backend import Backend, Packed, Problem, Routes, calls
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.samples import random_biases, random_weight
 
@@ -56,9 +56,8 @@ class Layer:
         """Run the layer on the device of its weights."""
         device = next(iter(self.packed[0].tensors.values())).device
         there = None if expert_map is None else expert_map.to(device)
-        return calls.moe(
-            backend, x.to(device), *self.packed, ids.to(device), weights.to(device), self.problem, there
-        )
+        routes = Routes(ids.to(device), weights.to(device), there)
+        return calls.moe(backend, x.to(device), *self.packed, routes, self.problem)
 
     def answer(self, backend: Backend, x: Tensor, ids: Tensor, weights: Tensor) -> judge.Answer:
         """Ask the judge; ids are indices of experts here."""

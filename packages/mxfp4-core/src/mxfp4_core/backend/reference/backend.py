@@ -18,6 +18,7 @@ from mxfp4_core.backend.answers import Numerics, Verdict, Yes
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Layout, Packed
 from mxfp4_core.backend.reference import ops
+from mxfp4_core.backend.routes import Routes
 
 
 class CanonicalLayout:
@@ -67,23 +68,14 @@ class ReferenceBackend(Backend):
         t = weight.tensors
         return ops.linear(x, t["codes"], t["scales"], t.get("bias"), self._activation(problem))
 
-    def moe(
-        self,
-        x: Tensor,
-        gate_up: Packed,
-        down: Packed,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        problem: Problem,
-        expert_map: Tensor | None = None,
-    ) -> Tensor:
+    def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``."""
         up, gate = gate_up.tensors, problem.gate
         return ops.moe(
             x,
             *(up["codes"], up["scales"], up.get("bias")),
             *(down.tensors["codes"], down.tensors["scales"], down.tensors.get("bias")),
-            *(topk_ids, topk_weights, expert_map),
+            *(routes.topk_ids, routes.topk_weights, routes.expert_map),
             *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, self._activation(problem)),
         )
 

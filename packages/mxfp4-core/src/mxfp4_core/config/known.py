@@ -1,0 +1,33 @@
+"""The backends of this project, which may be named in a config where they are not installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Known:
+    """A backend of this project that may not be installed, and the devices it is for."""
+
+    distribution: str
+    device: str
+    archs: tuple[str, ...]
+
+    def fits(self, device: str, arch: str) -> bool:
+        """Say whether installing it could help on a device; an unknown architecture counts as possible."""
+        return device == self.device and (arch == "unknown" or arch.lower().startswith(self.archs))
+
+
+KNOWN: Final = MappingProxyType(
+    {
+        "cuda-marlin": Known("mxfp4-cuda-marlin", "cuda", ("sm_90",)),
+        "npu": Known("mxfp4-npu", "npu", ("",)),
+        "petit": Known("mxfp4-petit", "hip", ("gfx90a", "gfx942")),
+        "rocm": Known("mxfp4-rocm", "hip", ("gfx95",)),
+    }
+)
+"""By name; the reference backend is no part of it, because it comes with the core."""
+
+__all__ = ["KNOWN", "Known"]

@@ -1,0 +1,12 @@
+"""Closed lists of words that a config, a command line and a question to a backend share."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+Activation = Literal["none", "mxfp4", "mxfp8", "fp8", "auto"]
+"""How activations are quantised inside a call: not at all, to one of three formats, or as the backend thinks best."""
+
+ACTIVATIONS: Final[tuple[Activation, ...]] = get_args(Activation)
+
+__all__ = ["ACTIVATIONS", "Activation"]
