@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mxfp4_core.arithmetic import reference
-from mxfp4_core.arithmetic.dequantize import _dequantize_device, dequantize
+from mxfp4_core.arithmetic.dequantize import dequantize
 from mxfp4_core.arithmetic.fast import threads as _threads
+from mxfp4_core.arithmetic.fast.decode import _dequantize_device
 from mxfp4_core.errors import FormatError
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

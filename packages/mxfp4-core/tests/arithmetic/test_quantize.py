@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mxfp4_core.arithmetic import reference
 from mxfp4_core.arithmetic.codec import decode
-from mxfp4_core.arithmetic.fast import blocks
+from mxfp4_core.arithmetic.fast import blocks, device
+from mxfp4_core.arithmetic.fast.single import SINGLE
 from mxfp4_core.arithmetic.fast.steps import steps
 from mxfp4_core.arithmetic.profiles import Profile, profiles, resolve
 from mxfp4_core.arithmetic.quantize import quantize, quantize_into
@@ -25,8 +26,8 @@ def run_device_path(weight: torch.Tensor, profile: Profile) -> tuple[torch.Tenso
     """What any other torch device runs, on CPU tensors."""
     codes = torch.empty((*weight.shape[:-1], weight.shape[-1] // 2), dtype=torch.uint8)
     scales = torch.empty((*weight.shape[:-1], weight.shape[-1] // 32), dtype=torch.uint8)
-    if blocks._quantize_device(weight, codes, scales, profile, None):
-        blocks._finish(weight, codes, scales, profile, "nan", "weight", 0, weight.shape)
+    if device.quantize(weight, codes, scales, profile):
+        blocks._finish(SINGLE, weight, (codes, scales), profile, "nan", "weight", 0, weight.shape)
     return codes, scales
 
 

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from mxfp4_core.arithmetic.format import E2M1_MAX as E2M1_MAX
     from mxfp4_core.arithmetic.format import E2M1_THRESHOLDS as E2M1_THRESHOLDS
     from mxfp4_core.arithmetic.format import E2M1_VALUES as E2M1_VALUES
+    from mxfp4_core.arithmetic.format import E4M3_MAX as E4M3_MAX
     from mxfp4_core.arithmetic.format import E8M0_BIAS as E8M0_BIAS
     from mxfp4_core.arithmetic.format import E8M0_MAX as E8M0_MAX
     from mxfp4_core.arithmetic.format import E8M0_MIN as E8M0_MIN
     from mxfp4_core.arithmetic.format import E8M0_NAN as E8M0_NAN
+    from mxfp4_core.arithmetic.format import GROUP as GROUP
     from mxfp4_core.arithmetic.format import SIGN_BIT as SIGN_BIT
     from mxfp4_core.arithmetic.formats.base import Format as Format
     from mxfp4_core.arithmetic.formats.base import Part as Part
+    from mxfp4_core.arithmetic.formats.dual import MXFP4_DUAL as MXFP4_DUAL
     from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4 as MXFP4
+    from mxfp4_core.arithmetic.formats.mxfp8 import MXFP8 as MXFP8
     from mxfp4_core.arithmetic.profile import Profile as Profile
     from mxfp4_core.arithmetic.profile import Zeros as Zeros
     from mxfp4_core.arithmetic.profiles import resolve as resolve
@@ -42,10 +46,12 @@ _HOMES = {
     "E2M1_MAX": "format",
     "E2M1_THRESHOLDS": "format",
     "E2M1_VALUES": "format",
+    "E4M3_MAX": "format",
     "E8M0_BIAS": "format",
     "E8M0_MAX": "format",
     "E8M0_MIN": "format",
     "E8M0_NAN": "format",
+    "GROUP": "format",
     "SIGN_BIT": "format",
     "Alignment": "shapes",
     "crop": "shapes",
@@ -56,6 +62,8 @@ _HOMES = {
     "Format": "formats.base",
     "Part": "formats.base",
     "MXFP4": "formats.mxfp4",
+    "MXFP4_DUAL": "formats.dual",
+    "MXFP8": "formats.mxfp8",
     "resolve": "profiles",
     "Profile": "profile",
     "Zeros": "profile",
@@ -70,11 +78,15 @@ __all__ = [
     "E2M1_MAX",
     "E2M1_THRESHOLDS",
     "E2M1_VALUES",
+    "E4M3_MAX",
     "E8M0_BIAS",
     "E8M0_MAX",
     "E8M0_MIN",
     "E8M0_NAN",
+    "GROUP",
     "MXFP4",
+    "MXFP4_DUAL",
+    "MXFP8",
     "RULES",
     "SIGN_BIT",
     "Alignment",

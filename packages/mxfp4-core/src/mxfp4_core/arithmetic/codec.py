@@ -8,6 +8,7 @@ saturates to 6.
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import pairwise
 
 import torch
 
@@ -46,6 +47,22 @@ def encode(magnitude: torch.Tensor, ties: Ties) -> torch.Tensor:
     index = torch.zeros(magnitude.shape, dtype=torch.uint8, device=magnitude.device)
     for threshold, up in zip(E2M1_THRESHOLDS, ties.up, strict=True):
         index += magnitude >= threshold if up else magnitude > threshold
+    return index
+
+
+def encode_down(magnitude: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """Return the magnitude index of each quotient, rounded toward minus infinity and saturated at 6.
+
+    Args:
+        magnitude: float64, any shape, not negative: absolute quotients.
+        negative: bool of the same shape: the magnitudes of these quotients round up.
+
+    Returns:
+        uint8 of the same shape, 0 to 7.
+    """
+    index = torch.zeros(magnitude.shape, dtype=torch.uint8, device=magnitude.device)
+    for below, value in pairwise(E2M1_VALUES[:8]):
+        index += torch.where(negative, magnitude > below, magnitude >= value)
     return index
 
 
@@ -103,4 +120,4 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
 
 
-__all__ = ["Ties", "decode", "decode_scales", "encode", "pack", "power_of_two", "unpack"]
+__all__ = ["Ties", "decode", "decode_scales", "encode", "encode_down", "pack", "power_of_two", "unpack"]

@@ -20,6 +20,12 @@ E2M1_THRESHOLDS: Final = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 E2M1_MAX: Final = 6.0  # 2**2 * 1.5, code 7
 SIGN_BIT: Final = 0x8
 
+E4M3_MAX: Final = 448.0
+"""Largest E4M3 value, 2**8 * 1.75; code 0x7f is NaN, and there is no infinity. Section 5.3.1, table 1."""
+
+GROUP: Final = 512
+"""Values that share one scale of the outer level, where a format has two levels: Ascend's level0_block_size."""
+
 E8M0_BIAS: Final = 127
 """A scale byte b stands for 2 ** (b - 127). Section 5.4.1, table 7."""
 
@@ -37,9 +43,11 @@ __all__ = [
     "E2M1_MAX",
     "E2M1_THRESHOLDS",
     "E2M1_VALUES",
+    "E4M3_MAX",
     "E8M0_BIAS",
     "E8M0_MAX",
     "E8M0_MIN",
     "E8M0_NAN",
+    "GROUP",
     "SIGN_BIT",
 ]

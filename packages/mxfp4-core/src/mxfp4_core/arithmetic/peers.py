@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mxfp4_core.arithmetic.codec import Ties
 from mxfp4_core.arithmetic.format import E8M0_BIAS
-from mxfp4_core.arithmetic.profile import Profile, Zeros
-from mxfp4_core.arithmetic.scales import RULES
+from mxfp4_core.arithmetic.profile import Level0, Profile, Zeros
+from mxfp4_core.arithmetic.scales import E4M3_RULES, RULES
 
 
 def _log2(value: torch.Tensor) -> torch.Tensor:
@@ -193,4 +195,31 @@ PEERS = (
     ),
 )
 
-__all__ = ["PEERS"]
+# Ascend multiplies by 1/6 in float32; its op README gives the formulas, torch_npu its three round modes.
+_ASCEND = Profile(
+    "ascend",
+    _FLOOR,
+    Ties.EVEN,
+    peer="CANN DynamicDualLevelMxQuant as documented, round_mode rint; not compared with a device",
+    byte_min=0,
+    zero_byte=0,
+    level0=Level0(reciprocal=True, flush=True, narrow=True),
+)
+_MINMAX = next(profile for profile in PEERS if profile.name == "msmodelslim")
+
+DUAL_PEERS = (
+    _ASCEND,
+    replace(_ASCEND, name="ascend-round", ties=Ties.AWAY, peer=_ASCEND.peer.replace("rint", "round")),
+    replace(_ASCEND, name="ascend-floor", down=True, peer=_ASCEND.peer.replace("rint", "floor")),
+    replace(
+        _MINMAX,
+        peer="msmodelslim 26.1.0, MXWeightDualScaleMinmax",
+        level0=Level0(reciprocal=False, flush=False, narrow=False),
+    ),
+)
+"""The peers of two levels."""
+
+MXFP8_PROFILES = tuple(Profile(f"{rule.name}/{Ties.EVEN}", rule, Ties.EVEN) for rule in E4M3_RULES.values())
+"""The profiles of ``mxfp8``: OCP MX v1.0, section 6.3 first."""
+
+__all__ = ["DUAL_PEERS", "MXFP8_PROFILES", "PEERS"]

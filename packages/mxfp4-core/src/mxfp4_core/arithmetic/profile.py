@@ -44,6 +44,21 @@ Exponent = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Level0:
+    """How the outer scale of two levels is made, and what it leaves to the inner one.
+
+    Attributes:
+        reciprocal: whether the largest magnitude of a group is multiplied by float32(1 / 6), instead of divided by 6.
+        flush: whether a scale that is subnormal becomes zero, and with it the values of its group.
+        narrow: whether the quotients are rounded to the dtype of the weight; float32 otherwise.
+    """
+
+    reciprocal: bool
+    flush: bool
+    narrow: bool
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that decides the bytes.
 
@@ -66,6 +81,8 @@ class Profile:
         low_tie_up: whether the float32 quotient just below 0.25 becomes 0.5, a slip of floor(2 * q + 0.5).
         exponent: replaces the rule where a peer computes in rounding arithmetic.
         dtypes: weight dtypes that the peer takes; empty means all three.
+        down: whether elements round toward minus infinity, instead of to the nearest by ``ties``.
+        level0: the outer scale, for formats that have one; everything else is then said of what it leaves.
     """
 
     name: str
@@ -85,6 +102,8 @@ class Profile:
     low_tie_up: bool = False
     exponent: Exponent | None = None
     dtypes: tuple[torch.dtype, ...] = ()
+    down: bool = False
+    level0: Level0 | None = None
 
     def scale(self, amax: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the scale byte of each block and the exponent that its elements are divided by.
@@ -121,4 +140,4 @@ class Profile:
         )
 
 
-__all__ = ["FLUSH", "Exponent", "Profile", "Zeros"]
+__all__ = ["FLUSH", "Exponent", "Level0", "Profile", "Zeros"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
+from typing import Protocol
 
 from mxfp4_core.arithmetic.codec import Ties
 from mxfp4_core.arithmetic.peers import PEERS
@@ -20,6 +22,7 @@ def profiles() -> Mapping[str, Profile]:
     return _BY_NAME
 
 
+@lru_cache(maxsize=256)
 def resolve(profile: str | None = None, *, rule: str | None = None, ties: str | None = None) -> Profile:
     """Return the profile that a name, or a rule and a tie rule, stand for.
 
@@ -58,6 +61,59 @@ def resolve(profile: str | None = None, *, rule: str | None = None, ties: str | 
     )
 
 
+def pairs() -> tuple[str, ...]:
+    """Return the names of all pairs of a scale rule and a tie rule, the default first, ``ceil_d`` with 7.25."""
+    rules = sorted((*RULES, "ceil_d(7.25)"), key=lambda rule: rule != "even")
+    return tuple(f"{rule}/{ties}" for rule in rules for ties in Ties)
+
+
+class _HasProfiles(Protocol):
+    """A format, as far as messages need it."""
+
+    name: str
+
+    @property
+    def profiles(self) -> tuple[str, ...]: ...
+
+
+def resolve_among(
+    form: _HasProfiles,
+    known: Sequence[Profile],
+    profile: str | None = None,
+    *,
+    rule: str | None = None,
+    ties: str | None = None,
+) -> Profile:
+    """Return the profile of a format that has its own, for `Format.resolve`.
+
+    Args:
+        form: the format. Pairs are taken that it lists; if it lists all, every ``ceil_d(D)`` is, too.
+        known: its own profiles, the default first; each hides what has its name elsewhere.
+        profile: as for `resolve`, like the next two.
+        rule: a scale rule; ``floor`` if only ties are given.
+        ties: a tie rule.
+
+    Raises:
+        ConfigError: as for `resolve`, or a profile that does not make the format.
+    """
+    if profile is None and rule is None and ties is None:
+        return known[0]
+    own = {one.name: one for one in known}
+    if profile in own and rule is None and ties is None:
+        return own[profile]
+    found = resolve(profile, rule="floor" if profile is None and rule is None else rule, ties=ties)
+    if found.name in own:
+        return own[found.name]
+    if found.name in form.profiles or ("ceil_d(7.25)/even" in form.profiles and not found.peer):
+        return found
+    raise ConfigError(
+        f"profile {found.name!r} does not make the format {form.name}",
+        seen=repr(found.name),
+        rule=f"its profiles are {', '.join(form.profiles)}",
+        fix=f"use {known[0].name!r}, the default of this format, or another format",
+    )
+
+
 def _parse_ties(ties: str | None) -> Ties:
     try:
         return Ties.EVEN if ties is None else Ties(ties)
@@ -70,4 +126,4 @@ def _parse_ties(ties: str | None) -> Ties:
         ) from None
 
 
-__all__ = ["FLUSH", "Profile", "Zeros", "profiles", "resolve"]
+__all__ = ["FLUSH", "Profile", "Zeros", "pairs", "profiles", "resolve", "resolve_among"]

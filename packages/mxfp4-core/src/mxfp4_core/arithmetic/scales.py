@@ -105,4 +105,10 @@ RULES: dict[str, ScaleRule] = {
     "ceil": ScaleRule("ceil", 4.0, strict=False),
 }
 
-__all__ = ["RULES", "ScaleRule"]
+E4M3_RULES: dict[str, ScaleRule] = {
+    "floor": ScaleRule("floor", 512.0, strict=True),
+    "rceil": ScaleRule("rceil", 448.0, strict=False),
+}
+"""The same rules for elements of E4M3, whose largest exponent is 8 and whose largest value is 448."""
+
+__all__ = ["E4M3_RULES", "RULES", "ScaleRule"]

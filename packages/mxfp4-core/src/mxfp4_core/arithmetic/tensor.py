@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -13,10 +15,16 @@ from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.errors import FormatError
 
 
+@cache
+def _named(format: Format) -> Any:
+    return namedtuple("Parts", [part.name for part in format.parts])
+
+
 class MxTensor:
     """A quantised tensor in the canonical layout.
 
-    ``MxTensor(codes, scales, shape)`` builds one of the format ``mxfp4``, `from_parts` one of any format.
+    ``MxTensor(codes, scales, shape)`` builds one of the format ``mxfp4``, `from_parts` one of any format. Both take
+    torch's own dtypes for the same bits, float4_e2m1fn_x2 for codes and float8_e8m0fnu for scales, and copy nothing.
 
     Attributes:
         format: which parts there are.
@@ -65,6 +73,7 @@ class MxTensor:
         shape: torch.Size | tuple[int, ...],
         profile: str,
     ) -> None:
+        parts = format.raw(parts)
         format.check(parts, "an MxTensor")
         self.format, self.parts = format, MappingProxyType(dict(parts))
         self.shape, self.profile = torch.Size(shape), profile
@@ -84,8 +93,9 @@ class MxTensor:
         raise AttributeError(f"MxTensor has no attribute {name!r}; its parts are {', '.join(parts)}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        # A mapping proxy cannot be pickled.
-        return MxTensor.from_parts, (self.format, dict(self.parts), self.shape, self.profile)
+        # A mapping proxy cannot be pickled, nor can torch pickle the storage of its 8-bit floats.
+        parts = {name: _bytes(part) for name, part in self.parts.items()}
+        return _unpickled, (self.format, parts, self.shape, self.profile)
 
     @property
     def physical_shape(self) -> torch.Size:
@@ -93,6 +103,18 @@ class MxTensor:
         first = self.format.parts[0]
         *rows, k = self.parts[first.name].shape
         return torch.Size((*rows, k * first.values))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype it stands for, bfloat16: what `dequantize` gives unless it is told otherwise.
+
+        The dtype of the weight that was quantised is not kept. The parts have dtypes of their own.
+        """
+        return torch.bfloat16
+
+    def numel(self) -> int:
+        """Return how many values it stands for: the product of the logical shape."""
+        return self.shape.numel()
 
     @property
     def device(self) -> torch.device:
@@ -109,15 +131,34 @@ class MxTensor:
         values = self.format.dequantize(self.parts, dtype)
         return values[..., : self.shape[-1]] if self.shape != self.physical_shape else values
 
-    def to(self, device: torch.device | str) -> MxTensor:
-        """Return the same tensor on another device."""
-        moved = {name: part.to(device) for name, part in self.parts.items()}
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MxTensor:
+        """Return the same tensor on another device; ``non_blocking`` as for `torch.Tensor.to`."""
+        moved = {name: part.to(device, non_blocking=non_blocking) for name, part in self.parts.items()}
         return MxTensor.from_parts(self.format, moved, self.shape, self.profile)
+
+    def as_torch(self) -> Any:
+        """Return the parts in torch's own dtypes, as views of the same memory.
+
+        Codes of ``mxfp4`` are float4_e2m1fn_x2 ``[..., Kp / 2]``, scales float8_e8m0fnu ``[..., Kp / 32]``. The result
+        is a named tuple in the order of the parts: ``codes, scales = tensor.as_torch()``, or ``.codes``, ``.scales``.
+        """
+        return _named(self.format)(*(part.named(self.parts[part.name]) for part in self.format.parts))
 
     def __repr__(self) -> str:
         made = f", profile={self.profile!r}" if self.profile else ""
         kind = "" if self.format is MXFP4 else f", format={self.format.name!r}"
         return f"MxTensor(shape={list(self.shape)}, device={str(self.device)!r}{kind}{made}, {self.nbytes} bytes)"
+
+
+def _bytes(part: torch.Tensor) -> torch.Tensor:
+    return part.view(torch.uint8) if part.dtype.itemsize == 1 else part
+
+
+def _unpickled(
+    format: Format, parts: Mapping[str, torch.Tensor], shape: torch.Size, profile: str
+) -> MxTensor:
+    made = {part.name: parts[part.name].view(getattr(torch, part.dtype)) for part in format.parts}
+    return MxTensor.from_parts(format, made, shape, profile)
 
 
 __all__ = ["MxTensor"]

@@ -23,6 +23,9 @@ from mxfp4_core.arithmetic.profile import FLUSH, Profile
 EXPONENT_MIN: Final = -123
 """Lowest exponent with which a subnormal weight still compares below every threshold."""
 
+E4M3_EXPONENT_MIN: Final = -116
+"""The same for E4M3 elements, whose smallest threshold is 2**-10."""
+
 SPECIAL: Final = -(1 << 15)
 """In place of an exponent: this block goes to the reference."""
 
@@ -62,13 +65,19 @@ def _state(profile: Profile, dtype: torch.dtype, row: torch.Tensor, mantissa: to
 
 
 @lru_cache(maxsize=128)
-def steps(profile: Profile, dtype: torch.dtype) -> Steps:
-    """Return the tables of a profile for bfloat16, float16 or float32 weights, on the CPU."""
+def steps(profile: Profile, dtype: torch.dtype, exponent_min: int = EXPONENT_MIN) -> Steps:
+    """Return the tables of a profile for bfloat16, float16 or float32 weights, on the CPU.
+
+    Args:
+        profile: what decides the bytes.
+        dtype: of the weight.
+        exponent_min: lowest exponent with which elements still compare as integers.
+    """
     with torch.device("cpu"):  # engines load weights under a default device, often meta
-        return _bisect(profile, dtype)
+        return _bisect(profile, dtype, exponent_min)
 
 
-def _bisect(profile: Profile, dtype: torch.dtype) -> Steps:
+def _bisect(profile: Profile, dtype: torch.dtype, exponent_min: int) -> Steps:
     row = torch.arange(1, _LAST_ROW[dtype] + 1)
     grid = _GRID[dtype]
     low, high = torch.zeros_like(row), torch.full_like(row, _MANTISSA // grid - 1)
@@ -88,7 +97,7 @@ def _bisect(profile: Profile, dtype: torch.dtype) -> Steps:
     byte = torch.full((2, 256), E8M0_NAN, dtype=torch.uint8)
     exponent = torch.full((2, 256), SPECIAL, dtype=torch.int32)
     for side, state in enumerate((first, last)):
-        usable = single & (state[1] >= EXPONENT_MIN) & (state[1] < FLUSH)
+        usable = single & (state[1] >= exponent_min) & (state[1] < FLUSH)
         byte[side, row] = torch.where(usable, state[0], E8M0_NAN).to(torch.uint8)
         exponent[side, row] = torch.where(usable, state[1], SPECIAL).to(torch.int32)
     bits = torch.tensor(E2M1_THRESHOLDS, dtype=torch.float32).view(torch.int32)
@@ -97,4 +106,4 @@ def _bisect(profile: Profile, dtype: torch.dtype) -> Steps:
     return Steps(mantissa, byte, exponent, thresholds, lifted)
 
 
-__all__ = ["EXPONENT_MIN", "NEVER", "SPECIAL", "Steps", "steps"]
+__all__ = ["E4M3_EXPONENT_MIN", "EXPONENT_MIN", "NEVER", "SPECIAL", "Steps", "steps"]

@@ -18,6 +18,8 @@ from mxfp4_core.errors import FormatError
 if TYPE_CHECKING:
     import torch
 
+    from mxfp4_core.arithmetic.profile import Profile
+
 GROUP = "mxfp4.formats"
 """Entry points of formats."""
 
@@ -38,6 +40,7 @@ class Part:
         itemsize: bytes of an element.
         values: how many consecutive values along K one element belongs to.
         fill: the element that padding gets: it makes values of zero, or changes nothing.
+        same: torch's own dtypes of the same bits, which are taken for it without a copy.
         operand: a part of the weight has its rows, ``[..., N, K / values]``; a part of the input is one row,
             ``[K / values]``, the same for every row and expert of the weight.
     """
@@ -49,6 +52,21 @@ class Part:
     values: int
     fill: float = 0
     operand: Operand = "weight"
+    same: tuple[str, ...] = ()
+
+    def raw(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a view of the dtype of the part, where the tensor has another dtype of the same bits."""
+        import torch
+
+        if tensor.dtype in [getattr(torch, name) for name in self.same]:
+            return tensor.view(getattr(torch, self.dtype))
+        return tensor
+
+    def named(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a view of the dtype that torch has for these bits; the tensor itself where it has none."""
+        import torch
+
+        return tensor.view(getattr(torch, self.same[0])) if self.same else tensor
 
     def shape(self, shape: Sequence[int], k: int) -> tuple[int, ...]:
         """Return the shape of the part for a weight ``[..., N, K]`` whose K is padded to ``k``."""
@@ -63,13 +81,11 @@ class Format(ABC):
         name: as configs, files and problems name it.
         parts: in the order in which they are written; the first one is the one that a weight is known by.
         block: values along K that cannot be separated; K is padded to a multiple of it.
-        profiles: names of the profiles that make it; empty: all of ``mxfp4_core.profiles()`` and every pair.
     """
 
     name: str
     parts: tuple[Part, ...]
     block: int
-    profiles: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<format {self.name}>"
@@ -77,6 +93,27 @@ class Format(ABC):
     def __reduce__(self) -> tuple[object, ...]:
         # There is one object a format, also after pickling to another process.
         return _installed, (self.name,)
+
+    @property
+    @abstractmethod
+    def profiles(self) -> tuple[str, ...]:
+        """Names of the profiles that make it, the default first; `resolve` takes each of them."""
+
+    @abstractmethod
+    def resolve(
+        self, profile: str | None = None, *, rule: str | None = None, ties: str | None = None
+    ) -> Profile:
+        """Return the profile that a name, or a rule and a tie rule, stand for in this format.
+
+        Args:
+            profile: one of ``profiles``, or a pair such as ``even/even``.
+            rule: a scale rule, instead of a profile; the format's own if neither is given.
+            ties: a tie rule, instead of a profile; ``even`` if not given.
+
+        Raises:
+            ConfigError: unknown names, a profile together with a rule or ties, or one that makes no such format; the
+                error lists those that do.
+        """
 
     @abstractmethod
     def quantize_into(
@@ -94,7 +131,7 @@ class Format(ABC):
         Args:
             weight: bfloat16, float16 or float32 ``[..., K]``, K a multiple of ``block``.
             parts: one tensor for each part of the operand ``weight``, on the device of the weight; written.
-            profile: name of a resolved profile.
+            profile: what `resolve` takes as a profile.
             nonfinite: what to do about NaN and infinity.
             name: name of the weight in messages.
             threads: CPU threads to use; torch's number if None.
@@ -151,6 +188,11 @@ class Format(ABC):
             if part.operand == "input":
                 made[part.name].fill_(part.fill)
         return made
+
+    def raw(self, parts: Parts) -> dict[str, torch.Tensor]:
+        """Return the parts in the dtypes of the format: views where torch has another dtype for the same bits."""
+        known = {part.name: part for part in self.parts}
+        return {name: known[name].raw(part) if name in known else part for name, part in parts.items()}
 
     def check(self, parts: Parts, name: str = "the weight") -> None:
         """Check that the parts are there, are those of the format, and belong together.

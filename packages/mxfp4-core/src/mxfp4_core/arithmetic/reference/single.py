@@ -1,4 +1,4 @@
-"""The slow and obvious quantizer, dequantizer and matmul: the judge of everything else.
+"""The judge of the format ``mxfp4``.
 
 All arithmetic is float64 on exact inputs. A BF16, FP16 or FP32 weight divided by a power of two is exact in float64, so
 nothing here rounds but where the profile says so.
@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import torch
 
-from mxfp4_core.arithmetic.codec import decode, decode_scales, encode, pack, power_of_two, unpack
+from mxfp4_core.arithmetic.codec import (
+    decode,
+    decode_scales,
+    encode,
+    encode_down,
+    pack,
+    power_of_two,
+    unpack,
+)
 from mxfp4_core.arithmetic.format import BLOCK, E8M0_NAN, SIGN_BIT
 from mxfp4_core.arithmetic.profile import FLUSH, Profile, Zeros
 
@@ -30,10 +38,11 @@ def quantize(weight: torch.Tensor, profile: Profile) -> tuple[torch.Tensor, torc
     byte, divisor = profile.scale(torch.where(finite, amax, 0.0), weight.dtype)
     quotient = blocks.abs() * power_of_two(-divisor)[..., None]
     quotient = torch.where((divisor == FLUSH)[..., None], 0.0, quotient)
-    index = encode(quotient, profile.ties)
+    sign = torch.signbit(blocks)
+    index = encode_down(quotient, sign) if profile.down else encode(quotient, profile.ties)
     if profile.low_tie_up:
         index = torch.where(quotient == 0.25 - 2.0**-26, 1, index)
-    codes = index | (_minus(torch.signbit(blocks), quotient, index, profile.zeros) * SIGN_BIT)
+    codes = index | (_minus(sign, quotient, index, profile.zeros) * SIGN_BIT)
     codes = torch.where(finite[..., None], codes, 0).to(torch.uint8)
     scales = torch.where(finite, byte, E8M0_NAN).to(torch.uint8)
     return pack(codes.flatten(-2)), scales
@@ -69,14 +78,14 @@ def matmul(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.
     """Return ``x @ W.T`` in float64.
 
     Args:
-        x: any float dtype ``[..., m, k]``.
-        codes: uint8 ``[n, k / 2]``.
-        scales: uint8 ``[n, k / 32]``.
+        x: any float dtype ``[..., m, k]``; k may end inside the last block, whose rest then counts as zero.
+        codes: uint8 ``[n, Kp / 2]``.
+        scales: uint8 ``[n, Kp / 32]``.
 
     Returns:
         float64 ``[..., m, n]``: what a kernel with exact products and exact sums would give.
     """
-    return x.to(torch.float64) @ dequantize(codes, scales).T
+    return x.to(torch.float64) @ dequantize(codes, scales)[:, : x.shape[-1]].T
 
 
 __all__ = ["dequantize", "matmul", "quantize"]

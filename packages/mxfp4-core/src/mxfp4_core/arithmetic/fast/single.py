@@ -1,0 +1,71 @@
+"""The fast path of the format ``mxfp4``: one table of steps, then integer comparisons."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mxfp4_core.arithmetic import reference
+from mxfp4_core.arithmetic.fast import device
+from mxfp4_core.arithmetic.fast.blocks import Outputs, Way
+from mxfp4_core.arithmetic.fast.choose import cpu_kernels
+from mxfp4_core.arithmetic.fast.steps import steps
+from mxfp4_core.arithmetic.fast.threads import spread
+from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.arithmetic.profile import Profile
+
+
+class Single(Way):
+    """Outputs: codes uint8 ``[N, K / 2]`` and scales uint8 ``[N, K / 32]``."""
+
+    def whole(self) -> bool:
+        """Only the compiled kernels need no temporaries."""
+        return cpu_kernels() is not None
+
+    def quantize(self, weight: torch.Tensor, outputs: Outputs, profile: Profile, threads: int | None) -> int:
+        """Quantise by the compiled kernels on a CPU that has them, by torch operations elsewhere."""
+        codes, scales = outputs
+        kernels = cpu_kernels() if weight.device.type == "cpu" and not profile.down else None
+        if kernels is None:
+            return device.quantize(weight, codes, scales, profile)
+        table = steps(profile, weight.dtype)
+        size = weight.element_size()
+        strides = (weight.stride(0) * size, codes.stride(0), scales.stride(0))
+        tables = (table.mantissa.numpy(), table.byte.numpy(), table.exponent.numpy())
+        limits = np.array([*table.thresholds.tolist(), table.lifted], dtype=np.int32)
+        row_blocks = weight.shape[1] // BLOCK
+
+        def run(start: int, stop: int) -> int:
+            left: int = kernels.quantize(
+                kernels.TAGS[weight.dtype],
+                size,
+                weight.data_ptr(),
+                codes.data_ptr(),
+                scales.data_ptr(),
+                strides,
+                row_blocks,
+                start,
+                stop,
+                tables,
+                limits,
+                device.sign_masks(profile),
+            )
+            return left
+
+        return spread(run, weight.shape[0] * row_blocks, threads)
+
+    def judge(
+        self,
+        blocks: torch.Tensor,
+        outputs: Outputs,
+        row: torch.Tensor,
+        column: torch.Tensor,
+        profile: Profile,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the reference makes of them."""
+        return reference.quantize(blocks, profile)
+
+
+SINGLE = Single()
+
+__all__ = ["SINGLE", "Single"]

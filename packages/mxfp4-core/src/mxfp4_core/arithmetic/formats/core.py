@@ -1,0 +1,78 @@
+"""What the formats of this package share: targets are checked, then the fast path of the format runs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Literal
+
+from mxfp4_core.arithmetic.formats.base import Format, Parts
+from mxfp4_core.errors import FormatError, ShapeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mxfp4_core.arithmetic.fast.blocks import Way
+
+
+class CoreFormat(Format):
+    """A format whose fast path is in ``arithmetic/fast``."""
+
+    @property
+    @abstractmethod
+    def way(self) -> Way:
+        """The fast path."""
+
+    def quantize_into(
+        self,
+        weight: torch.Tensor,
+        parts: Parts,
+        *,
+        profile: str,
+        nonfinite: Literal["refuse", "nan"] = "refuse",
+        name: str = "weight",
+        threads: int | None = None,
+    ) -> None:
+        """Quantise with the fastest path of the core; see `mxfp4_core.quantize_into`."""
+        from mxfp4_core.arithmetic.fast.blocks import check_weight, run
+
+        check_weight(weight, name)
+        outputs = self._outputs(weight, parts, name)
+        run(self.way, weight, outputs, self.resolve(profile), nonfinite, name, threads)
+
+    def _outputs(self, weight: torch.Tensor, parts: Parts, name: str) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        wanted = self.weight_parts
+        if missing := [part.name for part in wanted if part.name not in parts]:
+            raise FormatError(
+                f"{name} cannot be quantised",
+                seen=f"no tensor for {', '.join(missing)}",
+                rule=f"format {self.name} writes {', '.join(part.name for part in wanted)}",
+                fix="pass one tensor for each",
+            )
+        found = tuple(part.raw(parts[part.name]) for part in wanted)
+        k = weight.shape[-1]
+        if k % self.block or any(
+            tensor.shape != part.shape(weight.shape, k) for part, tensor in zip(wanted, found, strict=True)
+        ):
+            seen = ", ".join(f"{part.name} {tuple(parts[part.name].shape)}" for part in wanted)
+            rule = ", ".join(f"{part.name} [..., K / {part.values}]" for part in wanted)
+            raise ShapeError(
+                f"{name} does not fit the tensors that take its {' and '.join(part.name for part in wanted)}",
+                seen=f"weight {tuple(weight.shape)}, {seen}",
+                rule=f"weight [..., K] with K % {self.block} == 0, {rule}",
+                fix="pad the weight to whole blocks, or pass the matching slices",
+            )
+        for part, tensor in zip(wanted, found, strict=True):
+            if tensor.dtype != getattr(torch, part.dtype) or tensor.device != weight.device:
+                raise FormatError(
+                    f"{part.name} of {name} cannot be written",
+                    seen=f"{tensor.dtype} on {tensor.device}, the weight being on {weight.device}",
+                    rule=f"{part.name} are {' or '.join(f'torch.{kind}' for kind in (part.dtype, *part.same))} "
+                    "on the device of the weight",
+                    fix=f"allocate them with dtype=torch.{part.dtype}, device=weight.device",
+                )
+        return found
+
+
+__all__ = ["CoreFormat"]
