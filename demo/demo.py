@@ -178,7 +178,7 @@ def show(console: Console, folder: Path, args: argparse.Namespace) -> tuple[Path
     files.write(report, pages)
     checked = verify_checkpoint(saved, folder)
     if not checked.ok or report.problems:
-        raise SystemExit(f"{saved} is damaged: {checked.problems or report.problems}")
+        raise SystemExit(f"{saved} is damaged: {checked.findings or report.problems}")
     console.print(
         f"verified {checked.weights} weights in {saved.name}: quantised again from the file, the bytes are equal"
     )

@@ -16,7 +16,7 @@ from mxfp4_core.arithmetic import BLOCK
 from mxfp4_core.dialects import get
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import ConfigError, OutputError
-from mxfp4_core.jobs import Options, convert_checkpoint
+from mxfp4_core.jobs import convert_checkpoint
 from mxfp4_core.modules import ModelPlan
 from mxfp4_transformers import compat
 from mxfp4_transformers.ops import Converter, Direct
@@ -127,7 +127,7 @@ def save(
         raise _unwritable(target, error) from error
     try:
         model.save_pretrained(work / "native")
-        convert_checkpoint(work / "native", target, chosen.name, Options(force=force))
+        convert_checkpoint(work / "native", target, chosen.name, force=force)
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:

@@ -10,22 +10,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mxfp4_core import Mxfp4Config
-from mxfp4_core.checkpoint import assemble
+from mxfp4_core.checkpoint.assemble import ShardTask
 from mxfp4_core.checkpoint.staging import STAGING
+from mxfp4_core.checkpoint.tasks import Progress
 from mxfp4_core.checkpoint.writer import ShardWriter
 from mxfp4_core.errors import CheckpointError, OutputError
-from mxfp4_core.jobs.output import Options
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 
 Save = Callable[..., Path]
 Contents = Callable[[Path], dict[str, bytes]]
-SMALL = Options(max_shard_bytes=3000)
-FORCE = Options(max_shard_bytes=3000, force=True)
+SMALL = 3000
 
 
 @pytest.fixture
@@ -42,19 +42,19 @@ def target(source: Path) -> Path:
 
 def test_a_target_with_files_is_refused(source: Path, target: Path, contents: Contents) -> None:
     target.mkdir()
-    quantize_checkpoint(source, target, options=SMALL)
+    quantize_checkpoint(source, target, max_shard_bytes=SMALL)
     before = contents(target)
     with pytest.raises(OutputError, match="--force"):
-        quantize_checkpoint(source, target, options=SMALL)
+        quantize_checkpoint(source, target, max_shard_bytes=SMALL)
     assert contents(target) == before
 
 
 def test_force_replaces_its_own_files_and_no_others(source: Path, target: Path, contents: Contents) -> None:
-    quantize_checkpoint(source, target, options=SMALL)
+    quantize_checkpoint(source, target, max_shard_bytes=SMALL)
     (target / "notes.md").write_text("mine")
     (target / "old").mkdir()
     (target / "old" / "x.safetensors").write_text("mine too")
-    quantize_checkpoint(source, target, options=Options(force=True))
+    quantize_checkpoint(source, target, force=True)
     written = contents(target)
     assert set(written) == {
         "config.json",
@@ -74,7 +74,7 @@ def test_force_leaves_what_was_edited(source: Path, target: Path) -> None:
     (target / "README.md").write_text("my own words")
     (source / "README.md").unlink()
     (source / "LICENSE").unlink()
-    quantize_checkpoint(source, target, Mxfp4Config.from_dict({"rule": "floor"}), Options(force=True))
+    quantize_checkpoint(source, target, Mxfp4Config.from_dict({"rule": "floor"}), force=True)
     assert (target / "README.md").read_text() == "my own words"
     assert not (target / "LICENSE").exists()
 
@@ -86,7 +86,7 @@ def test_a_hostile_manifest_removes_nothing(source: Path, target: Path) -> None:
     manifest = json.loads((target / "mxfp4_manifest.json").read_text())
     manifest["files"]["../victim.safetensors"] = {"size": 1, "sha256": ""}
     (target / "mxfp4_manifest.json").write_text(json.dumps(manifest))
-    quantize_checkpoint(source, target, Mxfp4Config.from_dict({"rule": "floor"}), Options(force=True))
+    quantize_checkpoint(source, target, Mxfp4Config.from_dict({"rule": "floor"}), force=True)
     assert victim.exists()
 
 
@@ -94,7 +94,7 @@ def test_force_does_not_mix_with_weights_of_others(source: Path, target: Path, c
     shutil.copytree(source, target)
     before = contents(target)
     with pytest.raises(OutputError, match="weights that mxfp4 did not write"):
-        quantize_checkpoint(source, target, options=FORCE)
+        quantize_checkpoint(source, target, max_shard_bytes=SMALL, force=True)
     assert contents(target) == before
 
 
@@ -139,14 +139,14 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
 
     monkeypatch.setattr(ShardWriter, "write", full_later)
     with pytest.raises(OutputError, match="free space"):
-        quantize_checkpoint(source, target, options=SMALL)
+        quantize_checkpoint(source, target, max_shard_bytes=SMALL)
     left = contents(target)
     assert all(name.startswith(f"{STAGING}/") for name in left)
     assert not any(name.endswith(".partial") for name in left)
     monkeypatch.undo()
-    result = quantize_checkpoint(source, target, options=SMALL)
+    result = quantize_checkpoint(source, target, max_shard_bytes=SMALL)
     assert 0 < result.resumed == len(left) - 1 < len(result.files)
-    quantize_checkpoint(source, target.with_name("straight"), options=SMALL)
+    quantize_checkpoint(source, target.with_name("straight"), max_shard_bytes=SMALL)
     assert contents(target) == contents(target.with_name("straight"))
 
 
@@ -167,27 +167,27 @@ def test_a_limit_on_the_size_of_files(source: Path, target: Path) -> None:
 
 def interrupted(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, shards: int = 2) -> None:
     """Run until some shards are finished, then stop as an interruption does."""
-    write, done = assemble._write_shard, 0
+    write, done = ShardTask.run, 0
 
-    def stop_later(*args: object) -> None:
+    def stop_later(task: ShardTask, progress: Progress) -> dict[str, Any]:
         nonlocal done
         if done == shards:
             raise KeyboardInterrupt
         done += 1
-        write(*args)  # type: ignore[arg-type]  # passed through
+        return write(task, progress)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(assemble, "_write_shard", stop_later)
-        quantize_checkpoint(source, target, options=SMALL)
+        patch.setattr(ShardTask, "run", stop_later)
+        quantize_checkpoint(source, target, max_shard_bytes=SMALL)
 
 
 def test_another_run_is_not_continued(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(source, target, monkeypatch)
     with pytest.raises(OutputError, match="another run"):
-        quantize_checkpoint(source, target, Mxfp4Config.from_dict({"rule": "floor"}), SMALL)
+        quantize_checkpoint(source, target, Mxfp4Config.from_dict({"rule": "floor"}), max_shard_bytes=SMALL)
     with pytest.raises(OutputError, match="another run"):
         quantize_checkpoint(source, target)
-    assert quantize_checkpoint(source, target, options=SMALL).resumed == 2
+    assert quantize_checkpoint(source, target, max_shard_bytes=SMALL).resumed == 2
 
 
 def test_a_run_that_finished_nothing_stops_nobody(source: Path, target: Path) -> None:
@@ -205,8 +205,8 @@ def test_another_source_is_not_continued(
     dense["model.layers.0.self_attn.o_proj.weight"] += 1  # same names, same shapes
     save(dense)
     with pytest.raises(OutputError, match="2 finished shard"):
-        quantize_checkpoint(source, target, options=SMALL)
-    assert quantize_checkpoint(source, target, options=FORCE).resumed == 0
+        quantize_checkpoint(source, target, max_shard_bytes=SMALL)
+    assert quantize_checkpoint(source, target, max_shard_bytes=SMALL, force=True).resumed == 0
 
 
 def test_a_shard_counts_only_with_its_hash(
@@ -220,15 +220,15 @@ def test_a_shard_counts_only_with_its_hash(
     shards[1].unlink()
     with open(target / STAGING / "journal.jsonl", "a") as journal:
         journal.write('{"shard": "model-00004-of-000')  # killed while it wrote
-    assert quantize_checkpoint(source, target, options=SMALL).resumed == 1
-    quantize_checkpoint(source, target.with_name("straight"), options=SMALL)
+    assert quantize_checkpoint(source, target, max_shard_bytes=SMALL).resumed == 1
+    quantize_checkpoint(source, target.with_name("straight"), max_shard_bytes=SMALL)
     assert contents(target) == contents(target.with_name("straight"))
 
 
 def test_a_journal_of_nonsense_starts_over(source: Path, target: Path) -> None:
     (target / STAGING).mkdir(parents=True)
     (target / STAGING / "journal.jsonl").write_bytes(b"\xff\x00[]\n")
-    assert quantize_checkpoint(source, target, options=SMALL).resumed == 0
+    assert quantize_checkpoint(source, target, max_shard_bytes=SMALL).resumed == 0
 
 
 def test_an_interruption_of_the_last_step(
@@ -246,11 +246,11 @@ def test_an_interruption_of_the_last_step(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", stop_while_moving)
-        quantize_checkpoint(source, target, options=SMALL)
+        quantize_checkpoint(source, target, max_shard_bytes=SMALL)
     assert not (target / "mxfp4_manifest.json").exists()
-    result = quantize_checkpoint(source, target, options=SMALL)
+    result = quantize_checkpoint(source, target, max_shard_bytes=SMALL)
     assert result.resumed == len(result.files)
-    quantize_checkpoint(source, target.with_name("straight"), options=SMALL)
+    quantize_checkpoint(source, target.with_name("straight"), max_shard_bytes=SMALL)
     assert contents(target) == contents(target.with_name("straight"))
 
 
@@ -259,25 +259,25 @@ def test_two_runs_at_once(source: Path, target: Path, monkeypatch: pytest.Monkey
     with open(target / STAGING / "journal.jsonl") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match="another process"):
-            quantize_checkpoint(source, target, options=SMALL)
-    assert quantize_checkpoint(source, target, options=SMALL).resumed == 2
+            quantize_checkpoint(source, target, max_shard_bytes=SMALL)
+    assert quantize_checkpoint(source, target, max_shard_bytes=SMALL).resumed == 2
 
 
 def test_a_source_that_breaks_midway_keeps_what_is_done(
     source: Path, target: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, done = assemble._write_shard, 0
+    write, done = ShardTask.run, 0
 
-    def shrink_later(*args: object) -> None:
+    def shrink_later(task: ShardTask, progress: Progress) -> dict[str, Any]:
         nonlocal done
         done += 1
         if done == 3:
             os.truncate(source / "model.safetensors", 5000)
-        write(*args)  # type: ignore[arg-type]  # passed through
+        return write(task, progress)
 
-    monkeypatch.setattr(assemble, "_write_shard", shrink_later)
+    monkeypatch.setattr(ShardTask, "run", shrink_later)
     with pytest.raises(CheckpointError, match="end of file"):
-        quantize_checkpoint(source, target, options=SMALL)
+        quantize_checkpoint(source, target, max_shard_bytes=SMALL)
     left = sorted(contents(target))
     assert len(left) == 3
     assert left[0] == f"{STAGING}/journal.jsonl"
@@ -304,5 +304,5 @@ def test_resume_after_kill_9(save: Save, contents: Contents) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert 0 < result["resumed"] < len(result["files"]) == 30
-    quantize_checkpoint(source, target.with_name("straight"), options=Options(max_shard_bytes=140_000))
+    quantize_checkpoint(source, target.with_name("straight"), max_shard_bytes=140_000)
     assert contents(target) == contents(target.with_name("straight"))

@@ -80,10 +80,10 @@ def test_a_problem_is_exit_code_1(run: Run, source: Path) -> None:
     code, out, _ = run("verify", target)
     assert code == 1
     assert "WRONG manifest: model.layers.0." in out
-    assert out.strip().splitlines()[-1].endswith("1 problem(s)")
+    assert out.strip().splitlines()[-1].endswith("1 finding(s)")
     code, out, _ = run("verify", target, "--json")
     assert code == 1
-    assert json.loads(out)["problems"][0]["check"] == "manifest"
+    assert json.loads(out)["findings"][0]["check"] == "manifest"
 
 
 @pytest.mark.parametrize(

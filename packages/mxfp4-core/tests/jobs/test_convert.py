@@ -13,7 +13,6 @@ from mxfp4_core import Mxfp4Config, dialects, quantize
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.errors import ConfigError, DialectError, OutputError
 from mxfp4_core.jobs.convert import convert_checkpoint, settings_of
-from mxfp4_core.jobs.output import Options
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 from mxfp4_core.naming.resolver import Resolver
 
@@ -39,7 +38,7 @@ def test_there_and_back_gives_the_same_bytes(
     quantize_checkpoint(source, one, Mxfp4Config.from_dict(settings))
     if not with_manifest:
         (one / "mxfp4_manifest.json").unlink()
-    result = convert_checkpoint(one, two, via, Options(max_shard_bytes=4000))
+    result = convert_checkpoint(one, two, via, max_shard_bytes=4000)
     assert result.quantized == 7
     convert_checkpoint(two, three, start)
     before, after = contents(one), contents(three)

@@ -25,7 +25,7 @@ from mxfp4_core.cli import main
 from mxfp4_core.config.checks import KNOWN_BACKENDS
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import BackendError, CheckpointError, ConfigError, DialectError, PatternError
-from mxfp4_core.jobs.plan import Plan, plan
+from mxfp4_core.jobs.plan import Plan, plan_checkpoint
 from mxfp4_core.naming.braces import collapse
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -103,7 +103,7 @@ def row(found: Plan, name: str) -> Any:
 
 
 def test_sizes_are_those_of_the_bytes(model: Path) -> None:
-    found = plan(model)
+    found = plan_checkpoint(model)
     shapes, _ = moe()
     quantized = {each.name for each in found.quantized}
     assert quantized == {name for name in shapes if "_proj" in name}
@@ -134,7 +134,7 @@ def test_the_size_of_a_weight_is_that_of_its_codes_and_scales(n: int, k: int) ->
 
 
 def test_the_peak_is_everything_quantised_and_the_largest_unit(model: Path) -> None:
-    found = plan(model)
+    found = plan_checkpoint(model)
     assert found.largest_unit is not None
     assert found.largest_unit.unit_bytes == 192 * 128 * 2
     assert found.peak_bytes() == found.bytes_after + 192 * 128 * 2
@@ -142,49 +142,49 @@ def test_the_peak_is_everything_quantised_and_the_largest_unit(model: Path) -> N
 
 
 def test_ranks_share_what_engines_cut(model: Path) -> None:
-    whole, halves = plan(model), plan(model, tp=2)
+    whole, halves = plan_checkpoint(model), plan_checkpoint(model, tp=2)
     assert halves.problems == []
     for each in whole.quantized:
         assert row(halves, each.name).rank_bytes * 2 == each.rank_bytes, each.name
         assert row(halves, each.name).unit_bytes * 2 == each.unit_bytes
     assert row(halves, "model.embed_tokens.weight").rank_bytes == 512 * 128 * 2
-    experts = plan(model, tp=4, ep=4)
+    experts = plan_checkpoint(model, tp=4, ep=4)
     assert row(experts, "model.layers.0.mlp.experts.3.up_proj.weight").rank_bytes == mx_bytes((192, 128)) // 4
 
 
 def test_kept_weights_are_shared_among_ranks_too(model: Path) -> None:
-    found = plan(model, Mxfp4Config(ignore=["self_attn"]), tp=2)
+    found = plan_checkpoint(model, Mxfp4Config(ignore=["self_attn"]), tp=2)
     kept = row(found, "model.layers.0.self_attn.o_proj.weight")
     assert kept.rank_bytes * 2 == kept.bytes_before == kept.bytes_after
 
 
 def test_every_problem_is_listed_once_with_its_advice(model: Path) -> None:
-    found = plan(model, tp=4)
+    found = plan_checkpoint(model, tp=4)
     (problem,) = found.problems
     assert "model.layers.{0-1}.mlp.experts.{0-3}.down_proj.weight" in problem
     assert "k = 192 over 4 ranks" in problem and "here it would be 48" in problem and "2, 3 or 6" in problem
     assert "tail='pad' lets each rank pad" in problem
-    assert plan(model, Mxfp4Config(tail="pad"), tp=4).problems == []
-    assert len(plan(model, tp=8).problems) == 3
-    assert "4 over 3 ranks" in "".join(plan(model, ep=3).problems)
+    assert plan_checkpoint(model, Mxfp4Config(tail="pad"), tp=4).problems == []
+    assert len(plan_checkpoint(model, tp=8).problems) == 3
+    assert "4 over 3 ranks" in "".join(plan_checkpoint(model, ep=3).problems)
 
 
 def test_blocks_dtypes_and_dialects_are_checked(tmp_path: Path) -> None:
     odd = write(tmp_path / "odd", {"a.q_proj.weight": (64, 48)}, {})
-    assert "K is a multiple of 32" in plan(odd).problems[0]
-    assert plan(odd, Mxfp4Config(tail="pad")).problems == []
-    assert plan(odd, Mxfp4Config(tail="pad")).bytes_after == 64 * (32 + 2)
+    assert "K is a multiple of 32" in plan_checkpoint(odd).problems[0]
+    assert plan_checkpoint(odd, Mxfp4Config(tail="pad")).problems == []
+    assert plan_checkpoint(odd, Mxfp4Config(tail="pad")).bytes_after == 64 * (32 + 2)
     assert (
         "cannot be written in the dialect quark"
-        in plan(odd, Mxfp4Config(tail="pad", dialect="quark")).problems[0]
+        in plan_checkpoint(odd, Mxfp4Config(tail="pad", dialect="quark")).problems[0]
     )
     integers = write(tmp_path / "integers", {"a.q_proj.weight": (64, 64)}, {}, dtype="I32")
-    assert "dtype I32" in plan(integers).problems[0]
+    assert "dtype I32" in plan_checkpoint(integers).problems[0]
 
 
 def test_nothing_to_quantise_is_a_problem(tmp_path: Path) -> None:
     path = write(tmp_path / "norms", {"model.norm.weight": (64,)}, {})
-    assert plan(path).problems == ["nothing to quantise: every tensor is kept; see the reasons"]
+    assert plan_checkpoint(path).problems == ["nothing to quantise: every tensor is kept; see the reasons"]
 
 
 def test_k_first_tensors_are_shown_with_k_last(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_k_first_tensors_are_shown_with_k_last(tmp_path: Path) -> None:
         "model.layers.0.mlp.experts.gate_up_proj_bias": (4, 192),
     }
     config = {"model_type": "gpt_oss", "num_local_experts": 4, "experts_per_token": 2}
-    found = plan(write(tmp_path / "gpt", shapes, config), backend="reference", device=H200)
+    found = plan_checkpoint(write(tmp_path / "gpt", shapes, config), backend="reference", device=H200)
     assert row(found, "model.layers.0.mlp.experts.gate_up_proj").shape == (4, 192, 64)
     assert row(found, "model.layers.0.mlp.experts.down_proj").shape == (4, 64, 96)
     (fit,) = found.fits
@@ -207,7 +207,7 @@ def test_k_first_tensors_are_shown_with_k_last(tmp_path: Path) -> None:
 
 class TestBackend:
     def test_fused_modules_are_asked_as_one(self, model: Path) -> None:
-        found = plan(model, backend="reference", device=H200)
+        found = plan_checkpoint(model, backend="reference", device=H200)
         asked = {fit.modules[0]: fit.question for fit in found.fits}
         assert "n=256 k=128" in asked["model.layers.0.self_attn.qkv_proj"]
         assert "n=192 k=128 experts=4/4 top_k=2" in asked["model.layers.0.mlp.experts"]
@@ -217,16 +217,19 @@ class TestBackend:
         shapes = {f"model.layers.0.self_attn.{part}_proj.weight": (64, 64) for part in "qkvo"}
         biases = {f"model.layers.0.self_attn.{part}_proj.bias": (64,) for part in "qkv"}
         path = write(tmp_path / "biased", {**shapes, **biases}, {})
-        asked = {fit.modules[0]: fit.question for fit in plan(path, backend="reference", device=H200).fits}
+        asked = {
+            fit.modules[0]: fit.question
+            for fit in plan_checkpoint(path, backend="reference", device=H200).fits
+        }
         assert " bias " in asked["model.layers.0.self_attn.qkv_proj"]
         assert " bias " not in asked["model.layers.0.self_attn.o_proj"]
 
     def test_one_rank_of_experts_asks_with_a_map(self, model: Path) -> None:
-        found = plan(model, backend="reference", tp=2, ep=2, device=H200)
+        found = plan_checkpoint(model, backend="reference", tp=2, ep=2, device=H200)
         assert any("experts=2/4" in fit.question and "expert-map" in fit.question for fit in found.fits)
 
     def test_padding_is_counted(self, model: Path, emulated: Any) -> None:
-        found = plan(model, backend="emulated")
+        found = plan_checkpoint(model, backend="emulated")
         by_module = {fit.modules[0]: fit for fit in found.fits}
         fit = by_module["model.layers.0.self_attn.o_proj"]
         assert fit.n % 48 == 0 and fit.k % 96 == 0 and fit.n >= 128 and fit.k >= 128
@@ -241,19 +244,19 @@ class TestBackend:
         monkeypatch.setattr(
             type(emulated), "supports", lambda self, problem: No(f"k = {problem.k}", "use --tp 1")
         )
-        problems = plan(model, backend="emulated").problems
+        problems = plan_checkpoint(model, backend="emulated").problems
         assert any("k = 128" in problem and "use --tp 1" in problem for problem in problems)
 
     def test_the_backend_of_the_config_is_asked(self, model: Path) -> None:
-        assert plan(model, Mxfp4Config(backend="reference"), device=H200).fits
+        assert plan_checkpoint(model, Mxfp4Config(backend="reference"), device=H200).fits
 
     def test_modules_that_cannot_be_cut_are_not_asked(self, model: Path) -> None:
-        found = plan(model, tp=4, backend="reference", device=H200)
+        found = plan_checkpoint(model, tp=4, backend="reference", device=H200)
         assert not any("experts" in module for fit in found.fits for module in fit.modules)
 
     def test_an_unknown_backend_is_an_error(self, model: Path) -> None:
         with pytest.raises(BackendError, match="did you mean 'reference'"):
-            plan(model, backend="refrence")
+            plan_checkpoint(model, backend="refrence")
 
     def test_the_config_knows_the_backends_of_this_project(self) -> None:
         assert {*KNOWN, "reference"} == set(KNOWN_BACKENDS)
@@ -262,31 +265,31 @@ class TestBackend:
 class TestRefusals:
     def test_a_pattern_that_matches_nothing(self, model: Path) -> None:
         with pytest.raises(PatternError, match=r"mlp\.experts"):
-            plan(model, Mxfp4Config(ignore=["mlp.expert"]))
+            plan_checkpoint(model, Mxfp4Config(ignore=["mlp.expert"]))
 
     def test_a_checkpoint_that_is_quantised_already(self, model: Path) -> None:
         config = json.loads((model / "config.json").read_text())
         config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
         (model / "config.json").write_text(json.dumps(config))
         with pytest.raises(DialectError, match="gptq"):
-            plan(model)
+            plan_checkpoint(model)
 
     def test_a_damaged_checkpoint(self, model: Path) -> None:
         with open(model / "model.safetensors", "r+b") as file:
             file.truncate(100)
         with pytest.raises(CheckpointError):
-            plan(model)
+            plan_checkpoint(model)
 
     @pytest.mark.parametrize(("tp", "ep"), [(0, 1), (1, 0), (2, 3), (-2, 1)])
     def test_parallel_sizes_that_do_not_go_together(self, model: Path, tp: int, ep: int) -> None:
         with pytest.raises(ConfigError, match="do not go together"):
-            plan(model, tp=tp, ep=ep)
+            plan_checkpoint(model, tp=tp, ep=ep)
 
 
 def test_a_large_model_is_planned_in_seconds(tmp_path: Path) -> None:
     path = write(tmp_path / "large", *moe(layers=24, experts=128, hidden=2048, inner=768))
     start = time.perf_counter()
-    found = plan(path, tp=2)
+    found = plan_checkpoint(path, tp=2)
     assert len(found.rows) > 9000 and found.bytes_before > 25e9 and found.problems == []
     assert time.perf_counter() - start < 20
 
@@ -320,7 +323,7 @@ class TestCommand:
         )
         data = json.loads(out)
         assert code == 0 and data["profile"] == "floor/even" and data["tp"] == 2
-        want = plan(model, Mxfp4Config(rule="floor"), tp=2, backend="reference").to_dict()
+        want = plan_checkpoint(model, Mxfp4Config(rule="floor"), tp=2, backend="reference").to_dict()
         assert data == json.loads(json.dumps(want))
         assert {"name", "quantize", "reason", "pattern", "matched", "shard", "problem"} <= set(
             data["tensors"][0]

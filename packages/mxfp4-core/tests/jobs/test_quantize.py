@@ -22,7 +22,6 @@ from mxfp4_core.errors import (
     ShapeError,
 )
 from mxfp4_core.jobs import units as units_module
-from mxfp4_core.jobs.output import Options
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 
 Save = Callable[..., Path]
@@ -48,7 +47,7 @@ def test_the_bytes_are_those_of_quantize(
     monkeypatch.setattr(units_module, "CHUNK_BYTES", chunk)
     source = save(dense, config={"model_type": "llama"})
     target = source.parent / "target"
-    result = quantize_checkpoint(source, target, options=Options(max_shard_bytes=shard))
+    result = quantize_checkpoint(source, target, max_shard_bytes=shard)
     written = load_all(target)
     kept = {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"}
     kept |= {f"{LAYER}input_layernorm.weight", f"{LAYER}self_attn.q_proj.bias"}
@@ -66,9 +65,8 @@ def test_the_bytes_are_those_of_quantize(
 
 def test_equal_runs_write_equal_bytes(save: Save, dense: dict[str, torch.Tensor], contents: Contents) -> None:
     source = save(dense, config={"model_type": "llama"})
-    options = Options(max_shard_bytes=5000)
     for name in ("one", "two"):
-        quantize_checkpoint(source, source.parent / name, config(rule="floor"), options)
+        quantize_checkpoint(source, source.parent / name, config(rule="floor"), max_shard_bytes=5000)
     one, two = contents(source.parent / "one"), contents(source.parent / "two")
     assert one == two
     assert {"config.json", "mxfp4_manifest.json", "model.safetensors.index.json"} < one.keys()
@@ -165,7 +163,7 @@ def test_weights_without_elements(save: Save) -> None:
 
 def test_a_dry_run_writes_nothing(save: Save, dense: dict[str, torch.Tensor]) -> None:
     source = save(dense)
-    result = quantize_checkpoint(source, source.parent / "target", options=Options(dry_run=True))
+    result = quantize_checkpoint(source, source.parent / "target", dry_run=True)
     assert not (source.parent / "target").exists()
     real = quantize_checkpoint(source, source.parent / "target")
     assert (result.target_bytes, result.files, result.quantized) == (
@@ -182,7 +180,7 @@ def test_progress_reaches_the_end(save: Save, dense: dict[str, torch.Tensor]) ->
     quantize_checkpoint(
         source,
         source.parent / "target",
-        options=Options(progress=lambda done, total: seen.append((done, total))),
+        progress=lambda done, total: seen.append((done, total)),
     )
     total = sum(tensor.nbytes for tensor in dense.values())
     assert seen[-1] == (total, total)
@@ -240,9 +238,7 @@ def test_bad_input_leaves_nothing(
 ) -> None:
     source = save({**dense, **change}, config={"model_type": "llama"})
     with pytest.raises(error, match=message):
-        quantize_checkpoint(
-            source, source.parent / "a" / "target", config(**settings), Options(max_shard_bytes=1000)
-        )
+        quantize_checkpoint(source, source.parent / "a" / "target", config(**settings), max_shard_bytes=1000)
     assert not (source.parent / "a").exists()
 
 
@@ -280,5 +276,5 @@ def test_source_and_target_are_apart(
     before = contents(source.parent)
     target = {"same": source, "inside": source / "x", "around": source.parent}[place]
     with pytest.raises(OutputError, match="apart"):
-        quantize_checkpoint(source, target, options=Options(force=True))
+        quantize_checkpoint(source, target, force=True)
     assert contents(source.parent) == before

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from mxfp4_core import Mxfp4Config, quantize
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.errors import CheckpointError, ConfigError, DialectError
-from mxfp4_core.jobs.output import Options
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 from mxfp4_core.jobs.verify import verify_checkpoint
 
@@ -28,7 +27,7 @@ def source(save: Save, dense: dict[str, torch.Tensor]) -> Path:
 
 @pytest.fixture
 def target(source: Path) -> Path:
-    quantize_checkpoint(source, source.parent / "target", options=Options(max_shard_bytes=10_000))
+    quantize_checkpoint(source, source.parent / "target", max_shard_bytes=10_000)
     return source.parent / "target"
 
 
@@ -51,7 +50,7 @@ def test_a_good_checkpoint(source: Path, dialect: str) -> None:
     overrides = [{"pattern": "down_proj", "rule": "floor"}]
     quantize_checkpoint(source, target, Mxfp4Config.from_dict({"dialect": dialect, "overrides": overrides}))
     result = verify_checkpoint(target, source)
-    assert result.problems == []
+    assert result.findings == []
     assert result.ok
     assert (result.dialect, result.profile, result.weights) == (dialect, "even/even", 7)
     assert len(result.checks) == 4
@@ -60,8 +59,8 @@ def test_a_good_checkpoint(source: Path, dialect: str) -> None:
 def test_a_changed_byte_is_found_and_located(source: Path, target: Path) -> None:
     flip(target, Q, at=32 + 17)  # row 1, byte 17: block 1
     result = verify_checkpoint(target, source)
-    assert [(problem.check, problem.where) for problem in result.problems] == [("manifest", Q), ("source", Q)]
-    assert "row 1, block 1: code byte" in result.problems[1].found
+    assert [(finding.check, finding.where) for finding in result.findings] == [("manifest", Q), ("source", Q)]
+    assert "row 1, block 1: code byte" in result.findings[1].found
     assert not verify_checkpoint(target).ok
 
 
@@ -70,7 +69,7 @@ def test_a_changed_scale_and_a_changed_norm(source: Path, target: Path) -> None:
     flip(target, "model.norm.weight")
     (target / "mxfp4_manifest.json").unlink()
     result = verify_checkpoint(target, source)
-    assert {problem.where: problem.found.split(":")[0] for problem in result.problems} == {
+    assert {finding.where: finding.found.split(":")[0] for finding in result.findings} == {
         Q: f"first difference in {Q}_scale, row 1, block 1",
         "model.norm.weight": "the tensor differs from the source",
     }
@@ -80,15 +79,15 @@ def test_a_changed_scale_and_a_changed_norm(source: Path, target: Path) -> None:
 
 def test_files_that_changed_or_went(target: Path) -> None:
     (target / "tokenizer.json").write_text("{} ")
-    assert [p.where for p in verify_checkpoint(target).problems] == ["tokenizer.json"]
+    assert [p.where for p in verify_checkpoint(target).findings] == ["tokenizer.json"]
     (target / "tokenizer.json").unlink()
-    assert [p.found for p in verify_checkpoint(target).problems] == ["the file is missing"]
+    assert [p.found for p in verify_checkpoint(target).findings] == ["the file is missing"]
 
 
 def test_a_header_that_changed(target: Path) -> None:
     file = file_of(target, Q)
     save_file(load_file(file), file, metadata={"format": "pt", "by": "me"})
-    problems = verify_checkpoint(target).problems
+    problems = verify_checkpoint(target).findings
     assert [(p.where, p.found) for p in problems] == [
         (file.name, "the file has another sha256, its tensors have not")
     ]
@@ -102,7 +101,7 @@ def test_tensors_that_came_and_went(target: Path) -> None:
     index = json.loads((target / "model.safetensors.index.json").read_text())
     index["weight_map"]["model.extra.weight"] = index["weight_map"].pop("model.norm.weight")
     (target / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = {problem.where for problem in verify_checkpoint(target).problems}
+    found = {finding.where for finding in verify_checkpoint(target).findings}
     assert found == {"model.safetensors.index.json", "model.norm.weight", "model.extra.weight"}
 
 
@@ -119,7 +118,7 @@ def test_scale_bytes_that_are_nan(save: Save) -> None:
     config["quantization_config"]["nonfinite"] = "refuse"
     (target / "config.json").write_text(json.dumps(config))
     (target / "mxfp4_manifest.json").unlink()
-    assert [p.check for p in verify_checkpoint(target).problems] == ["scales"]
+    assert [p.check for p in verify_checkpoint(target).findings] == ["scales"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_padding_is_zero(save: Save, k: int, nibble: int, ok: bool) -> None:
     tensors = load_file(target / "model.safetensors")
     tensors["a.proj.weight"][1, nibble // 2] |= 0x10 if nibble % 2 else 0x01
     save_file(tensors, target / "model.safetensors")
-    assert [p.check for p in verify_checkpoint(target).problems] == ([] if ok else ["padding"])
+    assert [p.check for p in verify_checkpoint(target).findings] == ([] if ok else ["padding"])
     tensors["a.proj.weight"] = quantize(-torch.ones(3, k), tail="pad").codes
     tensors["a.proj.weight"][:, -1] |= 0x88  # minus zero is zero
     save_file(tensors, target / "model.safetensors")
@@ -146,7 +145,7 @@ def test_another_source(source: Path, target: Path, save: Save, dense: dict[str,
     dense["model.extra.weight"] = torch.ones(3)
     dense[Q] = torch.ones(64, 32)
     other = save(dense, name="other")
-    found = {problem.where: problem.found for problem in verify_checkpoint(target, other).problems}
+    found = {finding.where: finding.found for finding in verify_checkpoint(target, other).findings}
     assert found == {
         "model.norm.weight": "the source has no such tensor",
         "model.extra.weight": "the tensor is missing",

@@ -1,7 +1,7 @@
 """Write a whole checkpoint from units: shards, index, documents, copied files, manifest.
 
 A unit is the smallest piece of work: it knows what it will write before it reads anything, and needs nothing
-of the others. So shards are planned from headers, and each is a task of its own.
+of the others. So shards are planned from headers, and each is a task that any process may run.
 """
 
 from __future__ import annotations
@@ -10,28 +10,26 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mxfp4_core.checkpoint.files import INDEX, MANIFEST, WEIGHTS
 from mxfp4_core.checkpoint.hashing import PIECE
 from mxfp4_core.checkpoint.header import DTYPE_BITS
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.staging import Target
+from mxfp4_core.checkpoint.tasks import Executor, Progress, run_tasks
 from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, output_failed, write_file
 from mxfp4_core.errors import OutputError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
-Progress = Callable[[int], None]
-"""Called with the number of source bytes that have been dealt with since the last call."""
-
 
 class Unit(Protocol):
-    """A piece of the checkpoint that is written by itself, from one tensor of the source."""
+    """A piece of the checkpoint that is written by itself, from one tensor of the source; it can be pickled."""
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -46,6 +44,46 @@ class Unit(Protocol):
     def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
         """Yield the data of the tensors in order; a piece is used up before the next one is asked for."""
         ...
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Write one weight file.
+
+    Args:
+        path: where it appears when it is complete.
+        units: what it holds, in order.
+    """
+
+    path: Path
+    units: tuple[Unit, ...]
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """The tensors of the file, in order."""
+        return [spec for unit in self.units for spec in unit.specs]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that are read."""
+        return sum(unit.source_bytes for unit in self.units)
+
+    def run(self, progress: Progress) -> dict[str, Any]:
+        """Write the file and return its ``size``, its ``sha256`` and the sha256 of its ``tensors``.
+
+        Raises:
+            OutputError: the file cannot be written.
+            Mxfp4Error: whatever a unit raises.
+        """
+        with ShardWriter(self.path, self.specs) as writer:
+            for unit in self.units:
+                for tensor, piece in unit.stream(progress):
+                    writer.write(tensor, piece)
+        return {
+            "size": self.path.stat().st_size,
+            "sha256": writer.sha256,
+            "tensors": dict(writer.tensor_sha256),
+        }
 
 
 @dataclass(frozen=True)
@@ -105,9 +143,18 @@ def write_checkpoint(
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
+    executor: Executor | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> Written:
-    """Write a checkpoint, or go on with one that was interrupted.
+    """Write a checkpoint, or go on with one that was interrupted. Its bytes do not depend on who writes the shards.
+
+    Args:
+        folder: where it appears, complete or not at all.
+        content: what it consists of.
+        max_shard_bytes: most bytes of data in one file; a single unit may exceed it.
+        force: replace a checkpoint that is there.
+        executor: who writes the shards; this process if None.
+        progress: called with the number of source bytes since the last call.
 
     Raises:
         OutputError: a target that exists, is full, cannot be written or belongs to another run.
@@ -128,11 +175,12 @@ def write_checkpoint(
     with Target(folder, run, names, force=force) as target:
         resumed = len(target.finished)
         _check_room(target, specs, content.copies)
-        for name, units in shards.items():
-            if name in target.finished:
-                progress(sum(unit.source_bytes for unit in units))
-            else:
-                _write_shard(target, name, units, specs[name], progress)
+        tasks = {
+            name: ShardTask(target.staging.absolute() / name, tuple(units)) for name, units in shards.items()
+        }
+        for name in target.finished:
+            progress(tasks.pop(name).source_bytes)
+        run_tasks(tasks, target.record, executor=executor, progress=progress)
         files = {name: {"size": f["size"], "sha256": f["sha256"]} for name, f in target.finished.items()}
         for name, data in documents.items():
             files[name] = {"size": len(data), "sha256": write_file(target.staging / name, data)}
@@ -159,17 +207,6 @@ def _tensor_table(target: Target, specs: Mapping[str, Sequence[TensorSpec]]) -> 
 
 def _width(unit: Unit) -> int:
     return max(DTYPE_BITS[spec.dtype] for spec in unit.specs)
-
-
-def _write_shard(
-    target: Target, name: str, units: Sequence[Unit], specs: Sequence[TensorSpec], progress: Progress
-) -> None:
-    with ShardWriter(target.staging / name, specs) as writer:
-        for unit in units:
-            for tensor, piece in unit.stream(progress):
-                writer.write(tensor, piece)
-    size = (target.staging / name).stat().st_size
-    target.record(name, {"size": size, "sha256": writer.sha256, "tensors": writer.tensor_sha256})
 
 
 def _index(specs: Mapping[str, Sequence[TensorSpec]]) -> dict[str, bytes]:
@@ -213,4 +250,13 @@ def _copy(source: Path, path: Path) -> dict[str, object]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-__all__ = ["DEFAULT_SHARD_BYTES", "Content", "Progress", "Unit", "Written", "plan_shards", "write_checkpoint"]
+__all__ = [
+    "DEFAULT_SHARD_BYTES",
+    "Content",
+    "Progress",
+    "ShardTask",
+    "Unit",
+    "Written",
+    "plan_shards",
+    "write_checkpoint",
+]

@@ -8,20 +8,29 @@ from pathlib import Path
 
 from mxfp4_core.checkpoint.header import damaged
 from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.tasks import Progress
 
 PIECE = 4 << 20
 """Bytes that are held at a time."""
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
     """Return the sha256 of a file as hexadecimal text.
+
+    Args:
+        path: the file.
+        progress: called with the number of bytes since the last call.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                progress(count)
+        return digest.hexdigest()
     except OSError as error:
         damaged(path, str(error), "the file can be read", "check the disk and the permissions")
 
@@ -36,11 +45,12 @@ def tensor_pieces(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
         yield piece
 
 
-def tensor_sha256(checkpoint: Checkpoint, name: str) -> str:
-    """Return the sha256 of a tensor's data as hexadecimal text."""
+def tensor_sha256(checkpoint: Checkpoint, name: str, progress: Progress = lambda nbytes: None) -> str:
+    """Return the sha256 of a tensor's data as hexadecimal text; ``progress`` hears of the bytes since its last call."""
     digest = hashlib.sha256()
     for piece in tensor_pieces(checkpoint, name):
         digest.update(piece)
+        progress(piece.nbytes)
     return digest.hexdigest()
 
 

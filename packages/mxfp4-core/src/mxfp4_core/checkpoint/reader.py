@@ -6,6 +6,7 @@ fresh memory and never mapped, so the resident size of a process is what it hold
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -46,6 +47,11 @@ class Checkpoint:
     files: Mapping[Path, str]
     config: dict[str, Any]
     other_files: tuple[Path, ...]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # As paths and the hashes of headers: a task for another process stays small, whatever the model.
+        files = tuple((file.absolute(), header) for file, header in self.files.items())
+        return _reopened, (self.path.absolute(), files, self.config, self.other_files)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill a writable buffer of bytes with the tensor's data from byte ``start`` on.
@@ -129,6 +135,29 @@ class Checkpoint:
         if data.numel():
             self.read_into(info.name, start, data.numpy().data)
         return data.view(dtype).reshape(shape)
+
+
+def _reopened(
+    path: Path, files: tuple[tuple[Path, str], ...], config: dict[str, Any], others: tuple[Path, ...]
+) -> Checkpoint:
+    return Checkpoint(path, _tensors(files), MappingProxyType(dict(files)), config, others)
+
+
+@functools.lru_cache(maxsize=4)  # a worker gets one task after the other from the same checkpoint
+def _tensors(files: tuple[tuple[Path, str], ...]) -> Mapping[str, TensorInfo]:
+    """Read the headers again that another process has checked.
+
+    Raises:
+        CheckpointError: a file changed since then.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for file, expected in files:
+        found, _, header = read_header(file)
+        if header != expected:
+            rule = f"the file does not change while it is read; its header had sha256 {expected}"
+            damaged(file, f"a header with sha256 {header}", rule, "let nothing write to it, and run it again")
+        tensors.update(found)
+    return MappingProxyType(tensors)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -20,7 +20,7 @@ from typing import Any, Self
 from mxfp4_core.checkpoint.files import MANIFEST
 from mxfp4_core.checkpoint.hashing import file_sha256
 from mxfp4_core.checkpoint.manifest import read_manifest
-from mxfp4_core.checkpoint.writer import output_failed, sync_folder
+from mxfp4_core.checkpoint.writer import TEMPORARY, output_failed, sync_folder
 from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
 
 STAGING = ".mxfp4-partial"
@@ -115,7 +115,11 @@ class Target:
     ) -> None:
         self._journal.close()
         hopeless = isinstance(error, Mxfp4Error) and not isinstance(error, OutputError | CheckpointError)
-        if error is None or (self.finished and not hopeless):
+        if error is None:
+            return
+        if self.finished and not hopeless:
+            for path in self.staging.glob(f"*{TEMPORARY}"):  # of a worker that was killed
+                path.unlink(missing_ok=True)
             return
         shutil.rmtree(self.staging, ignore_errors=True)
         self._remove_created()

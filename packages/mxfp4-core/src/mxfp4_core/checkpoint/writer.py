@@ -208,5 +208,5 @@ def output_failed(path: Path, error: OSError) -> NoReturn:
 
 
 __all__ = [
-    "ShardWriter", "TensorSpec", "aligned", "header_bytes", "output_failed", "sync_folder", "write_file",
+    "TEMPORARY", "ShardWriter", "TensorSpec", "aligned", "header_bytes", "output_failed", "sync_folder", "write_file",
 ]  # fmt: skip

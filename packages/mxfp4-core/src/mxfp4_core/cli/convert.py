@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
+from mxfp4_core.cli.settings import Jobs
 
 
 def convert_command(
@@ -15,6 +16,7 @@ def convert_command(
     target: Annotated[Path, typer.Argument(help="Folder for the result.")],
     to: Annotated[str, typer.Option(help="Dialect to write: mxfp4-core, compressed-tensors or quark.")],
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
+    jobs: Jobs = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
@@ -23,16 +25,18 @@ def convert_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Convert an MXFP4 checkpoint to another dialect: names and config change, codes and scales do not."""
-    from mxfp4_core.jobs.convert import convert_checkpoint
-    from mxfp4_core.jobs.output import Options
+    from mxfp4_core.jobs import convert_checkpoint, processes
 
-    with progress_bar("converting", shown=not (quiet or as_json or dry_run)) as progress:
+    shown = not (quiet or as_json or dry_run)
+    with progress_bar("converting", shown=shown) as progress, processes(jobs) as executor:
         result = convert_checkpoint(
             source,
             target,
             to,
-            Options(
-                max_shard_bytes=shard_bytes(max_shard_size), force=force, dry_run=dry_run, progress=progress
-            ),
+            max_shard_bytes=shard_bytes(max_shard_size),
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+            executor=executor,
         )
     print_result(result, as_json=as_json)

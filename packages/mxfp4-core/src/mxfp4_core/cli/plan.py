@@ -51,7 +51,7 @@ def plan_command(
     """
     import json
 
-    from mxfp4_core.jobs.plan import plan
+    from mxfp4_core.jobs import plan_checkpoint
 
     merged = merged_config(
         config,
@@ -76,7 +76,7 @@ def plan_command(
         )
     if device:
         place = asked_device(device)
-    result = plan(model, merged, tp=tp, ep=ep, backend=backend, device=place)
+    result = plan_checkpoint(model, merged, tp=tp, ep=ep, backend=backend, device=place)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:

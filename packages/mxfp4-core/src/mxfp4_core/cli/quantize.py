@@ -13,6 +13,7 @@ from mxfp4_core.cli.settings import (
     ConfigFile,
     Dialect,
     Ignore,
+    Jobs,
     Profile,
     Rule,
     Tail,
@@ -36,6 +37,7 @@ def quantize_command(
     tail: Tail = None,
     nonfinite: Annotated[str | None, typer.Option(help="NaN or infinity in a weight: refuse or nan.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
+    jobs: Jobs = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
@@ -47,8 +49,7 @@ def quantize_command(
 
     A run that was interrupted goes on where it stopped when the same command is given again.
     """
-    from mxfp4_core.jobs.output import Options
-    from mxfp4_core.jobs.quantize import quantize_checkpoint
+    from mxfp4_core.jobs import processes, quantize_checkpoint
 
     merged = merged_config(
         config,
@@ -62,13 +63,16 @@ def quantize_command(
         tail=tail,
         nonfinite=nonfinite,
     )
-    with progress_bar("quantising", shown=not (quiet or as_json or dry_run)) as progress:
+    shown = not (quiet or as_json or dry_run)
+    with progress_bar("quantising", shown=shown) as progress, processes(jobs) as executor:
         result = quantize_checkpoint(
             source,
             target,
             merged,
-            Options(
-                max_shard_bytes=shard_bytes(max_shard_size), force=force, dry_run=dry_run, progress=progress
-            ),
+            max_shard_bytes=shard_bytes(max_shard_size),
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+            executor=executor,
         )
     print_result(result, as_json=as_json)

@@ -24,6 +24,9 @@ Ignore = Annotated[
     list[str] | None, typer.Option(help="Names to keep in high precision; may be given again.")
 ]
 Targets = Annotated[list[str] | None, typer.Option("--target", help="Names to quantise; may be given again.")]
+Jobs = Annotated[
+    int, typer.Option(help="Processes that work at a time, each on one file and with its own memory.")
+]
 Tail = Annotated[str | None, typer.Option(help="K that is no multiple of 32: refuse or pad.")]
 
 
@@ -79,6 +82,7 @@ __all__ = [
     "ConfigFile",
     "Dialect",
     "Ignore",
+    "Jobs",
     "Profile",
     "Rule",
     "Tail",

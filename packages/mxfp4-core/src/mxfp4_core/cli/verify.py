@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mxfp4_core.cli.output import progress_bar
+from mxfp4_core.cli.settings import Jobs
 
 _SHOWN = 20
 
@@ -18,14 +22,18 @@ def verify_command(
     profile: Annotated[
         str | None, typer.Option(help="Profile of the codes, for files that do not say it.")
     ] = None,
+    jobs: Jobs = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check headers, index, hashes, description and bytes of an MXFP4 checkpoint; exit code 1 if anything is wrong."""
     import json
 
-    from mxfp4_core.jobs.verify import verify_checkpoint
+    from mxfp4_core.jobs import processes, verify_checkpoint
 
-    result = verify_checkpoint(path, source, profile=profile)
+    shown = sys.stderr.isatty() and not (quiet or as_json)
+    with progress_bar("checking", shown=shown) as progress, processes(jobs) as executor:
+        result = verify_checkpoint(path, source, profile=profile, progress=progress, executor=executor)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
@@ -33,11 +41,11 @@ def verify_command(
             typer.echo(f"checked {check}")
         for note in result.notes:
             typer.echo(f"note: {note}")
-        for problem in result.problems[:_SHOWN]:
-            typer.echo(f"WRONG {problem.check}: {problem.where}: {problem.found}")
-        if len(result.problems) > _SHOWN:
-            typer.echo(f"... and {len(result.problems) - _SHOWN} more; --json lists all")
-        verdict = "good" if result.ok else f"{len(result.problems)} problem(s)"
+        for finding in result.findings[:_SHOWN]:
+            typer.echo(f"WRONG {finding.check}: {finding.where}: {finding.found}")
+        if len(result.findings) > _SHOWN:
+            typer.echo(f"... and {len(result.findings) - _SHOWN} more; --json lists all")
+        verdict = "good" if result.ok else f"{len(result.findings)} finding(s)"
         rule = f", profile {result.profile}" if result.profile else ""
         typer.echo(f"{result.path}: {result.weights} MXFP4 weights, {result.dialect}{rule}: {verdict}")
     if not result.ok:

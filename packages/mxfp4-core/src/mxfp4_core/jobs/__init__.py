@@ -1,4 +1,8 @@
-"""From file to file: plan, quantise, convert and verify checkpoints without building the model."""
+"""From file to file: plan, quantise, convert and verify checkpoints without building the model.
+
+The four functions are called alike: the folders first, then what to do, then keywords; each takes ``progress``, and
+returns a result with ``to_dict``. What reads weights consists of tasks on paths, which ``executor`` may spread.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,35 @@ from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
     from mxfp4_core.jobs.convert import convert_checkpoint as convert_checkpoint
-    from mxfp4_core.jobs.output import Options as Options
     from mxfp4_core.jobs.output import Result as Result
+    from mxfp4_core.jobs.plan import Plan as Plan
+    from mxfp4_core.jobs.plan import plan_checkpoint as plan_checkpoint
     from mxfp4_core.jobs.quantize import quantize_checkpoint as quantize_checkpoint
+    from mxfp4_core.jobs.verify import Finding as Finding
+    from mxfp4_core.jobs.verify import Verification as Verification
     from mxfp4_core.jobs.verify import verify_checkpoint as verify_checkpoint
+    from mxfp4_core.jobs.workers import processes as processes
 
 _HOMES = {
+    "plan_checkpoint": "plan",
     "quantize_checkpoint": "quantize",
     "convert_checkpoint": "convert",
     "verify_checkpoint": "verify",
-    "Options": "output",
+    "processes": "workers",
+    "Plan": "plan",
     "Result": "output",
+    "Verification": "verify",
+    "Finding": "verify",
 }
 
 __all__ = [
-    "Options",
+    "Finding",
+    "Plan",
     "Result",
+    "Verification",
     "convert_checkpoint",
+    "plan_checkpoint",
+    "processes",
     "quantize_checkpoint",
     "verify_checkpoint",
 ]

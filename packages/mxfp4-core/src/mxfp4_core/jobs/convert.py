@@ -8,21 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core import dialects
-from mxfp4_core.checkpoint.assemble import Unit
+from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Contents, Dialect, Entry
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import DialectError
-from mxfp4_core.jobs.output import Options, Result, check_apart, content_of, linear_modules, write_result
+from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
 from mxfp4_core.jobs.quantize import check_expressible
 from mxfp4_core.jobs.units import CopyUnit, PairUnit
 from mxfp4_core.naming.resolver import Resolver
 
 
 def convert_checkpoint(
-    source: str | Path, target: str | Path, to: str, options: Options | None = None
+    source: str | Path,
+    target: str | Path,
+    to: str,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Report | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Write an MXFP4 checkpoint in another dialect.
 
@@ -30,14 +39,18 @@ def convert_checkpoint(
         source: folder with a checkpoint in a dialect that is read.
         target: folder for the result.
         to: dialect to write.
-        options: how to write.
+        max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
+        force: replace a checkpoint in the target, and discard what another run left there.
+        dry_run: check everything that headers tell, and write nothing.
+        progress: called with the bytes of the source that are done and their total.
+        executor: who writes the files: anything with the ``submit`` of `concurrent.futures`, such as `processes`
+            gives; this process if None. The bytes of the result do not depend on it.
 
     Raises:
         CheckpointError: a damaged, incomplete or hostile source.
         ConfigError: no such dialect.
-        DialectError: a source in high precision or in a dialect that is not read, one that contradicts
-            itself, or one
-            that says something for which the other dialect has no word.
+        DialectError: a source in high precision or in a dialect that is not read, one that contradicts itself, or
+            one that says something for which the other dialect has no word.
         OutputError: a target that exists, is full, cannot be written or belongs to another run.
     """
     dialect, folder = dialects.get(to), Path(target)
@@ -63,7 +76,17 @@ def convert_checkpoint(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
     content = content_of(checkpoint, units, described, manifest)
-    return write_result(folder, content, dialect, len(entries), options or Options())
+    return write_result(
+        folder,
+        content,
+        dialect,
+        len(entries),
+        max_shard_bytes=max_shard_bytes,
+        force=force,
+        dry_run=dry_run,
+        progress=progress,
+        executor=executor,
+    )
 
 
 def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) -> tuple[Mxfp4Config, str]:

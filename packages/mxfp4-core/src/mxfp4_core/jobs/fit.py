@@ -30,7 +30,7 @@ class Fit:
         n: output features after padding; the intermediate size for experts.
         k: input features after padding.
         padding_bytes: what padding adds on one rank, over all modules.
-        problem: why nobody runs it, with what to do; None if somebody does.
+        refusal: why nobody runs it, with what to do; None if somebody does.
     """
 
     question: str
@@ -40,7 +40,7 @@ class Fit:
     n: int = 0
     k: int = 0
     padding_bytes: int = 0
-    problem: str | None = None
+    refusal: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -51,7 +51,7 @@ class Fit:
             "reason": self.reason,
             "physical": {"n": self.n, "k": self.k} if self.backend else None,
             "padding_bytes": self.padding_bytes,
-            "problem": self.problem,
+            "refusal": self.refusal,
         }
 
 
@@ -98,7 +98,7 @@ def fits(
             verdict = next((line for line in selection.trace if line.name == backend), None)
             why = verdict.reason if verdict and verdict.reason else selection.reason
             yield replace(
-                fit, problem=f"{where}: backend {backend!r} refuses {problem}: {why}; {selection.fix}"
+                fit, refusal=f"{where}: backend {backend!r} refuses {problem}: {why}; {selection.fix}"
             )
             continue
         from mxfp4_core.backend.calls import alignment
@@ -106,7 +106,7 @@ def fits(
         try:
             n, k = alignment(selection.choice, problem).physical(problem.n, problem.k)
         except Mxfp4Error as error:
-            yield replace(fit, problem=f"{modules[0]}: {error.what}: {error.seen}; {error.rule}; {error.fix}")
+            yield replace(fit, refusal=f"{modules[0]}: {error.what}: {error.seen}; {error.rule}; {error.fix}")
             continue
         extra = _nbytes(problem, n, k) - _nbytes(problem, problem.n, problem.k)
         name = selection.choice.name

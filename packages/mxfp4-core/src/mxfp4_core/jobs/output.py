@@ -13,6 +13,7 @@ from typing import Any
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, plan_shards, write_checkpoint
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.tasks import Executor, Progress
 from mxfp4_core.dialects.base import Dialect, Entry
 from mxfp4_core.dialects.foreign import DESCRIPTIONS
 from mxfp4_core.errors import OutputError
@@ -21,21 +22,8 @@ from mxfp4_core.jobs.units import CopyUnit
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe")
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to write.
-
-    Args:
-        max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
-        force: replace a checkpoint in the target, and discard what another run left there.
-        dry_run: check everything that headers tell, and write nothing.
-        progress: called with the bytes of the source that are done and their total.
-    """
-
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES
-    force: bool = False
-    dry_run: bool = False
-    progress: Callable[[int, int], None] = lambda done, total: None
+Report = Callable[[int, int], None]
+"""Called with the bytes of the source that are done and their total."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +103,29 @@ def linear_modules(checkpoint: Checkpoint, entries: Sequence[Entry]) -> list[str
 
 
 def write_result(
-    folder: Path, content: Content, dialect: Dialect, quantized: int, options: Options
+    folder: Path,
+    content: Content,
+    dialect: Dialect,
+    quantized: int,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Report | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Write the content, or say what would be written.
+
+    Args:
+        folder: where the checkpoint appears.
+        content: what it consists of.
+        dialect: how its weights are stored.
+        quantized: weights that are MXFP4 in it.
+        max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
+        force: replace a checkpoint in the folder, and discard what another run left there.
+        dry_run: write nothing.
+        progress: called with the bytes of the source that are done and their total.
+        executor: who writes the files; this process if None.
 
     Raises:
         OutputError: as `write_checkpoint`.
@@ -131,28 +139,36 @@ def write_result(
         kept=sum(isinstance(unit, CopyUnit) for unit in content.units),
         source_bytes=sum(unit.source_bytes for unit in content.units),
         target_bytes=sum(spec.nbytes for unit in content.units for spec in unit.specs),
-        files=tuple(plan_shards(content.units, options.max_shard_bytes)),
+        files=tuple(plan_shards(content.units, max_shard_bytes)),
         resumed=0,
         seconds=0.0,
-        dry_run=options.dry_run,
+        dry_run=dry_run,
         load=dialect.how_to_load(str(folder)),
     )
-    if options.dry_run:
+    if dry_run:
         return result
-    counter = _Counter(result.source_bytes, options.progress)
     written = write_checkpoint(
-        folder, content, max_shard_bytes=options.max_shard_bytes, force=options.force, progress=counter
+        folder,
+        content,
+        max_shard_bytes=max_shard_bytes,
+        force=force,
+        executor=executor,
+        progress=counted(result.source_bytes, progress),
     )
     return replace(result, resumed=written.resumed, seconds=time.monotonic() - started)
 
 
-class _Counter:
-    def __init__(self, total: int, report: Callable[[int, int], None]) -> None:
-        self._done, self._total, self._report = 0, total, report
+def counted(total: int, report: Report | None) -> Progress:
+    """Return what adds up bytes and reports their sum beside the total."""
+    done = 0
 
-    def __call__(self, nbytes: int) -> None:
-        self._done += nbytes
-        self._report(self._done, self._total)
+    def add(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if report is not None:
+            report(done, total)
+
+    return add
 
 
-__all__ = ["Options", "Result", "check_apart", "content_of", "linear_modules", "write_result"]
+__all__ = ["Report", "Result", "check_apart", "content_of", "counted", "linear_modules", "write_result"]

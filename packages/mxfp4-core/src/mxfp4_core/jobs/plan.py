@@ -14,11 +14,12 @@ from typing import Any
 from mxfp4_core import dialects
 from mxfp4_core.arithmetic.shapes import mx_bytes
 from mxfp4_core.backend.device import Device
-from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
+from mxfp4_core.checkpoint.reader import TensorInfo, open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
 from mxfp4_core.errors import Mxfp4Error, ShapeError
 from mxfp4_core.jobs.fit import Fit, biased, fits
+from mxfp4_core.jobs.output import Report, counted
 from mxfp4_core.jobs.quantize import FLOATS, check_expressible, refuse_quantized
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.decision import Decision
@@ -144,7 +145,7 @@ class Plan:
             if row.problem:
                 by_text.setdefault(row.problem.replace(row.name, "{}"), []).append(row.name)
         found = [text.replace("{}", ", ".join(collapse(names))) for text, names in by_text.items()]
-        found += [fit.problem for fit in self.fits if fit.problem]
+        found += [fit.refusal for fit in self.fits if fit.refusal]
         if not self.quantized:
             found.append("nothing to quantise: every tensor is kept; see the reasons")
         return found
@@ -178,24 +179,26 @@ class Plan:
         }
 
 
-def plan(
-    model_dir: str | Path,
+def plan_checkpoint(
+    source: str | Path,
     config: Mxfp4Config | None = None,
     *,
     tp: int = 1,
     ep: int = 1,
     backend: str | None = None,
     device: Device | None = None,
+    progress: Report | None = None,
 ) -> Plan:
     """Plan the quantisation of a checkpoint in high precision.
 
     Args:
-        model_dir: folder with safetensors files, or one such file.
+        source: folder with safetensors files, or one such file.
         config: what to quantise and how.
         tp: tensor-parallel size.
         ep: expert-parallel size.
         backend: name of the backend to ask about the shapes of one rank; that of the config if None.
         device: device to ask about; the current one if None.
+        progress: called with the bytes of the tensors that are planned and their total; none of them is read.
 
     Returns:
         The plan; its ``problems`` are empty if it can be carried out.
@@ -208,7 +211,7 @@ def plan(
         BackendError: no backend has that name.
     """
     config, parallel = config or Mxfp4Config(), Parallel(tp, ep)
-    checkpoint = open_checkpoint(model_dir)
+    checkpoint = open_checkpoint(source)
     refuse_quantized(checkpoint)
     facts = ModelFacts.read(checkpoint.config)
     infos = list(checkpoint.tensors.values())
@@ -216,11 +219,13 @@ def plan(
         [(info.name, info.shape) for info in infos]
     )
     dialect = dialects.get(config.dialect)
-    rows = tuple(
-        _row(info, decision, config, dialect, parallel, facts, _k_first(checkpoint, info, decision))
-        for info, decision in zip(infos, decisions, strict=True)
-    )
-    result = Plan(str(model_dir), facts.model_type, config, parallel, rows)
+    done = counted(sum(info.nbytes for info in infos), progress)
+    rows = []
+    for info, decision in zip(infos, decisions, strict=True):
+        first = decision.quantize and k_first(info.name, info.shape, checkpoint.config)
+        rows.append(_row(info, decision, config, dialect, parallel, facts, first))
+        done(info.nbytes)
+    result = Plan(str(source), facts.model_type, config, parallel, tuple(rows))
     name = backend or config.backend
     if name is None:
         return result
@@ -229,10 +234,6 @@ def plan(
         result,
         fits=tuple(fits(shards, biased(checkpoint.tensors), facts, config, name, device or Device.current())),
     )
-
-
-def _k_first(checkpoint: Checkpoint, info: TensorInfo, decision: Decision) -> bool:
-    return decision.quantize and k_first(info.name, info.shape, checkpoint.config)
 
 
 def _row(
@@ -295,4 +296,4 @@ def _one_line(error: Mxfp4Error) -> str:
     return f"{error.what}: {error.seen}; {error.rule}; {error.fix}"
 
 
-__all__ = ["Plan", "Row", "plan"]
+__all__ = ["Plan", "Row", "plan_checkpoint"]

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from mxfp4_core import dialects
 from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.checkpoint.assemble import Unit
+from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
 from mxfp4_core.errors import ConfigError, DialectError, FormatError, ShapeError
-from mxfp4_core.jobs.output import Options, Result, check_apart, content_of, linear_modules, write_result
+from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
@@ -25,19 +26,32 @@ FLOATS = ("BF16", "F16", "F32")
 
 
 def quantize_checkpoint(
-    source: str | Path, target: str | Path, config: Mxfp4Config | None = None, options: Options | None = None
+    source: str | Path,
+    target: str | Path,
+    config: Mxfp4Config | None = None,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Report | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Quantise the weights of a checkpoint into a new one.
 
     Memory stays below a few chunks of 32 MiB (for stacked experts with K before N, twice one expert) and the
-    scales of one weight, whatever the size of the model. A run that was interrupted is continued by the same
-    call.
+    scales of one weight, whatever the size of the model; with an executor, in each worker. A run that was
+    interrupted is continued by the same call.
 
     Args:
         source: folder with safetensors files in high precision.
         target: folder for the result; it appears complete or not at all.
         config: what to quantise, how, and in which dialect to write it.
-        options: how to write.
+        max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
+        force: replace a checkpoint in the target, and discard what another run left there.
+        dry_run: check everything that headers tell, and write nothing.
+        progress: called with the bytes of the source that are done and their total.
+        executor: who writes the files: anything with the ``submit`` of `concurrent.futures`, such as `processes`
+            gives; this process if None. The bytes of the result do not depend on it.
 
     Raises:
         CheckpointError: a damaged, incomplete or hostile source.
@@ -61,7 +75,17 @@ def quantize_checkpoint(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
     content = content_of(checkpoint, units, described, manifest)
-    return write_result(folder, content, dialect, len(entries), options or Options())
+    return write_result(
+        folder,
+        content,
+        dialect,
+        len(entries),
+        max_shard_bytes=max_shard_bytes,
+        force=force,
+        dry_run=dry_run,
+        progress=progress,
+        executor=executor,
+    )
 
 
 def quantize_units(
