@@ -238,3 +238,34 @@ def test_headers_are_read_without_torch(save: Save) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "['a', 'b']", done.stderr
+
+
+def test_torch_names_for_codes_and_scales(tmp_path: Path) -> None:
+    codes = torch.arange(96, dtype=torch.uint8).reshape(3, 32)
+    scales = torch.arange(6, dtype=torch.uint8).reshape(3, 2)
+    tensors = {"w": codes.view(torch.float4_e2m1fn_x2), "w_scale": scales.view(torch.float8_e8m0fnu)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = open_checkpoint(tmp_path)
+    assert (found.tensors["w"].dtype, found.tensors["w"].shape) == ("F4", (3, 64))
+    assert found.tensors["w_scale"].dtype == "F8_E8M0"
+    for name, want in tensors.items():
+        assert found.load(name).dtype == want.dtype
+        assert torch.equal(found.load(name).view(torch.uint8), want.view(torch.uint8))
+        assert torch.equal(found.rows(name, 1, 3).view(torch.uint8), want.view(torch.uint8)[1:])
+        assert torch.equal(found.matrix_rows(name, 2, 3).view(torch.uint8), want.view(torch.uint8)[2:])
+
+
+def test_four_bit_values_that_would_be_cut_inside_a_byte(tmp_path: Path) -> None:
+    entries = {
+        "a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]},
+        "b": {"dtype": "F4", "shape": [2, 3], "data_offsets": [2, 5]},
+    }
+    header = json.dumps(entries).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(5)))
+    found = open_checkpoint(tmp_path)
+    assert found.rows("a", 2, 4).view(torch.uint8).tolist() == [1]
+    for start, stop in ((1, 3), (0, 3)):
+        with pytest.raises(CheckpointError, match="starts and ends with a byte"):
+            found.rows("a", start, stop)
+    with pytest.raises(CheckpointError, match="starts inside a byte"):
+        found.rows("b", 1, 2)

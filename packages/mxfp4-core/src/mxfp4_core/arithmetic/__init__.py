@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
+    from mxfp4_core.arithmetic.activations import fp8_static as fp8_static
+    from mxfp4_core.arithmetic.activations import quantized as quantized
     from mxfp4_core.arithmetic.codec import Ties as Ties
     from mxfp4_core.arithmetic.format import BITS_PER_VALUE as BITS_PER_VALUE
     from mxfp4_core.arithmetic.format import BLOCK as BLOCK
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mxfp4_core.arithmetic.formats.dual import MXFP4_DUAL as MXFP4_DUAL
     from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4 as MXFP4
     from mxfp4_core.arithmetic.formats.mxfp8 import MXFP8 as MXFP8
+    from mxfp4_core.arithmetic.formats.registry import get_format as get_format
     from mxfp4_core.arithmetic.profile import Profile as Profile
     from mxfp4_core.arithmetic.profile import Zeros as Zeros
     from mxfp4_core.arithmetic.profiles import resolve as resolve
@@ -64,6 +67,9 @@ _HOMES = {
     "MXFP4": "formats.mxfp4",
     "MXFP4_DUAL": "formats.dual",
     "MXFP8": "formats.mxfp8",
+    "fp8_static": "activations",
+    "get_format": "formats.registry",
+    "quantized": "activations",
     "resolve": "profiles",
     "Profile": "profile",
     "Zeros": "profile",
@@ -98,9 +104,12 @@ __all__ = [
     "Ties",
     "Zeros",
     "crop",
+    "fp8_static",
+    "get_format",
     "mx_bytes",
     "pad_weight",
     "padded",
+    "quantized",
     "resolve",
 ]
 

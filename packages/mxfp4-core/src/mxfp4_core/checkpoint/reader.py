@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mxfp4_core.checkpoint.files import carried_files, locate_weights, read_json_file
-from mxfp4_core.checkpoint.header import TensorInfo, damaged, read_bytes, read_header
+from mxfp4_core.checkpoint.header import DTYPE_BITS, TensorInfo, damaged, read_bytes, read_header
 from mxfp4_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _TORCH_DTYPES = {
     "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
     "F64": "float64", "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F4": "float4_e2m1fn_x2",
 }  # fmt: skip
 
 
@@ -65,7 +66,8 @@ class Checkpoint:
         """Read the indices ``start`` to ``stop`` of the first axis.
 
         Returns:
-            A new contiguous CPU tensor ``[stop - start, *shape[1:]]`` in the dtype of the file.
+            A new contiguous CPU tensor ``[stop - start, *shape[1:]]`` in the dtype of the file; F4 is
+            float4_e2m1fn_x2, two values an element, with half the last axis.
 
         Raises:
             CheckpointError: no such tensor, no first axis, a range outside of it, a dtype that torch lacks.
@@ -74,7 +76,7 @@ class Checkpoint:
         if not info.shape or not 0 <= start <= stop <= info.shape[0]:
             seen = f"rows {start} to {stop} of tensor {name!r} with shape {list(info.shape)}"
             damaged(info.file, seen, "the range lies inside the first axis", "pass a range inside the shape")
-        return self._read(info, start * info.row_bytes, (stop - start, *info.shape[1:]))
+        return self._read(info, _offset(info, info.shape[0], start), (stop - start, *info.shape[1:]))
 
     def matrix_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read rows of a tensor ``[..., K]`` seen as a matrix, all axes but the last counting as rows.
@@ -90,8 +92,7 @@ class Checkpoint:
         if not info.shape or not 0 <= start <= stop <= rows:
             seen = f"rows {start} to {stop} of tensor {name!r} with shape {list(info.shape)}"
             damaged(info.file, seen, "the range lies inside the tensor", "pass a range inside the shape")
-        row_bytes = info.nbytes // rows if rows else 0
-        return self._read(info, start * row_bytes, (stop - start, info.shape[-1]))
+        return self._read(info, _offset(info, rows, start), (stop - start, info.shape[-1]))
 
     def load(self, name: str) -> torch.Tensor:
         """Read a whole tensor.
@@ -131,6 +132,10 @@ class Checkpoint:
                 "store it as U8",
             )
         dtype: torch.dtype = getattr(torch, _TORCH_DTYPES[info.dtype])
+        if info.dtype == "F4":
+            if not shape or shape[-1] % 2:
+                _cut(info, f"{shape[-1] if shape else 1} values")
+            shape = (*shape[:-1], shape[-1] // 2)
         data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
         if data.numel():
             self.read_into(info.name, start, data.numpy().data)
@@ -158,6 +163,23 @@ def _tensors(files: tuple[tuple[Path, str], ...]) -> Mapping[str, TensorInfo]:
             damaged(file, f"a header with sha256 {header}", rule, "let nothing write to it, and run it again")
         tensors.update(found)
     return MappingProxyType(tensors)
+
+
+def _offset(info: TensorInfo, rows: int, row: int) -> int:
+    """Return the byte at which one of so many rows starts."""
+    bits = DTYPE_BITS[info.dtype] * (math.prod(info.shape) // rows if rows else 0) * row
+    if bits % 8:
+        _cut(info, f"row {row}, which starts inside a byte")
+    return bits // 8
+
+
+def _cut(info: TensorInfo, seen: str) -> NoReturn:
+    damaged(
+        info.file,
+        f"{seen} of tensor {info.name!r} of dtype {info.dtype}, shape {list(info.shape)}",
+        "a range of values starts and ends with a byte",
+        "read the whole tensor, or pass an even range",
+    )
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -41,4 +41,7 @@ def get(name: str) -> Format:
     return found
 
 
-__all__ = ["formats", "get"]
+get_format = get
+"""The name under which the room exports it."""
+
+__all__ = ["formats", "get", "get_format"]
