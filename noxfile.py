@@ -58,7 +58,7 @@ class Target:
 # Tests of the core that are skipped where there is no GPU.
 ON_ANY_GPU = (
     "packages/mxfp4-core/tests/loader/test_device.py",
-    "packages/mxfp4-core/tests/backend/test_mutants.py::test_the_suite_captures_graphs",
+    "packages/mxfp4-core/tests/testing/test_graphs.py::test_the_suite_captures_graphs",
 )
 
 # One row for each kind of hardware that a package in this repository serves. A new backend adds its row,

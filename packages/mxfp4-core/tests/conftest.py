@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from mxfp4_core.backend import registry, select
 from mxfp4_core.backend.registry import Plugin
 
-sys.path.insert(0, str(Path(__file__).parent / "loader"))  # pytest's importlib mode does not
+for folder in ("loader", "testing"):  # pytest's importlib mode does not
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 
 Save = Callable[..., Path]
 

@@ -52,6 +52,10 @@ class StateSuite(Fixtures):
         assert torch.equal(first, kept), "a later call writes into an earlier result"
         assert torch.equal(calls.linear(backend, x, one, problem), kept), "a call depends on earlier ones"
         assert not torch.equal(between, kept), "two weights give one result"
+        copied = Packed(one.layout, copies(one), one.shape)
+        assert torch.equal(calls.linear(backend, x, copied, problem), kept), (
+            "a copy of the weight is another one"
+        )
 
     def test_moe_calls_leave_no_trace(self, backend: Backend, here: Device, device: torch.device) -> None:
         """The same for experts, with ids and weights."""
@@ -102,16 +106,15 @@ class StateSuite(Fixtures):
         if not takes(backend, problem):
             return
         x = random_x(7, 1024)
-        x[:, 0], x[:, 1] = 512.0, -512.0
+        x[:, 0], x[:, -1] = 512.0, -512.0
         shapes = calls.shapes(problem)
         weights = [
             random_weight(*shape, seed=index, scales=(120, 122))
             for index, shape in enumerate(shapes.values())
         ]
-        weights[0].codes[..., 0] = (
-            0x22  # the two large inputs meet the same weight, so that their terms cancel
-        )
-        weights[0].scales[..., 0] = 127
+        # The two large inputs meet the same weight, so that their terms cancel.
+        weights[0].codes[..., 0], weights[0].codes[..., -1] = 0x22, 0x22
+        weights[0].scales[..., 0], weights[0].scales[..., -1] = 127, 127
         if op == "linear":
             packed = calls.pack(backend, problem, weights[0].to(device))
             got = calls.linear(backend, x.to(device), packed, problem)

@@ -66,7 +66,9 @@ class Steps(ReferenceBackend):
         return self.widen(hidden, problem)
 
     def values(self, codes: Tensor, scales: Tensor, matrix: str) -> Tensor:
-        return MxTensor(codes, scales, torch.Size((codes.shape[0], 2 * codes.shape[1]))).dequantize(torch.float32)
+        return MxTensor(codes, scales, torch.Size((codes.shape[0], 2 * codes.shape[1]))).dequantize(
+            torch.float32
+        )
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         return x @ weight.T
@@ -97,7 +99,9 @@ class Steps(ReferenceBackend):
             raise ShapeError("moe", seen=str(ids), rule="an expert or -1", fix="check the router")
         return ids if there is None else torch.where(ids < 0, ids, there[ids.clamp(min=0).long()])
 
-    def expert(self, x: Tensor, gate_up: Packed, down: Packed, expert: int, problem: Problem) -> tuple[Any, Any]:
+    def expert(
+        self, x: Tensor, gate_up: Packed, down: Packed, expert: int, problem: Problem
+    ) -> tuple[Any, Any]:
         """Return the result of an expert before its bias, and the bias."""
         form, (up, lower) = problem.gate, (gate_up.tensors, down.tensors)
         both = self.product(x, self.values(up["codes"][expert], up["scales"][expert], "gate_up"))

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from wrong_backends.base import caught_by
 
 from mxfp4_core.backend import Choice, Device, Kernel, Kernels, No, Numerics, Problem, Verdict, Yes
 from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.errors import ConfigError
+from wrong_backends.base import caught_by
 
 
 @caught_by("test_supports_is_total_and_pure", raises=ZeroDivisionError, device=Device("", ""))
@@ -45,7 +45,11 @@ class SupportsReadsTheDevice(ReferenceBackend):
 class SupportsAnswersForThisMachine(ReferenceBackend):
     def supports(self, problem: Problem) -> Verdict:
         try:
-            return Yes() if torch.cuda.is_available() or problem.device.type == "cpu" else No("no GPU", "buy one")
+            return (
+                Yes()
+                if torch.cuda.is_available() or problem.device.type == "cpu"
+                else No("no GPU", "buy one")
+            )
         except Exception:
             return No("broken driver", "mend it")
 
@@ -82,7 +86,10 @@ class DtypeNotServed(ReferenceBackend):
 
 @caught_by("test_each_feature_is_served")
 class QuantisedExpertsNotServed(ReferenceBackend):
-    features = ReferenceBackend.features - {"activation:mxfp4"} | {"linear:activation:mxfp4", "moe:activation:mxfp4"}
+    features = ReferenceBackend.features - {"activation:mxfp4"} | {
+        "linear:activation:mxfp4",
+        "moe:activation:mxfp4",
+    }
 
     def supports(self, problem: Problem) -> Verdict:
         if problem.op == "moe" and problem.activation == "mxfp4":

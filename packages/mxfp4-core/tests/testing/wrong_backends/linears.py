@@ -1,0 +1,252 @@
+"""Wrong linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mxfp4_core.backend import Packed, Problem
+from mxfp4_core.backend.reference.backend import ReferenceBackend
+from mxfp4_core.testing.suite_large import LINEAR
+from wrong_backends.base import caught_by, with_tensors
+
+
+def without_bias(weight: Packed) -> Packed:
+    kept = {name: tensor for name, tensor in weight.tensors.items() if name != "bias"}
+    return Packed(weight.layout, kept, weight.shape)
+
+
+@caught_by("test_linear_grid", n=32, k=32)
+class NibblesSwapped(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        codes = weight.tensors["codes"]
+        return super().linear(x, with_tensors(weight, codes=(codes >> 4) | (codes << 4)), problem)
+
+
+@caught_by("test_linear_grid", n=32, k=360)
+class LastScaleOfARowForgotten(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        scales = weight.tensors["scales"].clone()
+        scales[:, problem.k // 32 :] = 127
+        return super().linear(x, with_tensors(weight, scales=scales), problem)
+
+
+@caught_by("test_linear_dtypes_and_bias", dtype=torch.bfloat16, bias=True)
+class BiasDropped(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x, without_bias(weight), problem)
+
+
+@caught_by("test_linear_quantised_activations", bias=True)
+class BiasOfAQuantisedLinearDropped(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        kept = weight if problem.activation == "none" else without_bias(weight)
+        return super().linear(x, kept, problem)
+
+
+@caught_by("test_linear_grid", n=130, k=288)
+class Bfloat16Sum(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        half = x.shape[1] // 64 * 32
+        first, second = x.clone(), x.clone()
+        first[:, half:], second[:, :half] = 0, 0
+        return super().linear(first, weight, problem) + super().linear(second, without_bias(weight), problem)
+
+
+@caught_by("test_sums_are_as_precise_as_stated", op="linear")
+class SumInPiecesOf16Bits(Bfloat16Sum):
+    sound = ReferenceBackend
+
+
+@caught_by("test_linear_dtypes_and_bias", dtype=torch.float32, bias=False)
+class Float32ThroughBfloat16(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x.bfloat16().to(x.dtype), weight, problem)
+
+
+@caught_by("test_linear_dtypes_and_bias", dtype=torch.float16, bias=False)
+class Float16ThroughBfloat16(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x.bfloat16().to(x.dtype), weight, problem)
+
+
+@caught_by("test_linear_grid", n=32, k=32)
+class LateTileIsZero(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = super().linear(x, weight, problem)
+        out[256:] = 0
+        return out
+
+
+@caught_by("test_linear_grid", n=32, k=32)
+class OneTokenTakesAnotherPath(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = super().linear(x, weight, problem)
+        return out * 2 if x.shape[0] == 1 else out
+
+
+@caught_by("test_large_linear", sizes=LINEAR["many tokens"])
+class TokensFrom1025AreZero(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = super().linear(x, weight, problem)
+        out[1024:] = 0
+        return out
+
+
+@caught_by("test_large_linear", sizes=LINEAR["more tokens than 16 bits"])
+class TokensFrom65536AreZero(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = super().linear(x, weight, problem)
+        out[65536:] = 0
+        return out
+
+
+@caught_by("test_large_linear", sizes=LINEAR["long rows"])
+class ColumnsFrom4097AreIgnored(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        cut = x.clone()
+        cut[:, 4096:] = 0
+        return super().linear(cut, weight, problem)
+
+
+@caught_by("test_large_linear", sizes=LINEAR["more features than 16 bits"])
+class FeaturesFrom65536AreZero(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = super().linear(x, weight, problem)
+        out[:, 65536:] = 0
+        return out
+
+
+@caught_by("test_linear_ends_of_the_scale", byte=0)
+class ByteZeroIsZero(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        codes, scales = weight.tensors["codes"], weight.tensors["scales"]
+        codes = torch.where((scales == 0).repeat_interleave(16, dim=1), 0, codes)
+        return super().linear(x, with_tensors(weight, codes=codes), problem)
+
+
+@caught_by("test_linear_ends_of_the_scale", byte=0)
+class SaysThatByteZeroIsZero(ReferenceBackend):
+    numerics = replace(ReferenceBackend.numerics, scale_byte_0="zero")
+
+
+@caught_by("test_linear_ends_of_the_scale", byte=255)
+class Byte255IsFinite(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(
+            x, with_tensors(weight, scales=weight.tensors["scales"].clamp(max=254)), problem
+        )
+
+
+@caught_by("test_linear_nan_stays_in_its_row")
+class NanHidden(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x.nan_to_num(), weight, problem)
+
+
+@caught_by("test_linear_quantised_activations", bias=False)
+class ActivationsNotQuantised(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x, weight, replace(problem, activation="none"))
+
+
+@caught_by("test_linear_quantised_activations", bias=False)
+class ActivationsByAnotherRule(ReferenceBackend):
+    numerics = replace(ReferenceBackend.numerics, activation_profile="rceil/even")
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return ReferenceBackend().linear(x, weight, problem)
+
+
+@caught_by("test_linear_quantised_activations_that_are_not_finite", value=torch.nan)
+class NanUnderQuantisedActivationsIsZero(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x if problem.activation == "none" else x.nan_to_num(), weight, problem)
+
+
+@caught_by("test_linear_quantised_activations_that_are_not_finite", value=-torch.inf)
+class InfinityUnderQuantisedActivationsSaturates(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        kept = x if problem.activation == "none" else x.clamp(-6.0, 6.0)
+        return super().linear(torch.where(x.isinf(), kept, x), weight, problem)
+
+
+@caught_by("test_linear_the_same_twice")
+class Unstable(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x, weight, problem) + torch.randn(()).mul(0.1).to(x.dtype)
+
+
+@caught_by("test_linear_grid", n=32, k=32)
+class ResultIsFloat32(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x, weight, problem).float()
+
+
+@caught_by("test_linear_grid", n=32, k=32)
+class ResultIsOnAnotherDevice(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x, weight, problem).to("meta")
+
+
+@caught_by("test_linear_calls_leave_no_trace")
+class WritesIntoX(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = super().linear(x, weight, problem)
+        x.zero_()
+        return out
+
+
+@caught_by("test_linear_calls_leave_no_trace")
+class WritesIntoTheWeight(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = super().linear(x, weight, problem)
+        weight.tensors["scales"][0, 0] += 1
+        return out
+
+
+@caught_by("test_linear_calls_leave_no_trace")
+class ReturnsItsWorkspace(ReferenceBackend):
+    memory = torch.empty(0)
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        out = super().linear(x, weight, problem)
+        if self.memory.numel() < out.numel():
+            self.memory = torch.empty(out.numel(), dtype=out.dtype)
+        return self.memory[: out.numel()].view_as(out).copy_(out)
+
+
+@caught_by("test_linear_calls_leave_no_trace")
+class RemembersResultsByShape(ReferenceBackend):
+    def __init__(self) -> None:
+        self.results: dict[torch.Size, Tensor] = {}
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return self.results.setdefault(x.shape, super().linear(x, weight, problem))
+
+
+@caught_by("test_module_second_load", kind="linear")
+class RemembersWeightsByAddress(ReferenceBackend):
+    def __init__(self) -> None:
+        self.weights: dict[int, Packed] = {}
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        copy = {name: tensor.clone() for name, tensor in weight.tensors.items()}
+        address = weight.tensors["codes"].data_ptr()
+        kept = self.weights.setdefault(address, Packed(weight.layout, copy, weight.shape))
+        return super().linear(x, kept, problem)
+
+
+@caught_by("test_module_gradients_are_right_or_refused")
+class GradientLost(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        with torch.no_grad():
+            return super().linear(x, weight, problem)
+
+
+@caught_by("test_module_gradients_are_right_or_refused")
+class GradientOfAnotherFunction(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x.detach(), weight, problem) + 0 * x.sum(dim=1, keepdim=True)
