@@ -1,4 +1,4 @@
-"""The only module that touches what transformers changes between releases, or keeps to itself.
+"""The only module, beside `meta`, that touches what transformers changes between releases, or keeps to itself.
 
 Checked with 5.17.0 and 5.23.0. What differs between them, and what is done about it:
 
@@ -28,6 +28,7 @@ from transformers.core_model_loading import (
     ConversionOps,
     MergeModulelist,
     SplitModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     WeightTransform,
@@ -39,7 +40,6 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.checkpoint import TensorInfo, read_header
-from mxfp4_core.modules import ModelView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,30 +99,25 @@ def renames(conversions: Iterable[WeightTransform]) -> list[tuple[str, str]]:
     return pairs
 
 
-def view(model: PreTrainedModel) -> ModelView:
-    """Return what the plan of a load has to know of a model."""
-    ties = model.all_tied_weights_keys
-    patterns = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
-    patterns |= {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
-    pinned = {
-        path: "the model keeps it in float32"
-        for path, _ in model.named_modules()
-        if any(re.search(rf"(^|\.){pattern}($|\.)", path) for pattern in patterns)
-    }
-    return ModelView(
-        model.config.to_dict(), renames(default_conversions(model)), {*ties, *ties.values()}, pinned
-    )
-
-
 def destinations(
     names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
 ) -> dict[str, tuple[str, ...]]:
-    """Return the parameters of the model that each tensor of the checkpoint becomes, as the loader does it.
+    """Return the parameters of the model that each tensor of the checkpoint becomes; see `routes`."""
+    return {name: targets for name, (targets, _) in routes(names, conversions, model).items()}
+
+
+def routes(
+    names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
+) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Return what each tensor of the checkpoint becomes, as the loader does it: parameters, and whether it is turned.
 
     Args:
         names: names in the checkpoint.
         conversions: the list that the loader will get. It is not changed: matching leaves marks in it.
         model: the model on the meta device.
+
+    Returns:
+        For each name the parameters, and whether the loader swaps the axes of what it reads.
     """
     conversions = copy.deepcopy(list(conversions))
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
@@ -137,8 +132,10 @@ def destinations(
             target, _ = rename_source_key(
                 name, [], [], base_model_prefix=model.base_model_prefix, meta_state_dict=known
             )
-        first, *others = by_pattern[pattern].target_patterns if pattern is not None else [target]
-        found[name] = (target, *(target.replace(first, other) for other in others))
+        converter = by_pattern[pattern] if pattern is not None else None
+        first, *others = converter.target_patterns if converter else [target]
+        turned = sum(type(operation) is Transpose for operation in converter.operations) if converter else 0
+        found[name] = ((target, *(target.replace(first, other) for other in others)), turned % 2 == 1)
     return found
 
 

@@ -12,6 +12,7 @@ from mxfp4_core.errors import CheckpointError, LoadError
 from mxfp4_core.modules import ModelPlan, Stored, plan_stored
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
+from mxfp4_transformers.view import view_of
 
 SCALE = "_scale"
 
@@ -41,7 +42,7 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, Tenso
         packed.setdefault(targets, []).append(source)
     known = {target for targets in packed for target in targets}
     stored = dict.fromkeys(known, Stored(profile=contents.profile))
-    plan = plan_stored(model, stored, compat.view(model), config.core)
+    plan = plan_stored(model, stored, view_of(model, tensors), config.core)
     _check_places(plan, packed, headers)
     return plan
 

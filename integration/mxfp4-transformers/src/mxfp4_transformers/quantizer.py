@@ -37,6 +37,7 @@ from mxfp4_transformers.ops import Converter, Direct, QuantizeOp
 from mxfp4_transformers.packer import Packer
 from mxfp4_transformers.plan import plan_reload
 from mxfp4_transformers.saving import facts, for_saving, with_scales
+from mxfp4_transformers.view import view_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ class Mxfp4Quantizer(HfQuantizer):
         if self.pre_quantized:
             self.plan = plan_reload(model, self.quantization_config, self._headers)
         else:
-            self.plan = plan_model(model, core, compat.view(model), devices=devices, dtype=self._dtype)
+            view = view_of(model, {name: (each.dtype, each.shape) for name, each in self._headers.items()})
+            self.plan = plan_model(model, core, view, devices=devices, dtype=self._dtype)
         for site in self.plan.sites:
             module = self._empty(model, site)
             if not self.pre_quantized:

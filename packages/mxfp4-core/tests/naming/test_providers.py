@@ -13,7 +13,7 @@ import pytest
 from mxfp4_core._plugins import Plugin
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import ConfigError, ModelError, PatternError
-from mxfp4_core.naming import ModelView, Parameter, Resolver, Stored, describe
+from mxfp4_core.naming import CheckpointTensor, ModelView, Parameter, Resolver, describe
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.providers import installed_providers
 
@@ -36,12 +36,12 @@ def view(provider: str = "toys 1.0") -> ModelView:
         Parameter("layers.0.odd_stack", "experts", (4, 64, 64), "Experts"),
     ]
     same = ["code.weight", "out.weight", "layers.0.pick.weight", "layers.0.wo.weight", "layers.0.odd_stack"]
-    tensors = [Stored(name, (name,)) for name in same]
-    tensors += [Stored("layers.0.turned.weight", ("layers.0.turned.weight",), k_first=True)]
-    tensors += [Stored("layers.0.qk.weight", ("layers.0.q.weight", "layers.0.k.weight"))]
-    tensors += [Stored(f"layers.0.part{n}.weight", ("layers.0.fused.weight",)) for n in (1, 2)]
+    tensors = [CheckpointTensor(name, (name,)) for name in same]
+    tensors += [CheckpointTensor("layers.0.turned.weight", ("layers.0.turned.weight",), k_first=True)]
+    tensors += [CheckpointTensor("layers.0.qk.weight", ("layers.0.q.weight", "layers.0.k.weight"))]
+    tensors += [CheckpointTensor(f"layers.0.part{n}.weight", ("layers.0.fused.weight",)) for n in (1, 2)]
     tensors += [
-        Stored(f"layers.0.moe.experts.{n}.{part}.weight", ("layers.0.mlp.experts.gate_up_proj",))
+        CheckpointTensor(f"layers.0.moe.experts.{n}.{part}.weight", ("layers.0.mlp.experts.gate_up_proj",))
         for n in range(4)
         for part in ("w1", "w3")
     ]
@@ -211,6 +211,6 @@ def test_a_view_that_does_not_fit_together_is_refused() -> None:
     with pytest.raises(ModelError, match="listed as 'b'"):
         ModelView("toys", "Toy", {"b": one})
     with pytest.raises(ModelError, match="becomes c"):
-        ModelView("toys", "Toy", {"a.weight": one}, {"b": Stored("b", ("c",))})
+        ModelView("toys", "Toy", {"a.weight": one}, {"b": CheckpointTensor("b", ("c",))})
     with pytest.raises(ModelError, match="kind 'matrix'"):
         Parameter("a.weight", "matrix", (32, 32))  # type: ignore[arg-type]

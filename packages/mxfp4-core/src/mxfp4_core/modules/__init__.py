@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.layers import Mxfp4Experts as Mxfp4Experts
     from mxfp4_core.modules.layers import Mxfp4Linear as Mxfp4Linear
     from mxfp4_core.modules.model_plan import ModelPlan as ModelPlan
-    from mxfp4_core.modules.model_view import ModelView as ModelView
+    from mxfp4_core.modules.model_view import describe_parameters as describe_parameters
+    from mxfp4_core.modules.model_view import view_of as view_of
     from mxfp4_core.modules.planning import plan_model as plan_model
     from mxfp4_core.modules.prepare import prepare_model as prepare_model
     from mxfp4_core.modules.quantize import Quantised as Quantised
@@ -47,7 +48,8 @@ _HOMES = {
     "settle": "filled",
     "widened": "filled",
     "ModelPlan": "model_plan",
-    "ModelView": "model_view",
+    "describe_parameters": "model_view",
+    "view_of": "model_view",
     "plan_model": "planning",
     "Quantised": "quantize",
     "quantize_": "quantize",
@@ -64,7 +66,6 @@ _HOMES = {
 
 __all__ = [
     "ModelPlan",
-    "ModelView",
     "Mxfp4Experts",
     "Mxfp4Linear",
     "Mxfp4Module",
@@ -73,6 +74,7 @@ __all__ = [
     "Stored",
     "Weight",
     "chosen_backends",
+    "describe_parameters",
     "device_names",
     "empty_module",
     "find_gate",
@@ -85,6 +87,7 @@ __all__ = [
     "quantize_",
     "settle",
     "summary",
+    "view_of",
     "widened",
 ]
 

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NoReturn
 
 from torch import nn
 
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.modules.model_view import ModelView
 from mxfp4_core.modules.refusals import Refusal, refuse
 from mxfp4_core.modules.sites import Site
 from mxfp4_core.naming.decision import Decision
+from mxfp4_core.naming.resolver import Resolver
+from mxfp4_core.naming.view import ModelView
 
 
-def decide(
-    model: nn.Module, config: Mxfp4Config, view: ModelView, sites: Iterable[Site], *, check: bool = True
-) -> dict[str, Decision]:
+def decide(config: Mxfp4Config, view: ModelView, *, check: bool = True) -> dict[str, Decision]:
     """Return the decision about every parameter, by its name in the model.
 
     Args:
-        model: its parameters are what is decided about.
         config: with the patterns.
-        view: facts about the model.
-        sites: of the model; they know which shapes are transposed.
+        view: what each parameter of the model is. Of a tied pair both names count: patterns may name either.
         check: raise for a pattern that matches nothing.
     """
-    logical = {site.name(name): shape for site in sites for name, shape in site.weights.items()}
-    # Of a tied pair both names count: patterns may name either.
-    parameters = model.named_parameters(remove_duplicate=False)
-    shapes = {name: logical.get(name, tuple(p.shape)) for name, p in parameters}
-    resolver = view.resolver(config)
+    shapes = {name: parameter.shape for name, parameter in view.parameters.items()}
+    resolver = Resolver.for_model(config, view.config, view=view)
     if check:
         return dict(zip(shapes, resolver.decide_all(shapes.items()), strict=True))
     return {name: resolver.decide(name, shape) for name, shape in shapes.items()}
@@ -46,24 +40,16 @@ def plain_reasons(model: nn.Module, decisions: Mapping[str, Decision]) -> dict[s
     }
 
 
-def why_kept(view: ModelView, site: Site, decisions: Mapping[str, Decision]) -> str:
+def why_kept(site: Site, decisions: Mapping[str, Decision]) -> str:
     """Return why a module stays in high precision, empty where it is to be quantised.
 
     Raises:
-        ConfigError: the config quantises one weight of the module and keeps another, or asks for one that is tied.
+        ConfigError: the config quantises one weight of the module and keeps another.
     """
-    if set(decisions) & set(view.tied):
-        if asked := [
-            decision.pattern for decision in decisions.values() if decision.quantize and decision.pattern
-        ]:
-            _cannot(site, f"{asked[0]!r} asks for it, and it shares its weight with another module")
-        return "shares its weight with another module"
     kept = [decision for decision in decisions.values() if not decision.quantize]
     if kept and len(kept) < len(decisions):
         _cannot(site, f"the config keeps {kept[0].name} ({kept[0].reason}) and quantises the other")
-    if kept:
-        return kept[0].reason
-    return view.pinned.get(site.path, "")
+    return kept[0].reason if kept else ""
 
 
 def _cannot(site: Site, why: str) -> NoReturn:

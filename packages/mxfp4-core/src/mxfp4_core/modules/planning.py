@@ -13,10 +13,11 @@ from mxfp4_core.errors import ConfigError, PatternError, ShapeError
 from mxfp4_core.modules.ask import refused_by_backends
 from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
 from mxfp4_core.modules.model_plan import ModelPlan
-from mxfp4_core.modules.model_view import ModelView
+from mxfp4_core.modules.model_view import view_of
 from mxfp4_core.modules.refusals import Refusal, ignoring, reasons_of, refuse
 from mxfp4_core.modules.sites import Site, find_sites
 from mxfp4_core.naming.decision import Decision
+from mxfp4_core.naming.view import ModelView
 from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names, shards_of
 
 _LOG = logging.getLogger("mxfp4_core.modules")
@@ -49,14 +50,14 @@ def plan_model(
         ShapeError: that, because k of a weight is no multiple of 32 and the config does not pad.
         BackendError: that, because no backend takes them.
     """
-    view = view or ModelView.of(model)
+    view = view or view_of(model)
     sites = {site.path: site for site in find_sites(model)}
-    decisions = decide(model, config, view, sites.values())
+    decisions = decide(config, view)
     plan = ModelPlan(reasons=plain_reasons(model, decisions), profile=config.resolved_profile())
     refusals: list[Refusal] = []
     for site in sites.values():
         mine = {site.name(name): decisions[site.name(name)] for name in site.weights}
-        if reason := why_kept(view, site, mine):
+        if reason := why_kept(site, mine):
             plan.reasons[site.path] = reason
             continue
         # A report groups by reason, and what is quantised because everything is needs none.
@@ -91,7 +92,7 @@ def _settle_refusals(
     def works(patterns: Sequence[str]) -> bool:
         tried = config.model_copy(update={"ignore": [*config.ignore, *patterns]})
         try:
-            found = decide(model, tried, view, sites)
+            found = decide(tried, view)
         except PatternError:
             return False
         chosen = {

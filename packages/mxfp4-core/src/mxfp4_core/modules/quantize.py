@@ -18,11 +18,11 @@ from mxfp4_core.modules.ask import chosen_backends
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.empty import empty_module
 from mxfp4_core.modules.model_plan import ModelPlan
-from mxfp4_core.modules.model_view import ModelView
 from mxfp4_core.modules.planning import plan_model
 from mxfp4_core.modules.sites import Site
 from mxfp4_core.modules.table import summary
 from mxfp4_core.modules.weights import Weight
+from mxfp4_core.naming.view import ModelView
 
 _CHUNK_ELEMS = 1 << 22  # what a device quantises at once: 8 MiB of bfloat16
 

@@ -12,9 +12,10 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
 from mxfp4_core.modules.model_plan import ModelPlan
-from mxfp4_core.modules.model_view import ModelView
+from mxfp4_core.modules.model_view import view_of
 from mxfp4_core.modules.sites import Site, find_sites
 from mxfp4_core.naming.decision import Decision
+from mxfp4_core.naming.view import ModelView
 
 IN_CHECKPOINT = "in the checkpoint"
 
@@ -50,11 +51,11 @@ def plan_stored(
         ConfigError: a weight is quantised where no module here can hold it, a module is quantised by halves, or the
             config contradicts the contents.
     """
-    view = view or ModelView.of(model)
+    view = view or view_of(model)
     sites = {site.path: site for site in find_sites(model)}
     decisions: dict[str, Decision] = {}
     if config is not None:
-        decisions = decide(model, config, view, sites.values(), check=False)
+        decisions = decide(config, view, check=False)
     reasons = plain_reasons(model, decisions) if decisions else _as_stored(model)
     profiles = dict.fromkeys(each.profile for each in stored.values())
     plan = ModelPlan(reasons=reasons, profile=", ".join(profile for profile in profiles if profile))
@@ -62,9 +63,7 @@ def plan_stored(
         names = [site.name(name) for name in site.weights]
         found = {name: stored[name] for name in names if name in stored}
         if not found:
-            plan.reasons[site.path] = _kept(
-                view, site, {name: decisions[name] for name in names if decisions}
-            )
+            plan.reasons[site.path] = _kept(site, {name: decisions[name] for name in names if decisions})
             continue
         if site.refusal:
             _contradiction(f"{site.path} is quantised", f"it cannot be here: {site.refusal}")
@@ -99,10 +98,10 @@ def _as_stored(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _kept(view: ModelView, site: Site, decisions: Mapping[str, Decision]) -> str:
+def _kept(site: Site, decisions: Mapping[str, Decision]) -> str:
     if not decisions:
         return "in high precision in the checkpoint"
-    reason = why_kept(view, site, decisions)
+    reason = why_kept(site, decisions)
     if not reason and not site.refusal:
         name = next(iter(decisions))
         _contradiction(f"{site.path} is in high precision", f"{name} is quantised: {reason}")

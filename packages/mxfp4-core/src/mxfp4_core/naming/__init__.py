@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from mxfp4_core.naming.providers import describe as describe
     from mxfp4_core.naming.resolver import Resolver as Resolver
     from mxfp4_core.naming.view import KINDS as KINDS
+    from mxfp4_core.naming.view import CheckpointTensor as CheckpointTensor
     from mxfp4_core.naming.view import Kind as Kind
     from mxfp4_core.naming.view import ModelView as ModelView
     from mxfp4_core.naming.view import Parameter as Parameter
-    from mxfp4_core.naming.view import Stored as Stored
     from mxfp4_core.naming.vocabulary import DEFAULT_FUSED as DEFAULT_FUSED
     from mxfp4_core.naming.vocabulary import transposed as transposed
 
@@ -39,7 +39,7 @@ _HOMES = {
     "Kind": "view",
     "ModelView": "view",
     "Parameter": "view",
-    "Stored": "view",
+    "CheckpointTensor": "view",
     "DEFAULT_FUSED": "vocabulary",
     "transposed": "vocabulary",
     "Decision": "decision",
@@ -53,6 +53,7 @@ __all__ = [
     "DEFAULT_FUSED",
     "FAMILIES",
     "KINDS",
+    "CheckpointTensor",
     "Decision",
     "Described",
     "Family",
@@ -64,7 +65,6 @@ __all__ = [
     "ModelView",
     "Parameter",
     "Resolver",
-    "Stored",
     "collapse",
     "describe",
     "foreign",

@@ -63,12 +63,12 @@ class Resolver:
         view: ModelView | None = None,
     ) -> None:
         self.config, self.view = config, view
-        self._fused, self._renames = fused, tuple(renames)
+        self._fused, self._renames = fused, (*renames, *(view.renames if view else ()))
         self._layers, self._expert_count = layers, experts
         self._targets, self._ignore = frozenset(config.targets), frozenset(config.ignore)
         self._overrides: dict[str, Override] = {override.pattern: override for override in config.overrides}
         texts = dict.fromkeys([*config.ignore, *self._overrides, *config.targets])
-        self._matcher = Matcher(texts, fused, tuple(renames), view.aliases if view else None)
+        self._matcher = Matcher(texts, fused, self._renames, view.aliases if view else None)
         self._probes = _expert_numbers(texts)
         self._offered: dict[str, None] = {}
         self._matched: set[str] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from mxfp4_core.errors import ModelError
 from mxfp4_core.naming.families import GatedActivation
@@ -69,9 +69,8 @@ class Parameter:
     @property
     def by_nature(self) -> str:
         """Return why it can never be MXFP4, empty where it can."""
-        if self.tied_to:
-            return f"shares its weight with {self.tied_to}"
-        return self.keep or _BY_NATURE.get(self.kind, "")
+        tied = f"shares its weight with {self.tied_to}" if self.tied_to else ""
+        return self.keep or _BY_NATURE.get(self.kind, "") or tied
 
     @property
     def by_default(self) -> str:
@@ -81,7 +80,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Stored:
+class CheckpointTensor:
     """One tensor of a checkpoint, and what of the model is made of it.
 
     Attributes:
@@ -103,13 +102,18 @@ class ModelView:
         provider: who says so, with its version, for example ``transformers 5.24.0``.
         model: name of the model's class.
         parameters: the parameters, by the model's names.
-        tensors: the tensors of the checkpoint, by their names; those that the model does not load are missing.
+        tensors: the tensors of the checkpoint, by their names; those that the model does not load are missing. Empty
+            where there is no checkpoint to look at: then a parameter stands for itself.
+        renames: pairs (name in the model, name in the checkpoint) of component runs that mean the same.
+        config: contents of its config.json; may be empty.
     """
 
     provider: str
     model: str
     parameters: Mapping[str, Parameter]
-    tensors: Mapping[str, Stored] = field(default_factory=dict[str, Stored])
+    tensors: Mapping[str, CheckpointTensor] = field(default_factory=dict[str, CheckpointTensor])
+    renames: Sequence[tuple[str, str]] = ()
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def __post_init__(self) -> None:
         for key, parameter in self.parameters.items():
@@ -227,4 +231,4 @@ class ModelView:
         return {name: tuple(others) for name, others in found.items()}
 
 
-__all__ = ["KINDS", "Kind", "ModelView", "Parameter", "Stored"]
+__all__ = ["KINDS", "CheckpointTensor", "Kind", "ModelView", "Parameter"]

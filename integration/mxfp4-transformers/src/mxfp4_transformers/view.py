@@ -1,0 +1,80 @@
+"""The view of a model that transformers has built: its modules, and what transformers alone knows of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from mxfp4_core.modules import describe_parameters
+from mxfp4_core.naming import CheckpointTensor, Headers, ModelView, Parameter
+from mxfp4_transformers import compat, meta
+
+_MULTIPLIED = ("linear", "head", "router", "experts")
+_FLOATS = ("BF16", "F16", "F32", "F64")
+
+
+def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
+    """Return what transformers knows about a model and the checkpoint that it loads.
+
+    Args:
+        model: the model on the meta device, before anything in it was replaced.
+        headers: the tensors of the checkpoint; those with no place in the model are left out. May be empty.
+    """
+    ties: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    kept = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    kept |= {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    patterns = [re.compile(rf"(^|\.){pattern}($|\.)") for pattern in sorted(kept)]
+    parameters = describe_parameters(
+        model,
+        heads=list(_heads(model)),
+        ties={**{source: target for target, source in ties.items()}, **ties},
+        keep=lambda path: "the model keeps it in float32" if any(p.search(path) for p in patterns) else "",
+        turned=(Conv1D,),
+    )
+    conversions = compat.default_conversions(model)
+    tensors = {}
+    for name, (targets, turned) in compat.routes(headers, conversions, model).items():
+        if known := tuple(target for target in targets if target in parameters):
+            dtype, shape = headers[name]
+            first = _k_first(shape if dtype in _FLOATS else (), parameters[known[0]], turned)
+            tensors[name] = CheckpointTensor(name, known, first)
+    return ModelView(
+        f"transformers {meta.VERSION}",
+        type(model).__name__,
+        parameters,
+        tensors,
+        compat.renames(conversions),
+        model.config.to_dict(),
+    )
+
+
+def _k_first(stored: tuple[int, ...], parameter: Parameter, turned: bool) -> bool:
+    """Say whether a file holds a tensor with K before N: its sizes tell, and where they do not, the loader does."""
+    if parameter.kind not in _MULTIPLIED or len(parameter.shape) < 2:
+        return False
+    if len(stored) >= 2:
+        k = parameter.shape[-1]
+        last, before = stored[-1] == k, stored[-2] == k
+        if last != before:
+            return before
+    return parameter.k_first != turned
+
+
+def _heads(model: nn.Module) -> Iterator[nn.Module]:
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        try:
+            head: Any = module.get_output_embeddings()
+        except (
+            AttributeError,
+            NotImplementedError,
+        ):  # models of speech and vision have none, and some say so
+            continue
+        if isinstance(head, nn.Module):
+            yield head
