@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from loader_layers import copy_whole, simple, weights
 from torch.nn import Parameter
+from toy_format import LAYERED, install, peaks
 
-from mxfp4_core import Mxfp4Config, quantize
-from mxfp4_core.arithmetic.formats.base import Format, Part, Parts
+from mxfp4_core import Mxfp4Config, _plugins, quantize
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.shapes import Alignment
 from mxfp4_core.arithmetic.tensor import MxTensor
@@ -21,25 +22,14 @@ from mxfp4_core.backend.protocol import Layout
 from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_core.loader import LoadSession
+from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
 
 
-class Layered(Format):
-    """MXFP4 in blocks of 64, each with its largest magnitude beside it, and a multiplier of the input."""
-
-    name = "layered"
-    parts = (
-        *MXFP4.parts,
-        Part("peak", "_peak", "float32", 4, 64, fill=1.0),
-        Part("input_scale", "_input_scale", "float32", 4, 1, fill=1.0, operand="input"),
-    )
-    block = 64
-
-    def quantize_into(self, weight: torch.Tensor, parts: Parts, **options: Any) -> None:
-        MXFP4.quantize_into(weight, {name: parts[name] for name in ("codes", "scales")}, **options)
-        parts["peak"].copy_(weight.float().unflatten(-1, (-1, 64)).abs().amax(-1))
-
-    def dequantize(self, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
-        return MXFP4.dequantize(parts, dtype)
+@pytest.fixture(autouse=True)
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    install(tmp_path, monkeypatch)
+    yield
+    _plugins.refresh()
 
 
 class Whole:
@@ -60,13 +50,6 @@ class Device(ReferenceBackend):
 
     def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
         return Whole()
-
-
-LAYERED = Layered()
-
-
-def peaks(weight: torch.Tensor) -> torch.Tensor:
-    return weight.float().unflatten(-1, (-1, 64)).abs().amax(-1)
 
 
 def test_a_load_fills_every_part_of_the_weight() -> None:
@@ -106,12 +89,9 @@ def test_k_is_padded_to_the_block_of_the_format() -> None:
 
 
 @pytest.mark.parametrize("op", ["linear", "moe"])
-def test_packing_pads_every_part_with_its_own_fill(op: str) -> None:
-    problem = (
-        Problem(op="linear", n=6, k=100)
-        if op == "linear"
-        else Problem(op="moe", n=6, k=100, experts=2, top_k=1)
-    )
+def test_packing_pads_every_part_with_its_own_fill(op: Any) -> None:
+    experts = {"experts": 2, "top_k": 1} if op == "moe" else {}
+    problem = Problem(op=op, n=6, k=100, format="layered", **experts)
     for matrix, shape in calls.shapes(problem).items():
         parts = LAYERED.empty(shape)
         for index, part in enumerate(parts.values()):
@@ -136,3 +116,26 @@ def test_packing_pads_every_part_with_its_own_fill(op: str) -> None:
 def test_parts_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(FormatError, match="layered has codes, scales, peak, input_scale"):
         LoadSession().target("w", (4, 64), dtype=torch.bfloat16, format=LAYERED, parts=MXFP4.empty((4, 64)))
+
+
+def test_a_weight_of_another_format_is_refused() -> None:
+    weight = MxTensor.from_parts(MXFP4, MXFP4.empty((4, 64)), (4, 64))
+    with pytest.raises(FormatError, match="the problem is about layered"):
+        calls.pack(Device(), Problem(op="linear", n=4, k=64, format="layered"), weight)
+    with pytest.raises(FormatError, match="the module holds layered"):
+        Mxfp4Linear(4, 64, format="layered").fill("weight", weight)
+
+
+def test_a_module_has_a_buffer_for_each_part() -> None:
+    module = Mxfp4Experts(2, 32, 96, top_k=1, format="layered")
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    assert shapes == {
+        "gate_up_proj": (2, 64, 64),
+        "gate_up_proj_scale": (2, 64, 4),
+        "gate_up_proj_peak": (2, 64, 2),
+        "gate_up_proj_input_scale": (128,),
+        "down_proj": (2, 96, 32),
+        "down_proj_scale": (2, 96, 2),
+        "down_proj_peak": (2, 96, 1),
+        "down_proj_input_scale": (64,),
+    }

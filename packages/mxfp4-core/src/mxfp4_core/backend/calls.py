@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
+from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.shapes import Alignment
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend.padding import grow, grow_bias, shrink
@@ -26,20 +26,23 @@ from mxfp4_core.backend.routing import checked
 from mxfp4_core.errors import ConfigError, FormatError, ShapeError
 
 
-def alignment(backend: Backend, problem: Problem, format: Format = MXFP4) -> Alignment:
+def alignment(backend: Backend, problem: Problem) -> Alignment:
     """Return the multiples to which n and k of the problem are padded, over all of its weights.
 
     Args:
         backend: a backend that accepts the problem.
         problem: for ``moe`` n is the intermediate size (rows of gate-up, columns of down) and k the hidden
             size.
-        format: of the weights; what lies along K is padded to its whole blocks, too.
+
+    Returns:
+        Multiples of what the layouts take, and along the K of each weight of the format's blocks.
     """
+    block = get(problem.format).block
     if problem.op != "moe":
         only = backend.layout(problem).alignment
-        return Alignment(n=only.n, k=math.lcm(only.k, format.block))
+        return Alignment(n=only.n, k=math.lcm(only.k, block))
     up, down = (backend.layout(problem, matrix).alignment for matrix in ("gate_up", "down"))
-    return Alignment(n=math.lcm(up.n, down.k, format.block), k=math.lcm(up.k, down.n, format.block))
+    return Alignment(n=math.lcm(up.n, down.k, block), k=math.lcm(up.k, down.n, block))
 
 
 def shapes(problem: Problem, align: Alignment | None = None) -> dict[Matrix, tuple[int, ...]]:
@@ -73,8 +76,14 @@ def pack(
         ShapeError: the weight or the bias does not have the problem's shape.
         FormatError: the device cannot represent a scale byte of the weight.
     """
-    align = alignment(backend, problem, weight.format)
-    logical, physical = shapes(problem)[matrix], shapes(problem, align)[matrix]
+    if weight.format.name != problem.format:
+        raise FormatError(
+            f"packing {matrix} for {backend.name}",
+            seen=f"a weight of the format {weight.format.name}",
+            rule=f"the problem is about {problem.format}",
+            fix="ask the backend about the format of the weight: Problem(format=...)",
+        )
+    logical, physical = shapes(problem)[matrix], shapes(problem, alignment(backend, problem))[matrix]
     if tuple(weight.shape) != logical or (bias is not None and tuple(bias.shape) != logical[:-1]):
         raise ShapeError(
             f"packing {matrix} for {backend.name}",

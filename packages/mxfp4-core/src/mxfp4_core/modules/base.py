@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mxfp4_core.arithmetic.formats.base import Format
-from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.answers import No
 from mxfp4_core.backend.asking import verdict
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import Matrix, Problem
-from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed
+from mxfp4_core.backend.protocol import Backend, Packed
 from mxfp4_core.errors import BackendError, FormatError
+from mxfp4_core.modules.buffers import WeightBuffers
+from mxfp4_core.modules.refit import Snapshot, alike, check_same, check_state, write
 
 
-class Mxfp4Module(nn.Module):
+class _RefusedError(Exception):
+    """A ``state_dict`` that torch will refuse when it has looked at all modules."""
+
+
+class Mxfp4Module(WeightBuffers):
     """What linear and experts share: canonical buffers on one side, packed buffers on the other.
 
     Attributes:
@@ -32,53 +36,6 @@ class Mxfp4Module(nn.Module):
         profile: name of the profile that made the bytes, empty if unknown.
         backend: who computes, None before ``prepare``.
     """
-
-    matrices: ClassVar[Mapping[Matrix, str]]
-
-    def __init__(
-        self,
-        problem: Problem,
-        profile: str,
-        device: torch.device | str | None,
-        bias_dtype: torch.dtype,
-        format: str = "mxfp4",
-    ):
-        super().__init__()
-        self.problem, self.profile = problem, profile
-        self.format: Format = get(format)
-        self.backend: Backend | None = None
-        self._packed: dict[Matrix, tuple[str, tuple[str, ...], tuple[int, ...]]] = {}
-        for matrix, shape in calls.shapes(problem).items():
-            made = self.format.empty(shape, device)
-            for part, key in self.buffer_names(matrix).items():
-                self.register_buffer(key, made[part])
-            bias = torch.empty(shape[:-1], dtype=bias_dtype, device=device) if problem.bias else None
-            self.register_buffer(self._bias_name(self.matrices[matrix]), bias)
-
-    def buffer_names(self, matrix: Matrix) -> dict[str, str]:
-        """Return the name of the buffer of each part of one weight, by name of the part."""
-        return {part.name: f"{self.matrices[matrix]}{part.suffix}" for part in self.format.parts}
-
-    @staticmethod
-    def _bias_name(name: str) -> str:
-        return "bias" if name == "weight" else f"{name}_bias"
-
-    def canonical(self, matrix: Matrix) -> MxTensor:
-        """Return one weight as canonical bytes; of a packed weight it is a copy."""
-        names = self.buffer_names(matrix)
-        if matrix in self._packed and self._held(matrix) is None:
-            return calls.unpack(self._ready(), self.problem, self._take(matrix), matrix, profile=self.profile)
-        parts = {part: cast(Tensor, self._buffers[key]) for part, key in names.items()}
-        return MxTensor.from_parts(self.format, parts, calls.shapes(self.problem)[matrix], self.profile)
-
-    def _held(self, matrix: Matrix) -> Tensor | None:
-        """Return the canonical part that the weight is known by, or None where a backend holds the weight alone."""
-        return self._buffers[self.matrices[matrix]]
-
-    def _keep(self, matrix: Matrix, weight: MxTensor | None) -> None:
-        """Put the parts of a weight into the canonical buffers, or nothing."""
-        for part, key in self.buffer_names(matrix).items():
-            self._buffers[key] = None if weight is None else weight.parts[part]
 
     def fill(self, matrix: Matrix, weight: MxTensor, bias: Tensor | None = None) -> None:
         """Replace the canonical buffers of one weight, without a copy.
@@ -107,18 +64,25 @@ class Mxfp4Module(nn.Module):
             self._buffers[self._bias_name(self.matrices[matrix])] = bias.detach()
 
     def prepare(
-        self, backend: Backend, *, dtype: torch.dtype = torch.bfloat16, consume: bool = False
+        self,
+        backend: Backend,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        consume: bool = False,
+        name: str = "",
     ) -> Self:
         """Derive the backend's layout on the device where the weights are.
 
         Canonical bytes that are not part of the layout are released, one weight after the other. Prepared
-        before, the module packs into the same device memory where the sizes agree.
+        before, the module packs into the same device memory where the sizes agree. After an error the module is
+        what it was.
 
         Args:
             backend: for example ``select_backend(...).backend``.
             dtype: of the activations.
             consume: nobody else uses the canonical bytes, so the layout may be made in their memory; else there
                 is a moment with one weight in both.
+            name: name of the module in messages.
 
         Raises:
             BackendError: the backend does not take this module.
@@ -128,48 +92,143 @@ class Mxfp4Module(nn.Module):
         answer = verdict(backend, problem)
         if isinstance(answer, No):
             raise BackendError(
-                f"preparing {type(self).__name__}({self.extra_repr()}) for backend {backend.name!r}",
+                f"preparing {name or type(self).__name__}({self.extra_repr()}) for backend {backend.name!r}",
                 seen=answer.reason,
                 rule=f"the backend must accept {problem}",
                 fix=answer.fix,
             )
-        self._restore()
-        old = {name: tensor for name, tensor in self._buffers.items() if name.startswith("packed_")}
+        again = self.backend is not None
+        # What a layout overwrites cannot be had back while another one computes with it.
+        consume = consume and not again
+        made: dict[Matrix, Packed] = {}
+        shared: dict[Matrix, MxTensor | None] = {}
+        try:
+            for matrix in self.matrices:
+                weight = self.canonical(matrix)
+                made[matrix] = self._pack(backend, problem, matrix, weight, consume=consume, name=name)
+                layout = backend.layout(problem, matrix)
+                lives_on = self._lives_on(layout, weight, made[matrix], consume=consume)
+                shared[matrix] = weight if lives_on else None
+                del weight
+                if not again:
+                    self._keep(matrix, shared[matrix])
+        except BaseException:
+            for matrix, packed in made.items():
+                if not again and self._held(matrix) is None:
+                    self._keep(matrix, calls.unpack(backend, problem, packed, matrix, profile=self.profile))
+            raise
+        old = dict(self._buffers)
         self._forget()
+        for matrix, packed in made.items():
+            self._keep(matrix, shared[matrix])
+            self._register(matrix, packed)
+            for buffer, new in self._packed_buffers(matrix).items():
+                before = old.get(buffer)
+                if before is not None and alike(before, new):
+                    self._buffers[buffer] = write(before, new)
         self.problem, self.backend = problem, backend
-        for matrix in self.matrices:
-            self._pack(matrix, cast("dict[str, Tensor]", old), consume)
         return self
+
+    def repack(self, weights: Mapping[Matrix, MxTensor], *, name: str = "") -> dict[Matrix, Packed]:
+        """Derive the layout of new weights beside the one in use, which stays as it is; then `commit` it.
+
+        Args:
+            weights: canonical, in memory of their own, which the layout may overwrite.
+            name: name of the module in messages.
+
+        Raises:
+            BackendError: the module is not prepared.
+            FormatError: the device cannot represent a scale byte of a weight.
+            LoadError: the layout of the new weight does not fit the memory of the old one.
+        """
+        backend, packed = self._ready(), dict[Matrix, Packed]()
+        for matrix, weight in weights.items():
+            new = self._pack(backend, self.problem, matrix, weight, consume=True, name=name)
+            check_same(f"{name}.{self.matrices[matrix]}".lstrip("."), self._take(matrix), new)
+            packed[matrix] = new
+        return packed
+
+    def commit(self, packed: Mapping[Matrix, Packed]) -> None:
+        """Copy what `repack` gave into the memory that the backend computes with; every address stays."""
+        for matrix, new in packed.items():
+            for key, tensor in self._take(matrix).tensors.items():
+                write(tensor, new.tensors[key])
 
     def question(self, dtype: torch.dtype) -> Problem:
         """Return what to ask a backend: this problem for ``dtype``, on the device where the weights are."""
         return replace(self.problem, dtype=str(dtype).removeprefix("torch."), device=Device.of(self._where()))
 
     @contextlib.contextmanager
-    def unprepared(self) -> Iterator[Self]:
-        """Give the canonical buffers back for the length of a ``with``, for example to load into them again.
+    def unprepared(self, fresh: Collection[Matrix] = ()) -> Iterator[Self]:
+        """Give canonical buffers back for the length of a ``with``, for example to load into them again.
 
-        Afterwards the module is prepared as before, in the same device memory.
+        They are copies. Afterwards the module is prepared as before, in the same device memory. Where the ``with``
+        ends in an error, or the new weights cannot be prepared, it computes with its old weights, in the same memory.
+
+        Args:
+            fresh: weights that will be written whole: their buffers hold unspecified bytes.
+
+        Raises:
+            FormatError, LoadError: as `repack`.
         """
         backend = self.backend
-        self._restore()
-        self.backend = None
+        if backend is None:
+            yield self
+            return
+        was = self._snapshot(backend)
+        weights = {matrix: self.apart(matrix, fresh=matrix in fresh) for matrix in self.matrices}
+        self._forget()
+        for matrix, weight in weights.items():
+            self._keep(matrix, weight)
+        del weights
         try:
             yield self
-        finally:
-            if backend is not None:
-                self.prepare(backend, dtype=getattr(torch, self.problem.dtype))
+            if self.backend is None and self._where() != was.device:
+                self.prepare(backend, dtype=getattr(torch, was.problem.dtype))
+            if self.backend is not None:
+                return
+            self._settle_into(was)
+        except BaseException:
+            self._revert(was)
+            for name, values in was.biases.items():
+                cast(Tensor, self._buffers[name]).copy_(values)
+            raise
 
-    def extra_repr(self) -> str:
-        """Say sizes, profile and backend."""
-        p = self.problem
-        sizes = f"n={p.n}, k={p.k}" + (f", experts={p.experts}, top_k={p.top_k}" if p.experts else "")
-        sizes += f", activation={p.activation}" if p.activation != "none" else ""
-        layouts = "/".join(dict.fromkeys(layout for layout, _, _ in self._packed.values()))
-        ready = f"{self.backend.name} ({layouts})" if self.backend else "not prepared"
-        return (
-            f"{sizes}, bias={p.bias}, {self.format.name} profile={self.profile or 'unknown'}, backend={ready}"
+    def _settle_into(self, was: Snapshot) -> None:
+        """Put the canonical weights and the biases that are there now into the memory of a snapshot."""
+        packed = {
+            matrix: self._pack(was.backend, was.problem, matrix, self.canonical(matrix), consume=False)
+            for matrix in self.matrices
+        }
+        new, profile = dict(self._buffers), self.profile
+        self._revert(was)
+        for matrix, each in packed.items():
+            check_same(self.matrices[matrix], self._take(matrix), each)
+        self.profile = profile
+        self.commit(packed)
+        for name in was.biases:
+            write(cast(Tensor, self._buffers[name]), cast(Tensor, new[name]))
+
+    def _snapshot(self, backend: Backend) -> Snapshot:
+        biases = {self._bias_name(self.matrices[matrix]): bias for matrix, bias in self.biases.items()}
+        return Snapshot(
+            backend=backend,
+            problem=self.problem,
+            profile=self.profile,
+            packed=dict(self._packed),
+            buffers=dict(self._buffers),
+            volatile=frozenset(self._non_persistent_buffers_set),
+            biases={name: bias.clone() for name, bias in biases.items()},
+            device=self._where(),
         )
+
+    def _revert(self, was: Snapshot) -> None:
+        """Take the buffers of a snapshot again, with what they hold."""
+        self._buffers.clear()
+        self._buffers.update(was.buffers)
+        self._non_persistent_buffers_set = set(was.volatile)
+        self.problem, self.backend, self.profile = was.problem, was.backend, was.profile
+        self._packed = dict(was.packed)
 
     def _ready(self) -> Backend:
         if self.backend is None:
@@ -181,52 +240,17 @@ class Mxfp4Module(nn.Module):
             )
         return self.backend
 
-    def _take(self, matrix: Matrix) -> Packed:
-        layout, names, shape = self._packed[matrix]
-        tensors = {name: cast(Tensor, self._buffers[f"packed_{matrix}_{name}"]) for name in names}
-        return Packed(layout, tensors, shape)
-
-    def _pack(self, matrix: Matrix, old: Mapping[str, Tensor], consume: bool) -> None:
-        bias = self._buffers[self._bias_name(self.matrices[matrix])]
-        weight = self.canonical(matrix)
-        packed = calls.pack(self._ready(), self.problem, weight, bias, matrix, consume=consume)
-        for key, tensor in packed.tensors.items():
-            before = old.get(f"packed_{matrix}_{key}")
-            same = before is not None and (before.shape, before.dtype, before.device, before.stride()) == (
-                (tensor.shape, tensor.dtype, tensor.device, tensor.stride())
-            )
-            if before is not None and same and before.data_ptr() != tensor.data_ptr():
-                tensor = before.copy_(tensor)
-            self.register_buffer(f"packed_{matrix}_{key}", tensor, persistent=False)
-        self._packed[matrix] = (packed.layout, tuple(packed.tensors), packed.shape)
-        kept = {tensor.data_ptr() for tensor in packed.tensors.values()}
-        overwritten = consume and isinstance(self._ready().layout(self.problem, matrix), InPlaceLayout)
-        if overwritten or not {tensor.data_ptr() for tensor in weight.parts.values()} <= kept:
-            self._keep(matrix, None)
-
-    def _restore(self) -> None:
-        for matrix in self.matrices:
-            if self._held(matrix) is None:
-                self._keep(matrix, self.canonical(matrix))
-
-    def _forget(self) -> None:
-        self.backend, self._packed = None, {}
-        for name in [name for name in self._buffers if name.startswith("packed_")]:
-            del self._buffers[name]
-            self._non_persistent_buffers_set.discard(name)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.backend is not None:
             probe = torch.empty(0, dtype=getattr(torch, self.problem.dtype), device=self._where())
             moved = fn(probe)
             if (moved.device, moved.dtype) != (probe.device, probe.dtype):
-                self._restore()
+                for matrix in self.matrices:
+                    if self._held(matrix) is None:
+                        self._keep(matrix, self.canonical(matrix))
                 self._forget()
         # torch annotates everything but this method.
         return cast("Self", super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
-
-    def _where(self) -> torch.device:
-        return next(buffer for buffer in self._buffers.values() if buffer is not None).device
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -236,9 +260,30 @@ class Mxfp4Module(nn.Module):
                 for part, key in self.buffer_names(matrix).items():
                     destination[prefix + key] = parts[part]
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        with self.unprepared():
-            super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        fresh: set[Matrix] = set()
+        for matrix, shape in self.shapes.items():
+            names = {part: f"{prefix}{name}" for part, name in self.buffer_names(matrix).items()}
+            if check_state(state_dict, names, self.format, shape):
+                fresh.add(matrix)
+        prepared = self.backend is not None
+        with contextlib.suppress(_RefusedError), self.unprepared(fresh):
+            before = len(error_msgs)
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
+            # A weight that is missing altogether stays, and torch reports it or not: it knows whether that is an error.
+            if prepared and len(error_msgs) > before:
+                raise _RefusedError
 
 
 __all__ = ["Mxfp4Module"]

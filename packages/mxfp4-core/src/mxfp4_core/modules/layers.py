@@ -56,8 +56,10 @@ class Mxfp4Linear(Mxfp4Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        problem = Problem(op="linear", n=n, k=k, bias=bias, activation=activation, device=cpu())
-        super().__init__(problem, profile, device, dtype, format)
+        problem = Problem(
+            op="linear", n=n, k=k, bias=bias, activation=activation, format=format, device=cpu()
+        )
+        super().__init__(problem, profile, device, dtype)
 
     @classmethod
     def from_weight(cls, weight: MxTensor, bias: Tensor | None = None) -> Self:
@@ -148,9 +150,10 @@ class Mxfp4Experts(Mxfp4Module):
             gate=gate,
             bias=bias,
             activation=activation,
+            format=format,
             device=cpu(),
         )
-        super().__init__(problem, profile, device, dtype, format)
+        super().__init__(problem, profile, device, dtype)
         self.register_buffer("expert_map", expert_map, persistent=False)
 
     def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:

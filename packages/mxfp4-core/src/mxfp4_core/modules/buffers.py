@@ -1,0 +1,179 @@
+"""The buffers of a module: canonical parts while it is loaded, a backend's tensors while it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.arithmetic.formats.registry import get
+from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend import calls
+from mxfp4_core.backend.problem import Matrix, Problem
+from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed
+from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.modules.refit import Kept, named
+
+
+class WeightBuffers(nn.Module):
+    """Holds the parts of some weights under their names, and beside or instead of them what a backend made of them.
+
+    Attributes:
+        problem: see `Mxfp4Module`, like all that follow.
+        format: which parts each weight has.
+        profile: name of the profile that made the bytes.
+        backend: who computes.
+    """
+
+    matrices: ClassVar[Mapping[Matrix, str]]
+
+    def __init__(
+        self,
+        problem: Problem,
+        profile: str,
+        device: torch.device | str | None,
+        bias_dtype: torch.dtype,
+    ):
+        super().__init__()
+        self.problem, self.profile = problem, profile
+        self.format: Format = get(problem.format)
+        self.backend: Backend | None = None
+        self._packed: dict[Matrix, Kept] = {}
+        for matrix, shape in self.shapes.items():
+            made = self.format.empty(shape, device)
+            for part, name in self.buffer_names(matrix).items():
+                self.register_buffer(name, made[part])
+            bias = torch.empty(shape[:-1], dtype=bias_dtype, device=device) if problem.bias else None
+            self.register_buffer(self._bias_name(self.matrices[matrix]), bias)
+
+    @property
+    def shapes(self) -> dict[Matrix, tuple[int, ...]]:
+        """Logical shape of each weight."""
+        return calls.shapes(self.problem)
+
+    def buffer_names(self, matrix: Matrix) -> dict[str, str]:
+        """Return the name of the buffer of each part of one weight, by name of the part."""
+        return {part.name: f"{self.matrices[matrix]}{part.suffix}" for part in self.format.parts}
+
+    @staticmethod
+    def _bias_name(name: str) -> str:
+        return "bias" if name == "weight" else f"{name}_bias"
+
+    @property
+    def biases(self) -> dict[Matrix, Tensor]:
+        """The bias of each weight that has one."""
+        found = {matrix: self._buffers[self._bias_name(name)] for matrix, name in self.matrices.items()}
+        return {matrix: bias for matrix, bias in found.items() if bias is not None}
+
+    def canonical(self, matrix: Matrix) -> MxTensor:
+        """Return one weight as canonical bytes; of a packed weight it is a copy."""
+        if self.backend is not None and matrix in self._packed and self._held(matrix) is None:
+            packed = self._take(matrix)
+            return calls.unpack(self.backend, self.problem, packed, matrix, profile=self.profile)
+        parts = {part: cast(Tensor, self._buffers[name]) for part, name in self.buffer_names(matrix).items()}
+        return MxTensor.from_parts(self.format, parts, self.shapes[matrix], self.profile)
+
+    def apart(self, matrix: Matrix, *, fresh: bool = False) -> MxTensor:
+        """Return canonical parts for one weight that share no memory with the module.
+
+        Args:
+            matrix: which weight.
+            fresh: they will be written whole, so what they hold is unspecified; else they hold the weight.
+        """
+        shape = self.shapes[matrix]
+        if fresh:
+            return MxTensor.from_parts(
+                self.format, self.format.empty(shape, self._where()), shape, self.profile
+            )
+        weight = self.canonical(matrix)
+        own = {each.untyped_storage().data_ptr() for each in self._buffers.values() if each is not None}
+        parts = {
+            name: part.clone() if part.untyped_storage().data_ptr() in own else part
+            for name, part in weight.parts.items()
+        }
+        return MxTensor.from_parts(self.format, parts, shape, self.profile)
+
+    def materialise(self, matrix: Matrix, device: torch.device | str) -> dict[str, Tensor]:
+        """Return the canonical parts of one weight by name; those on the meta device get memory on ``device``."""
+        found: dict[str, Tensor] = {}
+        fresh: dict[str, Tensor] = {}
+        for part, name in self.buffer_names(matrix).items():
+            held = self._buffers[name]
+            if held is None or held.is_meta:
+                fresh = fresh or self.format.empty(self.shapes[matrix], device)
+                held = self._buffers[name] = fresh[part]
+            found[part] = held
+        return found
+
+    def extra_repr(self) -> str:
+        """Say sizes, profile and backend."""
+        p = self.problem
+        sizes = f"n={p.n}, k={p.k}" + (f", experts={p.experts}, top_k={p.top_k}" if p.experts else "")
+        sizes += f", activation={p.activation}" if p.activation != "none" else ""
+        layouts = "/".join(dict.fromkeys(layout for layout, _, _ in self._packed.values()))
+        ready = f"{self.backend.name} ({layouts})" if self.backend else "not prepared"
+        return (
+            f"{sizes}, bias={p.bias}, {self.format.name} profile={self.profile or 'unknown'}, backend={ready}"
+        )
+
+    def _held(self, matrix: Matrix) -> Tensor | None:
+        """Return the canonical part that the weight is known by, or None where a backend holds the weight alone."""
+        return self._buffers[self.matrices[matrix]]
+
+    def _keep(self, matrix: Matrix, weight: MxTensor | None) -> None:
+        """Put the parts of a weight into the canonical buffers, or nothing."""
+        for part, name in self.buffer_names(matrix).items():
+            self._buffers[name] = None if weight is None else weight.parts[part]
+
+    def _pack(
+        self,
+        backend: Backend,
+        problem: Problem,
+        matrix: Matrix,
+        weight: MxTensor,
+        *,
+        consume: bool,
+        name: str = "",
+    ) -> Packed:
+        """Pack a weight with the bias of the module; an error says which tensor it is."""
+        try:
+            return calls.pack(backend, problem, weight, self.biases.get(matrix), matrix, consume=consume)
+        except Mxfp4Error as error:
+            own = self.matrices[matrix]
+            raise named(error, f"{name}.{own}" if name else own) from error
+
+    @staticmethod
+    def _lives_on(layout: object, weight: MxTensor, packed: Packed, *, consume: bool) -> bool:
+        """Return whether the canonical parts of a weight are the packed ones, so that they cost nothing."""
+        kept = {tensor.data_ptr() for tensor in packed.tensors.values()}
+        overwritten = consume and isinstance(layout, InPlaceLayout)
+        return not overwritten and all(part.data_ptr() in kept for part in weight.parts.values())
+
+    def _take(self, matrix: Matrix) -> Packed:
+        layout, names, shape = self._packed[matrix]
+        tensors = {name: cast(Tensor, self._buffers[f"packed_{matrix}_{name}"]) for name in names}
+        return Packed(layout, tensors, shape)
+
+    def _packed_buffers(self, matrix: Matrix) -> dict[str, Tensor]:
+        names = (f"packed_{matrix}_{name}" for name in self._packed[matrix][1])
+        return {name: cast(Tensor, self._buffers[name]) for name in names}
+
+    def _register(self, matrix: Matrix, packed: Packed) -> None:
+        self._packed[matrix] = (packed.layout, tuple(packed.tensors), packed.shape)
+        for name, tensor in packed.tensors.items():
+            self.register_buffer(f"packed_{matrix}_{name}", tensor, persistent=False)
+
+    def _forget(self) -> None:
+        self.backend, self._packed = None, {}
+        for name in [name for name in self._buffers if name.startswith("packed_")]:
+            del self._buffers[name]
+            self._non_persistent_buffers_set.discard(name)
+
+    def _where(self) -> torch.device:
+        return next(buffer for buffer in self._buffers.values() if buffer is not None).device
+
+
+__all__ = ["WeightBuffers"]
