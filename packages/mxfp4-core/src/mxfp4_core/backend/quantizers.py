@@ -18,7 +18,6 @@ from mxfp4_core.arithmetic.fast.threads import quick_turns
 from mxfp4_core.arithmetic.format import E8M0_NAN
 from mxfp4_core.arithmetic.formats.base import Format, Parts
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
-from mxfp4_core.arithmetic.profiles import resolve
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.answers import Yes
 from mxfp4_core.backend.asking import verdict
@@ -152,7 +151,7 @@ def device_quantizer(
         The first candidate that offers ``quantize`` for this profile, dtype, format and device, or the core. On CPUs,
         and where a candidate only emulates, it is the core: its kernels write straight into the result.
     """
-    chosen = resolve(profile)
+    chosen = format.resolve(profile)
     device = torch.device(device)
     text = str(dtype).removeprefix("torch.")
     known = text in DTYPES and (not chosen.dtypes or dtype in chosen.dtypes)

@@ -13,7 +13,6 @@ import torch
 
 from mxfp4_core.arithmetic.formats.base import Format, Parts
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
-from mxfp4_core.arithmetic.profiles import resolve
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import LoadError
@@ -60,7 +59,7 @@ class LoadSession:
         self.report = report or LoadReportBuilder()
         self._threads = threads
         self._quantizers = quantizers or DeviceQuantizers()
-        self._profile = resolve(self.config.resolved_profile()).name
+        self._profile = self._profile_of(MXFP4)
         self._lock = threading.Lock()
         self._targets: dict[str, QuantTarget] = {}
         self._kept: dict[str, tuple[str, str, int]] = {}
@@ -112,7 +111,7 @@ class LoadSession:
         if real.type != "cpu":
             self.report.watch(str(real))
         arithmetic = Arithmetic(
-            resolve(profile).name if profile else self._profile,
+            self._profile_of(format, profile),
             self.config.tail,
             self.config.nonfinite,
             self._threads,
@@ -140,6 +139,13 @@ class LoadSession:
                 reason=reason,
             )
         return made
+
+    def _profile_of(self, format: Format, profile: str | None = None) -> str:
+        """Return the name of the profile that makes a format: that of an override, of the config, or its own."""
+        how = self.config
+        if profile is not None:
+            return format.resolve(profile).name
+        return format.resolve(how.profile, rule=how.rule, ties=how.ties).name
 
     def kept(self, name: str, *, kind: str, reason: str, nbytes: int) -> None:
         """Count a parameter that stays in high precision, so that the report says so and why."""

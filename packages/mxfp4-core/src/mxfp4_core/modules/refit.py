@@ -82,7 +82,7 @@ def check_state(
     """Check the parts that a ``state_dict`` has for one weight.
 
     Args:
-        state: tensors by full name.
+        state: tensors by full name; torch's own dtypes for the same bits become those of the format.
         names: full name of each part, by name of the part.
         format: of the module.
         shape: logical shape of the weight.
@@ -106,6 +106,7 @@ def check_state(
         )
     for part, want in zip(format.parts, format.shapes(shape).values(), strict=True) if there else ():
         name = names[part.name]
+        state[name] = part.raw(state[name])
         if state[name].dtype != getattr(torch, part.dtype):
             raise FormatError(
                 f"{name} cannot be loaded",
