@@ -129,7 +129,7 @@ class Mxfp4Quantizer(HfQuantizer):
         return model
 
     def _empty(self, model: Any, site: Site) -> Mxfp4Module:
-        activation, profile = self.quantization_config.core.activation, self.plan.profile_of(site)
+        activation, profile = self.plan.activation_of(site), self.plan.profile_of(site)
         return empty_module(model, site, activation=activation, profile=profile, dtype=self._dtype)
 
     def update_weight_conversions(
@@ -210,7 +210,12 @@ class Mxfp4Quantizer(HfQuantizer):
             for site in self.plan.sites:
                 settle(model.get_submodule(site.path), site, self.plan.weights)
             chosen = prepare_model(
-                model, backend=core.backend, fallback=core.fallback, dtype=self._dtype, consume=True
+                model,
+                backend=core.backend,
+                fallback=core.fallback,
+                backend_options=core.backend_options,
+                dtype=self._dtype,
+                consume=True,
             )
         compat.set_conversions(model, for_saving(compat.conversions_of(model), self.plan))
         self.quantization_config.facts = facts(model, self.plan)

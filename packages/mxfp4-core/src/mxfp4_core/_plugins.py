@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
+from typing import Final
+
+PROFILES: Final = "mxfp4.profiles"
+"""The group of profiles of other packages, which a config may name without importing any."""
 
 
 @dataclass(frozen=True)
@@ -91,4 +95,4 @@ def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
-__all__ = ["Broken", "Plugin", "plugins", "refresh"]
+__all__ = ["PROFILES", "Broken", "Plugin", "plugins", "refresh"]

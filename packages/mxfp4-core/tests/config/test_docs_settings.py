@@ -34,9 +34,10 @@ def test_the_examples_give_what_they_say(page: str) -> None:
 
 
 def test_the_example_file_is_a_config() -> None:
-    (text,) = re.findall(r"```toml\n(.*?)```", (DOCS / "config.md").read_text(encoding="utf-8"), re.DOTALL)
-    config = Mxfp4Config.from_dict(tomllib.loads(text))
-    assert [override.keep for override in config.overrides] == [None, False]
+    texts = re.findall(r"```toml\n(.*?)```", (DOCS / "config.md").read_text(encoding="utf-8"), re.DOTALL)
+    whole, options = (Mxfp4Config.from_dict(tomllib.loads(text)) for text in texts)
+    assert [override.keep for override in whole.overrides] == [None, False]
+    assert options.backend_options == {"rocm": {"provider": "triton"}}
 
 
 def test_the_tables_list_every_key_with_its_default() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mxfp4_core import dialects, profiles
 from mxfp4_core.config.schema import CONFIG_VERSION, DIALECTS, PROFILE_NAMES, TIES, Mxfp4Config, Override
+from mxfp4_core.config.words import ACTIVATIONS
 from mxfp4_core.errors import ConfigError, PatternError
 
 SCHEMA = Path(__file__).parents[4] / "docs" / "config.schema.json"
@@ -43,7 +44,7 @@ def configs(draw: st.DrawFn) -> Mxfp4Config:
         "dialect": draw(st.sampled_from(DIALECTS)),
         "tail": draw(st.sampled_from(["refuse", "pad"])),
         "nonfinite": draw(st.sampled_from(["refuse", "nan"])),
-        "activation": draw(st.sampled_from(["none", "mxfp4", "fp8"])),
+        "activation": draw(st.sampled_from(ACTIVATIONS)),
         "backend": draw(st.sampled_from([None, "reference", "some-other-backend"])),
     }
     return Mxfp4Config.from_dict(data)
@@ -122,6 +123,16 @@ def test_whatever_is_not_a_config_is_a_config_error(value: Any) -> None:
             "a weight that is kept has no rule",
         ),
         ({"overrides": [{"pattern": "a"}]}, "an override changes something"),
+        (
+            {"overrides": [{"pattern": "a", "keep": True, "activation": "fp8"}]},
+            "keep = true with activation = 'fp8'",
+        ),
+        ({"overrides": [{"pattern": "a", "activation": "fp"}]}, "'none', 'mxfp4', 'mxfp8', 'fp8' or 'auto'"),
+        ({"backend_options": {"refrence": {}}}, "did you mean 'reference'?"),
+        ({"backend_options": {"rocm": 5}}, "backend_options.rocm"),
+        ({"backend_options": {"rocm": {"provider": {"a": 1}}}}, "a value is a string, a number"),
+        ({"backend_options": {"rocm": {"provider": None}}}, "a value is a string, a number"),
+        ({"backend_options": {"rocm": {}}, "backend": "npu"}, "options for 'rocm', where backend = 'npu'"),
         ({"overrides": [{"pattern": "a", "ties": "away"}], "profile": "quark"}, "set both, or a profile"),
         ({"overrides": [{"patern": "a", "keep": True}]}, "did you mean 'pattern'?"),
         ({"overrides": [{"pattern": "a..", "keep": True}]}, "'a..'"),
@@ -133,6 +144,22 @@ def test_a_bad_setting_is_explained(data: dict[str, Any], words: str) -> None:
             build(data)
         assert words in str(caught.value)
         assert caught.value.fix and caught.value.rule
+
+
+def test_options_may_be_for_the_backend_the_fallback_or_several_machines() -> None:
+    options = {"rocm": {"provider": "triton", "tiles": [64, 128]}, "reference": {}}
+    config = Mxfp4Config(backend="rocm", fallback="reference", backend_options=options)
+    assert Mxfp4Config.from_dict(config.to_dict()) == config
+    assert Mxfp4Config(backend_options=options).backend_options == options
+
+
+def test_an_override_may_set_the_activation_alone() -> None:
+    config = Mxfp4Config.from_dict(
+        {"profile": "quark", "activation": "mxfp4", "overrides": [{"pattern": "a", "activation": "auto"}]}
+    )
+    (override,) = config.overrides
+    assert (config.activation_for(override), config.profile_for(override)) == ("auto", "quark")
+    assert config.activation_for(None) == "mxfp4" and config.activations() == ("mxfp4", "auto")
 
 
 def test_an_unknown_backend_that_resembles_none_is_left_to_the_selection() -> None:

@@ -423,3 +423,27 @@ def test_ranges_name_every_number_once(numbers: set[int]) -> None:
 )
 def test_renames_replace_whole_components(name: str, source: str, target: str, expected: str) -> None:
     assert rename(name, source, target) == expected
+
+
+def test_an_override_sets_the_activation_of_what_it_hits() -> None:
+    config = Mxfp4Config.from_dict(
+        {"activation": "mxfp4", "overrides": [{"pattern": "down_proj", "activation": "none"}]}
+    )
+    resolver = Resolver(config)
+    plain, other = (
+        resolver.decide(f"model.layers.0.mlp.{name}.weight", (64, 64)) for name in ("up_proj", "down_proj")
+    )
+    assert (plain.activation, other.activation) == ("mxfp4", "none")
+    assert plain.profile == other.profile == "even/even"
+
+
+def test_parts_of_a_fused_module_have_one_activation() -> None:
+    config = Mxfp4Config.from_dict({"overrides": [{"pattern": "gate_proj", "activation": "fp8"}]})
+    with pytest.raises(PatternError, match="gate_proj quantised with activation fp8"):
+        Resolver(config).decide("model.layers.0.mlp.gate_up_proj.weight", (64, 64))
+
+
+def test_overrides_that_ask_for_two_activations_are_refused() -> None:
+    overrides = [{"pattern": "up_proj", "activation": "fp8"}, {"pattern": "mlp", "activation": "none"}]
+    with pytest.raises(PatternError, match="two different instructions"):
+        Resolver(Mxfp4Config.from_dict({"overrides": overrides})).decide("layers.0.mlp.up_proj", (64, 64))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Protocol
 
+from mxfp4_core._plugins import PROFILES, Broken, plugins
+from mxfp4_core._text import nearest
 from mxfp4_core.arithmetic.codec import Ties
 from mxfp4_core.arithmetic.peers import PEERS
 from mxfp4_core.arithmetic.profile import FLUSH, Profile, Zeros
@@ -22,7 +23,6 @@ def profiles() -> Mapping[str, Profile]:
     return _BY_NAME
 
 
-@lru_cache(maxsize=256)
 def resolve(profile: str | None = None, *, rule: str | None = None, ties: str | None = None) -> Profile:
     """Return the profile that a name, or a rule and a tie rule, stand for.
 
@@ -34,6 +34,14 @@ def resolve(profile: str | None = None, *, rule: str | None = None, ties: str | 
     Raises:
         ConfigError: unknown names, or a profile together with a rule or ties.
     """
+    other = profile is not None and profile not in _BY_NAME and profile in plugins(PROFILES)
+    if other and rule is None and ties is None:
+        return _installed(str(profile))
+    return _resolve(profile, rule, ties)
+
+
+@lru_cache(maxsize=256)
+def _resolve(profile: str | None, rule: str | None, ties: str | None) -> Profile:
     if profile is None:
         scale_rule, tie_rule = ScaleRule.parse("even" if rule is None else rule), _parse_ties(ties)
         return Profile(f"{scale_rule.name}/{tie_rule}", scale_rule, tie_rule)
@@ -49,16 +57,34 @@ def resolve(profile: str | None = None, *, rule: str | None = None, ties: str | 
     if "/" in profile:
         scale, _, tie = profile.partition("/")
         return resolve(rule=scale, ties=tie)
-    near = difflib.get_close_matches(profile, [*_BY_NAME, *RULES], n=1, cutoff=0.5)
+    names = [*_BY_NAME, *plugins(PROFILES)]
+    near = nearest(profile, [*names, *RULES], count=1, cutoff=0.5)
     fix = "see mxfp4_core.profiles() for the names"
     if near:
         fix = f"did you mean rule={near[0]!r}?" if near[0] in RULES else f"did you mean {near[0]!r}?"
     raise ConfigError(
         "no profile has that name",
         seen=repr(profile),
-        rule=f"a profile is one of {', '.join(_BY_NAME)}, or a pair such as even/even",
+        rule=f"a profile is one of {', '.join(names)}, or a pair such as even/even",
         fix=fix,
     )
+
+
+def _installed(name: str) -> Profile:
+    plugin = plugins(PROFILES)[name]
+    found = plugin.object()
+    if isinstance(found, Broken):
+        raise ConfigError(
+            f"profile {name!r} cannot be used", seen=found.reason, rule="its package works", fix=found.fix
+        )
+    if not isinstance(found, Profile) or found.name != name or "/" in name:
+        raise ConfigError(
+            f"profile {name!r} cannot be used",
+            seen=f"{plugin.points[0].value} is {found!r} ({plugin.distribution})",
+            rule="the entry point is a Profile of that name, which has no '/'",
+            fix=plugin.advice,
+        )
+    return found
 
 
 def pairs() -> tuple[str, ...]:

@@ -100,8 +100,12 @@ def explain(
     chosen = selection.choice.name
     if len(options) == 1 and not options.keys() & {chosen, backend, fallback}:
         raise _unused_options(next(iter(options)), selection)
-    given = options.get(chosen)
-    return replace(selection, problem=replace(problem, options=given)) if given else selection
+    if given := options.get(chosen):
+        selection = replace(selection, problem=replace(problem, options=given))
+    if problem.activation == "auto" and selection.numerics is not None:
+        reason = f"{selection.reason}; activation auto is {selection.numerics.activation}"
+        selection = replace(selection, reason=reason)
+    return selection
 
 
 def _decide(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from importlib.metadata import entry_points
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
+from mxfp4_core._plugins import PROFILES, plugins
 from mxfp4_core.arithmetic.scales import ScaleRule
+from mxfp4_core.config.known import KNOWN
 from mxfp4_core.config.messages import contradiction, listed, unknown_name
 from mxfp4_core.config.patterns import Pattern
+from mxfp4_core.errors import ConfigError
 
 PROFILE_NAMES: Final = (
     "compressed-tensors",
@@ -37,7 +39,7 @@ TIES: Final = ("even", "away", "zero")
 DIALECTS: Final = ("mxfp4-core", "compressed-tensors", "quark")
 """Dialects that can be written."""
 
-KNOWN_BACKENDS: Final = ("reference", "cuda-marlin", "npu", "petit", "rocm")
+KNOWN_BACKENDS: Final = ("reference", *KNOWN)
 """Backends of this project, installed or not. Third-party ones are found by their entry points."""
 
 _BACKEND_GROUP: Final = "mxfp4.backends"
@@ -71,8 +73,8 @@ def check_arithmetic(what: str, profile: str | None, rule: str | None, ties: str
             raise contradiction(what, given, why, "drop profile, or drop rule and ties")
         if "/" in profile:
             rule, _, ties = profile.partition("/")
-        elif profile not in PROFILE_NAMES:
-            raise unknown_name("profile", profile, PROFILE_NAMES)
+        elif profile not in (names := (*PROFILE_NAMES, *plugins(PROFILES))):
+            raise unknown_name("profile", profile, names)
     if rule is not None:
         ScaleRule.parse(rule)
     if ties is not None and ties not in TIES:
@@ -86,11 +88,39 @@ def check_backend(key: str, name: str | None) -> None:
     # says what is missing.
     if name is None:
         return
-    known = dict.fromkeys([*KNOWN_BACKENDS, *(point.name for point in entry_points(group=_BACKEND_GROUP))])
+    known = dict.fromkeys([*KNOWN_BACKENDS, *plugins(_BACKEND_GROUP)])
     if name not in known:
         error = unknown_name(key, name, list(known), cutoff=0.75)
         if "did you mean" in error.fix or not name:
             raise error
+
+
+def check_options(
+    options: Mapping[str, Mapping[str, Any]], backend: str | None, fallback: str | None
+) -> None:
+    """Check what can be checked without the backends: names, kinds of values, and that somebody reads them.
+
+    Which keys a backend has, it says itself when it is selected.
+    """
+    for name, values in options.items():
+        check_backend("backend_options", name)
+        if backend is not None and name not in (backend, fallback):
+            named = f"backend = {backend!r}" + (f", fallback = {fallback!r}" if fallback else "")
+            raise contradiction(
+                "backend_options",
+                f"options for {name!r}, where {named}",
+                "options for a backend that can never be chosen would be ignored",
+                "drop them, or leave backend out, which lets options for several machines stand side by side",
+            )
+        for key, value in values.items():
+            items = value if isinstance(value, list) else [value]
+            if not all(isinstance(item, str | int | float | bool) for item in items):
+                raise ConfigError(
+                    f"backend_options of {name!r} cannot be read",
+                    seen=f"{key} = {value!r}",
+                    rule="a value is a string, a number, true or false, or a list of these",
+                    fix=f"write {key!r} in this way, or drop it",
+                )
 
 
 def check_patterns(targets: list[str], ignore: list[str], overrides: Sequence[_Override]) -> None:
@@ -150,6 +180,7 @@ __all__ = [
     "check_arithmetic",
     "check_backend",
     "check_inheritance",
+    "check_options",
     "check_patterns",
     "profile_name",
 ]

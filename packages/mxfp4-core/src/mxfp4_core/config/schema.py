@@ -31,10 +31,11 @@ from mxfp4_core.config.checks import (
     check_arithmetic,
     check_backend,
     check_inheritance,
+    check_options,
     check_patterns,
     profile_name,
 )
-from mxfp4_core.config.messages import contradiction, explain, unknown_name
+from mxfp4_core.config.messages import contradiction, explain, listed, unknown_name
 from mxfp4_core.config.patterns import Pattern
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import ConfigError
@@ -76,6 +77,9 @@ class Override(_Model):
     profile: str | None = Field(default=None, description="Profile for these weights.")
     rule: str | None = Field(default=None, description="Scale rule for these weights.")
     ties: str | None = Field(default=None, description="Tie rule for these weights.")
+    activation: Activation | None = Field(
+        default=None, description="How the backend is to quantise the activations of these weights."
+    )
     keep: StrictBool | None = Field(
         default=None,
         description="True: keep in high precision. False: quantise even what the defaults keep.",
@@ -86,12 +90,16 @@ class Override(_Model):
         what = f"override {self.pattern!r}"
         Pattern.parse(self.pattern)
         arithmetic = check_arithmetic(what, self.profile, self.rule, self.ties)
-        if self.keep and arithmetic:
+        settings = ", ".join(filter(None, [arithmetic, listed(activation=self.activation)]))
+        if self.keep and settings:
             raise contradiction(
-                what, f"keep = true with {arithmetic}", "a weight that is kept has no rule", "drop one"
+                what,
+                f"keep = true with {settings}",
+                "a weight that is kept has no rule and no activation",
+                "drop one",
             )
-        if self.keep is None and not arithmetic:
-            fix = "give it keep, profile, rule or ties"
+        if self.keep is None and not settings:
+            fix = "give it keep, profile, rule, ties or activation"
             raise contradiction(what, "a pattern and nothing else", "an override changes something", fix)
         return self
 
@@ -128,6 +136,11 @@ class Mxfp4Config(_Model):
     fallback: str | None = Field(
         default=None, description="The one backend to use if no other accepts. Never implied."
     )
+    backend_options: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="Options for backends, by name; each checks its own when it is selected. With no backend named, "
+        "options for several may stand side by side.",
+    )
     dialect: str = Field(
         default=DIALECTS[0],
         description="How checkpoints are written.",
@@ -158,6 +171,14 @@ class Mxfp4Config(_Model):
         if override.profile is not None:
             return profile_name(override.profile, None, None)
         return profile_name(None, override.rule or self.rule, override.ties or self.ties)
+
+    def activation_for(self, override: Override | None) -> Activation:
+        """Return how activations are to be quantised for names that an override hits."""
+        return self.activation if override is None or override.activation is None else override.activation
+
+    def activations(self) -> tuple[Activation, ...]:
+        """Return every mode that the config asks for, its own first; several where overrides set others."""
+        return tuple(dict.fromkeys([self.activation, *map(self.activation_for, self.overrides)]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with every key that has a value; ``from_dict`` reads it back."""
@@ -228,6 +249,7 @@ class Mxfp4Config(_Model):
                 "a fallback is another backend than the first choice",
                 "drop fallback, or name another one",
             )
+        check_options(self.backend_options, self.backend, self.fallback)
         check_patterns(self.targets, self.ignore, self.overrides)
         check_inheritance(self.profile, self.overrides)
         return self

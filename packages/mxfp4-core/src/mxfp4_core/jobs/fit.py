@@ -11,6 +11,7 @@ from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import SILU, Gate, Problem
 from mxfp4_core.backend.select import explain
 from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.families import gate_of
@@ -73,6 +74,7 @@ def fits(
     config: Mxfp4Config,
     backend: str,
     device: Device,
+    activations: Mapping[str, Activation],
 ) -> Iterator[Fit]:
     """Ask a backend about every distinct shape.
 
@@ -80,18 +82,21 @@ def fits(
         shards: quantised weights by name, each with what one rank holds; None makes its module unasked.
         biases: modules with a bias, from ``biased``.
         facts: experts per token and the kind of model.
-        config: the activation mode and the fallback.
+        config: the fallback, and options for backends.
         backend: who is asked.
         device: where it would run.
+        activations: how activations are to be quantised, by name of the weight.
 
     Raises:
         BackendError: no backend has that name.
     """
     questions: dict[Problem, list[str]] = {}
-    for module, problem in _problems(shards, biases, facts, config, device):
+    for module, problem in _problems(shards, biases, facts, activations, device):
         questions.setdefault(problem, []).append(module)
     for problem, modules in questions.items():
-        selection = explain(problem, backend=backend, fallback=config.fallback)
+        selection = explain(
+            problem, backend=backend, fallback=config.fallback, backend_options=config.backend_options
+        )
         fit = Fit(str(problem), tuple(modules), None, selection.reason)
         if selection.choice is None:
             where = modules[0] if len(modules) == 1 else f"{modules[0]} and {len(modules) - 1} more"
@@ -131,7 +136,7 @@ def _problems(
     shards: Mapping[str, Shard | None],
     biases: frozenset[str],
     facts: ModelFacts,
-    config: Mxfp4Config,
+    activations: Mapping[str, Activation],
     device: Device,
 ) -> Iterator[tuple[str, Problem]]:
     """Yield every module that an engine runs as one operator, with what it asks."""
@@ -139,6 +144,7 @@ def _problems(
     with_bias: set[str] = set()
     experts: dict[str, tuple[int, Shard]] = {}
     broken: set[str] = set()
+    modes: dict[str, Activation] = {}
     for name, shard in shards.items():
         module = module_of(name)
         expert = parse_expert(module)
@@ -147,6 +153,7 @@ def _problems(
             if expert
             else next((fused for fused, _ in fused_names(module, DEFAULT_FUSED)), module)
         )
+        modes[whole] = activations[name]
         if module in biases or whole in biases:
             with_bias.add(whole)
         if shard is None:
@@ -158,7 +165,7 @@ def _problems(
     for module in [module for module in linears if module not in broken]:
         n, k = linears[module].n, linears[module].k
         bias = module in with_bias
-        yield module, Problem(op="linear", n=n, k=k, bias=bias, activation=config.activation, device=device)
+        yield module, Problem(op="linear", n=n, k=k, bias=bias, activation=modes[module], device=device)
     for prefix in [prefix for prefix in experts if prefix not in broken]:
         parts, shard = experts[prefix]
         total = facts.experts or shard.experts or 1
@@ -174,7 +181,7 @@ def _problems(
                 top_k=min(facts.top_k or 1, max(total, held)),
                 gate=_gate(facts),
                 bias=prefix in with_bias,
-                activation=config.activation,
+                activation=modes[prefix],
                 device=device,
             ),
         )

@@ -70,6 +70,7 @@ class Row:
             "pattern": self.decision.pattern,
             "matched": self.decision.matched,
             "profile": self.decision.profile,
+            "activation": self.decision.activation,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "rank_bytes": self.rank_bytes,
@@ -230,10 +231,9 @@ def plan_checkpoint(
     if name is None:
         return result
     shards = {row.name: row.shard for row in result.quantized}
-    return replace(
-        result,
-        fits=tuple(fits(shards, biased(checkpoint.tensors), facts, config, name, device or Device.current())),
-    )
+    where, modes = device or Device.current(), {row.name: row.decision.activation for row in result.quantized}
+    found = fits(shards, biased(checkpoint.tensors), facts, config, name, where, modes)
+    return replace(result, fits=tuple(found))
 
 
 def _row(

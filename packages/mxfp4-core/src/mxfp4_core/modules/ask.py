@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import BackendError, Mxfp4Error
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.empty import empty_module
+from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.modules.refusals import Refusal
 from mxfp4_core.modules.sites import Site
 
@@ -57,7 +58,7 @@ def likely_backends(config: Mxfp4Config, device_map: Any) -> dict[str, list[Back
     for name in device_names(device_map):
         problem = replace(default_problem(), device=Device.of(name))
         with suppress(Mxfp4Error):
-            found[name] = [select_backend(problem, backend=config.backend, fallback=config.fallback).backend]
+            found[name] = [select_backend(problem, **_choice(config)).backend]
     return found
 
 
@@ -73,9 +74,7 @@ def chosen_backends(
     for name in devices:
         found = (module.problem for module in model.modules() if isinstance(module, Mxfp4Module))
         problems = dict.fromkeys(_at(problem, name, dtype) for problem in found)
-        selected = (
-            select_backend(each, backend=config.backend, fallback=config.fallback) for each in problems
-        )
+        selected = (select_backend(each, **_choice(config)) for each in problems)
         chosen[name] = list({each.backend.name: each.backend for each in selected}.values())
     return chosen
 
@@ -84,7 +83,7 @@ def refused_by_backends(
     model: nn.Module,
     sites: Sequence[Site],
     config: Mxfp4Config,
-    profile_of: Callable[[Site], str],
+    plan: ModelPlan,
     devices: Iterable[str],
     dtype: torch.dtype,
 ) -> list[Refusal]:
@@ -95,7 +94,7 @@ def refused_by_backends(
     """
     problems = {
         site.path: empty_module(
-            model, site, activation=config.activation, profile=profile_of(site), dtype=dtype
+            model, site, activation=plan.activation_of(site), profile=plan.profile_of(site), dtype=dtype
         ).problem
         for site in sites
     }
@@ -105,13 +104,21 @@ def refused_by_backends(
         for path, plain in problems.items():
             problem = _at(plain, name, dtype)
             if problem not in answers:
-                answers[problem] = explain(problem, backend=config.backend, fallback=config.fallback)
+                answers[problem] = explain(problem, **_choice(config))
             answer = answers[problem]
             if answer.choice is None and path not in found:
                 why = "\n        ".join([f"no backend for {problem}", answer.reason, *map(str, answer.trace)])
                 rule = "a backend must accept the problem, and be automatic on the device or named"
                 found[path] = Refusal(path, path, why, rule, answer.fix, BackendError)
     return list(found.values())
+
+
+def _choice(config: Mxfp4Config) -> dict[str, Any]:
+    return {
+        "backend": config.backend,
+        "fallback": config.fallback,
+        "backend_options": config.backend_options,
+    }
 
 
 def _at(problem: Problem, device: str, dtype: torch.dtype) -> Problem:

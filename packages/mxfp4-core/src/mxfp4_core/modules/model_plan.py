@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from mxfp4_core.config.words import Activation
 from mxfp4_core.modules.sites import Site
 from mxfp4_core.modules.weights import Weight
 
@@ -20,6 +21,7 @@ class ModelPlan:
         profile: the profile of the weights that have none of their own; empty if a checkpoint does not say.
         refused: modules that stay in high precision because they cannot be quantised, by ``refused="keep"``.
         ignore: patterns that keep exactly those.
+        activations: how activations are to be quantised, by name of the module.
     """
 
     sites: list[Site] = field(default_factory=list[Site])
@@ -28,8 +30,16 @@ class ModelPlan:
     profile: str = ""
     refused: dict[str, str] = field(default_factory=dict[str, str])
     ignore: list[str] = field(default_factory=list[str])
+    activations: dict[str, Activation] = field(default_factory=dict[str, Activation])
 
-    def add(self, site: Site, profiles: Mapping[str, str], reason: str, format: str = "mxfp4") -> None:
+    def add(
+        self,
+        site: Site,
+        profiles: Mapping[str, str],
+        reason: str,
+        format: str = "mxfp4",
+        activation: Activation = "none",
+    ) -> None:
         """Plan to replace a module.
 
         Args:
@@ -37,8 +47,10 @@ class ModelPlan:
             profiles: the profile of each of its weights, by full name.
             reason: why, for a report.
             format: of its weights.
+            activation: how its backend is to quantise activations.
         """
         self.sites.append(site)
+        self.activations[site.path] = activation
         self.reasons[site.path] = reason
         for name, shape in site.weights.items():
             full = site.name(name)
@@ -61,6 +73,10 @@ class ModelPlan:
     def profile_of(self, site: Site) -> str:
         """Return the profile of a module's weights; of several, joined by commas."""
         return ", ".join(dict.fromkeys(self.weights[site.name(name)].profile for name in site.weights))
+
+    def activation_of(self, site: Site) -> Activation:
+        """Return how the backend of a module is to quantise activations."""
+        return self.activations[site.path]
 
 
 __all__ = ["ModelPlan"]

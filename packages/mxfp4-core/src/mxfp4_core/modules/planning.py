@@ -62,12 +62,13 @@ def plan_model(
             continue
         # A report groups by reason, and what is quantised because everything is needs none.
         reason = next((found.reason for found in mine.values() if found.pattern), "")
-        plan.add(site, {name: found.profile or "" for name, found in mine.items()}, reason)
+        profiles = {name: found.profile or "" for name, found in mine.items()}
+        plan.add(site, profiles, reason, activation=next(iter(mine.values())).activation)
         refusals += _refused_by_loader(site, plan, config)
     refusals += _without_module(model, plan, decisions, sites.values())
     gone = {each.path for each in refusals}
     asked = [site for site in plan.sites if site.path not in gone]
-    refusals += refused_by_backends(model, asked, config, plan.profile_of, devices, dtype)
+    refusals += refused_by_backends(model, asked, config, plan, devices, dtype)
     if refusals:
         _settle_refusals(plan, refusals, model, config, view)
     if not plan.sites:

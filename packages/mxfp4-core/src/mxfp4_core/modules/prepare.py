@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mxfp4_core.backend.problem import Problem
-from mxfp4_core.backend.select import select_backend
+from mxfp4_core.backend.select import BackendOptions, select_backend
 from mxfp4_core.backend.selection import Selection
 from mxfp4_core.modules.base import Mxfp4Module
 
@@ -21,6 +21,7 @@ def prepare_model(
     *,
     backend: str | None = None,
     fallback: str | None = None,
+    backend_options: BackendOptions | None = None,
     dtype: torch.dtype = torch.bfloat16,
     consume: bool = False,
 ) -> dict[str, Selection]:
@@ -32,6 +33,7 @@ def prepare_model(
         model: with loaded weights, on the device where it will run.
         backend: as in ``select_backend``.
         fallback: as in ``select_backend``.
+        backend_options: as in ``select_backend``.
         dtype: of the activations.
         consume: as in ``Mxfp4Module.prepare``; bytes that several modules of the model share are kept from it.
 
@@ -40,6 +42,7 @@ def prepare_model(
 
     Raises:
         BackendError: no backend for one of the modules; nothing was prepared then.
+        ConfigError: as ``select_backend``.
     """
     modules = {key: module for key, module in model.named_modules() if isinstance(module, Mxfp4Module)}
     answers: dict[Problem, Selection] = {}
@@ -47,7 +50,9 @@ def prepare_model(
     for key, module in modules.items():
         problem = module.question(dtype)
         if problem not in answers:
-            answer = answers[problem] = select_backend(problem, backend=backend, fallback=fallback)
+            answer = answers[problem] = select_backend(
+                problem, backend=backend, fallback=fallback, backend_options=backend_options
+            )
             level = logging.WARNING if answer.fallback else logging.INFO
             _LOG.log(level, "%s runs %s: %s", answer.backend.name, problem, answer.reason)
         chosen[key] = answers[problem]

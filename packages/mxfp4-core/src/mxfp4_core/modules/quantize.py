@@ -90,12 +90,17 @@ def quantize_(
     selections: dict[str, Selection] = {}
     for site in plan.sites:
         module = empty_module(
-            model, site, activation=config.activation, profile=plan.profile_of(site), dtype=dtype
+            model, site, activation=plan.activation_of(site), profile=plan.profile_of(site), dtype=dtype
         )
         _fill(module, site, plan.weights, quantizers, config)
         module.train(site.module.training)
         problem = module.question(dtype)
-        selection = select_backend(problem, backend=config.backend, fallback=config.fallback)
+        selection = select_backend(
+            problem,
+            backend=config.backend,
+            fallback=config.fallback,
+            backend_options=config.backend_options,
+        )
         module.prepare(selection.backend, dtype=dtype, consume=True)
         model.set_submodule(site.path, module)
         selections[site.path] = selection
@@ -109,7 +114,9 @@ def _quantizers(
 ) -> DeviceQuantizers:
     asked = nn.Module()
     for number, site in enumerate(plan.sites):
-        asked.add_module(str(number), empty_module(model, site, activation=config.activation, dtype=dtype))
+        asked.add_module(
+            str(number), empty_module(model, site, activation=plan.activation_of(site), dtype=dtype)
+        )
     return DeviceQuantizers(chosen_backends(asked, config, devices, dtype))
 
 

@@ -79,7 +79,8 @@ def plan_stored(
         own = {name: each.profile for name, each in found.items()}
         if decisions:
             own = {name: decisions[name].profile or profile for name, profile in own.items()}
-        plan.add(site, own, IN_CHECKPOINT, formats.pop())
+        activation = decisions[names[0]].activation if decisions else "none"
+        plan.add(site, own, IN_CHECKPOINT, formats.pop(), activation)
     if lost := [name for name in stored if name not in plan.weights]:
         _contradiction(
             f"{lost[0]} is MXFP4" + (f", and {len(lost) - 1} more" if len(lost) > 1 else ""),

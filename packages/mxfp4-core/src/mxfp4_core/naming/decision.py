@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import PatternError
 from mxfp4_core.naming.vocabulary import parse_expert, ranges
 
@@ -20,6 +21,7 @@ class Decision:
         reason: why, in words.
         pattern: the user's pattern that decided, if one did.
         profile: the profile that it gets, None where it is kept.
+        activation: how activations are quantised where it is used.
         matched: the spelling of the name that the pattern hit.
     """
 
@@ -29,11 +31,12 @@ class Decision:
     pattern: str | None = None
     profile: str | None = None
     matched: str | None = None
+    activation: Activation = "none"
 
     @property
-    def outcome(self) -> tuple[bool, str | None]:
+    def outcome(self) -> tuple[bool, str | None, str]:
         """Return what parts of one fused module must have in common."""
-        return self.quantize, self.profile
+        return self.quantize, self.profile, self.activation
 
 
 def refuse_pair(leaf: str, seen: str) -> NoReturn:
@@ -53,13 +56,15 @@ def refuse_split(module: str, members: Mapping[str, Decision]) -> NoReturn:
         module: the fused module, or the ``experts`` of a layer.
         members: its parts, each with its decision.
     """
-    groups: dict[tuple[bool, str | None], list[str]] = {}
+    groups: dict[tuple[bool, str | None, str], list[str]] = {}
     for leaf, decision in members.items():
         groups.setdefault(decision.outcome, []).append(leaf)
-    profiles = len({profile for _, profile in groups if profile})
+    profiles = len({profile for _, profile, _ in groups if profile})
+    modes = len({activation for quantize, _, activation in groups if quantize})
     seen = []
-    for (quantize, profile), leaves in groups.items():
+    for (quantize, profile, activation), leaves in groups.items():
         verdict = "quantised" + (f" by {profile}" if profiles > 1 else "") if quantize else "kept"
+        verdict += f" with activation {activation}" if quantize and modes > 1 else ""
         why = dict.fromkeys(repr(members[leaf].pattern) for leaf in leaves if members[leaf].pattern)
         by = f" ({', '.join(list(why)[:3])}{', …' if len(why) > 3 else ''})" if why else ""
         seen.append(f"{_listed(leaves)} {verdict}{by}")

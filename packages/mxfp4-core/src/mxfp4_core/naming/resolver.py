@@ -216,14 +216,14 @@ class Resolver:
         target = next((text for text in hits if text in self._targets), None)
         if self._targets and target is None and not forced:
             return Decision(leaf, False, "no target matches it")
-        profile = self.config.profile_for(override)
+        profile, activation = self.config.profile_for(override), self.config.activation_for(override)
         if override is not None:
             text = override.pattern
             outranks = ", which outranks the defaults" if forced else ""
-            return Decision(leaf, True, f"override {text!r}{outranks}", text, profile, hits[text])
+            return Decision(leaf, True, f"override {text!r}{outranks}", text, profile, hits[text], activation)
         if target is not None:
-            return Decision(leaf, True, f"target {target!r}", target, profile, hits[target])
-        return Decision(leaf, True, "a linear or expert weight", None, profile)
+            return Decision(leaf, True, f"target {target!r}", target, profile, hits[target], activation)
+        return Decision(leaf, True, "a linear or expert weight", None, profile, None, activation)
 
     def _weight_of(self, name: str, module: str) -> str:
         exact = self.view is not None and self.view.names(name) and module == module_of(name)
@@ -256,9 +256,11 @@ class Resolver:
 
     def _override(self, leaf: str, hits: Hits) -> Override | None:
         found = [self._overrides[text] for text in hits if text in self._overrides]
-        profile_for = self.config.profile_for
-        for other in found[1:]:
-            if (other.keep, profile_for(other)) != (found[0].keep, profile_for(found[0])):
+        said = [
+            (each.keep, self.config.profile_for(each), self.config.activation_for(each)) for each in found
+        ]
+        for other, its in zip(found[1:], said[1:], strict=True):
+            if its != said[0]:
                 refuse_pair(leaf, f"overrides {found[0].pattern!r} and {other.pattern!r}")
         return found[0] if found else None
 
