@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
+from mxfp4_core import quantize
 from mxfp4_core._extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,11 +26,39 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
 """
+PROFILES = ("even/even", "floor/away", "quark", "gguf", "torchao-even")
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", BLOCKED + code]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def weight() -> torch.Tensor:
+    """Return one weight of all magnitudes, the same in every process."""
+    mantissa = torch.arange(64 * 256, dtype=torch.int32).reshape(64, 256).mul(2654435761 % 2**31)
+    finite = mantissa.bitwise_and(0xBFFF).to(torch.int16)
+    return finite.view(torch.bfloat16)
+
+
+def digest(profile: str) -> str:
+    packed = quantize(weight(), profile=profile)
+    return hashlib.sha256(packed.codes.numpy().tobytes() + packed.scales.numpy().tobytes()).hexdigest()
+
+
+def test_the_core_quantises_the_same_bytes_without_them() -> None:
+    code = f"""
+import hashlib, torch, mxfp4_core
+mantissa = torch.arange(64 * 256, dtype=torch.int32).reshape(64, 256).mul(2654435761 % 2**31)
+weight = mantissa.bitwise_and(0xBFFF).to(torch.int16).view(torch.bfloat16)
+for profile in {PROFILES!r}:
+    packed = mxfp4_core.quantize(weight, profile=profile)
+    print(hashlib.sha256(packed.codes.numpy().tobytes() + packed.scales.numpy().tobytes()).hexdigest())
+    assert packed.dequantize(torch.float32).isfinite().all()
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [digest(profile) for profile in PROFILES]
 
 
 def test_every_public_name_is_there_without_them() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_UNITS = (("GiB", 30), ("MiB", 20), ("KiB", 10))
+BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+"""For memory, in steps of 1024."""
+
+_DECIMAL_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
 def nearest(text: str, choices: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
@@ -19,12 +22,35 @@ def did_you_mean(text: str, choices: Iterable[str], otherwise: str, *, cutoff: f
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 
-def size_text(count: int) -> str:
-    """Return a number of bytes for people: ``3.2 GiB``, ``64.0 MiB``, ``1.5 KiB`` or ``17 B``."""
-    for unit, shift in _UNITS:
-        if count >= 1 << shift:
-            return f"{count / (1 << shift):.1f} {unit}"
+def size_text(count: int, digits: int = 1) -> str:
+    """Return a number of bytes in memory for people: ``3.2 GiB``, ``64.0 MiB``, ``1.5 KiB`` or ``17 B``."""
+    for power in (3, 2, 1):
+        if count >= 1024**power:
+            return f"{count / 1024**power:.{digits}f} {BINARY_UNITS[power]}"
     return f"{count} B"
 
 
-__all__ = ["did_you_mean", "nearest", "size_text"]
+def short_size_text(count: int) -> str:
+    """Return a number of bytes in memory with three digits that count.
+
+    >>> short_size_text(512), short_size_text(1536), short_size_text(5 * 2**30)
+    ('512 B', '1.50 KiB', '5.00 GiB')
+    """
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(BINARY_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    if unit == 0:
+        return f"{count} B"
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {BINARY_UNITS[unit]}"
+
+
+def disk_text(count: int) -> str:
+    """Return a number of bytes on disk in the units of ``--max-shard-size``: ``5.00 GB``, ``1.50 kB``, ``17 bytes``."""
+    for unit, factor in _DECIMAL_UNITS:
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} bytes"
+
+
+__all__ = ["BINARY_UNITS", "did_you_mean", "disk_text", "nearest", "short_size_text", "size_text"]

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from mxfp4_core import cli
+from mxfp4_core._text import disk_text
 from mxfp4_core.cli import main
-from mxfp4_core.cli.output import shard_bytes, size
+from mxfp4_core.cli.output import shard_bytes
 from mxfp4_core.errors import ConfigError, PatternError
 from mxfp4_core.jobs import quantize as pipeline
 
@@ -194,7 +195,7 @@ def test_sizes() -> None:
     for text in ("", "0", "-1", "5TB", "GB", "0.1"):
         with pytest.raises(ConfigError):
             shard_bytes(text)
-    assert [size(n) for n in (999, 1000, 2_500_000, 5_000_000_000)] == [
+    assert [disk_text(n) for n in (999, 1000, 2_500_000, 5_000_000_000)] == [
         "999 bytes",
         "1.00 kB",
         "2.50 MB",

@@ -117,8 +117,7 @@ class Packed:
 class Backend(Protocol):
     """One accelerator, or one way to use it. Subclass this class, or just have the same members.
 
-    Importing the package that holds the backend touches no device. The object is stateless as far as a caller
-    can
+    Importing the package that holds the backend touches no device. The object is stateless as far as a caller can
     see: it is pickled and deep-copied with the modules that use it.
 
     Attributes:

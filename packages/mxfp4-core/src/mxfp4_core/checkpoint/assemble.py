@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from mxfp4_core._text import disk_text
 from mxfp4_core.checkpoint.files import INDEX, MANIFEST, WEIGHTS
 from mxfp4_core.checkpoint.hashing import PIECE
 from mxfp4_core.checkpoint.header import DTYPE_BITS
@@ -228,8 +229,8 @@ def _check_room(
     if needed > free:
         raise OutputError(
             f"cannot write into {target.folder}",
-            seen=f"{free / 1e6:.1f} MB free",
-            rule=f"the result needs another {needed / 1e6:.1f} MB",
+            seen=f"{disk_text(free)} free",
+            rule=f"the result needs another {disk_text(needed)}",
             fix="free space there, or choose another target",
         )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mxfp4_core._text import nearest
 from mxfp4_core.checkpoint.files import carried_files, locate_weights, read_json_file
 from mxfp4_core.checkpoint.header import DTYPE_BITS, TensorInfo, damaged, read_bytes, read_header
 from mxfp4_core.errors import CheckpointError
@@ -109,9 +110,7 @@ class Checkpoint:
     def _info(self, name: str) -> TensorInfo:
         if name in self.tensors:
             return self.tensors[name]
-        import difflib
-
-        near = difflib.get_close_matches(name, self.tensors, 3)
+        near = nearest(name, self.tensors)
         raise CheckpointError(
             f"cannot read tensor {name!r} of {self.path}",
             seen=f"no such name among {len(self.tensors)} tensors",

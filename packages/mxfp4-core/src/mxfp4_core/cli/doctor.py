@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mxfp4_core._text import size_text
 from mxfp4_core.cli.settings import asked_device
 from mxfp4_core.config.words import Activation as Word
 
@@ -153,7 +154,7 @@ def _print(devices: tuple[Device, ...], notes: list[str], selection: Selection) 
         typer.echo(f"  {name:<20} {found}")
     typer.echo("devices, the first is used")
     for device in devices:
-        memory = f", {device.memory_bytes / 2**30:.1f} GiB" if device.memory_bytes else ""
+        memory = f", {size_text(device.memory_bytes)}" if device.memory_bytes else ""
         typer.echo(f"  {device}{memory}")
     for note in notes:
         typer.echo(f"  note: {note}")

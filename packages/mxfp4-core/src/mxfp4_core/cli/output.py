@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mxfp4_core._text import disk_text
 from mxfp4_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def print_result(result: Result, *, as_json: bool) -> None:
     rule = f", profile {result.profile}" if result.profile else ""
     typer.echo(f"{result.quantized} weights in MXFP4, {result.kept} tensors unchanged{rule}")
     typer.echo(
-        f"{size(before)} -> {size(after)} ({ratio:.1%}) in {len(result.files)} file(s), {result.dialect}"
+        f"{disk_text(before)} -> {disk_text(after)} ({ratio:.1%}) in {len(result.files)} file(s), {result.dialect}"
     )
     if result.dry_run:
         typer.echo(f"dry run: nothing was written to {result.path}")
@@ -93,12 +94,4 @@ def print_result(result: Result, *, as_json: bool) -> None:
     typer.echo(f"wrote {result.path} - load it with: {result.load}")
 
 
-def size(nbytes: int) -> str:
-    """Return a size for people to read."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.2f} {unit}"
-    return f"{nbytes} bytes"
-
-
-__all__ = ["print_result", "progress_bar", "shard_bytes", "size"]
+__all__ = ["print_result", "progress_bar", "shard_bytes"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mxfp4_core.cli.output import size
+from mxfp4_core._text import disk_text
 from mxfp4_core.jobs.fit import Fit
 from mxfp4_core.jobs.plan import Plan, Row
 from mxfp4_core.naming.braces import collapse, template
@@ -53,7 +53,14 @@ def _table(plan: Plan, full: bool) -> Table:
                     sum(getattr(row, key) for row in rows) for key in ("bytes_before", "bytes_after")
                 )
                 shape = "x".join(map(str, first.shape)) or "()"
-                shown = [str(len(rows)), shape, _becomes(first), size(before), size(after), _why(first)]
+                shown = [
+                    str(len(rows)),
+                    shape,
+                    _becomes(first),
+                    disk_text(before),
+                    disk_text(after),
+                    _why(first),
+                ]
             style = "red" if first.problem else "" if first.decision.quantize else "dim"
             table.add_row(*map(escape, [module_of(line), *shown]), style=style)
     return table
@@ -89,16 +96,16 @@ def summary(plan: Plan) -> list[str]:
     lines = [
         "",
         f"{plan.path}: {quantized} of {len(plan.rows)} tensors become MXFP4, profile {plan.config.resolved_profile()}",
-        f"size: {size(before)} -> {size(after)}{share}",
+        f"size: {disk_text(before)} -> {disk_text(after)}{share}",
     ]
     tp, ep = plan.parallel.tp, plan.parallel.ep
     if tp > 1 or ep > 1:
-        lines.append(f"one rank at tp {tp}, ep {ep}: at most {size(plan.rank_bytes)}")
+        lines.append(f"one rank at tp {tp}, ep {ep}: at most {disk_text(plan.rank_bytes)}")
     if (unit := plan.largest_unit) is not None:
         lines.append(
-            f"peak while loading: at most {size(plan.peak_bytes())}, "
-            f"or {size(plan.peak_bytes(device_copy=True))} where units are copied to a device "
-            f"(largest unit: {size(unit.unit_bytes)} of {unit.name})"
+            f"peak while loading: at most {disk_text(plan.peak_bytes())}, "
+            f"or {disk_text(plan.peak_bytes(device_copy=True))} where units are copied to a device "
+            f"(largest unit: {disk_text(unit.unit_bytes)} of {unit.name})"
         )
     lines += [_fit_line(fit) for fit in plan.fits if fit.backend]
     problems = plan.problems
@@ -110,7 +117,9 @@ def summary(plan: Plan) -> list[str]:
 
 def _fit_line(fit: Fit) -> str:
     where = ", ".join(collapse(fit.modules))
-    pads = f", padded to n={fit.n} k={fit.k}, {size(fit.padding_bytes)} more" if fit.padding_bytes else ""
+    pads = (
+        f", padded to n={fit.n} k={fit.k}, {disk_text(fit.padding_bytes)} more" if fit.padding_bytes else ""
+    )
     return f"backend {fit.backend}: {fit.question}{pads} ({fit.reason}) for {where}"
 
 

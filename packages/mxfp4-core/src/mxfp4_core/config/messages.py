@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mxfp4_core.config.patterns import nearest
+from mxfp4_core._text import nearest
 from mxfp4_core.errors import ConfigError
 
 

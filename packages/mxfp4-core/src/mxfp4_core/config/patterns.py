@@ -13,13 +13,13 @@ A pattern is tried on the name of the module (``layers.0.mlp.gate``), an express
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from mxfp4_core._text import nearest
 from mxfp4_core.errors import PatternError
 
 WEIGHT_SUFFIX = ".weight"
@@ -159,11 +159,6 @@ class PatternSet:
         return sorted(found, key=self._order.__getitem__)
 
 
-def nearest(text: str, choices: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """Return the choices that look most like ``text``, best first."""
-    return difflib.get_close_matches(text, list(dict.fromkeys(choices)), n=count, cutoff=cutoff)
-
-
 def near_misses(text: str, names: Sequence[str], *, count: int = 3) -> list[str]:
     """Return patterns like ``text`` that match one of ``names``: an unknown component replaced by its nearest.
 
@@ -203,4 +198,4 @@ def _hits(text: str, names: Sequence[str]) -> bool:
     return any(pattern.matches(name) for name in names)
 
 
-__all__ = ["WEIGHT_SUFFIX", "Pattern", "PatternSet", "near_misses", "nearest"]
+__all__ = ["WEIGHT_SUFFIX", "Pattern", "PatternSet", "near_misses"]

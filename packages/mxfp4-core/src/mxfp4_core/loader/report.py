@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from mxfp4_core._text import size_text
 from mxfp4_core.errors import FormatError
 from mxfp4_core.loader.memory import MemoryMeter, MemoryUse
 
@@ -86,13 +87,17 @@ class LoadReport:
     def line(self) -> str:
         """Return the summary as one line of text, without a newline."""
         parts = [f"quantised {_layers(self.quantised)}", f"kept {_layers(self.kept)} in high precision"]
-        parts.append(f"weights {_size(self.bytes_before)} -> {_size(self.bytes_after)}")
+        parts.append(f"weights {size_text(self.bytes_before, 2)} -> {size_text(self.bytes_after, 2)}")
         for use in self.memory:
-            peak = f"peak {_size(use.peak)} ({use.measure})"
+            peak = f"peak {size_text(use.peak, 2)} ({use.measure})"
             mapped = (
-                f" with {_size(use.mapped)} of mapped files, which can be reclaimed" if use.mapped else ""
+                f" with {size_text(use.mapped, 2)} of mapped files, which can be reclaimed"
+                if use.mapped
+                else ""
             )
-            parts.append(f"{use.device} memory {_size(use.before)}, {peak}, {_size(use.after)} after{mapped}")
+            parts.append(
+                f"{use.device} memory {size_text(use.before, 2)}, {peak}, {size_text(use.after, 2)} after{mapped}"
+            )
         times = ", ".join(f"{name} {_phase(spent)}" for name, spent in self.phases.items())
         parts.append(f"{self.seconds:.2f} s: {times}")
         by = f" by {self.quantizer}" if self.quantizer else ""
@@ -271,13 +276,6 @@ def _phase(spent: PhaseTime) -> str:
     # Rounded to what is printed: a difference nobody can see is no sign of threads.
     several = f"{spent.threads:.2f}" != f"{spent.wall:.2f}"
     return f"{spent.wall:.2f}" + (f" ({spent.threads:.2f} over threads)" if several else "")
-
-
-def _size(nbytes: int) -> str:
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if nbytes >= 1 << shift:
-            return f"{nbytes / (1 << shift):.2f} {unit}"
-    return f"{nbytes} B"
 
 
 __all__ = ["PHASES", "LayerGroup", "LoadReport", "LoadReportBuilder", "MemoryUse", "PhaseTime"]

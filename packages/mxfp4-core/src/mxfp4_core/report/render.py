@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mxfp4_core._text import short_size_text
 from mxfp4_core.report.model import Layer, Report
 from mxfp4_core.report.naming import printable
-from mxfp4_core.report.wording import NONE, decibels, number_db, percent, shape, size, small
+from mxfp4_core.report.wording import NONE, decibels, number_db, percent, shape, small
 
 _TENSOR_COLUMNS = (
     "name", "kind", "layer", "dtype", "shape", "tensors", "decision", "reason", "bytes_before", "bytes_after",
@@ -78,7 +79,7 @@ def _markdown(report: Report) -> Iterator[str]:
     yield f"* source: {_md(report.source)}"
     if report.quantised is not None:
         yield f"* quantised: {_md(report.quantised)}"
-    yield f"* size: {size(report.bytes_before)} before, {size(report.bytes_after)} after"
+    yield f"* size: {short_size_text(report.bytes_before)} before, {short_size_text(report.bytes_after)} after"
     for key in ("created", "command"):
         if report.environment.get(key):
             yield f"* {key}: {_md(str(report.environment[key]))}"
@@ -126,7 +127,7 @@ def _layer_row(layer: Layer, variant: str) -> tuple[str, ...]:
     return (
         layer.name, str(layer.tensors), decibels(metrics), small(metrics.relative_error),
         percent(metrics.flushed_share), percent(metrics.saturated_share), small(metrics.max_error),
-        f"{low} to {high}", shape(layer.shape), size(layer.bytes_before), size(layer.bytes_after),
+        f"{low} to {high}", shape(layer.shape), short_size_text(layer.bytes_before), short_size_text(layer.bytes_after),
     )  # fmt: skip
 
 
@@ -136,12 +137,12 @@ def _kept(report: Report) -> Iterator[tuple[str, ...]]:
         if layer.decision == "kept":
             count, nbytes = groups.get(layer.reason, (0, 0))
             groups[layer.reason] = count + layer.tensors, nbytes + layer.bytes_after
-    yield from ((reason, str(count), size(nbytes)) for reason, (count, nbytes) in groups.items())
+    yield from ((reason, str(count), short_size_text(nbytes)) for reason, (count, nbytes) in groups.items())
 
 
 def render_text(report: Report) -> str:
     """Return the totals, and of a single variant the worst tensors, aligned for a terminal."""
-    before, after = size(report.bytes_before), size(report.bytes_after)
+    before, after = short_size_text(report.bytes_before), short_size_text(report.bytes_after)
     lines = [f"{printable(report.source)}: {before}, {after} with MXFP4", ""]
     lines += _aligned(_TOTALS_HEAD, _totals(report))
     worst = ranked(report, report.variants[0]) if len(report.variants) == 1 else []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+from mxfp4_core._text import BINARY_UNITS
 from mxfp4_core.report.metrics import Metrics
 
 NONE = "\u2013"
 """Shown where there is no number."""
 
 _STATES = {"exact": "exact", "no_signal": "no signal", "nonfinite": "not finite"}
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def decibels(metrics: Metrics) -> str:
@@ -51,29 +51,14 @@ def tick_percent(share: float) -> str:
     return f"{share * 100:.6g} %"
 
 
-def size(count: int) -> str:
-    """Return bytes in binary units with three digits that count.
-
-    >>> size(512), size(1536), size(5 * 2**30)
-    ('512 B', '1.50 KiB', '5.00 GiB')
-    """
-    value, unit = float(count), 0
-    while value >= 999.5 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    if unit == 0:
-        return f"{count} B"
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {_UNITS[unit]}"
-
-
 def tick_size(count: float) -> str:
     """Return bytes for the label of an axis, as short as it is exact.
 
     >>> tick_size(4096), tick_size(1.5 * 2**20)
     ('4 KiB', '1.5 MiB')
     """
-    unit = max(0, min(len(_UNITS) - 1, int(math.log2(max(count, 1))) // 10))
-    return f"{count / 1024**unit:.6g} {_UNITS[unit]}"
+    unit = max(0, min(len(BINARY_UNITS) - 1, int(math.log2(max(count, 1))) // 10))
+    return f"{count / 1024**unit:.6g} {BINARY_UNITS[unit]}"
 
 
 def small(value: float | None) -> str:
@@ -94,4 +79,4 @@ def shape(sizes: tuple[int, ...]) -> str:
     return "\u00d7".join(map(str, sizes)) or "scalar"
 
 
-__all__ = ["NONE", "decibels", "number_db", "percent", "shape", "size", "small", "tick_percent", "tick_size"]
+__all__ = ["NONE", "decibels", "number_db", "percent", "shape", "small", "tick_percent", "tick_size"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mxfp4_core._text import BINARY_UNITS, short_size_text
 from mxfp4_core.arithmetic.format import E8M0_BIAS, E8M0_NAN
 from mxfp4_core.report.html.plots import Axis, Plot, bars, dots, line, linear, logarithmic
 from mxfp4_core.report.html.scene import Scene, Value
@@ -12,7 +13,7 @@ from mxfp4_core.report.metrics import Metrics
 from mxfp4_core.report.model import Layer
 from mxfp4_core.report.naming import printable
 from mxfp4_core.report.trades import trades
-from mxfp4_core.report.wording import number_db, percent, size, tick_percent, tick_size
+from mxfp4_core.report.wording import number_db, percent, tick_percent, tick_size
 
 
 def plots(scene: Scene) -> list[Plot]:
@@ -112,7 +113,7 @@ def _trade(scene: Scene) -> Plot:
         half = next((step for step in steps[variant] if step.share_left <= 0.5), None)
         if half is None:
             return "Nothing to gain: no tensor has an error, or none would grow."
-        return f"Half of the squared error is gone for {size(half.total_added)} more."
+        return f"Half of the squared error is gone for {short_size_text(half.total_added)} more."
 
     words = (
         "trade",
@@ -175,7 +176,7 @@ def _share_axis(label: str, scene: Scene, value: Value) -> Axis:
 
 def _unit(count: int) -> tuple[str, float]:
     power = max(0, min(4, int(math.log2(max(count, 1)) // 10)))
-    return ("B", "KiB", "MiB", "GiB", "TiB")[power], 1024.0**power
+    return BINARY_UNITS[power], 1024.0**power
 
 
 def _power(byte: int) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import PurePath
 
+from mxfp4_core._text import short_size_text
 from mxfp4_core.report.html.charts import plots
 from mxfp4_core.report.html.plots import HOLLOW
 from mxfp4_core.report.html.scene import Scene
 from mxfp4_core.report.html.tables import details, name_html, tensor_table, text, variant_table
 from mxfp4_core.report.html.worst import worst
 from mxfp4_core.report.model import Report
-from mxfp4_core.report.wording import number_db, percent, size
+from mxfp4_core.report.wording import number_db, percent
 
 
 def render_html(report: Report) -> str:
@@ -88,7 +89,11 @@ def _tiles(report: Report) -> str:
     before, after = report.bytes_before, report.bytes_after
     quantised = report.quantised_layers
     tiles = [
-        ("Size", size(after), f"from {size(before)}, {before / after:.2f} times smaller" if after else "")
+        (
+            "Size",
+            short_size_text(after),
+            f"from {short_size_text(before)}, {before / after:.2f} times smaller" if after else "",
+        )
     ]
     tensors = sum(layer.tensors for layer in report.layers)
     done = sum(layer.tensors for layer in quantised)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from mxfp4_core._text import short_size_text
 from mxfp4_core.report.html.scene import Scene
 from mxfp4_core.report.metrics import Metrics
 from mxfp4_core.report.model import Layer, Report, Spread
 from mxfp4_core.report.naming import printable
 from mxfp4_core.report.trades import Trade
-from mxfp4_core.report.wording import NONE, decibels, number_db, percent, shape, size, small
+from mxfp4_core.report.wording import NONE, decibels, number_db, percent, shape, small
 
 _BEST = 5
 
@@ -57,8 +58,8 @@ def _row(scene: Scene, row: int, layer: Layer, columns: Sequence[str]) -> str:
     cells += [
         text(layer.dtype) if kept else "MXFP4",
         shape(layer.shape),
-        size(layer.bytes_before),
-        size(layer.bytes_after),
+        short_size_text(layer.bytes_before),
+        short_size_text(layer.bytes_after),
         text(layer.reason) if kept else "",
     ]
     kind = "" if kept else f" data-k={scene.number(layer)}"
@@ -120,7 +121,7 @@ def trade_table(steps: Sequence[Sequence[Trade]]) -> str:
     parts: list[str] = []
     for number, found in enumerate(steps):
         rows = "".join(
-            f"<tr><th scope=row>{name_html(step.layer.name)}</th><td>+{size(step.added)}</td>"
+            f"<tr><th scope=row>{name_html(step.layer.name)}</th><td>+{short_size_text(step.added)}</td>"
             f"<td>{percent(step.share_left)}</td></tr>"
             for step in found[:_BEST]
         )
