@@ -66,7 +66,7 @@ def test_every_defect_is_in_the_table() -> None:
             one for one in vars(kind).values() if inspect.isclass(one) and one.__module__ == kind.__name__
         ]
         backends = {one for one in classes if issubclass(one, ReferenceBackend) or hasattr(one, "supports")}
-        assert backends - registered <= {layouts.ScalesOfTheFirstExpert}
+        assert backends - registered <= {layouts.ScalesOfTheFirstExpert, gates.Choosing}
 
 
 def test_every_suite_counts() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mxfp4_core.backend import SILU, Backend, Device, Gate, No, Numerics, Problem, probe, verdict
+from mxfp4_core.backend import SILU, Backend, Device, Gate, No, Problem, probe, verdict
 from mxfp4_core.backend.registry import installed
 from mxfp4_core.testing import exercised
 
@@ -118,10 +118,3 @@ def accepts(backend: Backend, problem: Problem) -> bool:
         assert said, f"{backend.name} refuses {problem} without a reason or a fix: {answer}"
         return False
     return True
-
-
-def numerics_of(backend: Backend, problem: Problem) -> Numerics:
-    """Return what the backend computes for a problem that it accepts."""
-    answer = verdict(backend, problem)
-    own: Numerics | None = getattr(answer, "numerics", None)
-    return own or backend.numerics

@@ -6,126 +6,188 @@ its row feeds.
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from mxfp4_core import quantize
-from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Gate, Problem, calls
+from mxfp4_core.arithmetic import quantized
+from mxfp4_core.backend import (
+    GPT_OSS_SWIGLU,
+    SILU,
+    Activation,
+    Backend,
+    Device,
+    Gate,
+    Numerics,
+    Problem,
+    calls,
+    numerics_for,
+)
 from mxfp4_core.testing import judge
-from mxfp4_core.testing.fixtures import Fixtures, numerics_of, takes
+from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 from mxfp4_core.testing.suite_gates import gated
 
+WORDS: tuple[Activation, ...] = ("mxfp4", "mxfp8", "fp8", "auto")
 NOT_FINITE = [torch.nan, torch.inf, -torch.inf]
 
 
-def rounded(x: Tensor, profile: str) -> Tensor:
-    """Return x after a trip through MXFP4, in float64."""
-    return quantize(x, profile=profile, nonfinite="nan").dequantize(torch.float64)
+@dataclass(frozen=True)
+class Rounding:
+    """How one MoE layer rounds: what is quantised, and to what the hidden state is rounded before."""
+
+    x: bool = True
+    hidden: bool = True
+    first: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        said = [
+            f"{name} {'is' if done else 'is not'} quantised"
+            for name, done in (("x", self.x), ("hidden", self.hidden))
+        ]
+        return ", ".join([*said, f"hidden was {self.first} before"])
+
+
+def rounded(x: Tensor, numerics: Numerics) -> Tensor:
+    """Return x as the backend multiplies it, in float32."""
+    word = numerics.activation or "none"
+    return quantized(x, word, profile=(numerics.activation_profile or None) if word == "mxfp4" else None)
 
 
 def experts(
-    layer: Layer, x: Tensor, ids: Tensor, weights: Tensor, profile: str, steps: tuple[bool, bool]
+    layer: Layer, x: Tensor, routes: tuple[Tensor, Tensor], numerics: Numerics, how: Rounding
 ) -> Tensor:
-    """Compute a MoE layer in float64, with x and the hidden state quantised or not, as ``steps`` says."""
-    form, wide = layer.problem.gate, rounded(x, profile) if steps[0] else x.double()
+    """Compute a MoE layer in float64 beside the roundings that are asked for."""
+    form, (ids, weights) = layer.problem.gate, routes
+    wide = rounded(x, numerics).double() if how.x else x.double()
     gate_up, down = (weight.dequantize(torch.float64) for weight in layer.weights)
     out = torch.zeros_like(wide)
-    for token, slot in itertools.product(range(ids.shape[0]), range(ids.shape[1])):
-        expert = int(ids[token, slot])
-        both = gate_up[expert] @ wide[token] + (
-            0 if layer.biases[0] is None else layer.biases[0][expert].double()
-        )
-        gate, up = (both[0::2], both[1::2]) if form.interleaved else both.chunk(2)
-        hidden = gated(gate, up, form)
-        hidden = rounded(hidden.float()[None], profile)[0] if steps[1] else hidden
-        result = down[expert] @ hidden + (0 if layer.biases[1] is None else layer.biases[1][expert].double())
-        out[token] += weights[token, slot] * result
+    for expert in range(layer.problem.experts):
+        tokens, slots = torch.where(ids == expert)
+        first, second = (0.0 if bias is None else bias[expert].double() for bias in layer.biases)
+        both = wide[tokens] @ gate_up[expert].T + first
+        gate, up = (both[:, 0::2], both[:, 1::2]) if form.interleaved else both.chunk(2, 1)
+        hidden = gated(gate, up, form).to(how.first).float()
+        hidden = rounded(hidden, numerics) if how.hidden else hidden
+        out.index_add_(0, tokens, (hidden.double() @ down[expert].T + second) * weights[tokens, slots, None])
     return out
 
 
+def nearest(got: Tensor, want: Tensor, others: dict[str, Tensor], factor: float) -> None:
+    """Say that a result is nearer to what is wanted than to each of the others, by a factor.
+
+    Raises:
+        AssertionError: it is not.
+    """
+    wide = got.to("cpu", torch.float64)
+    right = float((wide - want).norm())
+    for name, other in others.items():
+        distance = float((wide - other).norm())
+        assert right < distance / factor, (
+            f"off by {right / float(want.norm()):.3g} from what is stated, and by only "
+            f"{distance / float(want.norm()):.3g} from a layer where {name}"
+        )
+
+
 class ActivationSuite(Fixtures):
-    """``activation:mxfp4``: what is quantised, and what is not."""
+    """``activation:mxfp4`` and its like: what is quantised, and how."""
 
     @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+    @pytest.mark.parametrize("word", WORDS)
     def test_linear_quantised_activations(
-        self, backend: Backend, here: Device, device: torch.device, bias: bool
+        self, backend: Backend, here: Device, device: torch.device, word: Activation, bias: bool
     ) -> None:
-        """Where x is quantised too, it is by the profile that the backend names; the bias is added to the result."""
-        problem = Problem(op="linear", n=96, k=288, activation="mxfp4", bias=bias, device=here)
+        """X is quantised by the rule that the backend names; the bias is added to the result."""
+        problem = Problem(op="linear", n=96, k=288, activation=word, bias=bias, device=here)
         if not takes(backend, problem):
             return
-        numerics, [values] = numerics_of(backend, problem), random_biases(problem)
+        numerics, [values] = numerics_for(backend, problem), random_biases(problem)
         weight, x = random_weight(96, 288), random_x(33, 288)
         packed = calls.pack(
             backend, problem, weight.to(device), None if values is None else values.to(device)
         )
         got = calls.linear(backend, x.to(device), packed, problem)
-        exact = rounded(x, numerics.activation_profile).bfloat16()
-        judge.linear(exact, weight, values, numerics).check(got)
+        judge.linear(rounded(x, numerics), weight, values, numerics).rounded(x.dtype).check(got)
 
     @pytest.mark.parametrize("value", NOT_FINITE, ids=str)
+    @pytest.mark.parametrize("word", WORDS[:-1])
     def test_linear_quantised_activations_that_are_not_finite(
-        self, backend: Backend, here: Device, device: torch.device, value: float
+        self, backend: Backend, here: Device, device: torch.device, word: Activation, value: float
     ) -> None:
         """The token is NaN in every feature, and no other token is."""
-        problem = Problem(op="linear", n=64, k=128, activation="mxfp4", device=here)
+        problem = Problem(op="linear", n=64, k=128, activation=word, device=here)
         if not takes(backend, problem):
             return
-        numerics = numerics_of(backend, problem)
-        weight, x = random_weight(64, 128), random_x(9, 128)
+        numerics, weight, x = numerics_for(backend, problem), random_weight(64, 128), random_x(9, 128)
         x[4, 77] = value
         got = calls.linear(backend, x.to(device), calls.pack(backend, problem, weight.to(device)), problem)
         assert bool(got[4].isnan().all()), f"a block of x with {value} gives finite results"
-        exact = rounded(x, numerics.activation_profile).bfloat16()
-        judge.linear(exact, weight, None, numerics).check(got)
+        judge.linear(rounded(x, numerics), weight, None, numerics).rounded(x.dtype).check(got)
 
     @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
     @pytest.mark.parametrize(
         "form", [SILU, Gate(limit=10.0), GPT_OSS_SWIGLU], ids=["silu", "limit-10", "gpt-oss"]
     )
+    @pytest.mark.parametrize("word", WORDS)
     def test_moe_quantised_activations(
-        self, backend: Backend, here: Device, device: torch.device, form: Gate, bias: bool
+        self, backend: Backend, here: Device, device: torch.device, word: Activation, form: Gate, bias: bool
     ) -> None:
         """Both x and the hidden state are quantised: the result is far nearer to that than to one of them alone.
 
         A hidden value near the middle of two codes may fall on either side, so element by element nothing can be said.
         """
         problem = Problem(
-            op="moe", n=96, k=128, experts=4, top_k=2, activation="mxfp4", gate=form, bias=bias, device=here
+            op="moe", n=96, k=128, experts=4, top_k=2, activation=word, gate=form, bias=bias, device=here
         )
         if not takes(backend, problem):
             return
-        layer, x, (ids, weights) = (
-            Layer.build(backend, device, problem),
-            random_x(24, 128),
-            random_routes(24, 4, 2),
+        numerics, layer = numerics_for(backend, problem), Layer.build(backend, device, problem)
+        x, routes = random_x(24, 128), random_routes(24, 4, 2)
+        got = layer.call(backend, x, *routes)
+        if numerics.activation == "none":  # what `auto` may mean
+            layer.answer(backend, x, *routes).check(got)
+            return
+        first = torch.float32 if numerics.hidden == "float32" else x.dtype
+        stated, others = Rounding(first=first), [(True, False), (False, True), (False, False)]
+        nearest(
+            got,
+            experts(layer, x, routes, numerics, stated),
+            {
+                str(how): experts(layer, x, routes, numerics, how)
+                for how in (Rounding(*one, first) for one in others)
+            },
+            factor=2.5,
         )
-        profile = numerics_of(backend, problem).activation_profile
-        want = {
-            (of_x, of_hidden): experts(layer, x, ids, weights, profile, (of_x, of_hidden))
-            for of_x in (True, False)
-            for of_hidden in (True, False)
-        }
-        got = layer.call(backend, x, ids, weights).cpu().double()
-        distance = {steps: float((got - values).norm() / values.norm()) for steps, values in want.items()}
-        right = distance.pop((True, True))
-        nearest = min(distance, key=lambda steps: distance[steps])
-        said = f"x {'is' if nearest[0] else 'is not'} quantised, hidden {'is' if nearest[1] else 'is not'}"
-        assert right < distance[nearest] / 2.5, (
-            f"off by {right:.3g} from a layer that quantises both, by {distance[nearest]:.3g} from one where {said}"
+
+    @pytest.mark.parametrize("word", WORDS[:-1])
+    def test_moe_hidden_state_is_rounded_as_stated(
+        self, backend: Backend, here: Device, device: torch.device, word: Activation
+    ) -> None:
+        """Before it is quantised, the hidden state stays float32 or gets the dtype of x, as the numerics say."""
+        problem = Problem(op="moe", n=512, k=64, experts=2, top_k=1, activation=word, device=here)
+        if not takes(backend, problem):
+            return
+        numerics, layer = numerics_for(backend, problem), Layer.build(backend, device, problem)
+        x, routes = random_x(48, 64), random_routes(48, 2, 1)
+        ways = {"float32": Rounding(), "input": Rounding(first=x.dtype)}
+        stated, other = ways[numerics.hidden], ways["input" if numerics.hidden == "float32" else "float32"]
+        nearest(
+            layer.call(backend, x, *routes),
+            experts(layer, x, routes, numerics, stated),
+            {str(other): experts(layer, x, routes, numerics, other)},
+            factor=1.5,
         )
 
     @pytest.mark.parametrize("value", NOT_FINITE, ids=str)
+    @pytest.mark.parametrize("word", WORDS[:-1])
     def test_moe_quantised_activations_that_are_not_finite(
-        self, backend: Backend, here: Device, device: torch.device, value: float
+        self, backend: Backend, here: Device, device: torch.device, word: Activation, value: float
     ) -> None:
         """The token is NaN in every feature, and no other token is."""
-        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, activation="mxfp4", device=here)
+        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, activation=word, device=here)
         if not takes(backend, problem):
             return
         layer, x, routes = Layer.build(backend, device, problem), random_x(6, 96), random_routes(6, 4, 2)

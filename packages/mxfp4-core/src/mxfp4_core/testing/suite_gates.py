@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Gate, Problem
+from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Gate, Problem, numerics_for
 from mxfp4_core.testing.crafted import ORDINARY_SCALE, close, gate_up_columns, one_hot
-from mxfp4_core.testing.fixtures import Fixtures, numerics_of, takes
+from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_biases, random_routes, random_x
 
@@ -120,7 +120,7 @@ class GateSuite(Fixtures):
         problem = Problem(op="moe", n=32, k=64, experts=2, top_k=1, gate=form, device=here)
         if not takes(backend, problem):
             return
-        numerics = numerics_of(backend, problem)
+        numerics = numerics_for(backend, problem)
         low, high = numerics.scale_bytes
         if (byte == 255 and numerics.scale_byte_255 == "refused") or (
             byte != 255 and not low <= byte <= high

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mxfp4_core.backend import Backend, Device, Problem, calls
+from mxfp4_core.backend import Backend, Device, Problem, calls, numerics_for
 from mxfp4_core.testing import judge
-from mxfp4_core.testing.fixtures import Fixtures, numerics_of, takes
+from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_routes, random_weight, random_x
 
@@ -49,7 +49,7 @@ class LargeSuite(Fixtures):
         weight, x = random_weight(n, k, seed=n + k), random_x(m, k)
         packed = calls.pack(backend, problem, weight.to(device))
         got = calls.linear(backend, x.to(device), packed, problem)
-        judge.linear(x, weight, None, numerics_of(backend, problem)).check(got, f"m={m} n={n} k={k}")
+        judge.linear(x, weight, None, numerics_for(backend, problem)).check(got, f"m={m} n={n} k={k}")
 
     @pytest.mark.parametrize("sizes", MOE.values(), ids=MOE)
     def test_large_moe(

@@ -9,9 +9,19 @@ import pytest
 import torch
 
 from mxfp4_core.arithmetic import Alignment, MxTensor
-from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Layout, Matrix, Problem, calls
+from mxfp4_core.backend import (
+    GPT_OSS_SWIGLU,
+    SILU,
+    Backend,
+    Device,
+    Layout,
+    Matrix,
+    Problem,
+    calls,
+    numerics_for,
+)
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.testing.fixtures import Fixtures, accepts, numerics_of, ordinary
+from mxfp4_core.testing.fixtures import Fixtures, accepts, ordinary
 from mxfp4_core.testing.samples import random_biases, random_weight
 
 LINEAR = [
@@ -166,7 +176,7 @@ class LayoutSuite(Fixtures):
         problem = Problem(device=made_for, **sizes)
         if not accepts(backend, problem):
             return
-        low, high = numerics_of(backend, problem).scale_bytes
+        low, high = numerics_for(backend, problem).scale_bytes
         assert 0 <= low <= 127 <= high <= 254
         for byte in {max(low - 1, 0), min(high + 1, 254)} - {low, high}:
             for matrix, shape in calls.shapes(problem).items():
@@ -184,7 +194,7 @@ class LayoutSuite(Fixtures):
         for matrix, shape in calls.shapes(problem).items():
             weight = random_weight(*shape)
             weight.scales.view(-1)[-1] = 255
-            if numerics_of(backend, problem).scale_byte_255 == "refused":
+            if numerics_for(backend, problem).scale_byte_255 == "refused":
                 with pytest.raises(FormatError):
                     calls.pack(backend, problem, weight, None, matrix)
             else:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mxfp4_core.backend import Backend, Device, Packed, Problem, calls
+from mxfp4_core.backend import Backend, Device, Packed, Problem, calls, numerics_for
 from mxfp4_core.testing import judge
-from mxfp4_core.testing.fixtures import Fixtures, numerics_of, takes
+from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 
@@ -118,7 +118,7 @@ class StateSuite(Fixtures):
         if op == "linear":
             packed = calls.pack(backend, problem, weights[0].to(device))
             got = calls.linear(backend, x.to(device), packed, problem)
-            judge.linear(x, weights[0], None, numerics_of(backend, problem)).check(got)
+            judge.linear(x, weights[0], None, numerics_for(backend, problem)).check(got)
             return
         layer = Layer.of(backend, device, problem, (weights[0], weights[1]))
         ids = torch.arange(7, dtype=torch.int32)[:, None] % 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate, Packed, Problem
+from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate, Packed, Problem, Verdict, Yes
 from mxfp4_core.testing.suite_gates import GATES
 from wrong_backends.base import Steps, caught_by
 
@@ -141,7 +141,7 @@ class DownBiasDropped(Steps):
         return 0.0 if matrix == "down" else super().bias(packed, expert, matrix, problem)
 
 
-@caught_by("test_moe_quantised_activations", form=SILU, bias=True)
+@caught_by("test_moe_quantised_activations", word="mxfp4", form=SILU, bias=True)
 class BiasesDroppedWithQuantisedActivations(Steps):
     def bias(self, packed: Packed, expert: int, matrix: str, problem: Problem) -> Tensor | float:
         return super().bias(packed, expert, matrix, problem) if problem.activation == "none" else 0.0
@@ -176,19 +176,19 @@ class Byte255OfGateUpIsFinite(Steps):
         return super().values(codes, scales.clamp(max=254) if matrix == "gate_up" else scales, matrix)
 
 
-@caught_by("test_moe_quantised_activations", form=SILU, bias=False)
+@caught_by("test_moe_quantised_activations", word="mxfp4", form=SILU, bias=False)
 class NothingOfExpertsIsQuantised(Steps):
     def widen(self, x: Tensor, problem: Problem) -> Tensor:
         return x.float()
 
 
-@caught_by("test_moe_quantised_activations", form=SILU, bias=False)
+@caught_by("test_moe_quantised_activations", word="mxfp4", form=SILU, bias=False)
 class HiddenStateIsNotQuantised(Steps):
     def widen_hidden(self, hidden: Tensor, problem: Problem) -> Tensor:
         return hidden
 
 
-@caught_by("test_moe_quantised_activations", form=GPT_OSS_SWIGLU, bias=True)
+@caught_by("test_moe_quantised_activations", word="mxfp4", form=GPT_OSS_SWIGLU, bias=True)
 class OnlyTheHiddenStateIsQuantised(Steps):
     def widen(self, x: Tensor, problem: Problem) -> Tensor:
         return x.float()
@@ -197,15 +197,39 @@ class OnlyTheHiddenStateIsQuantised(Steps):
         return super().widen(hidden, problem)
 
 
-@caught_by("test_moe_quantised_activations_that_are_not_finite", value=torch.nan)
+@caught_by("test_moe_quantised_activations_that_are_not_finite", word="mxfp4", value=torch.nan)
 class NanUnderQuantisedExpertsIsZero(Steps):
     def widen(self, x: Tensor, problem: Problem) -> Tensor:
         return super().widen(x if problem.activation == "none" else x.nan_to_num(), problem)
 
 
-@caught_by("test_moe_quantised_activations_that_are_not_finite", value=torch.inf)
+@caught_by("test_moe_quantised_activations_that_are_not_finite", word="mxfp4", value=torch.inf)
 class InfinityUnderQuantisedExpertsSaturates(Steps):
     def widen(self, x: Tensor, problem: Problem) -> Tensor:
         return super().widen(
             torch.where(x.isinf(), x.clamp(-6, 6), x) if problem.activation != "none" else x, problem
         )
+
+
+@caught_by("test_moe_hidden_state_is_rounded_as_stated", word="mxfp4")
+class HiddenStateIsRoundedToBfloat16First(Steps):
+    def widen_hidden(self, hidden: Tensor, problem: Problem) -> Tensor:
+        return super().widen_hidden(hidden.bfloat16(), problem)
+
+
+@caught_by("test_moe_hidden_state_is_rounded_as_stated", word="mxfp4")
+class SaysThatTheHiddenStateIsRoundedFirst(Steps):
+    numerics = replace(Steps.numerics, hidden="input")
+
+
+class Choosing(Steps):
+    """Says that `auto` is `mxfp4`."""
+
+    def supports(self, problem: Problem) -> Verdict:
+        chosen = "mxfp4" if problem.activation == "auto" else None
+        return Yes(numerics=replace(self.numerics, activation=chosen))
+
+
+@caught_by("test_moe_quantised_activations", word="auto", form=SILU, bias=False)
+class SaysThatAutoQuantisesExperts(Choosing):
+    sound = Steps

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mxfp4_core.backend import Packed, Problem
+from mxfp4_core.backend import Packed, Problem, Verdict, Yes
 from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.testing.suite_large import LINEAR
 from wrong_backends.base import caught_by, with_tensors
@@ -39,7 +39,7 @@ class BiasDropped(ReferenceBackend):
         return super().linear(x, without_bias(weight), problem)
 
 
-@caught_by("test_linear_quantised_activations", bias=True)
+@caught_by("test_linear_quantised_activations", word="mxfp4", bias=True)
 class BiasOfAQuantisedLinearDropped(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         kept = weight if problem.activation == "none" else without_bias(weight)
@@ -146,13 +146,13 @@ class NanHidden(ReferenceBackend):
         return super().linear(x.nan_to_num(), weight, problem)
 
 
-@caught_by("test_linear_quantised_activations", bias=False)
+@caught_by("test_linear_quantised_activations", word="mxfp4", bias=False)
 class ActivationsNotQuantised(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         return super().linear(x, weight, replace(problem, activation="none"))
 
 
-@caught_by("test_linear_quantised_activations", bias=False)
+@caught_by("test_linear_quantised_activations", word="mxfp4", bias=False)
 class ActivationsByAnotherRule(ReferenceBackend):
     numerics = replace(ReferenceBackend.numerics, activation_profile="rceil/even")
 
@@ -160,13 +160,13 @@ class ActivationsByAnotherRule(ReferenceBackend):
         return ReferenceBackend().linear(x, weight, problem)
 
 
-@caught_by("test_linear_quantised_activations_that_are_not_finite", value=torch.nan)
+@caught_by("test_linear_quantised_activations_that_are_not_finite", word="mxfp4", value=torch.nan)
 class NanUnderQuantisedActivationsIsZero(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         return super().linear(x if problem.activation == "none" else x.nan_to_num(), weight, problem)
 
 
-@caught_by("test_linear_quantised_activations_that_are_not_finite", value=-torch.inf)
+@caught_by("test_linear_quantised_activations_that_are_not_finite", word="mxfp4", value=-torch.inf)
 class InfinityUnderQuantisedActivationsSaturates(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         kept = x if problem.activation == "none" else x.clamp(-6.0, 6.0)
@@ -250,3 +250,10 @@ class GradientLost(ReferenceBackend):
 class GradientOfAnotherFunction(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         return super().linear(x.detach(), weight, problem) + 0 * x.sum(dim=1, keepdim=True)
+
+
+@caught_by("test_linear_quantised_activations", word="auto", bias=False)
+class SaysThatAutoQuantises(ReferenceBackend):
+    def supports(self, problem: Problem) -> Verdict:
+        chosen = "mxfp4" if problem.activation == "auto" else None
+        return Yes(numerics=replace(self.numerics, activation=chosen))
