@@ -311,6 +311,8 @@ def test_each_prefix_of_the_trade_is_the_best_for_its_bytes(sizes: list[tuple[in
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), st.booleans())
+@example([5e-324], True)
+@example([1e6, 1e6 + 1e-9], False)
 def test_a_linear_axis_holds_its_values(values: list[float], zero: bool) -> None:
     axis = linear("x", values, str, zero=zero)
     span = axis.high - axis.low

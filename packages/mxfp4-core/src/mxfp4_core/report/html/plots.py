@@ -197,7 +197,7 @@ def linear(label: str, values: Sequence[float], text: Callable[[float], str], *,
     """
     low, high = min(values, default=0.0), max(values, default=1.0)
     low = min(low, 0.0) if zero else low
-    if high <= low:
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-300):  # no ticks would differ in print
         low, high = (low, low + 1.0) if zero else (low - 0.5, low + 0.5)
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= 6)
