@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from mxfp4_core.checkpoint import TensorInfo
+from mxfp4_core.dialects import Source
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import CheckpointError, LoadError
 from mxfp4_core.modules import ModelPlan, Stored, plan_stored
@@ -35,8 +36,8 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, Tenso
         )
     _check_pairs(headers)
     tensors = {name: (header.dtype, header.shape) for name, header in headers.items()}
-    contents = NATIVE.read(config.to_dict(), tensors)
-    codes = [entry.codes for entry in contents.entries.values()]
+    contents = NATIVE.read(Source({"quantization_config": config.to_dict()}, tensors))
+    codes = [entry.parts["codes"].names[0] for entry in contents.entries.values()]
     packed: dict[tuple[str, ...], list[str]] = {}
     for source, targets in compat.destinations(codes, compat.default_conversions(model), model).items():
         packed.setdefault(targets, []).append(source)

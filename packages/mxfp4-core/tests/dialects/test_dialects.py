@@ -16,6 +16,8 @@ from mxfp4_core.checkpoint.hashing import tensor_sha256
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.dialects.base import Entry
 from mxfp4_core.dialects.foreign import foreign_format
+from mxfp4_core.dialects.recipes import Read
+from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import ConfigError, DialectError
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 
@@ -58,13 +60,10 @@ def test_writes_what_the_vendor_writes(
 def test_reads_what_the_vendor_wrote(vendor_llama: Path, evidence: str) -> None:
     vendor = json.loads((vendor_llama / f"{evidence}.json").read_text())
     tensors = {name: (row["dtype"], tuple(row["shape"])) for name, row in vendor["tensors"].items()}
-    found = [
-        name
-        for name in dialects.names()
-        if dialects.get(name).recognise(vendor["quantization_config"], tensors)
-    ]
+    source = Source({"quantization_config": vendor["quantization_config"]}, tensors)
+    found = [name for name in dialects.names() if dialects.get(name).recognise(source)]
     assert found == ["quark" if "quark" in evidence else "compressed-tensors"]
-    contents = dialects.get(found[0]).read(vendor["quantization_config"], tensors)
+    contents = dialects.get(found[0]).read(source)
     assert len(contents.entries) == 7
     entry = contents.entries["model.layers.0.mlp.down_proj.weight"]
     assert entry.shape == (128, 192)
@@ -105,7 +104,8 @@ def test_stacked_and_padded_weights_are_read_back(save: Save) -> None:
     found = dialects.read(open_checkpoint(source.parent / "target"))
     assert found is not None
     entries = found[1].entries
-    assert entries[experts] == Entry(experts, experts, f"{experts}_scale", (2, 8, 64), transposed=True)
+    parts = {"codes": Read("U8", (2, 8, 32), experts), "scales": Read("U8", (2, 8, 2), f"{experts}_scale")}
+    assert entries[experts] == Entry(experts, (2, 8, 64), parts, transposed=True)
     assert entries["model.layers.0.mlp.shared.up_proj.weight"].shape == (3, 40)
     assert found[1].profile == "even/even"
 
@@ -203,10 +203,10 @@ def test_any_description_is_read_or_refused(data: st.DataObject) -> None:
     tensors = {"a.weight": ("U8", (4, 32)), "a.weight_scale": ("U8", (4, 2))}
     tensors |= {"b.weight_packed": ("U8", (4, 32)), "b.weight_scale": ("U8", (4, 2))}
     for name in dialects.names():
-        dialect = dialects.get(name)
-        if dialect.recognise(described, tensors):
+        dialect, source = dialects.get(name), Source({"quantization_config": described}, tensors)
+        if dialect.recognise(source):
             with suppress(DialectError):
-                dialect.read(described, tensors)
+                dialect.read(source)
 
 
 def u8(*shape: int) -> torch.Tensor:
@@ -321,7 +321,7 @@ def test_an_unknown_dialect() -> None:
         dialects.get("compressed-tensor")
     with pytest.raises(ConfigError, match="did you mean 'quark'"):
         dialects.get("Quark")
-    with pytest.raises(ConfigError, match="mxfp4-core, compressed-tensors, quark"):
+    with pytest.raises(ConfigError, match=r"mxfp4-core, compressed-tensors, .*quark"):
         dialects.get("zzz")
 
 

@@ -23,13 +23,14 @@ from mxfp4_core.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-_TORCH_DTYPES = {
+TORCH_DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32",
     "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32",
     "F64": "float64", "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F4": "float4_e2m1fn_x2",
 }  # fmt: skip
+"""Names of torch dtypes by the words of safetensors."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ class Checkpoint:
     def _read(self, info: TensorInfo, start: int, shape: tuple[int, ...]) -> torch.Tensor:
         import torch
 
-        if info.dtype not in _TORCH_DTYPES:
+        if info.dtype not in TORCH_DTYPES:
             damaged(
                 info.file,
                 f"tensor {info.name!r} of dtype {info.dtype}",
                 "torch has the dtype",
                 "store it as U8",
             )
-        dtype: torch.dtype = getattr(torch, _TORCH_DTYPES[info.dtype])
+        dtype: torch.dtype = getattr(torch, TORCH_DTYPES[info.dtype])
         if info.dtype == "F4":
             if not shape or shape[-1] % 2:
                 _cut(info, f"{shape[-1] if shape else 1} values")

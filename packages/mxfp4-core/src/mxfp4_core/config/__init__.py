@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
-    from mxfp4_core.config.checks import DIALECTS as DIALECTS
     from mxfp4_core.config.checks import KNOWN_BACKENDS as KNOWN_BACKENDS
     from mxfp4_core.config.checks import PROFILE_NAMES as PROFILE_NAMES
     from mxfp4_core.config.checks import TIES as TIES
@@ -21,7 +20,6 @@ _HOMES = {
     "CONFIG_VERSION": "schema",
     "Mxfp4Config": "schema",
     "Override": "schema",
-    "DIALECTS": "checks",
     "KNOWN_BACKENDS": "checks",
     "PROFILE_NAMES": "checks",
     "TIES": "checks",
@@ -30,7 +28,6 @@ _HOMES = {
 __all__ = [
     "ACTIVATIONS",
     "CONFIG_VERSION",
-    "DIALECTS",
     "KNOWN_BACKENDS",
     "PROFILE_NAMES",
     "TIES",

@@ -36,13 +36,11 @@ PROFILE_NAMES: Final = (
 """Named profiles of ``mxfp4_core.arithmetic.profiles``, repeated here so that checking a config needs no torch."""
 
 TIES: Final = ("even", "away", "zero")
-DIALECTS: Final = ("mxfp4-core", "compressed-tensors", "quark")
-"""Dialects that can be written."""
-
 KNOWN_BACKENDS: Final = ("reference", *KNOWN)
 """Backends of this project, installed or not. Third-party ones are found by their entry points."""
 
 _BACKEND_GROUP: Final = "mxfp4.backends"
+_DIALECT_GROUP: Final = "mxfp4.dialects"
 
 
 class _Override(Protocol):
@@ -54,6 +52,11 @@ class _Override(Protocol):
     def ties(self) -> str | None: ...
     @property
     def keep(self) -> bool | None: ...
+
+
+def dialect_names() -> tuple[str, ...]:
+    """Return the installed dialects, our own first; as ``mxfp4_core.dialects.names``, which is above this room."""
+    return tuple(sorted(plugins(_DIALECT_GROUP), key=lambda name: (name != "mxfp4-core", name)))
 
 
 def profile_name(profile: str | None, rule: str | None, ties: str | None) -> str:
@@ -173,7 +176,6 @@ def check_inheritance(profile: str | None, overrides: Sequence[_Override]) -> No
 
 
 __all__ = [
-    "DIALECTS",
     "KNOWN_BACKENDS",
     "PROFILE_NAMES",
     "TIES",
@@ -182,5 +184,6 @@ __all__ = [
     "check_inheritance",
     "check_options",
     "check_patterns",
+    "dialect_names",
     "profile_name",
 ]

@@ -24,7 +24,6 @@ from pydantic import (
 )
 
 from mxfp4_core.config.checks import (
-    DIALECTS,
     KNOWN_BACKENDS,
     PROFILE_NAMES,
     TIES,
@@ -33,6 +32,7 @@ from mxfp4_core.config.checks import (
     check_inheritance,
     check_options,
     check_patterns,
+    dialect_names,
     profile_name,
 )
 from mxfp4_core.config.messages import contradiction, explain, listed, unknown_name
@@ -142,9 +142,9 @@ class Mxfp4Config(_Model):
         "options for several may stand side by side.",
     )
     dialect: str = Field(
-        default=DIALECTS[0],
+        default="mxfp4-core",
         description="How checkpoints are written.",
-        json_schema_extra={"enum": list(DIALECTS)},
+        json_schema_extra=lambda schema: schema.update(enum=list(dialect_names())),
     )
     refused: _Refused = Field(
         default="error",
@@ -238,8 +238,8 @@ class Mxfp4Config(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_arithmetic("config", self.profile, self.rule, self.ties)
-        if self.dialect not in DIALECTS:
-            raise unknown_name("dialect", self.dialect, DIALECTS)
+        if self.dialect not in dialect_names():
+            raise unknown_name("dialect", self.dialect, dialect_names())
         for key, name in (("backend", self.backend), ("fallback", self.fallback)):
             check_backend(key, name)
         if self.backend is not None and self.backend == self.fallback:
@@ -267,4 +267,4 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-__all__ = ["CONFIG_VERSION", "DIALECTS", "KNOWN_BACKENDS", "PROFILE_NAMES", "TIES", "Mxfp4Config", "Override"]
+__all__ = ["CONFIG_VERSION", "KNOWN_BACKENDS", "PROFILE_NAMES", "TIES", "Mxfp4Config", "Override"]

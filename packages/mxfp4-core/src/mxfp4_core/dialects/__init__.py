@@ -1,96 +1,85 @@
-"""The public dialects of MXFP4 checkpoints: `names`, `get`, `detect`.
+"""The public dialects of MXFP4 checkpoints: what they hold, and how each weight is made from it.
 
-One file per dialect; adding one is writing that file and listing it in ``_DIALECTS``.
+``base`` has the protocol, ``recipes`` the byte transforms, ``registry`` finds dialects by name or by looking at a
+checkpoint; then one module each. Adding one is one module and one entry point.
 """
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
-from mxfp4_core.dialects.base import Contents, Dialect, Entry
-from mxfp4_core.dialects.compressed_tensors import COMPRESSED_TENSORS
-from mxfp4_core.dialects.foreign import foreign_format
-from mxfp4_core.dialects.native import NATIVE
-from mxfp4_core.dialects.quark import QUARK
-from mxfp4_core.errors import ConfigError, DialectError
+from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
-    from mxfp4_core.checkpoint.reader import Checkpoint
+    from mxfp4_core.dialects.base import Contents as Contents
+    from mxfp4_core.dialects.base import Description as Description
+    from mxfp4_core.dialects.base import Dialect as Dialect
+    from mxfp4_core.dialects.base import Entry as Entry
+    from mxfp4_core.dialects.beside import Beside as Beside
+    from mxfp4_core.dialects.joins import concat as concat
+    from mxfp4_core.dialects.joins import interleave as interleave
+    from mxfp4_core.dialects.joins import stack as stack
+    from mxfp4_core.dialects.pairs import contradiction as contradiction
+    from mxfp4_core.dialects.pairs import find_entries as find_entries
+    from mxfp4_core.dialects.pairs import match_parts as match_parts
+    from mxfp4_core.dialects.pairs import name_list as name_list
+    from mxfp4_core.dialects.pairs import nothing as nothing
+    from mxfp4_core.dialects.raw import Bytes as Bytes
+    from mxfp4_core.dialects.recipes import Recipe as Recipe
+    from mxfp4_core.dialects.registry import detect as detect
+    from mxfp4_core.dialects.registry import get as get
+    from mxfp4_core.dialects.registry import identify as identify
+    from mxfp4_core.dialects.registry import names as names
+    from mxfp4_core.dialects.registry import read as read
+    from mxfp4_core.dialects.source import Source as Source
 
-_DIALECTS: dict[str, Dialect] = {each.name: each for each in (NATIVE, COMPRESSED_TENSORS, QUARK)}
+_HOMES = {
+    "Contents": "base",
+    "Description": "base",
+    "Dialect": "base",
+    "Entry": "base",
+    "Beside": "beside",
+    "concat": "joins",
+    "interleave": "joins",
+    "stack": "joins",
+    "contradiction": "pairs",
+    "find_entries": "pairs",
+    "match_parts": "pairs",
+    "name_list": "pairs",
+    "nothing": "pairs",
+    "Bytes": "raw",
+    "Recipe": "recipes",
+    "detect": "registry",
+    "get": "registry",
+    "identify": "registry",
+    "names": "registry",
+    "read": "registry",
+    "Source": "source",
+}
 
+__all__ = [
+    "Beside",
+    "Bytes",
+    "Contents",
+    "Description",
+    "Dialect",
+    "Entry",
+    "Recipe",
+    "Source",
+    "concat",
+    "contradiction",
+    "detect",
+    "find_entries",
+    "get",
+    "identify",
+    "interleave",
+    "match_parts",
+    "name_list",
+    "names",
+    "nothing",
+    "read",
+    "stack",
+]
 
-def names() -> tuple[str, ...]:
-    """Return the dialects that can be read and written, the native one first."""
-    return tuple(_DIALECTS)
-
-
-def get(name: str) -> Dialect:
-    """Return a dialect by name.
-
-    Raises:
-        ConfigError: no such dialect; the message lists them and the near misses.
-    """
-    if name in _DIALECTS:
-        return _DIALECTS[name]
-    near = difflib.get_close_matches(name, _DIALECTS, 1, 0.4)
-    raise ConfigError(
-        f"unknown dialect {name!r}",
-        seen=repr(name),
-        rule=f"a dialect is one of {', '.join(_DIALECTS)}",
-        fix=f"did you mean {near[0]!r}?" if near else "pass one of these names",
-    )
-
-
-def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
-    """Say how a checkpoint is quantised, whether or not we can read it.
-
-    Returns:
-        The name of the format, the reason, and the dialect that reads it, if any; None for a checkpoint in
-        high precision.
-    """
-    described = checkpoint.config.get("quantization_config")
-    tensors = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
-    if isinstance(described, dict):
-        for dialect in _DIALECTS.values():
-            if reason := dialect.recognise(described, tensors):
-                return dialect.name, reason, dialect
-    found = foreign_format(checkpoint.config, tensors, {path.as_posix() for path in checkpoint.other_files})
-    return (*found, None) if found else None
-
-
-def detect(checkpoint: Checkpoint) -> Dialect | None:
-    """Return the dialect of a quantised checkpoint, or None for one in high precision.
-
-    Raises:
-        DialectError: the checkpoint is quantised in a way that we know or notice, but do not read.
-    """
-    found = identify(checkpoint)
-    if found is None:
-        return None
-    name, reason, dialect = found
-    if dialect is None:
-        raise DialectError(
-            f"cannot read the quantised weights of {checkpoint.path}",
-            seen=f"{name} ({reason})",
-            rule=f"dialects that are read: {', '.join(_DIALECTS)}",
-            fix="use the checkpoint in high precision from which this one was made",
-        )
-    return dialect
-
-
-def read(checkpoint: Checkpoint) -> tuple[Dialect, Contents] | None:
-    """Detect the dialect and read its entries; None for a checkpoint in high precision.
-
-    Raises:
-        DialectError: an unreadable format, or a description that contradicts the tensors.
-    """
-    dialect = detect(checkpoint)
-    if dialect is None:
-        return None
-    tensors = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
-    return dialect, dialect.read(checkpoint.config["quantization_config"], tensors)
-
-
-__all__ = ["Contents", "Dialect", "Entry", "detect", "get", "identify", "names", "read"]
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = exports(__name__, _HOMES)

@@ -1,16 +1,25 @@
-"""What a dialect is: how one public kind of checkpoint names, shapes and describes MXFP4 weights."""
+"""What a dialect is: how one public kind of checkpoint names, lays out and describes quantised weights.
+
+A dialect recognises its checkpoints, reads where the parts of each weight come from, says under which names and in
+which layout they are written, and writes the documents around them. It moves bytes and changes none; what rounds is a
+job of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.dialects.beside import Beside
+from mxfp4_core.dialects.recipes import Recipe
+from mxfp4_core.errors import DialectError
 
 if TYPE_CHECKING:
     from mxfp4_core.config.schema import Mxfp4Config
-
-Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Name to (safetensors dtype, shape), as headers give it."""
+    from mxfp4_core.dialects.source import Source
 
 
 @dataclass(frozen=True)
@@ -19,78 +28,185 @@ class Entry:
 
     Args:
         weight: canonical name of the weight, with ``.weight`` for a linear and without for stacked experts.
-        codes: name of the tensor of codes, uint8 ``[..., N, K/2]``.
-        scales: name of the tensor of scales, uint8 ``[..., N, K/32]``.
         shape: logical shape ``[..., N, K]``, before any padding of K to whole blocks.
-        transposed: whether the weight has the axes ``[..., K, N]`` in the model that was quantised.
+        parts: for each part of the format the recipe that makes it, in the dtype and shape that the format gives it.
+        format: name of the format.
+        transposed: whether the weight has the axes ``[..., K, N]`` in the model that was quantised. The parts do not.
+        interleaved: whether rows of gate and up alternate in a fused weight of experts; else gate is above up.
+        profile: resolved profile of this weight, where it is not that of the contents.
+        activation: activation mode of this weight, where it is not that of the contents.
     """
 
     weight: str
-    codes: str
-    scales: str
     shape: tuple[int, ...]
+    parts: Mapping[str, Recipe]
+    format: str = "mxfp4"
     transposed: bool = False
+    interleaved: bool = False
+    profile: str = ""
+    activation: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stored tensors that its parts are made from, each once."""
+        return tuple(dict.fromkeys(name for part in self.parts.values() for name in part.names))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a dialect reads from a checkpoint.
+    """What a dialect reads from a checkpoint. Together it names every stored tensor once.
 
     Args:
         entries: the quantised weights by canonical name, in the order of the file.
+        tensors: everything that is not quantised, by canonical name.
         kept: module names that the file declares as not quantised, in the dialect's own pattern language.
         profile: name of the resolved profile that wrote the codes, empty when the file does not say.
         activation: a word of ``mxfp4_core.config.ACTIVATIONS``: what the file asks for at run time.
+        static: scales of activations that were found by calibration, by name: data of the activation, no part of a
+            weight.
+        beside: weights in another kind of quantisation, by canonical name.
+        model: ``config.json`` without the words of this dialect outside of ``quantization_config``; None where there
+            are none.
     """
 
     entries: Mapping[str, Entry]
+    tensors: Mapping[str, Recipe] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     profile: str = ""
     activation: str = "none"
+    static: Mapping[str, Recipe] = field(default_factory=dict)
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+    model: Mapping[str, Any] | None = None
 
 
-class Dialect(Protocol):
-    """One public kind of checkpoint. Implementations are small stateless objects."""
+@dataclass(frozen=True)
+class Description:
+    """What the documents of a checkpoint are written from.
+
+    Args:
+        model: ``config.json`` of the model; a ``quantization_config`` in it is an earlier one.
+        config: the settings that the codes were made with.
+        entries: the quantised weights.
+        kept: names of the linear modules that stay in high precision.
+        profile: name of the resolved profile of the codes, empty when it is unknown.
+        beside: weights in another kind of quantisation.
+    """
+
+    model: Mapping[str, Any]
+    config: Mxfp4Config
+    entries: Sequence[Entry]
+    kept: Sequence[str]
+    profile: str = ""
+    beside: Sequence[Beside] = ()
+
+
+class Dialect(ABC):
+    """One public kind of checkpoint. Stateless; one object a dialect.
+
+    Attributes:
+        name: as configs, commands and messages name it.
+        formats: formats that it stores.
+        linear_only: whether it stores nothing but 2-D weights ``[N, K]`` of linears in whole blocks.
+        readers: who loads it, in a few words.
+    """
 
     name: str
-    stacked: bool
-    """Whether 3-D weights of stacked experts, and padded weights, can be expressed."""
+    formats: frozenset[str] = frozenset({"mxfp4"})
+    linear_only: bool = True
+    readers: str = ""
 
-    def recognise(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> str | None:
-        """Return why a checkpoint is of this dialect, or None."""
-        ...
+    def __repr__(self) -> str:
+        return f"<dialect {self.name}>"
 
-    def tensor_names(self, weight_name: str) -> tuple[str, str]:
-        """Return the names of codes and scales for a canonical weight name."""
-        ...
+    @abstractmethod
+    def recognise(self, source: Source) -> str | None:
+        """Return why a checkpoint is of this dialect, or None. It decides from config, headers and files."""
 
-    def how_to_load(self, path: str) -> str:
-        """Return the line of Python or shell that loads a checkpoint of this dialect."""
-        ...
-
-    def write_config(
-        self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
-    ) -> dict[str, Any]:
-        """Return ``quantization_config`` for ``config.json``.
-
-        Args:
-            config: the settings that the codes were made with.
-            entries: the quantised weights.
-            kept: names of the linear modules that stay in high precision.
-            profile: name of the resolved profile of the codes, empty when it is unknown.
-
-        Raises:
-            DialectError: something that this dialect has no word for.
-        """
-        ...
-
-    def read(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> Contents:
-        """Find the quantised weights.
+    @abstractmethod
+    def read(self, source: Source) -> Contents:
+        """Find the quantised weights of a checkpoint that it recognises.
 
         Raises:
             DialectError: the description and the tensors contradict each other.
         """
-        ...
+
+    @abstractmethod
+    def write(self, entry: Entry) -> dict[str, Recipe]:
+        """Return the tensors to store for a weight, by name: recipes made of those of its parts.
+
+        Only called with what `check` lets pass.
+        """
+
+    @abstractmethod
+    def describe(self, description: Description) -> dict[str, Any]:
+        """Return ``quantization_config`` for ``config.json``.
+
+        Raises:
+            DialectError: something that this dialect has no word for.
+        """
+
+    @abstractmethod
+    def how_to_load(self, path: str) -> str:
+        """Return the line of Python or shell that loads a checkpoint of this dialect."""
+
+    def documents(self, description: Description) -> dict[str, dict[str, Any]]:
+        """Return the JSON documents of a checkpoint by file name: ``config.json`` and what stands beside it.
+
+        Raises:
+            DialectError: something that this dialect has no word for.
+        """
+        return {"config.json": {**description.model, "quantization_config": self.describe(description)}}
+
+    def arrange(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return the weights as this dialect groups them; stacked where it stores stacks, else as they are."""
+        return list(entries)
+
+    def write_beside(self, beside: Beside) -> dict[str, Recipe]:
+        """Return the tensors to store for a weight in FP8, by name.
+
+        Raises:
+            DialectError: the dialect has no word for such weights.
+        """
+        raise DialectError(
+            f"tensor {beside.weight!r} cannot be written in the dialect {self.name}",
+            seen=f"FP8 with scales for blocks of {list(beside.block)}",
+            rule="that dialect has no word for it",
+            fix="widen it to BF16 (--beside widen), which is exact, or choose the dialect that it comes from",
+        )
+
+    def check(self, entry: Entry) -> None:
+        """Refuse a weight that this dialect cannot store.
+
+        Raises:
+            DialectError: names the tensor and what is unusual about it.
+        """
+        if entry.format not in self.formats:
+            raise DialectError(
+                f"tensor {entry.weight!r} cannot be written in the dialect {self.name}",
+                seen=f"format {entry.format}",
+                rule=f"that dialect stores {', '.join(sorted(self.formats))}",
+                fix="write the dialect mxfp4-core, or choose another format",
+            )
+        if not self.linear_only:
+            return
+        unusual = {
+            f"K = {entry.shape[-1]}, padded": entry.shape[-1] % BLOCK != 0,
+            "stacked experts": len(entry.shape) > 2,
+            "a weight with K before N": entry.transposed,
+        }
+        for seen, found in unusual.items():
+            if found:
+                raise DialectError(
+                    f"tensor {entry.weight!r} cannot be written in the dialect {self.name}",
+                    seen=f"{seen}, shape {list(entry.shape)}",
+                    rule="that dialect stores one 2-D weight [N, K] of a Linear at a time, in whole blocks",
+                    fix="write the dialect mxfp4-core, or add the name to ignore",
+                )
 
 
-__all__ = ["Contents", "Dialect", "Entry", "Shapes"]
+__all__ = ["Contents", "Description", "Dialect", "Entry"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from mxfp4_core.dialects.base import Shapes
+from mxfp4_core.dialects.source import Shapes
 
 _METHODS = {
     "auto-round": "auto-round",
@@ -64,14 +64,27 @@ def foreign_format(config: Mapping[str, Any], tensors: Shapes, files: Set[str]) 
     for name, format_name in _FILES.items():
         if name in files:
             return format_name, f"file {name}"
-    for suffix, dtypes, format_name in _TENSORS:
-        for name, (dtype, _) in tensors.items():
-            if name.endswith(suffix) and dtype in dtypes:
-                return format_name, f"tensor {name!r} of dtype {dtype}, no description in config.json"
+    if found := _by_names(tensors):
+        format_name, name, dtype = found
+        return format_name, f"tensor {name!r} of dtype {dtype}, no description in config.json"
     for name, (dtype, shape) in tensors.items():
         # Masks may be bytes too; weights have names that say so.
         if len(shape) > 1 and dtype in _NARROW and name.endswith(("weight", "proj")):
             return "unknown", f"tensor {name!r} of dtype {dtype}, no description in config.json"
+    return None
+
+
+def named_like(tensors: Shapes) -> str | None:
+    """Say whose names the tensors have, or None where no public format is known for such names."""
+    found = _by_names(tensors)
+    return f"{found[1]!r} of dtype {found[2]} is a name of {found[0]}" if found else None
+
+
+def _by_names(tensors: Shapes) -> tuple[str, str, str] | None:
+    for suffix, dtypes, format_name in _TENSORS:
+        for name, (dtype, _) in tensors.items():
+            if name.endswith(suffix) and dtype in dtypes:
+                return format_name, name, dtype
     return None
 
 
@@ -83,4 +96,4 @@ def _descriptions(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(prefix + key, part[key]) for prefix, part in parts for key in keys if part.get(key)]
 
 
-__all__ = ["DESCRIPTIONS", "foreign_format"]
+__all__ = ["DESCRIPTIONS", "foreign_format", "named_like"]

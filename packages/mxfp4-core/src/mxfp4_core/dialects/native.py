@@ -1,81 +1,131 @@
-"""The native dialect ``mxfp4-core``: it also keeps stacked experts, padding and the exact rule.
+"""The native dialect ``mxfp4-core``: it stores every format, stacked experts, padding and the exact rule.
 
-Tensors: ``X.weight`` codes U8 ``[N, K/2]`` with ``X.weight_scale`` U8 ``[N, K/32]``; stacked experts
-    ``X.gate_up_proj``
-U8 ``[E, N, K/2]`` with ``X.gate_up_proj_scale``. K is always the last axis, also where the model holds ``[E,
-    K, N]``.
+Tensors: each part under the name of the weight and the suffix that its format gives it. For ``mxfp4`` that is
+``X.weight`` codes U8 ``[N, K/2]`` with ``X.weight_scale`` U8 ``[N, K/32]``, and for stacked experts ``X.gate_up_proj``
+U8 ``[E, N, K/2]`` with ``X.gate_up_proj_scale``. K is always the last axis, also where the model holds ``[E, K, N]``.
 
-``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` but the backend, and three facts about
-    the tensors:
-``weights_profile`` (the resolved profile that made the codes, empty when unknown), ``shapes`` (logical shapes
-    of
-padded weights) and ``transposed`` (weights that the model holds with K before N).
+``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` but the backend, and facts about the tensors:
+``weights_profile`` (the resolved profile that made the codes, empty when unknown), ``shapes`` (logical shapes of padded
+weights), ``transposed`` (weights that the model holds with K before N), and where they are not the usual ones
+``weights_format`` and ``interleaved`` (fused weights of experts whose rows of gate and up alternate).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.dialects.base import Contents, Entry, Shapes
-from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list, shape_table
+from mxfp4_core.arithmetic.formats import registry as formats
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list, shape_table
+from mxfp4_core.dialects.recipes import Recipe
+from mxfp4_core.dialects.source import Source
+from mxfp4_core.errors import DialectError, FormatError
 
-if TYPE_CHECKING:
-    from mxfp4_core.config.schema import Mxfp4Config
+# Which backend runs the weights belongs to a machine, not to a file.
+_MACHINE = ("backend", "backend_options", "fallback", "refused")
+_FACTS = ("weights_profile", "weights_format", "shapes", "transposed", "interleaved")
 
-_FACTS = ("weights_profile", "shapes", "transposed")
 
-
-class NativeDialect:
+class NativeDialect(Dialect):
     """Read and write ``quant_method: mxfp4-core``."""
 
     name = "mxfp4-core"
-    stacked = True
+    linear_only = False
+    readers = "transformers with mxfp4_transformers"
 
-    def recognise(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> str | None:
+    def recognise(self, source: Source) -> str | None:
         """Recognise by ``quant_method``."""
-        return "quant_method is mxfp4-core" if quantization_config.get("quant_method") == self.name else None
+        return "quant_method is mxfp4-core" if source.described.get("quant_method") == self.name else None
 
-    def tensor_names(self, weight_name: str) -> tuple[str, str]:
-        """Keep the name for codes and append ``_scale`` for scales."""
-        return weight_name, f"{weight_name}_scale"
+    def check(self, entry: Entry) -> None:
+        """Take every format that is installed.
+
+        Raises:
+            FormatError: the format is not.
+        """
+        formats.get(entry.format)
+
+    def write(self, entry: Entry) -> dict[str, Recipe]:
+        """Append the suffix of each part."""
+        parts = formats.get(entry.format).parts
+        return {f"{entry.weight}{part.suffix}": entry.parts[part.name] for part in parts}
 
     def how_to_load(self, path: str) -> str:
         """Load through the transformers adapter of this project."""
         return f"import mxfp4_transformers; AutoModelForCausalLM.from_pretrained({path!r})"
 
-    def write_config(
-        self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
-    ) -> dict[str, Any]:
-        """Write the `Mxfp4Config` and the facts about the tensors."""
-        padded = {entry.weight: list(entry.shape) for entry in entries if entry.shape[-1] % BLOCK}
-        facts = {"shapes": padded, "transposed": sorted(e.weight for e in entries if e.transposed)}
-        # Which backend runs the weights belongs to a machine, not to a file.
-        settings = {
-            key: value for key, value in config.to_dict().items() if key not in ("backend", "fallback")
-        }
-        return {"quant_method": self.name, **settings, "weights_profile": profile, **facts}
+    def describe(self, description: Description) -> dict[str, Any]:
+        """Write the `Mxfp4Config` and the facts about the tensors.
 
-    def read(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> Contents:
-        """Find the pairs and check them against the description."""
-        shapes = shape_table(self.name, quantization_config, "shapes")
-        transposed = frozenset(name_list(self.name, quantization_config, "transposed"))
-        entries = linear_pairs(
+        Raises:
+            DialectError: weights of several formats.
+        """
+        entries = description.entries
+        kinds = sorted({entry.format for entry in entries}) or ["mxfp4"]
+        if len(kinds) > 1:
+            raise DialectError(
+                f"these weights cannot be described in the dialect {self.name}",
+                seen=f"formats {', '.join(kinds)}",
+                rule="all weights of a checkpoint have one format",
+                fix="choose one of them",
+            )
+        form = formats.get(kinds[0])
+        padded = {e.weight: list(e.shape) for e in entries if e.shape[-1] % form.block}
+        facts: dict[str, Any] = {
+            "shapes": padded,
+            "transposed": sorted(e.weight for e in entries if e.transposed),
+        }
+        if form.name != "mxfp4":
+            facts["weights_format"] = form.name
+        if alternating := sorted(e.weight for e in entries if e.interleaved):
+            facts["interleaved"] = alternating
+        settings = {key: value for key, value in description.config.to_dict().items() if key not in _MACHINE}
+        return {
+            "quant_method": self.name,
+            **settings,
+            "weights_profile": description.profile,
+            **facts,
+        }
+
+    def read(self, source: Source) -> Contents:
+        """Find the parts and check them against the description."""
+        described = source.described
+        shapes = shape_table(self.name, described, "shapes")
+        transposed = frozenset(name_list(self.name, described, "transposed"))
+        alternating = frozenset(name_list(self.name, described, "interleaved"))
+        form = self._format(described)
+        suffixes = {part.name: part.suffix for part in form.parts}
+        entries = find_entries(
             self.name,
-            tensors,
-            codes_suffix=".weight",
-            stacked_suffix="_scale",
+            source,
+            {part: f".weight{suffix}" for part, suffix in suffixes.items()},
+            stacked=suffixes,
+            form=form,
             shapes=shapes,
             transposed=transposed,
         )
-        for weight in (*shapes, *transposed):
+        for weight in (*shapes, *transposed, *alternating):
             if weight not in entries:
                 contradiction(
                     self.name, f"a description of {weight!r}, which is not quantised", "facts match tensors"
                 )
-        activation = str(quantization_config.get("activation") or "none")
-        return Contents(entries, (), str(quantization_config.get("weights_profile") or ""), activation)
+        for weight in alternating:
+            entries[weight] = replace(entries[weight], interleaved=True)
+        activation = str(described.get("activation") or "none")
+        rest = source.rest({name for entry in entries.values() for name in entry.names})
+        return Contents(entries, rest, (), str(described.get("weights_profile") or ""), activation)
+
+    def _format(self, described: Mapping[str, Any]) -> Format:
+        name = described.get("weights_format") or "mxfp4"
+        if not isinstance(name, str):
+            contradiction(self.name, f"weights_format = {str(name)[:80]}", "it is the name of a format")
+        try:
+            return formats.get(name)
+        except FormatError as error:
+            contradiction(self.name, f"weights_format = {name!r}: {error.seen}", error.rule)
 
     @staticmethod
     def settings(quantization_config: Mapping[str, Any]) -> dict[str, Any]:

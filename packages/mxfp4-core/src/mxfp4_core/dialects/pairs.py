@@ -1,34 +1,44 @@
-"""Match codes with their scales and find what contradicts a description; shared by the dialects."""
+"""Match the parts of weights by name and find what contradicts a description; shared by the dialects."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.dialects.base import Entry, Shapes
+from mxfp4_core.arithmetic.formats.base import Format, Part
+from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
+from mxfp4_core.dialects.base import Entry
+from mxfp4_core.dialects.foreign import named_like
+from mxfp4_core.dialects.recipes import Recipe
+from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
 
+DTYPES = {"uint8": "U8", "float32": "F32", "float8_e4m3fn": "F8_E4M3"}
+"""Words of safetensors for the dtypes of parts."""
 
-def linear_pairs(
+# What else a file may call the same bytes: torch has dtypes of its own for both.
+_ALIASES = {"codes": ("I8", "F4"), "scales": ("F8_E8M0",)}
+
+
+def find_entries(
     dialect: str,
-    tensors: Shapes,
+    source: Source,
+    linear: Mapping[str, str],
     *,
-    codes_suffix: str,
-    scales_suffix: str = ".weight_scale",
-    stacked_suffix: str | None = None,
+    stacked: Mapping[str, str] | None = None,
+    form: Format = MXFP4,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     transposed: frozenset[str] = frozenset(),
 ) -> dict[str, Entry]:
-    """Return the entries of a dialect that stores codes and scales side by side, by canonical weight name.
+    """Return the entries of a dialect that stores parts side by side, by canonical weight name.
 
     Args:
         dialect: name for messages.
-        tensors: what the headers say.
-        codes_suffix: how the name of a linear's codes ends, for example ``".weight_packed"``.
-        scales_suffix: how the name of its scales ends.
-        stacked_suffix: what names the scales of stacked experts, behind the name of their codes; None if the
-            dialect has none.
+        source: the checkpoint.
+        linear: for each part how its name ends, behind the name of the module, for example
+            ``{"codes": ".weight_packed", "scales": ".weight_scale"}``.
+        stacked: the same for stacked experts, behind the name of the weight; None if the dialect has none.
+        form: the format.
         shapes: logical shapes of weights that were padded.
         transposed: weights that the model holds as ``[..., K, N]``.
 
@@ -36,34 +46,86 @@ def linear_pairs(
         DialectError: codes without scales, scales without codes, wrong dtypes or shapes, nothing quantised at
             all.
     """
+    first, *others = form.parts
+    key = linear[first.name]
     entries: dict[str, Entry] = {}
-    scale_names: set[str] = set()
-    for name, (dtype, _) in tensors.items():
-        if name.endswith(codes_suffix):
-            base = name.removesuffix(codes_suffix)
-            weight, scales = f"{base}.weight", f"{base}{scales_suffix}"
-        elif stacked_suffix and f"{name}{stacked_suffix}" in tensors:
-            weight, scales = name, f"{name}{stacked_suffix}"
+    used: set[str] = set()
+    for name, (dtype, _) in source.tensors.items():
+        if name.endswith(key):
+            base = name.removesuffix(key)
+            weight, names = f"{base}.weight", {part: f"{base}{end}" for part, end in linear.items()}
+        elif stacked and all(f"{name}{stacked[part.name]}" in source.tensors for part in others):
+            weight, names = name, {part: f"{name}{end}" for part, end in stacked.items()}
         else:
             continue
-        # A kept weight may have the name that codes have; scales tell them apart.
-        if dtype != "U8" and scales not in tensors and codes_suffix == ".weight":
+        # A kept weight may have the name that codes have; the other parts tell them apart.
+        alone = not any(names[part.name] in source.tensors for part in others)
+        if alone and key == ".weight" and dtype not in accepted(first):
             continue
-        logical = (shapes or {}).get(weight)
-        shape = _logical_shape(dialect, tensors, name, scales, logical)
-        entries[weight] = Entry(weight, name, scales, shape, weight in transposed)
-        scale_names.add(scales)
-    for name in tensors:
-        orphan = name.endswith((scales_suffix, stacked_suffix or scales_suffix)) and name not in scale_names
-        if orphan:
-            contradiction(
-                dialect, f"scales {name!r} without codes", "each tensor of scales belongs to one of codes"
-            )
+        shape, parts = match_parts(dialect, source, form, names, (shapes or {}).get(weight))
+        entries[weight] = Entry(weight, shape, parts, form.name, weight in transposed)
+        used.update(names.values())
+    for part in others:
+        ends = (linear[part.name], *([stacked[part.name]] if stacked else []))
+        for name in source.tensors:
+            if name.endswith(ends) and name not in used:
+                rule = f"each tensor of {part.name} belongs to one of {first.name}"
+                contradiction(dialect, f"{part.name} {name!r} without {first.name}", rule)
     if not entries:
-        kinds = sorted({dtype for dtype, _ in tensors.values()})
-        seen = f"no pair of codes and scales; the tensors are {' '.join(kinds)}"
-        contradiction(dialect, seen, "config.json says that weights are quantised, so some are")
+        nothing(dialect, source, "no pair of codes and scales")
     return entries
+
+
+def match_parts(
+    dialect: str, source: Source, form: Format, names: Mapping[str, str], logical: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], dict[str, Recipe]]:
+    """Return the logical shape of a weight and the recipes of its parts, checked against the format.
+
+    Raises:
+        DialectError: a part is missing, or has a dtype or shape that the format does not give it.
+    """
+    first = form.parts[0]
+    for part in form.parts:
+        if names[part.name] not in source.tensors:
+            seen = f"{first.name} {names[first.name]!r} without {names[part.name]!r}"
+            contradiction(dialect, seen, f"each tensor of {first.name} has its {part.name}")
+    if any(source.tensors[names[part.name]][0] not in accepted(part) for part in form.parts):
+        seen = ", ".join(f"{name!r} is {source.tensors[name][0]}" for name in names.values())
+        wanted = ", ".join(f"{part.name} {' or '.join(accepted(part))}" for part in form.parts)
+        contradiction(dialect, seen, f"format {form.name} is {wanted}")
+    parts = {
+        part.name: source.tensor(names[part.name]).reinterpret(DTYPES[part.dtype]) for part in form.parts
+    }
+    lead = parts[first.name].shape
+    physical = (*lead[:-1], lead[-1] * first.values) if lead else ()
+    fits = len(physical) > 1 and physical[-1] % form.block == 0
+    if not fits or any(parts[part.name].shape != part.shape(physical, physical[-1]) for part in form.parts):
+        seen = " with ".join(f"{name!r} {list(source.tensors[name][1])}" for name in names.values())
+        wanted = " and ".join(
+            f"{part.name} [{'' if part.operand == 'input' else '..., N, '}K/{part.values}]"
+            for part in form.parts
+        )
+        contradiction(dialect, seen, f"format {form.name} has {wanted}")
+    if logical is None:
+        return physical, parts
+    if logical[:-1] != physical[:-1] or form.physical_k(logical[-1]) != physical[-1]:
+        seen = f"{names[first.name]!r} holds {list(physical)}, the description says {list(logical)}"
+        contradiction(dialect, seen, f"only K is padded, and to the next multiple of {form.block}")
+    return logical, parts
+
+
+def accepted(part: Part) -> tuple[str, ...]:
+    """Return the dtypes under which a file may hold a part, the usual one first."""
+    return (DTYPES[part.dtype], *(_ALIASES.get(part.name, ()) if part.dtype == "uint8" else ()))
+
+
+def nothing(dialect: str, source: Source, seen: str) -> NoReturn:
+    """Raise the error for a description without a quantised weight, and say what the names look like instead."""
+    kinds = sorted({dtype for dtype, _ in source.tensors.values()})
+    seen = f"{seen}; the tensors are {' '.join(kinds)}"
+    if other := named_like(source.tensors):
+        seen += f"; {other}"
+    contradiction(dialect, seen, "config.json says that weights are quantised in this way, so some are")
 
 
 def name_list(dialect: str, described: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -109,25 +171,6 @@ def contradiction(dialect: str, seen: str, rule: str) -> NoReturn:
     )
 
 
-def _logical_shape(
-    dialect: str, tensors: Shapes, codes: str, scales: str, logical: tuple[int, ...] | None
-) -> tuple[int, ...]:
-    if scales not in tensors:
-        contradiction(dialect, f"codes {codes!r} without {scales!r}", "each tensor of codes has its scales")
-    (codes_dtype, codes_shape), (scales_dtype, scales_shape) = tensors[codes], tensors[scales]
-    if codes_dtype != "U8" or scales_dtype != "U8":
-        seen = f"{codes!r} is {codes_dtype}, {scales!r} is {scales_dtype}"
-        contradiction(dialect, seen, "codes and scales are U8 (two E2M1 codes a byte, E8M0 bytes)")
-    physical = (*codes_shape[:-1], codes_shape[-1] * 2) if codes_shape else ()
-    if len(physical) < 2 or physical[-1] % BLOCK or scales_shape != (*physical[:-1], physical[-1] // BLOCK):
-        seen = f"{codes!r} {list(codes_shape)} with {scales!r} {list(scales_shape)}"
-        contradiction(dialect, seen, "codes are [..., N, K/2] and scales [..., N, K/32]")
-    if logical is None:
-        return physical
-    if logical[:-1] != physical[:-1] or not physical[-1] - BLOCK < logical[-1] <= physical[-1]:
-        seen = f"{codes!r} holds {list(physical)}, the description says {list(logical)}"
-        contradiction(dialect, seen, "only K is padded, and to the next multiple of 32")
-    return logical
-
-
-__all__ = ["contradiction", "linear_pairs", "name_list", "shape_table"]
+__all__ = [
+    "DTYPES", "accepted", "contradiction", "find_entries", "match_parts", "name_list", "nothing", "shape_table",
+]  # fmt: skip

@@ -6,15 +6,14 @@ Tensors: ``X.weight`` U8 ``[N, K/2]`` and ``X.weight_scale`` U8 ``[N, K/32]``; a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from mxfp4_core.dialects.base import Contents, Entry, Shapes
-from mxfp4_core.dialects.pairs import contradiction, linear_pairs, name_list
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list
+from mxfp4_core.dialects.recipes import Recipe
+from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
-
-if TYPE_CHECKING:
-    from mxfp4_core.config.schema import Mxfp4Config
 
 VERSION = "0.13"
 """The release of amd-quark whose description we write."""
@@ -28,38 +27,37 @@ _EXPORT = {
 }
 
 
-class QuarkDialect:
+class QuarkDialect(Dialect):
     """Read and write ``quant_method: quark`` with MXFP4 weights."""
 
     name = "quark"
-    stacked = False
+    readers = "vLLM, SGLang; transformers with the package amd-quark"
 
-    def recognise(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> str | None:
+    def recognise(self, source: Source) -> str | None:
         """Recognise by ``quant_method`` and a weight scheme fp4, group 32, e8m0."""
-        weight = _spec(quantization_config, "weight")
+        weight = _spec(source.described, "weight")
         wanted = {"dtype": "fp4", "group_size": 32, "scale_format": "e8m0"}
-        if quantization_config.get("quant_method") != self.name or weight is None:
+        if source.described.get("quant_method") != self.name or weight is None:
             return None
         if all(weight.get(key) == value for key, value in wanted.items()):
             return "quant_method is quark with fp4 weights, groups of 32 and e8m0 scales"
         return None
 
-    def tensor_names(self, weight_name: str) -> tuple[str, str]:
+    def write(self, entry: Entry) -> dict[str, Recipe]:
         """Keep the name for codes and append ``_scale`` for scales."""
-        return weight_name, f"{weight_name}_scale"
+        return {entry.weight: entry.parts["codes"], f"{entry.weight}_scale": entry.parts["scales"]}
 
     def how_to_load(self, path: str) -> str:
         """Load in an engine that reads Quark checkpoints."""
         return f"vllm serve {path}  # or transformers with the package amd-quark"
 
-    def write_config(
-        self, config: Mxfp4Config, entries: Sequence[Entry], kept: Sequence[str], profile: str
-    ) -> dict[str, Any]:
+    def describe(self, description: Description) -> dict[str, Any]:
         """Write the scheme mxfp4 or mxfp4_weight_only, by the activation mode.
 
         Raises:
             DialectError: a scale rule or an activation mode for which Quark has no word.
         """
+        config, profile = description.config, description.profile
         if config.activation == "fp8":
             raise _unsaid("activation 'fp8'", "FP8 activations have static scales from calibration")
         if config.activation not in ("none", "mxfp4"):
@@ -67,7 +65,7 @@ class QuarkDialect:
         mode = _scale_mode(profile)
         return {
             "algo_config": None,
-            "exclude": list(kept),
+            "exclude": list(description.kept),
             "export": dict(_EXPORT),
             "global_quant_config": {
                 "bias": None,
@@ -86,18 +84,21 @@ class QuarkDialect:
             "version": VERSION,
         }
 
-    def read(self, quantization_config: Mapping[str, Any], tensors: Shapes) -> Contents:
-        """Find the pairs; the scheme names its scale rule."""
+    def read(self, source: Source) -> Contents:
+        """Find the pairs; the scheme names its scale rule. Static scales of activations are reported as such."""
+        described = source.described
         for name in ("layer_quant_config", "layer_type_quant_config"):
-            if quantization_config.get(name):
+            if described.get(name):
                 contradiction(self.name, f"{name} with entries", "all quantised layers share one scheme")
-        weight = _spec(quantization_config, "weight") or {}
-        entries = linear_pairs(self.name, tensors, codes_suffix=".weight")
+        weight = _spec(described, "weight") or {}
+        entries = find_entries(self.name, source, {"codes": ".weight", "scales": ".weight_scale"})
         even = (weight.get("scale_calculation_mode"), weight.get("round_method")) == ("even", "half_even")
-        inputs = _spec(quantization_config, "input_tensors")
+        inputs = _spec(described, "input_tensors")
         activation = "none" if inputs is None else "mxfp4" if inputs.get("dtype") == "fp4" else "fp8"
-        exclude = name_list(self.name, quantization_config, "exclude")
-        return Contents(entries, exclude, "quark" if even else "", activation)
+        rest = source.rest({name for entry in entries.values() for name in entry.names})
+        static = {name: rest.pop(name) for name in list(rest) if name.endswith(".input_scale")}
+        exclude = name_list(self.name, described, "exclude")
+        return Contents(entries, rest, exclude, "quark" if even else "", activation, static)
 
 
 def _spec(quantization_config: Mapping[str, Any], name: str) -> dict[str, Any] | None:

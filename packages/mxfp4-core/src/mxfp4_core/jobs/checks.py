@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mxfp4_core.arithmetic.format import BLOCK, E8M0_NAN
-from mxfp4_core.checkpoint.hashing import file_sha256, tensor_pieces, tensor_sha256
+from mxfp4_core.arithmetic.format import E8M0_BIAS, E8M0_NAN
+from mxfp4_core.arithmetic.formats import registry as formats
+from mxfp4_core.arithmetic.formats.base import Part
+from mxfp4_core.checkpoint.hashing import file_sha256, tensor_sha256
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Progress
-from mxfp4_core.dialects.base import Entry
+from mxfp4_core.dialects.base import Contents, Entry
+from mxfp4_core.dialects.raw import PIECE
+from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.jobs.units import QuantizeUnit
 
 _NAN_BYTE = bytes([E8M0_NAN])
@@ -46,12 +52,12 @@ class FileCheck:
     Args:
         checkpoint: the checkpoint that it belongs to.
         file: its path.
-        entries: the quantised weights whose codes it holds.
+        entries: the quantised weights that it holds.
         sha256: hash of the file in the manifest, None where there is no manifest.
         tensors: hashes of its tensors in the manifest, by name.
         nan_allowed: whether a block may be NaN.
         weights: for each weight that is compared, how its source is quantised again.
-        copies: tensors that are compared byte for byte with those of ``original``.
+        copies: what is compared byte for byte with the tensor of that name in ``original``.
         original: the source of the copies.
     """
 
@@ -62,15 +68,15 @@ class FileCheck:
     tensors: Mapping[str, str]
     nan_allowed: bool
     weights: tuple[QuantizeUnit, ...] = ()
-    copies: tuple[str, ...] = ()
+    copies: tuple[tuple[str, Recipe], ...] = ()
     original: Checkpoint | None = None
 
     @property
     def source_bytes(self) -> int:
         """Bytes that are read, those of a comparison counted once."""
         hashed = 0 if self.sha256 is None else self.file.stat().st_size
-        scales = sum(self.checkpoint.tensors[entry.scales].nbytes for entry in self.entries)
-        copied = sum(self.checkpoint.tensors[name].nbytes for name in self.copies)
+        scales = sum(recipe.nbytes for entry in self.entries for recipe in _scales(entry).values())
+        copied = sum(recipe.nbytes for _, recipe in self.copies)
         return hashed + scales + copied + sum(unit.source_bytes for unit in self.weights)
 
     def run(self, progress: Progress) -> FileFacts:
@@ -105,55 +111,101 @@ class FileCheck:
             yield Finding("manifest", self.file.name, "the file has another sha256, its tensors have not")
 
     def _bytes(self, entry: Entry, progress: Progress) -> Iterator[Finding]:
-        nan = 0
-        for piece in tensor_pieces(self.checkpoint, entry.scales):
-            nan += bytes(piece).count(_NAN_BYTE)
-            progress(piece.nbytes)
-        if nan:
-            yield Finding("scales", entry.scales, f"{nan} scale byte(s) 255: their blocks are NaN")
-        if entry.shape[-1] % BLOCK and _padding_codes(self.checkpoint, entry):
-            yield Finding("padding", entry.codes, "codes behind the end of K that are not zero")
+        for part, recipe in _scales(entry).items():
+            nan = 0
+            for piece in recipe.pieces(self.checkpoint):
+                nan += bytes(piece).count(_NAN_BYTE)
+                progress(piece.nbytes)
+            if nan:
+                where = _stored_name(entry, part)
+                yield Finding("scales", where, f"{nan} scale byte(s) 255: their blocks are NaN")
+        form = formats.get(entry.format)
+        if entry.shape[-1] % form.block and _padding_codes(self.checkpoint, entry, form.parts[0]):
+            where = _stored_name(entry, form.parts[0].name)
+            yield Finding("padding", where, "codes behind the end of K that are not zero")
 
     def _against_source(self, progress: Progress) -> Iterator[Finding]:
+        by_name = {entry.weight: entry for entry in self.entries}
         for unit in self.weights:
-            if difference := _difference(self.checkpoint, unit, progress):
+            if difference := _difference(self.checkpoint, unit, by_name[unit.tensor], progress):
                 yield Finding("source", unit.tensor, difference)
         if self.original is None:
             return
-        for name in self.copies:
-            if tensor_sha256(self.checkpoint, name, progress) != tensor_sha256(self.original, name):
+        for name, recipe in self.copies:
+            digest = hashlib.sha256()
+            for piece in recipe.pieces(self.checkpoint):
+                digest.update(piece)
+                progress(piece.nbytes)
+            if digest.hexdigest() != tensor_sha256(self.original, name):
                 yield Finding("source", name, "the tensor differs from the source")
 
 
-def _padding_codes(checkpoint: Checkpoint, entry: Entry) -> bool:
-    row_bytes = checkpoint.tensors[entry.codes].shape[-1]
-    used, odd = divmod(entry.shape[-1], 2)
-    rows = checkpoint.tensors[entry.codes].nbytes // row_bytes
-    tail = memoryview(bytearray(row_bytes - used))
-    for row in range(rows):
-        checkpoint.read_into(entry.codes, row * row_bytes + used, tail)
-        content = bytes(tail)
-        first = content[0] >> 4 if odd else content[0]
-        if first & 0x77 or any(byte & 0x77 for byte in content[1:]):  # a zero code may carry a sign
+def high_precision(contents: Contents) -> dict[str, Recipe]:
+    """Return what a checkpoint holds beside its MXFP4 weights, by canonical name; FP8 counts by its values in BF16."""
+    widened = {name: each.widened for name, each in contents.beside.items()}
+    return {**contents.tensors, **contents.static, **widened}
+
+
+def _scales(entry: Entry) -> dict[str, Recipe]:
+    """Return the parts that hold E8M0 bytes, of which one is NaN."""
+    parts = formats.get(entry.format).parts
+    return {
+        part.name: entry.parts[part.name]
+        for part in parts
+        if part.dtype == "uint8" and part.fill == E8M0_BIAS
+    }
+
+
+def _padding_codes(checkpoint: Checkpoint, entry: Entry, part: Part) -> bool:
+    """Return whether any code behind the end of K is not zero; a zero code may carry a sign."""
+    import torch
+
+    codes = _matrix(entry.parts[part.name])
+    used, odd = divmod(entry.shape[-1], part.values)
+    magnitude = 0x77 if part.values == 2 else 0x7F
+    step = max(1, PIECE // max(1, codes.row_bytes))
+    for start in range(0, codes.shape[0], step):
+        tail = codes.load(checkpoint, start, min(start + step, codes.shape[0])).view(torch.uint8)[:, used:]
+        if odd:
+            tail[:, 0] >>= 4
+        if (tail & magnitude).any():
             return True
     return False
 
 
-def _difference(checkpoint: Checkpoint, unit: QuantizeUnit, progress: Progress) -> str | None:
+def _difference(checkpoint: Checkpoint, unit: QuantizeUnit, entry: Entry, progress: Progress) -> str | None:
     """Quantise again and return where the first difference is."""
-    offsets = dict.fromkeys(unit.names, 0)
+    import torch
+
+    done = dict.fromkeys(entry.parts, 0)
+    rows = {name: _matrix(recipe) for name, recipe in entry.parts.items()}
     for name, piece in unit.stream(progress):
-        expected = piece.tobytes()
-        stored = memoryview(bytearray(len(expected)))
-        checkpoint.read_into(name, offsets[name], stored)
-        if stored != expected:
-            at = next(i for i, (a, b) in enumerate(zip(stored, expected, strict=True)) if a != b)
-            kind, per_block = ("code", BLOCK // 2) if name == unit.names[0] else ("scale", 1)
-            row, byte = divmod(offsets[name] + at, checkpoint.tensors[name].shape[-1])
-            values = f"{stored[at]} where the source gives {expected[at]}"
-            return f"first difference in {name}, row {row}, block {byte // per_block}: {kind} byte {values}"
-        offsets[name] += len(expected)
+        expected = torch.frombuffer(piece, dtype=torch.uint8)
+        start, recipe = done[name], rows[name]
+        done[name] += len(expected) // recipe.row_bytes
+        stored = recipe.load(checkpoint, start, done[name]).reshape(-1).view(torch.uint8)
+        if not torch.equal(stored, expected):
+            at = int((stored != expected).nonzero()[0])
+            row, byte = divmod(start * recipe.row_bytes + at, recipe.row_bytes)
+            part = unit.form.part(name)
+            block = byte // part.itemsize * part.values // unit.form.block
+            kind = f"{name.removesuffix('s')} byte"
+            values = f"{int(stored[at])} where the source gives {int(expected[at])}"
+            return (
+                f"first difference in {_stored_name(entry, name)}, row {row}, block {block}: {kind} {values}"
+            )
     return None
 
 
-__all__ = ["FileCheck", "FileFacts", "Finding"]
+def _matrix(recipe: Recipe) -> Recipe:
+    """Return all axes but the last as rows."""
+    return recipe.reshape(math.prod(recipe.shape[:-1]), recipe.shape[-1])
+
+
+def _stored_name(entry: Entry, part: str) -> str:
+    """Return the name of the stored tensor of a part, or of the part where it is made from several."""
+    names = entry.parts[part].names
+    return names[0] if len(names) == 1 else f"{part} of {entry.weight}"
+
+
+__all__ = ["FileCheck", "FileFacts", "Finding", "high_precision"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
@@ -13,12 +12,13 @@ from mxfp4_core.checkpoint.manifest import Manifest, read_manifest, source_finge
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Contents, Dialect, Entry
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
 from mxfp4_core.dialects.native import NATIVE
+from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
 from mxfp4_core.jobs.quantize import check_expressible
-from mxfp4_core.jobs.units import CopyUnit, PairUnit
+from mxfp4_core.jobs.units import CopyUnit, PartsUnit
 from mxfp4_core.naming.resolver import Resolver
 
 
@@ -27,6 +27,7 @@ def convert_checkpoint(
     target: str | Path,
     to: str,
     *,
+    beside: Literal["keep", "widen"] = "keep",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     dry_run: bool = False,
@@ -39,6 +40,8 @@ def convert_checkpoint(
         source: folder with a checkpoint in a dialect that is read.
         target: folder for the result.
         to: dialect to write.
+        beside: what becomes of weights in FP8 that stand beside the MXFP4 ones: kept as they are, where the other
+            dialect has a word for them, or widened to BF16, which is exact.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the target, and discard what another run left there.
         dry_run: check everything that headers tell, and write nothing.
@@ -49,8 +52,8 @@ def convert_checkpoint(
     Raises:
         CheckpointError: a damaged, incomplete or hostile source.
         ConfigError: no such dialect.
-        DialectError: a source in high precision or in a dialect that is not read, one that contradicts itself, or
-            one that says something for which the other dialect has no word.
+        DialectError: a source in high precision or in a dialect that is not read, one that contradicts itself, or one
+            that holds something for which the other dialect has no word; it names the tensor.
         OutputError: a target that exists, is full, cannot be written or belongs to another run.
     """
     dialect, folder = dialects.get(to), Path(target)
@@ -68,14 +71,22 @@ def convert_checkpoint(
     _refuse_static_scales(checkpoint, origin, contents)
     config, profile = settings_of(checkpoint, origin, contents)
     config = config.model_copy(update={"dialect": dialect.name})
-    units, entries = _units(checkpoint, contents, config, dialect)
-    described = dialect.write_config(
-        config, entries, linear_modules(checkpoint, [*contents.entries.values()]), profile
+    units, entries = _units(checkpoint, contents, config, dialect, beside)
+    kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
+    kept |= {name: each.values.shape for name, each in contents.beside.items()}
+    left = () if beside == "widen" else tuple(contents.beside.values())
+    described = Description(
+        checkpoint.config if contents.model is None else contents.model,
+        config,
+        entries,
+        linear_modules(kept, entries),
+        profile,
+        left,
     )
     manifest = Manifest(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
-    content = content_of(checkpoint, units, described, manifest)
+    content = content_of(checkpoint, units, dialect.documents(described), manifest)
     return write_result(
         folder,
         content,
@@ -108,35 +119,33 @@ def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) ->
 
 
 def _units(
-    checkpoint: Checkpoint, contents: Contents, config: Mxfp4Config, dialect: Dialect
+    checkpoint: Checkpoint, contents: Contents, config: Mxfp4Config, dialect: Dialect, beside: str
 ) -> tuple[list[Unit], list[Entry]]:
-    by_codes = {entry.codes: entry for entry in contents.entries.values()}
-    scales = {entry.scales for entry in contents.entries.values()}
+    """Return one unit for each tensor or weight, in the order in which the source stores them."""
+    place = {name: number for number, name in enumerate(checkpoint.tensors)}
     padding = config.model_copy(update={"tail": "pad"})
-    units: list[Unit] = []
     entries: list[Entry] = []
-    for name in checkpoint.tensors:
-        if name in scales:
-            continue
-        entry = by_codes.get(name)
-        if entry is None:
-            units.append(CopyUnit(checkpoint, name, name))
-            continue
-        codes_name, scales_name = dialect.tensor_names(entry.weight)
-        renamed = replace(entry, codes=codes_name, scales=scales_name)
-        check_expressible(renamed, padding, dialect)
-        codes, blocks = (
-            CopyUnit(checkpoint, name, codes_name),
-            CopyUnit(checkpoint, entry.scales, scales_name),
-        )
-        units.append(PairUnit(codes, blocks))
-        entries.append(renamed)
-    return units, entries
+    units: list[tuple[int, Unit]] = []
+
+    def add(kind: type[PartsUnit], stored: Mapping[str, Recipe]) -> None:
+        names = list(dict.fromkeys(name for recipe in stored.values() for name in recipe.names))
+        units.append((place[names[0]], kind(checkpoint, tuple(stored.items()))))
+
+    for entry in dialect.arrange(contents.entries.values()):
+        check_expressible(entry, padding, dialect)
+        entries.append(entry)
+        add(PartsUnit, dialect.write(entry))
+    for name, recipe in contents.tensors.items():
+        add(CopyUnit, {name: recipe})
+    for each in contents.beside.values():
+        add(CopyUnit, {each.weight: each.widened} if beside == "widen" else dialect.write_beside(each))
+    units.sort(key=lambda pair: pair[0])
+    entries.sort(key=lambda entry: place[entry.names[0]])
+    return [unit for _, unit in units], entries
 
 
 def _refuse_static_scales(checkpoint: Checkpoint, origin: Dialect, contents: Contents) -> None:
-    static = [name for name in checkpoint.tensors if name.endswith(".input_scale")]
-    if static:
+    if static := list(contents.static):
         raise DialectError(
             f"cannot convert {checkpoint.path}",
             seen=f"activation {contents.activation} with static scales, for example {static[0]!r}",
@@ -159,11 +168,11 @@ def _derived_config(checkpoint: Checkpoint, dialect: Dialect, contents: Contents
         settings["profile"] = contents.profile
     plain = Mxfp4Config.from_dict(settings)
     resolver = Resolver.for_model(plain, checkpoint.config, fused={})
-    stored = {name for entry in contents.entries.values() for name in (entry.codes, entry.scales)}
+    others = {**contents.tensors, **{name: each.values for name, each in contents.beside.items()}}
     ignore = [
         f"={name.removesuffix('.weight')}"
-        for name, info in checkpoint.tensors.items()
-        if name not in stored and resolver.decide(name, info.shape).quantize
+        for name, recipe in others.items()
+        if resolver.decide(name, recipe.shape).quantize
     ]
     forced = [
         {"pattern": f"={weight.removesuffix('.weight')}", "keep": False}

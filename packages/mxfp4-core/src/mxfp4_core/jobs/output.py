@@ -76,30 +76,39 @@ def check_apart(source: Path, target: Path) -> None:
 
 
 def content_of(
-    checkpoint: Checkpoint, units: Sequence[Unit], described: Mapping[str, Any], manifest: Manifest
+    checkpoint: Checkpoint,
+    units: Sequence[Unit],
+    documents: Mapping[str, Mapping[str, Any]],
+    manifest: Manifest,
 ) -> Content:
-    """Put the parts of the new checkpoint together: tensors, config.json with its description, files to copy."""
-    config = {**checkpoint.config, "quantization_config": described}
-    document = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    others = [path for path in checkpoint.other_files if path.as_posix() not in DESCRIPTIONS]
+    """Put the parts of the new checkpoint together: tensors, the dialect's JSON documents, files to copy."""
+    texts = {
+        name: json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+        for name, content in documents.items()
+    }
+    others = [path for path in checkpoint.other_files if path.as_posix() not in DESCRIPTIONS | texts.keys()]
     copies = {path.as_posix(): checkpoint.path / path for path in others}
-    return Content(units, {"config.json": document}, copies, manifest)
+    return Content(units, texts, copies, manifest)
 
 
-def linear_modules(checkpoint: Checkpoint, entries: Sequence[Entry]) -> list[str]:
-    """Return the modules that an engine may take for quantised linears, but that are kept, in order."""
+def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:
+    """Return the modules that an engine may take for quantised linears, but that are kept, in order.
+
+    Args:
+        kept: shapes of the tensors that are not quantised, by canonical name.
+        entries: the quantised weights.
+    """
     quantized = {entry.weight for entry in entries}
-    stored = {name for entry in entries for name in (entry.codes, entry.scales)}
-    kept = [
-        info.name.removesuffix(".weight")
-        for info in checkpoint.tensors.values()
-        if info.name.endswith(".weight") and len(info.shape) == 2 and info.name not in quantized | stored
+    names = [
+        name.removesuffix(".weight") for name in kept if name.endswith(".weight") and len(kept[name]) == 2
     ]
-    kept = [name for name in kept if not _EMBEDDING.fullmatch(name.rsplit(".", 1)[-1])]
+    found = [name for name in names if not _EMBEDDING.fullmatch(name.rsplit(".", 1)[-1])]
     # A head that is tied to the embedding is a linear without a tensor of its own.
-    if not any(name.endswith("lm_head") for name in (*kept, *(w.removesuffix(".weight") for w in quantized))):
-        kept.append("lm_head")
-    return kept
+    if not any(
+        name.endswith("lm_head") for name in (*found, *(w.removesuffix(".weight") for w in quantized))
+    ):
+        found.append("lm_head")
+    return found
 
 
 def write_result(

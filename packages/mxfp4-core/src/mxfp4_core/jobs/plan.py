@@ -16,11 +16,11 @@ from mxfp4_core.arithmetic.shapes import mx_bytes
 from mxfp4_core.backend.device import Device
 from mxfp4_core.checkpoint.reader import TensorInfo, open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.dialects.base import Dialect
 from mxfp4_core.errors import Mxfp4Error, ShapeError
 from mxfp4_core.jobs.fit import Fit, biased, fits
 from mxfp4_core.jobs.output import Report, counted
-from mxfp4_core.jobs.quantize import FLOATS, check_expressible, refuse_quantized
+from mxfp4_core.jobs.quantize import FLOATS, planned, refuse_quantized
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
@@ -267,7 +267,7 @@ def _row(
                 rule=f"a weight is one of {', '.join(FLOATS)}",
                 fix="add its name to ignore, or convert the source",
             )
-        check_expressible(Entry(info.name, *dialect.tensor_names(info.name), shape, first), config, dialect)
+        planned(info.name, info.shape, first, config, dialect)
     except Mxfp4Error as error:
         problem = _one_line(error)
     try:

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from mxfp4_core import dialects
 from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.dialects.base import Description, Dialect, Entry
+from mxfp4_core.dialects.pairs import DTYPES
+from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.errors import ConfigError, DialectError, FormatError, ShapeError
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
@@ -70,11 +73,13 @@ def quantize_checkpoint(
     dialect = dialects.get(config.dialect)
     units, entries = quantize_units(checkpoint, config, dialect)
     profile = config.resolved_profile()
-    described = dialect.write_config(config, entries, linear_modules(checkpoint, entries), profile)
+    quantized = {entry.weight for entry in entries}
+    kept = {name: info.shape for name, info in checkpoint.tensors.items() if name not in quantized}
+    described = Description(checkpoint.config, config, entries, linear_modules(kept, entries), profile)
     manifest = Manifest(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
-    content = content_of(checkpoint, units, described, manifest)
+    content = content_of(checkpoint, units, dialect.documents(described), manifest)
     return write_result(
         folder,
         content,
@@ -103,7 +108,7 @@ def quantize_units(
     entries: list[Entry] = []
     for info, decision in zip(infos, decisions, strict=True):
         if not decision.quantize:
-            units.append(CopyUnit(checkpoint, info.name, info.name))
+            units.append(CopyUnit.of(checkpoint, info.name))
             continue
         if info.dtype not in FLOATS:
             raise FormatError(
@@ -112,12 +117,20 @@ def quantize_units(
                 rule=f"a weight is one of {', '.join(FLOATS)}",
                 fix="add its name to ignore, or convert the source",
             )
-        names = dialect.tensor_names(info.name)
         first = k_first(info.name, info.shape, checkpoint.config)
-        unit = QuantizeUnit(checkpoint, info.name, names, decision.profile or "", config.nonfinite, first)
-        entry = Entry(info.name, *names, unit.shape, first)
-        check_expressible(entry, config, dialect)
-        units.append(unit)
+        entry, names, layouts = planned(info.name, info.shape, first, config, dialect)
+        units.append(
+            QuantizeUnit(
+                checkpoint,
+                info.name,
+                names,
+                decision.profile or "",
+                config.nonfinite,
+                first,
+                entry.format,
+                layouts,
+            )
+        )
         entries.append(entry)
     if not entries:
         raise ConfigError(
@@ -146,19 +159,50 @@ def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> No
             rule="what is quantised is the .weight of a linear, or a stack of experts",
             fix="add the name to ignore",
         )
-    unusual = {
-        f"K = {k}, padded": k % BLOCK != 0,
-        "stacked experts": len(entry.shape) > 2,
-        "a weight with K before N": entry.transposed,
-    }
-    for seen, found in unusual.items():
-        if found and not dialect.stacked:
-            raise DialectError(
-                f"tensor {entry.weight!r} cannot be written in the dialect {dialect.name}",
-                seen=f"{seen}, shape {list(entry.shape)}",
-                rule="that dialect stores one 2-D weight [N, K] of a Linear at a time, in whole blocks",
-                fix="write the dialect mxfp4-core, or add the name to ignore",
-            )
+    dialect.check(entry)
+
+
+Layouts = tuple[tuple[str, tuple[int, ...]], ...]
+"""Dtype and shape of each stored part."""
+
+
+def planned(
+    weight: str, shape: tuple[int, ...], transposed: bool, config: Mxfp4Config, dialect: Dialect
+) -> tuple[Entry, tuple[str, ...], Layouts]:
+    """Return the entry for a weight that is yet to be quantised, and how the dialect will store its parts.
+
+    Args:
+        weight: canonical name.
+        shape: shape in the source.
+        transposed: whether the source has K before N.
+        config: whether K may be padded.
+        dialect: dialect to write.
+
+    Returns:
+        The entry, whose recipes read the parts by their own names; the name, and dtype and shape, of each stored part.
+
+    Raises:
+        ShapeError, DialectError: as `check_expressible`, and where the dialect moves bytes, which is a conversion.
+    """
+    logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
+    form = formats.get("mxfp4")
+    sizes = form.shapes(logical)
+    parts = {part.name: Read(DTYPES[part.dtype], sizes[part.name], part.name) for part in form.parts}
+    entry = Entry(weight, logical, parts, form.name, transposed)
+    check_expressible(entry, config, dialect)
+    found: dict[str, tuple[str, tuple[str, tuple[int, ...]]]] = {}
+    for name, recipe in dialect.write(entry).items():
+        if isinstance(recipe, Read) and recipe.nbytes == entry.parts[recipe.name].nbytes:
+            found[recipe.name] = name, (recipe.dtype, recipe.shape)
+    if found.keys() != entry.parts.keys():
+        raise DialectError(
+            f"tensor {entry.weight!r} cannot be quantised into the dialect {dialect.name}",
+            seen="a layout in which its bytes stand in another order",
+            rule="quantising writes the parts of a weight as they are made",
+            fix=f"quantise into mxfp4-core, then `mxfp4 convert --to {dialect.name}`",
+        )
+    ordered = [found[part] for part in entry.parts]
+    return entry, tuple(name for name, _ in ordered), tuple(layout for _, layout in ordered)
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
@@ -176,6 +220,7 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
 __all__ = [
     "FLOATS",
     "check_expressible",
+    "planned",
     "quantize_checkpoint",
     "quantize_units",
     "refuse_quantized",

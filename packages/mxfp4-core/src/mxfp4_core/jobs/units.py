@@ -1,89 +1,88 @@
-"""The units of work on a checkpoint: copy a tensor, or quantise one.
+"""The units of work on a checkpoint: copy what is stored, through a recipe, or quantise a weight.
 
-Each reads rows, hands on bytes and forgets them, so that memory is a few chunks and, for stacked experts that
-are stored with K before N, one expert twice.
+Each holds names and no open file, so it can be pickled to another process. It reads rows, hands on bytes and
+forgets them, so that memory is a few chunks and, for stacked experts that are stored with K before N, one expert twice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
-from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.arithmetic.shapes import padded
+from mxfp4_core.arithmetic.formats import registry as formats
+from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.checkpoint.assemble import Progress
-from mxfp4_core.checkpoint.hashing import tensor_pieces
-from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.header import TensorInfo
 from mxfp4_core.checkpoint.writer import TensorSpec
+from mxfp4_core.dialects.pairs import DTYPES
+from mxfp4_core.dialects.raw import Bytes
+from mxfp4_core.dialects.recipes import Read, Recipe
 from mxfp4_core.errors import NonFiniteError
 
 if TYPE_CHECKING:
     import torch
 
+    from mxfp4_core.checkpoint.reader import Checkpoint
+
 CHUNK_BYTES = 32 << 20
 """Bytes of the source that are quantised in one step."""
 
 
+class Stored(Bytes, Protocol):
+    """Stored tensors with their headers: a `Checkpoint`, or some of its tensors."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Headers by name."""
+        ...
+
+
 @dataclass(frozen=True)
-class CopyUnit:
-    """Copy a tensor byte for byte.
+class PartsUnit:
+    """Write the tensors that one weight is stored as; they stay in one file.
 
     Args:
-        source: the checkpoint to read.
-        tensor: its name there.
-        name: its new name.
+        source: what the recipes read.
+        stored: names and recipes, in order.
     """
 
-    source: Checkpoint
-    tensor: str
-    name: str
+    source: Bytes
+    stored: tuple[tuple[str, Recipe], ...]
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """The one tensor, as it is in the source."""
-        info = self.source.tensors[self.tensor]
-        return (TensorSpec(self.name, info.dtype, info.shape),)
+        """The tensors as they will be stored."""
+        return tuple(TensorSpec(name, recipe.dtype, recipe.shape) for name, recipe in self.stored)
 
     @property
     def source_bytes(self) -> int:
         """Bytes that are read."""
-        return self.source.tensors[self.tensor].nbytes
+        return sum(recipe.source_bytes for _, recipe in self.stored)
 
     def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
         """Yield the data in pieces."""
-        for piece in tensor_pieces(self.source, self.tensor):
-            yield self.name, piece
-            progress(piece.nbytes)
+        for name, recipe in self.stored:
+            left = recipe.source_bytes
+            for piece in recipe.pieces(self.source):
+                yield name, piece
+                done = min(left, piece.nbytes)
+                progress(done)
+                left -= done
+            progress(left)  # what was read and is not part of the result
 
 
 @dataclass(frozen=True)
-class PairUnit:
-    """Copy codes and scales byte for byte, under other names; they stay in one file.
+class CopyUnit(PartsUnit):
+    """Write a tensor that is not quantised, byte for byte as its recipe makes it."""
 
-    Args:
-        codes: the copy of the codes.
-        scales: the copy of the scales.
-    """
-
-    codes: CopyUnit
-    scales: CopyUnit
-
-    @property
-    def specs(self) -> tuple[TensorSpec, ...]:
-        """Codes and scales."""
-        return (*self.codes.specs, *self.scales.specs)
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes that are read."""
-        return self.codes.source_bytes + self.scales.source_bytes
-
-    def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
-        """Yield the codes, then the scales."""
-        yield from self.codes.stream(progress)
-        yield from self.scales.stream(progress)
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, tensor: str, name: str | None = None) -> CopyUnit:
+        """Copy a tensor as it is, under its own name or another one."""
+        info = checkpoint.tensors[tensor]
+        recipe = Read(info.dtype, info.shape, tensor)
+        return cls(checkpoint, ((name or tensor, recipe),))
 
 
 @dataclass(frozen=True)
@@ -91,20 +90,29 @@ class QuantizeUnit:
     """Quantise one weight.
 
     Args:
-        source: the checkpoint to read.
+        source: where the weight is.
         tensor: name of the weight ``[..., N, K]``, or ``[..., K, N]`` if ``transposed``.
-        names: names for codes and scales.
+        names: names for the parts of the format, in its order.
         profile: resolved profile.
         nonfinite: what to do about NaN and infinity.
         transposed: whether the source has K before N.
+        format: name of the format.
+        layouts: dtype and shape under which the bytes of each part are stored; those of the part if empty.
     """
 
-    source: Checkpoint
+    source: Stored
     tensor: str
-    names: tuple[str, str]
+    names: tuple[str, ...]
     profile: str
     nonfinite: Literal["refuse", "nan"] = "refuse"
     transposed: bool = False
+    format: str = "mxfp4"
+    layouts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def form(self) -> Format:
+        """The format."""
+        return formats.get(self.format)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,14 +122,10 @@ class QuantizeUnit:
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """Codes U8 ``[..., N, Kp / 2]`` and scales U8 ``[..., N, Kp / 32]``; Kp is K padded to whole blocks."""
-        *leading, k = self.shape
-        k = padded(k, BLOCK)
-        codes, scales = self.names
-        return (
-            TensorSpec(codes, "U8", (*leading, k // 2)),
-            TensorSpec(scales, "U8", (*leading, k // BLOCK)),
-        )
+        """One tensor for each part, K padded to whole blocks."""
+        shapes = self.form.shapes(self.shape)
+        layouts = self.layouts or [(DTYPES[part.dtype], shapes[part.name]) for part in self.form.parts]
+        return tuple(TensorSpec(name, *each) for name, each in zip(self.names, layouts, strict=True))
 
     @property
     def source_bytes(self) -> int:
@@ -129,41 +133,52 @@ class QuantizeUnit:
         return self.source.tensors[self.tensor].nbytes
 
     def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
-        """Yield the codes chunk by chunk, then the scales, which are 1/16 of them and are held until then.
+        """Yield the first part chunk by chunk, then the others, which are small and are held until then.
 
         Raises:
             NonFiniteError: NaN or infinity at an index of the weight, unless ``nonfinite`` is ``"nan"``.
         """
-        from mxfp4_core.arithmetic.quantize import quantize
+        import torch
 
-        scales: list[memoryview] = []
+        form = self.form
+        held: dict[str, list[memoryview]] = {part.name: [] for part in form.parts[1:]}
         for start, matrix in self._matrices():
+            parts = form.empty(matrix.shape)
+            weight = {part.name: parts[part.name] for part in form.weight_parts}
+            missing = form.physical_k(matrix.shape[-1]) - matrix.shape[-1]
+            whole = torch.nn.functional.pad(matrix, (0, missing)) if missing else matrix
             try:
-                packed = quantize(
-                    matrix, profile=self.profile, tail="pad", nonfinite=self.nonfinite, name=self.tensor
+                form.quantize_into(
+                    whole, weight, profile=self.profile, nonfinite=self.nonfinite, name=self.tensor
                 )
             except NonFiniteError:
                 self._refuse(start, matrix)
-            yield self.names[0], packed.codes.numpy().data
-            scales.append(packed.scales.numpy().data)
+            raw = {name: part.view(torch.uint8).numpy().data for name, part in parts.items()}
+            yield self.names[0], raw[form.parts[0].name]
+            for part in form.parts[1:]:
+                # What belongs to the input is the same for every row.
+                if part.operand == "weight" or not held[part.name]:
+                    held[part.name].append(raw[part.name])
             progress(matrix.nbytes)
-        for part in scales:
-            yield self.names[1], part
+        for name, part in zip(self.names[1:], form.parts[1:], strict=True):
+            for piece in held[part.name]:
+                yield name, piece
 
     def _matrices(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield ``[n, K]`` pieces, each with the number of rows before it."""
-        shape = self.shape
+        shape, info = self.shape, self.source.tensors[self.tensor]
         if not math.prod(shape):
             return
+        read = Read(info.dtype, info.shape, self.tensor).reshape(math.prod(info.shape[:-1]), info.shape[-1])
         if self.transposed:
             for index in range(math.prod(shape[:-2])):
-                stored = self.source.matrix_rows(self.tensor, index * shape[-1], (index + 1) * shape[-1])
+                stored = read.load(self.source, index * shape[-1], (index + 1) * shape[-1])
                 yield index * shape[-2], stored.t()
             return
-        rows, info = math.prod(shape[:-1]), self.source.tensors[self.tensor]
+        rows = math.prod(shape[:-1])
         step = max(1, CHUNK_BYTES * rows // info.nbytes)
         for start in range(0, rows, step):
-            yield start, self.source.matrix_rows(self.tensor, start, min(start + step, rows))
+            yield start, read.load(self.source, start, min(start + step, rows))
 
     def _refuse(self, start: int, matrix: torch.Tensor) -> NoReturn:
         import torch
@@ -186,4 +201,4 @@ class QuantizeUnit:
         )
 
 
-__all__ = ["CHUNK_BYTES", "CopyUnit", "PairUnit", "QuantizeUnit"]
+__all__ = ["CHUNK_BYTES", "CopyUnit", "PartsUnit", "QuantizeUnit", "Stored"]

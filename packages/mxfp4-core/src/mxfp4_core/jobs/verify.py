@@ -15,9 +15,9 @@ from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.checkpoint.staging import STAGING
 from mxfp4_core.checkpoint.tasks import Executor, run_tasks
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Entry
+from mxfp4_core.dialects.base import Contents
 from mxfp4_core.errors import ConfigError, DialectError
-from mxfp4_core.jobs.checks import FileCheck, FileFacts, Finding
+from mxfp4_core.jobs.checks import FileCheck, FileFacts, Finding, high_precision
 from mxfp4_core.jobs.convert import settings_of
 from mxfp4_core.jobs.output import Report, counted
 from mxfp4_core.jobs.units import QuantizeUnit
@@ -110,10 +110,10 @@ def verify_checkpoint(
                 fix="pass --profile, for example the name of the tool that wrote it",
             )
         resolver = None if profile else Resolver.for_model(config, checkpoint.config)
-        weights = _source_units(original, contents.entries, resolver, profile or known, config)
-        _check_names(checkpoint, original, contents.entries, weights, result)
+        weights = _source_units(original, contents, resolver, profile or known, config)
+        _check_names(original, contents, weights, result)
     result.checks.append("scale bytes and padding")
-    tasks = _tasks(checkpoint, original, contents.entries, weights, manifest, config)
+    tasks = _tasks(checkpoint, original, contents, weights, manifest, config)
     _run(tasks, result, progress, executor)
     if original is not None:
         result.checks.append(
@@ -150,19 +150,22 @@ def _check_small_files(checkpoint: Checkpoint, manifest: Manifest | None, result
 def _tasks(
     checkpoint: Checkpoint,
     original: Checkpoint | None,
-    entries: Mapping[str, Entry],
+    contents: Contents,
     weights: Mapping[str, QuantizeUnit],
     manifest: Manifest | None,
     config: Mxfp4Config,
 ) -> dict[str, FileCheck]:
-    stored = {name for entry in entries.values() for name in (entry.codes, entry.scales)}
     tasks = {}
+    others = high_precision(contents)
     for file in checkpoint.files:
-        here = [entry for entry in entries.values() if checkpoint.tensors[entry.codes].file == file]
+        # What is made from tensors of several files counts to the first of them.
+        here = [e for e in contents.entries.values() if checkpoint.tensors[e.names[0]].file == file]
         copies = [
-            name
-            for name, info in checkpoint.tensors.items()
-            if info.file == file and original is not None and name in original.tensors and name not in stored
+            (name, recipe)
+            for name, recipe in others.items()
+            if original is not None
+            and name in original.tensors
+            and checkpoint.tensors[recipe.names[0]].file == file
         ]
         listed = manifest.tensors if manifest is not None else {}
         tasks[file.name] = FileCheck(
@@ -193,32 +196,34 @@ def _run(
 
 def _source_units(
     original: Checkpoint,
-    entries: Mapping[str, Entry],
+    contents: Contents,
     resolver: Resolver | None,
     profile: str,
     config: Mxfp4Config,
 ) -> dict[str, QuantizeUnit]:
     """Return how each weight that both checkpoints have is quantised again."""
     units = {}
-    for name, entry in entries.items():
+    for name, entry in contents.entries.items():
         if name in original.tensors:
             shape = original.tensors[name].shape
             chosen = (resolver.decide(name, shape).profile if resolver else None) or profile
             units[name] = QuantizeUnit(
-                original, name, (entry.codes, entry.scales), chosen, config.nonfinite, entry.transposed
+                original,
+                name,
+                tuple(entry.parts),
+                chosen,
+                config.nonfinite,
+                entry.transposed,
+                entry.format,
             )
     return units
 
 
 def _check_names(
-    checkpoint: Checkpoint,
-    original: Checkpoint,
-    entries: Mapping[str, Entry],
-    weights: dict[str, QuantizeUnit],
-    result: Verification,
+    original: Checkpoint, contents: Contents, weights: dict[str, QuantizeUnit], result: Verification
 ) -> None:
     """Find what only one of the two has; a weight of another shape is not compared any further."""
-    stored = {name for entry in entries.values() for name in (entry.codes, entry.scales)}
+    entries, others = contents.entries, high_precision(contents)
     for name in original.tensors:
         if name in entries:
             entry, shape = entries[name], weights[name].shape
@@ -226,9 +231,9 @@ def _check_names(
                 found = f"shape {list(entry.shape)}, {list(shape)} in the source"
                 result.findings.append(Finding("source", name, found))
                 del weights[name]
-        elif name not in checkpoint.tensors:
+        elif name not in others:
             result.findings.append(Finding("source", name, "the tensor is missing"))
-    for name in (entries.keys() | (checkpoint.tensors.keys() - stored)) - original.tensors.keys():
+    for name in (entries.keys() | others.keys()) - original.tensors.keys():
         result.findings.append(Finding("source", name, "the source has no such tensor"))
 
 

@@ -73,12 +73,10 @@ def measure(
     for name, info in source.tensors.items():
         entry = contents.entries.get(name)
         if entry is not None:
-            used |= {entry.codes, entry.scales}
-            stored = quantised.tensors[entry.codes], quantised.tensors[entry.scales]
-            after = sum(each.nbytes for each in stored)
+            used.update(entry.names)
             results = {variant: measured_error(source, info, quantised, entry, progress)}
             problems += _nonfinite(name, results)
-            lines.add(info, "quantised", f"MXFP4 in the file ({dialect.name})", after, results)
+            lines.add(info, "quantised", f"MXFP4 in the file ({dialect.name})", entry.nbytes, results)
         elif name in quantised.tensors:
             used.add(name)
             metrics, problem = kept_error(source, info, quantised, progress)

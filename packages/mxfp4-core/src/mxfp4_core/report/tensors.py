@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,12 @@ def measured_error(
     _check_dtype(info)
     _check_shape(info, entry)
     tallies: dict[int | None, Tally] = {}
+    rows = {
+        name: part.reshape(math.prod(part.shape[:-1]), part.shape[-1]) for name, part in entry.parts.items()
+    }
     for piece in pieces(entry.shape, transposed=entry.transposed):
         weight = read_piece(source, info.name, piece, transposed=entry.transposed)
-        codes, scales = (read_piece(quantised, name, piece) for name in (entry.codes, entry.scales))
+        codes, scales = (rows[part].load(quantised, piece.start, piece.stop) for part in ("codes", "scales"))
         tallies.setdefault(piece.expert, Tally()).add(weight, codes, scales)
         if progress:
             progress(info.name, weight.nbytes)

@@ -1,0 +1,177 @@
+"""The installed dialects: entry points of the group ``mxfp4.dialects``. Their list is the registry, nothing else is.
+
+A checkpoint is shown to all of them. One whose import fails does not stop the others, and is named beside the refusal
+of a checkpoint that nobody reads; one that raises over a checkpoint is named as the cause.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from mxfp4_core._plugins import Broken, Plugin, plugins
+from mxfp4_core.arithmetic.formats import registry as formats
+from mxfp4_core.dialects.base import Contents, Dialect
+from mxfp4_core.dialects.foreign import foreign_format
+from mxfp4_core.dialects.pairs import DTYPES
+from mxfp4_core.dialects.source import Source
+from mxfp4_core.errors import ConfigError, DialectError, Mxfp4Error
+
+if TYPE_CHECKING:
+    from mxfp4_core.checkpoint.reader import Checkpoint
+
+_T = TypeVar("_T")
+
+GROUP = "mxfp4.dialects"
+"""Entry points of dialects."""
+
+NATIVE_NAME = "mxfp4-core"
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all installed dialects, the native one first. Nothing is imported."""
+    return tuple(sorted(plugins(GROUP), key=lambda name: (name != NATIVE_NAME, name)))
+
+
+def get(name: str) -> Dialect:
+    """Return a dialect by name.
+
+    Raises:
+        ConfigError: no such dialect, with the near misses, or the package that provides it is broken.
+    """
+    plugin = plugins(GROUP).get(name)
+    if plugin is None:
+        near = difflib.get_close_matches(name, names(), 1, 0.4)
+        raise ConfigError(
+            f"unknown dialect {name!r}",
+            seen=repr(name),
+            rule=f"a dialect is one of {', '.join(names())}",
+            fix=f"did you mean {near[0]!r}?" if near else "pass one of these names",
+        )
+    found = _load(plugin)
+    if isinstance(found, Broken):
+        raise ConfigError(
+            f"dialect {name!r} cannot be used", seen=found.reason, rule="its package works", fix=found.fix
+        )
+    return found
+
+
+def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
+    """Say how a checkpoint is quantised, whether or not we can read it.
+
+    Returns:
+        The name of the format, the reason, and the dialect that reads it, if any; None for a checkpoint in
+        high precision.
+
+    Raises:
+        DialectError: a dialect raises, or more than one takes the checkpoint for its own.
+    """
+    source = Source.of(checkpoint)
+    claims: list[tuple[Dialect, str]] = []
+    for plugin in plugins(GROUP).values():
+        dialect = _load(plugin)
+        if isinstance(dialect, Broken):
+            continue
+        reason = _guarded(plugin, checkpoint, partial(dialect.recognise, source))
+        if reason is not None and not isinstance(reason, str):
+            _fault(plugin, checkpoint, f"recognise returned {reason!r}", "it returns a reason or None")
+        if reason:
+            claims.append((dialect, reason))
+    if len(claims) > 1:
+        raise DialectError(
+            f"it is not clear how {checkpoint.path} is stored",
+            seen="; ".join(f"{dialect.name}: {reason}" for dialect, reason in claims),
+            rule="one dialect recognises a checkpoint",
+            fix="uninstall the package that takes it wrongly, or correct config.json",
+        )
+    if claims:
+        dialect, reason = claims[0]
+        return dialect.name, reason, dialect
+    found = foreign_format(source.config, source.tensors, source.files)
+    return (*found, None) if found else None
+
+
+def detect(checkpoint: Checkpoint) -> Dialect | None:
+    """Return the dialect of a quantised checkpoint, or None for one in high precision.
+
+    Raises:
+        DialectError: the checkpoint is quantised in a way that we know or notice, but do not read; or as `identify`.
+    """
+    found = identify(checkpoint)
+    if found is None:
+        return None
+    name, reason, dialect = found
+    if dialect is None:
+        broken = {key: _load(plugin) for key, plugin in plugins(GROUP).items()}
+        dead = [
+            f"{key} cannot be used: {one.reason}" for key, one in broken.items() if isinstance(one, Broken)
+        ]
+        raise DialectError(
+            f"cannot read the quantised weights of {checkpoint.path}",
+            seen="; ".join([f"{name} ({reason})", *dead]),
+            rule=f"dialects that are read: {', '.join(names())}",
+            fix="use the checkpoint in high precision from which this one was made",
+        )
+    return dialect
+
+
+def read(checkpoint: Checkpoint) -> tuple[Dialect, Contents] | None:
+    """Detect the dialect and read what the checkpoint holds; None for one in high precision. No data is read.
+
+    Raises:
+        DialectError: an unreadable format, a description that contradicts the tensors, or a dialect whose entries do
+            not fit their format.
+    """
+    dialect = detect(checkpoint)
+    if dialect is None:
+        return None
+    plugin = plugins(GROUP)[dialect.name]
+    contents = _guarded(plugin, checkpoint, partial(dialect.read, Source.of(checkpoint)))
+    if not isinstance(contents, Contents):
+        _fault(plugin, checkpoint, f"read returned {type(contents).__name__}", "it returns Contents")
+    for name, entry in contents.entries.items():
+        form = formats.get(entry.format)
+        want = {
+            part.name: (DTYPES.get(part.dtype), form.shapes(entry.shape)[part.name]) for part in form.parts
+        }
+        have = {key: (recipe.dtype, recipe.shape) for key, recipe in entry.parts.items()}
+        if have != want or name != entry.weight:
+            rule = f"the parts of {list(entry.shape)} in format {form.name} are {want}"
+            _fault(plugin, checkpoint, f"entry {entry.weight!r} under {name!r} has {have}", rule)
+    return dialect, contents
+
+
+def _load(plugin: Plugin) -> Dialect | Broken:
+    found = plugin.object()
+    if isinstance(found, Broken):
+        return found
+    if not isinstance(found, Dialect) or getattr(found, "name", None) != plugin.name:
+        reason = f"{plugin.points[0].value} is {found!r}, not a Dialect of that name ({plugin.distribution})"
+        return Broken(reason, plugin.advice)
+    return found
+
+
+def _guarded(plugin: Plugin, checkpoint: Checkpoint, ask: Callable[[], _T]) -> _T:
+    try:
+        return ask()
+    except Mxfp4Error:
+        raise
+    except Exception as error:  # isolation: a dialect of another package may raise anything
+        seen = f"{type(error).__name__}: {error}"
+        _fault(plugin, checkpoint, seen, "a dialect answers or raises an error of mxfp4", error)
+
+
+def _fault(
+    plugin: Plugin, checkpoint: Checkpoint, seen: str, rule: str, cause: Exception | None = None
+) -> NoReturn:
+    raise DialectError(
+        f"dialect {plugin.name!r} failed on {checkpoint.path}",
+        seen=f"{seen} ({plugin.distribution})",
+        rule=rule,
+        fix=plugin.advice,
+    ) from cause
+
+
+__all__ = ["GROUP", "NATIVE_NAME", "detect", "get", "identify", "names", "read"]
