@@ -67,7 +67,9 @@ def dequantize(
                 rule="codes are nothing without their scales",
                 fix="pass codes and scales, or an MxTensor",
             )
-        return _decode(CODES.raw(codes), SCALES.raw(scales), dtype, out=out, threads=threads)
+        if codes.dtype is not torch.uint8 or scales.dtype is not torch.uint8:
+            codes, scales = CODES.raw(codes), SCALES.raw(scales)
+        return _decode(codes, scales, dtype, out=out, threads=threads)
     if scales is not None:
         raise FormatError(
             "an MxTensor cannot be dequantised",

@@ -105,6 +105,10 @@ class Profile:
     down: bool = False
     level0: Level0 | None = None
 
+    def __hash__(self) -> int:
+        # Tables are looked up by profile at every call; all fields would take longer than the lookup.
+        return hash((self.name, self.rule.limit, self.ties))
+
     def scale(self, amax: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the scale byte of each block and the exponent that its elements are divided by.
 

@@ -59,7 +59,6 @@ def quantize(
     """
     form = MXFP4 if format == "mxfp4" else get(format)
     check_weight(weight, name)
-    weight = weight.detach()
     shape = weight.shape
     if shape[-1] % form.block:
         if choice("tail", tail, ("refuse", "pad")) == "refuse":
@@ -74,7 +73,7 @@ def quantize(
     parts = {}
     for part in form.parts:
         size = part.shape(weight.shape, weight.shape[-1])
-        parts[part.name] = empty(size, getattr(torch, part.dtype), weight.device)
+        parts[part.name] = empty(size, part.torch_dtype, weight.device)
         if part.operand == "input":
             parts[part.name].fill_(part.fill)
     form.quantize_into(weight, parts, profile=chosen, nonfinite=nonfinite, name=name, threads=threads)

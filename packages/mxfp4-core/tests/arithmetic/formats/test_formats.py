@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from mxfp4_core import MxTensor, dequantize, quantize, quantize_into
 from mxfp4_core.arithmetic import MXFP4_DUAL, MXFP8, reference
 from mxfp4_core.arithmetic.codec import unpack
+from mxfp4_core.arithmetic.fast import dual as dual_way
+from mxfp4_core.arithmetic.fast import mxfp8 as mxfp8_way
 from mxfp4_core.arithmetic.fast import single
 from mxfp4_core.arithmetic.formats import registry
 from mxfp4_core.arithmetic.reference import dual, mxfp8
@@ -40,8 +42,8 @@ def check(weight: torch.Tensor, form: str, profile: str) -> None:
 @pytest.fixture(params=["kernels", "torch"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        for module in (single,):
-            monkeypatch.setattr(module, "cpu_kernels", lambda: None)
+        for module in (single, dual_way, mxfp8_way):
+            monkeypatch.setattr(module, "cpu_kernels", lambda name="": None)
     return str(request.param)
 
 

@@ -1,8 +1,8 @@
 """Quantize at speed, on the CPU and on any torch device, bit for bit as :mod:`mxfp4_core.arithmetic.reference`.
 
-A *way* is the fast path of one format. It cuts nothing and checks nothing: `run` hands it matrices, one after another,
-and gives the few blocks that it leaves alone (subnormal maxima, the ends of the range, NaN and infinity; their scale
-byte is 255) to the judge.
+A *way* is the fast path of one format: `Way.run` cuts a weight into matrices, quantises one after another, and gives the
+few blocks that are left alone (subnormal maxima, the ends of the range, NaN and infinity; their scale byte is 255) to
+the judge.
 """
 
 from __future__ import annotations
@@ -59,29 +59,32 @@ class Way(ABC):
             profile: what decides the bytes.
         """
 
+    def check(self, weight: torch.Tensor, name: str) -> None:
+        """Refuse what cannot be quantised; see `check_weight`."""
+        check_weight(weight, name)
 
-def run(
-    way: Way,
-    weight: torch.Tensor,
-    outputs: Outputs,
-    profile: Profile,
-    nonfinite: str,
-    name: str,
-    threads: int | None,
-) -> None:
-    """Quantise whole blocks that were checked, by a resolved profile, into tensors that fit."""
-    choice("nonfinite", nonfinite, ("refuse", "nan"))
-    weight = weight.detach()
-    if profile.dtypes and weight.dtype not in profile.dtypes:
-        raise FormatError(
-            f"{name} cannot be quantised with profile {profile.name!r}",
-            seen=str(weight.dtype),
-            rule=f"{profile.peer} takes {' and '.join(map(str, profile.dtypes))}",
-            fix="convert the weight first, or use another profile",
-        )
-    for matrix, parts, offset in _matrices(way, weight, outputs):
-        if matrix.numel() and way.quantize(matrix, parts, profile, threads):
-            _finish(way, matrix, parts, profile, nonfinite, name, offset, weight.shape)
+    def run(
+        self,
+        weight: torch.Tensor,
+        outputs: Outputs,
+        profile: Profile,
+        nonfinite: str,
+        name: str,
+        threads: int | None,
+    ) -> None:
+        """Quantise whole blocks that were checked, by a resolved profile, into tensors that fit."""
+        choice("nonfinite", nonfinite, ("refuse", "nan"))
+        weight = weight.detach()
+        if profile.dtypes and weight.dtype not in profile.dtypes:
+            raise FormatError(
+                f"{name} cannot be quantised with profile {profile.name!r}",
+                seen=str(weight.dtype),
+                rule=f"{profile.peer} takes {' and '.join(map(str, profile.dtypes))}",
+                fix="convert the weight first, or use another profile",
+            )
+        for matrix, parts, offset in _matrices(self, weight, outputs):
+            if matrix.numel() and self.quantize(matrix, parts, profile, threads):
+                _finish(self, matrix, parts, profile, nonfinite, name, offset, weight.shape)
 
 
 def _matrices(
@@ -186,4 +189,4 @@ def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-__all__ = ["WEIGHT_DTYPES", "Outputs", "Way", "check_weight", "choice", "run"]
+__all__ = ["WEIGHT_DTYPES", "Outputs", "Way", "check_weight", "choice"]

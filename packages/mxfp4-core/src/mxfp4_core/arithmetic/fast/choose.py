@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 _LOG = logging.getLogger(__name__)
 
 
 @cache
-def cpu_kernels() -> ModuleType | None:
-    """Return the module of the CPU kernels, or None, which is logged once, where numba is not installed."""
+def cpu_kernels(name: str = "cpu") -> ModuleType | None:
+    """Return a module of CPU kernels, ``cpu`` or ``cpu_formats``; None, logged once, where numba is not installed."""
     try:
-        from mxfp4_core.arithmetic.fast import cpu  # numba takes a second to import
+        return import_module(f"mxfp4_core.arithmetic.fast.{name}")  # numba takes a second to import
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("numba", "llvmlite"):
             raise
-        _LOG.info(
-            "mxfp4: the CPU quantizer runs as torch operations, with the same bytes but slower, since %s is not "
-            "installed; pip install 'mxfp4-core[cpu]' brings it",
-            error.name,
-        )
+        _say()
         return None
-    return cpu
+
+
+@cache
+def _say() -> None:
+    _LOG.info(
+        "the CPU quantizer runs as torch operations, with the same bytes but slower, since numba is not installed; "
+        "pip install 'mxfp4-core[cpu]' brings it"
+    )
 
 
 __all__ = ["cpu_kernels"]

@@ -5,24 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Final
 
-import numpy as np
 import torch
 
-from mxfp4_core.arithmetic.fast.steps import E4M3_EXPONENT_MIN, SPECIAL, Steps, steps
+from mxfp4_core.arithmetic.fast.steps import E4M3_EXPONENT_MIN, SPECIAL, Steps, sign_masks, steps
 from mxfp4_core.arithmetic.format import BLOCK, E2M1_VALUES, GROUP, SIGN_BIT
-from mxfp4_core.arithmetic.profile import Level0, Profile, Zeros
+from mxfp4_core.arithmetic.profile import Level0, Profile
 from mxfp4_core.arithmetic.reference import dual
 
 _NORMAL: Final = 2.0**-126
 """The smallest normal float32."""
-
-
-def sign_masks(profile: Profile) -> np.ndarray:
-    """Return masks that drop the sign of zero codes, the sign that zero weights gain, and the byte of zero blocks."""
-    plus = -1 if profile.zeros is Zeros.PLUS else 0
-    exact = -1 if profile.zeros is Zeros.PLUS_INPUT else 0
-    minus = SIGN_BIT if profile.zeros is Zeros.MINUS_INPUT else 0
-    return np.array([plus, exact, minus, profile.zero_byte], dtype=np.int32)
 
 
 def divide(weight: torch.Tensor, level0: torch.Tensor, how: Level0) -> torch.Tensor:
@@ -131,4 +122,4 @@ def quantize_e4m3(weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tenso
     return special
 
 
-__all__ = ["divide", "quantize", "quantize_e4m3", "sign_masks"]
+__all__ = ["divide", "quantize", "quantize_e4m3"]

@@ -6,6 +6,10 @@ import torch
 
 from mxfp4_core.arithmetic.fast import device
 from mxfp4_core.arithmetic.fast.blocks import Outputs, Way
+from mxfp4_core.arithmetic.fast.choose import cpu_kernels
+from mxfp4_core.arithmetic.fast.steps import E4M3_EXPONENT_MIN, arguments
+from mxfp4_core.arithmetic.fast.threads import spread
+from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.arithmetic.profile import Profile
 from mxfp4_core.arithmetic.reference import mxfp8
 
@@ -14,13 +18,37 @@ class Mxfp8Way(Way):
     """Outputs: codes float8_e4m3fn ``[N, K]`` and scales uint8 ``[N, K / 32]``."""
 
     def whole(self) -> bool:
-        """Torch operations make temporaries."""
-        return False
+        """Only the compiled kernels need no temporaries."""
+        return cpu_kernels() is not None
 
     def quantize(self, weight: torch.Tensor, outputs: Outputs, profile: Profile, threads: int | None) -> int:
         """Quantise a matrix of whole blocks."""
         codes, scales = outputs
-        return device.quantize_e4m3(weight, codes, scales, profile)
+        plain = weight.device.type != "cpu"
+        kernels, common = (None, None) if plain else (cpu_kernels("cpu_formats"), cpu_kernels())
+        if kernels is None or common is None:
+            return device.quantize_e4m3(weight, codes, scales, profile)
+        known = arguments(profile, weight.dtype, E4M3_EXPONENT_MIN)
+        size = weight.element_size()
+        row_blocks = weight.shape[1] // BLOCK
+
+        def run(start: int, stop: int) -> int:
+            left: int = kernels.quantize_e4m3(
+                common.TAGS[weight.dtype],
+                size,
+                weight.data_ptr(),
+                codes.data_ptr(),
+                scales.data_ptr(),
+                (weight.stride(0) * size, codes.stride(0), scales.stride(0)),
+                row_blocks,
+                start,
+                stop,
+                known.tables,
+                profile.zero_byte,
+            )
+            return left
+
+        return spread(run, weight.shape[0] * row_blocks, threads)
 
     def judge(
         self,

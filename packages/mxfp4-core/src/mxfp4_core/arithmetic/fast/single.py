@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from mxfp4_core.arithmetic import reference
 from mxfp4_core.arithmetic.fast import device
 from mxfp4_core.arithmetic.fast.blocks import Outputs, Way
 from mxfp4_core.arithmetic.fast.choose import cpu_kernels
-from mxfp4_core.arithmetic.fast.steps import steps
+from mxfp4_core.arithmetic.fast.steps import arguments
 from mxfp4_core.arithmetic.fast.threads import spread
 from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.arithmetic.profile import Profile
@@ -28,11 +27,9 @@ class Single(Way):
         kernels = cpu_kernels() if weight.device.type == "cpu" and not profile.down else None
         if kernels is None:
             return device.quantize(weight, codes, scales, profile)
-        table = steps(profile, weight.dtype)
+        known = arguments(profile, weight.dtype)
         size = weight.element_size()
         strides = (weight.stride(0) * size, codes.stride(0), scales.stride(0))
-        tables = (table.mantissa.numpy(), table.byte.numpy(), table.exponent.numpy())
-        limits = np.array([*table.thresholds.tolist(), table.lifted], dtype=np.int32)
         row_blocks = weight.shape[1] // BLOCK
 
         def run(start: int, stop: int) -> int:
@@ -46,9 +43,9 @@ class Single(Way):
                 row_blocks,
                 start,
                 stop,
-                tables,
-                limits,
-                device.sign_masks(profile),
+                known.tables,
+                known.limits,
+                known.signs,
             )
             return left
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+import numpy as np
 import torch
 
-from mxfp4_core.arithmetic.format import E2M1_THRESHOLDS, E8M0_NAN
-from mxfp4_core.arithmetic.profile import FLUSH, Profile
+from mxfp4_core.arithmetic.format import E2M1_THRESHOLDS, E8M0_NAN, SIGN_BIT
+from mxfp4_core.arithmetic.profile import FLUSH, Profile, Zeros
 
 EXPONENT_MIN: Final = -123
 """Lowest exponent with which a subnormal weight still compares below every threshold."""
@@ -56,6 +57,38 @@ class Steps:
     exponent: torch.Tensor
     thresholds: torch.Tensor
     lifted: int
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The same as the compiled kernels take it.
+
+    Attributes:
+        tables: ``mantissa``, ``byte`` and ``exponent``.
+        limits: int32 ``[8]``: the thresholds, then ``lifted``.
+        signs: int32 ``[4]``: see `sign_masks`.
+    """
+
+    tables: tuple[np.ndarray, np.ndarray, np.ndarray]
+    limits: np.ndarray
+    signs: np.ndarray
+
+
+@lru_cache(maxsize=128)
+def arguments(profile: Profile, dtype: torch.dtype, exponent_min: int = EXPONENT_MIN) -> Arguments:
+    """Return the tables of `steps` as arrays."""
+    table = steps(profile, dtype, exponent_min)
+    limits = np.array([*table.thresholds.tolist(), table.lifted], dtype=np.int32)
+    tables = table.mantissa.numpy(), table.byte.numpy(), table.exponent.numpy()
+    return Arguments(tables, limits, sign_masks(profile))
+
+
+def sign_masks(profile: Profile) -> np.ndarray:
+    """Return masks that drop the sign of zero codes, the sign that zero weights gain, and the byte of zero blocks."""
+    plus = -1 if profile.zeros is Zeros.PLUS else 0
+    exact = -1 if profile.zeros is Zeros.PLUS_INPUT else 0
+    minus = SIGN_BIT if profile.zeros is Zeros.MINUS_INPUT else 0
+    return np.array([plus, exact, minus, profile.zero_byte], dtype=np.int32)
 
 
 def _state(profile: Profile, dtype: torch.dtype, row: torch.Tensor, mantissa: torch.Tensor) -> torch.Tensor:
@@ -106,4 +139,14 @@ def _bisect(profile: Profile, dtype: torch.dtype, exponent_min: int) -> Steps:
     return Steps(mantissa, byte, exponent, thresholds, lifted)
 
 
-__all__ = ["E4M3_EXPONENT_MIN", "EXPONENT_MIN", "NEVER", "SPECIAL", "Steps", "steps"]
+__all__ = [
+    "E4M3_EXPONENT_MIN",
+    "EXPONENT_MIN",
+    "NEVER",
+    "SPECIAL",
+    "Arguments",
+    "Steps",
+    "arguments",
+    "sign_masks",
+    "steps",
+]

@@ -31,13 +31,14 @@ if hasattr(os, "register_at_fork"):  # a forked child has the pool but not its t
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def spread(run: Callable[[int, int], int], blocks: int, threads: int | None) -> int:
+def spread(run: Callable[[int, int], int], blocks: int, threads: int | None, each: int = 1) -> int:
     """Call ``run(start, stop)`` on ranges that cover ``blocks`` and return the sum of the results.
 
     Args:
         run: works on blocks ``start`` to ``stop``; must not call ``spread`` itself.
         blocks: how many there are.
         threads: how many threads to use at most; torch's number if None.
+        each: how many blocks of 32 stand for one of these.
 
     Raises:
         ConfigError: ``threads`` below 1.
@@ -49,7 +50,7 @@ def spread(run: Callable[[int, int], int], blocks: int, threads: int | None) -> 
             rule="threads is at least 1",
             fix="pass a positive number, or None for torch's number",
         )
-    workers = min(threads or torch.get_num_threads(), max(1, blocks // THREAD_BLOCKS))
+    workers = min(threads or torch.get_num_threads(), max(1, blocks * each // THREAD_BLOCKS))
     if workers == 1:
         return run(0, blocks)
     edges = [blocks * worker // workers for worker in range(workers + 1)]

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from mxfp4_core._plugins import plugins
@@ -54,19 +55,23 @@ class Part:
     operand: Operand = "weight"
     same: tuple[str, ...] = ()
 
+    @cached_property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the part."""
+        return _dtype(self.dtype)
+
+    @cached_property
+    def others(self) -> tuple[torch.dtype, ...]:
+        """The dtypes that are taken for it."""
+        return tuple(map(_dtype, self.same))
+
     def raw(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view of the dtype of the part, where the tensor has another dtype of the same bits."""
-        import torch
-
-        if tensor.dtype in [getattr(torch, name) for name in self.same]:
-            return tensor.view(getattr(torch, self.dtype))
-        return tensor
+        return tensor.view(self.torch_dtype) if tensor.dtype in self.others else tensor
 
     def named(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view of the dtype that torch has for these bits; the tensor itself where it has none."""
-        import torch
-
-        return tensor.view(getattr(torch, self.same[0])) if self.same else tensor
+        return tensor.view(self.others[0]) if self.others else tensor
 
     def shape(self, shape: Sequence[int], k: int) -> tuple[int, ...]:
         """Return the shape of the part for a weight ``[..., N, K]`` whose K is padded to ``k``."""
@@ -157,7 +162,7 @@ class Format(ABC):
             fix="use one of them, or another format",
         )
 
-    @property
+    @cached_property
     def weight_parts(self) -> tuple[Part, ...]:
         """The parts of the operand ``weight``: what `quantize_into` makes."""
         return tuple(part for part in self.parts if part.operand == "weight")
@@ -184,15 +189,19 @@ class Format(ABC):
 
         made = {}
         for part, size in zip(self.parts, self.shapes(shape).values(), strict=True):
-            made[part.name] = torch.empty(size, dtype=getattr(torch, part.dtype), device=device)
+            made[part.name] = torch.empty(size, dtype=part.torch_dtype, device=device)
             if part.operand == "input":
                 made[part.name].fill_(part.fill)
         return made
 
-    def raw(self, parts: Parts) -> dict[str, torch.Tensor]:
+    def raw(self, parts: Parts) -> Parts:
         """Return the parts in the dtypes of the format: views where torch has another dtype for the same bits."""
-        known = {part.name: part for part in self.parts}
-        return {name: known[name].raw(part) if name in known else part for name, part in parts.items()}
+        changed = {}
+        for part in self.parts:
+            tensor = parts.get(part.name)
+            if tensor is not None and tensor.dtype in part.others:
+                changed[part.name] = part.raw(tensor)
+        return {**parts, **changed} if changed else parts
 
     def check(self, parts: Parts, name: str = "the weight") -> None:
         """Check that the parts are there, are those of the format, and belong together.
@@ -200,23 +209,26 @@ class Format(ABC):
         Raises:
             FormatError: a part is missing or too many, or has another dtype, device or shape.
         """
-        import torch
-
         first = parts.get(self.parts[0].name)
-        fits = False
-        if first is not None and first.ndim and set(parts) == {part.name for part in self.parts}:
-            k = first.shape[-1] * self.parts[0].values
-            fits = k % self.block == 0 and all(
-                tuple(parts[part.name].shape) == part.shape((*first.shape[:-1], k), k)
-                and parts[part.name].dtype == getattr(torch, part.dtype)
-                and parts[part.name].device == first.device
-                for part in self.parts
-            )
+        fits = first is not None and first.ndim > 0 and len(parts) == len(self.parts)
+        if first is not None and fits:
+            *rows, columns = first.shape
+            k = columns * self.parts[0].values
+            fits = k % self.block == 0
+            for part in self.parts:
+                tensor = parts.get(part.name)
+                fits = fits and (
+                    tensor is not None
+                    and tensor.dtype is part.torch_dtype
+                    and tensor.device == first.device
+                    and tensor.shape
+                    == ((*rows, k // part.values) if part.operand == "weight" else (k // part.values,))
+                )
         if not fits:
             seen = ", ".join(f"{key} {t.dtype} {tuple(t.shape)} on {t.device}" for key, t in parts.items())
-            rows = {part.name: "" if part.operand == "input" else "..., " for part in self.parts}
+            lead = {part.name: "" if part.operand == "input" else "..., " for part in self.parts}
             want = ", ".join(
-                f"{part.name} {part.dtype} [{rows[part.name]}K/{part.values}]" for part in self.parts
+                f"{part.name} {part.dtype} [{lead[part.name]}K/{part.values}]" for part in self.parts
             )
             raise FormatError(
                 f"the parts of {name} do not belong together",
@@ -224,6 +236,13 @@ class Format(ABC):
                 rule=f"format {self.name} has {want} on one device, K a multiple of {self.block}",
                 fix="pass the parts that one quantizer wrote",
             )
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 def _installed(name: str) -> object:

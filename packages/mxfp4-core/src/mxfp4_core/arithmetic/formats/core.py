@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from mxfp4_core.arithmetic.formats.base import Format, Parts
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class CoreFormat(Format):
     """A format whose fast path is in ``arithmetic/fast``."""
 
-    @property
+    @cached_property
     @abstractmethod
     def way(self) -> Way:
         """The fast path."""
@@ -33,38 +34,28 @@ class CoreFormat(Format):
         threads: int | None = None,
     ) -> None:
         """Quantise with the fastest path of the core; see `mxfp4_core.quantize_into`."""
-        from mxfp4_core.arithmetic.fast.blocks import check_weight, run
-
-        check_weight(weight, name)
+        self.way.check(weight, name)
         outputs = self._outputs(weight, parts, name)
-        run(self.way, weight, outputs, self.resolve(profile), nonfinite, name, threads)
+        self.way.run(weight, outputs, self.resolve(profile), nonfinite, name, threads)
 
     def _outputs(self, weight: torch.Tensor, parts: Parts, name: str) -> tuple[torch.Tensor, ...]:
-        import torch
-
-        wanted = self.weight_parts
-        if missing := [part.name for part in wanted if part.name not in parts]:
-            raise FormatError(
-                f"{name} cannot be quantised",
-                seen=f"no tensor for {', '.join(missing)}",
-                rule=f"format {self.name} writes {', '.join(part.name for part in wanted)}",
-                fix="pass one tensor for each",
-            )
-        found = tuple(part.raw(parts[part.name]) for part in wanted)
-        k = weight.shape[-1]
-        if k % self.block or any(
-            tensor.shape != part.shape(weight.shape, k) for part, tensor in zip(wanted, found, strict=True)
-        ):
-            seen = ", ".join(f"{part.name} {tuple(parts[part.name].shape)}" for part in wanted)
-            rule = ", ".join(f"{part.name} [..., K / {part.values}]" for part in wanted)
-            raise ShapeError(
-                f"{name} does not fit the tensors that take its {' and '.join(part.name for part in wanted)}",
-                seen=f"weight {tuple(weight.shape)}, {seen}",
-                rule=f"weight [..., K] with K % {self.block} == 0, {rule}",
-                fix="pad the weight to whole blocks, or pass the matching slices",
-            )
-        for part, tensor in zip(wanted, found, strict=True):
-            if tensor.dtype != getattr(torch, part.dtype) or tensor.device != weight.device:
+        *rows, k = weight.shape
+        found, fits = [], k % self.block == 0
+        for part in self.weight_parts:
+            if part.name not in parts:
+                raise FormatError(
+                    f"{name} cannot be quantised",
+                    seen=f"no tensor for {part.name}",
+                    rule=f"format {self.name} writes {', '.join(part.name for part in self.weight_parts)}",
+                    fix="pass one tensor for each",
+                )
+            tensor = part.raw(parts[part.name])
+            fits = fits and tensor.shape == (*rows, k // part.values)
+            found.append(tensor)
+        if not fits:
+            raise self._misfit(weight, parts, name)
+        for part, tensor in zip(self.weight_parts, found, strict=True):
+            if tensor.dtype is not part.torch_dtype or tensor.device != weight.device:
                 raise FormatError(
                     f"{part.name} of {name} cannot be written",
                     seen=f"{tensor.dtype} on {tensor.device}, the weight being on {weight.device}",
@@ -72,7 +63,18 @@ class CoreFormat(Format):
                     "on the device of the weight",
                     fix=f"allocate them with dtype=torch.{part.dtype}, device=weight.device",
                 )
-        return found
+        return tuple(found)
+
+    def _misfit(self, weight: torch.Tensor, parts: Parts, name: str) -> ShapeError:
+        wanted = self.weight_parts
+        seen = ", ".join(f"{part.name} {tuple(parts[part.name].shape)}" for part in wanted)
+        rule = ", ".join(f"{part.name} [..., K / {part.values}]" for part in wanted)
+        return ShapeError(
+            f"{name} does not fit the tensors that take its {' and '.join(part.name for part in wanted)}",
+            seen=f"weight {tuple(weight.shape)}, {seen}",
+            rule=f"weight [..., K] with K % {self.block} == 0, {rule}",
+            fix="pad the weight to whole blocks, or pass the matching slices",
+        )
 
 
 __all__ = ["CoreFormat"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mxfp4_core.arithmetic.format import GROUP
@@ -40,7 +41,7 @@ class Mxfp4Dual(CoreFormat):
 
         return resolve_among(self, DUAL_PEERS, profile, rule=rule, ties=ties)
 
-    @property
+    @cached_property
     def way(self) -> Way:
         """The fast path."""
         from mxfp4_core.arithmetic.fast.dual import DUAL

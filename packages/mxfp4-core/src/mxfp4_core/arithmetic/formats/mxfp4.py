@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from mxfp4_core.arithmetic.format import BLOCK, E8M0_BIAS
@@ -36,11 +38,9 @@ class Mxfp4(CoreFormat):
         self, profile: str | None = None, *, rule: str | None = None, ties: str | None = None
     ) -> Profile:
         """Return any profile; ``even/even`` if none is named."""
-        from mxfp4_core.arithmetic.profiles import resolve
+        return _resolver()(profile, rule=rule, ties=ties)
 
-        return resolve(profile, rule=rule, ties=ties)
-
-    @property
+    @cached_property
     def way(self) -> Way:
         """The fast path."""
         from mxfp4_core.arithmetic.fast.single import SINGLE
@@ -53,6 +53,13 @@ class Mxfp4(CoreFormat):
 
         found = self.raw(parts)
         return dequantize(found["codes"], found["scales"], dtype)
+
+
+@cache
+def _resolver() -> Callable[..., Profile]:
+    from mxfp4_core.arithmetic.profiles import resolve
+
+    return resolve
 
 
 MXFP4 = Mxfp4()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mxfp4_core.arithmetic.format import BLOCK
@@ -39,7 +40,7 @@ class Mxfp8(CoreFormat):
 
         return resolve_among(self, MXFP8_PROFILES, profile, rule=rule, ties=ties)
 
-    @property
+    @cached_property
     def way(self) -> Way:
         """The fast path."""
         from mxfp4_core.arithmetic.fast.mxfp8 import MXFP8_WAY
