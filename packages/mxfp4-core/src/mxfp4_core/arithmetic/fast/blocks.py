@@ -1,8 +1,8 @@
 """Quantize at speed, on the CPU and on any torch device, bit for bit as :mod:`mxfp4_core.arithmetic.reference`.
 
 A *way* is the fast path of one format: `Way.run` cuts a weight into matrices, quantises one after another, and gives
-the few blocks that are left alone (subnormal maxima, the ends of the range, NaN and infinity; their scale byte is 255) to
-the judge.
+the few blocks that are left alone (subnormal maxima, the ends of the range, NaN and infinity; their scale byte is
+255) to the judge.
 """
 
 from __future__ import annotations
