@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
 
+from families import MODELS
 from tiny import CONFIGS, NAMES, tensors
 
 
@@ -39,6 +40,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 parameter.data += 1
         model.save_pretrained(root / name)
     return {name: root / name for name in CONFIGS}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One checkpoint of each family."""
+    root = tmp_path_factory.mktemp("families")
+    for name, build in MODELS.items():
+        torch.manual_seed(0)
+        build().to(torch.bfloat16).save_pretrained(root / name)
+    return {name: root / name for name in MODELS}
 
 
 @pytest.fixture(params=NAMES)

@@ -8,33 +8,12 @@ from typing import Any
 
 import pytest
 import transformers
-from tiny import CONFIGS, SIZES
+from families import MODELS
 
 from mxfp4_core.checkpoint import open_checkpoint
 from mxfp4_core.errors import ModelError
 from mxfp4_core.naming import ModelView, describe
 from mxfp4_transformers.provider import provider
-
-GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64, "bos_token_id": 1}
-T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 96}
-MODELS: dict[str, Any] = {
-    **{
-        name: lambda name=name: transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
-        for name in CONFIGS
-    },
-    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, eos_token_id=2)),
-    "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
-    "phi3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**SIZES, intermediate_size=96)),
-}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Write one tiny model of each family."""
-    root = tmp_path_factory.mktemp("models")
-    for name, build in MODELS.items():
-        build().save_pretrained(root / name)
-    return {name: root / name for name in MODELS}
 
 
 def seen(folder: Path, **changes: Any) -> ModelView | None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from mxfp4_core.backend import registry, select
 from mxfp4_core.backend.registry import Plugin
+from mxfp4_core.naming import providers
 
 for folder in ("loader", "testing"):  # pytest's importlib mode does not
     sys.path.insert(0, str(Path(__file__).parent / folder))
@@ -28,7 +29,7 @@ settings.load_profile("mxfp4")
 
 @pytest.fixture(autouse=True)
 def without_the_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choose among the backends of the core and of the test: which others are installed is the machine's affair."""
+    """Only the core and the test provide backends and know models: what else is there is the machine's affair."""
     others = tuple(known.distribution.replace("-", "_") for known in select.KNOWN.values())
 
     def installed() -> Mapping[str, Plugin]:
@@ -36,6 +37,7 @@ def without_the_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: one for name, one in found if not one.points[0].value.startswith(others)}
 
     monkeypatch.setattr(select, "installed", installed)
+    monkeypatch.setattr(providers, "plugins", lambda group: {})
 
 
 @pytest.fixture

@@ -86,6 +86,9 @@ def print_result(result: Result, *, as_json: bool) -> None:
     typer.echo(
         f"{disk_text(before)} -> {disk_text(after)} ({ratio:.1%}) in {len(result.files)} file(s), {result.dialect}"
     )
+    for line in (result.kinds, *(f"note: {note}" for note in result.notes)):
+        if line:
+            typer.echo(line)
     if result.dry_run:
         typer.echo(f"dry run: nothing was written to {result.path}")
         return

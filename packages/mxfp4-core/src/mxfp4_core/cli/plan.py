@@ -12,6 +12,7 @@ from mxfp4_core.cli.settings import (
     ConfigFile,
     Dialect,
     Ignore,
+    Models,
     Profile,
     Rule,
     Tail,
@@ -35,6 +36,7 @@ def plan_command(
     ignore: Ignore = None,
     target_names: Targets = None,
     tail: Tail = None,
+    models: Models = "auto",
     tp: Annotated[int, typer.Option("--tp", help="Tensor-parallel size.")] = 1,
     ep: Annotated[int, typer.Option("--ep", help="Expert-parallel size.")] = 1,
     backend: Annotated[str | None, typer.Option(help="Backend to ask about the shapes of one rank.")] = None,
@@ -76,7 +78,7 @@ def plan_command(
         )
     if device:
         place = asked_device(device)
-    result = plan_checkpoint(model, merged, tp=tp, ep=ep, backend=backend, device=place)
+    result = plan_checkpoint(model, merged, tp=tp, ep=ep, backend=backend, device=place, models=models)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:

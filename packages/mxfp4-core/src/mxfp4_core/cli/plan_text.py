@@ -12,7 +12,8 @@ from rich.table import Table
 
 from mxfp4_core._text import disk_text
 from mxfp4_core.jobs.fit import Fit
-from mxfp4_core.jobs.plan import Plan, Row
+from mxfp4_core.jobs.plan import Plan
+from mxfp4_core.jobs.rows import Row
 from mxfp4_core.naming.braces import collapse, template
 from mxfp4_core.naming.vocabulary import module_of
 
@@ -98,6 +99,7 @@ def summary(plan: Plan) -> list[str]:
         f"{plan.path}: {quantized} of {len(plan.rows)} tensors become MXFP4, profile {plan.config.resolved_profile()}",
         f"size: {disk_text(before)} -> {disk_text(after)}{share}",
     ]
+    lines.append(plan.kinds)
     tp, ep = plan.parallel.tp, plan.parallel.ep
     if tp > 1 or ep > 1:
         lines.append(f"one rank at tp {tp}, ep {ep}: at most {disk_text(plan.rank_bytes)}")
@@ -108,6 +110,7 @@ def summary(plan: Plan) -> list[str]:
             f"(largest unit: {disk_text(unit.unit_bytes)} of {unit.name})"
         )
     lines += [_fit_line(fit) for fit in plan.fits if fit.backend]
+    lines += [f"note: {note}" for note in plan.notes]
     problems = plan.problems
     if problems:
         lines += ["", f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"]

@@ -14,6 +14,7 @@ from mxfp4_core.cli.settings import (
     Dialect,
     Ignore,
     Jobs,
+    Models,
     Profile,
     Rule,
     Tail,
@@ -35,6 +36,7 @@ def quantize_command(
     ignore: Ignore = None,
     target_names: Targets = None,
     tail: Tail = None,
+    models: Models = "auto",
     nonfinite: Annotated[str | None, typer.Option(help="NaN or infinity in a weight: refuse or nan.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
@@ -72,6 +74,7 @@ def quantize_command(
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,
             dry_run=dry_run,
+            models=models,
             progress=progress,
             executor=executor,
         )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mxfp4_core.cli.settings import Models
+
 DEFAULT_RULES = ("floor", "even", "rceil", "ceil")
 
 
@@ -30,6 +32,7 @@ def report_command(
     config: Annotated[
         Path | None, typer.Option(help="Without --source: config that says which tensors are quantised.")
     ] = None,
+    models: Models = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html, .json, .csv and .md, or those asked for.")
     ] = None,
@@ -75,11 +78,13 @@ def report_command(
             show(done, total)
 
         if source is not None:
-            report = measure(high, checkpoint, progress=progress, command=command)
+            report = measure(high, checkpoint, models=models, progress=progress, command=command)
         else:
             settings = None if config is None else Mxfp4Config.from_file(config)
             variants = [*(rule or []), *(profile or [])] or DEFAULT_RULES
-            report = compare(high, variants, config=settings, progress=progress, command=command)
+            report = compare(
+                high, variants, config=settings, models=models, progress=progress, command=command
+            )
 
     for problem in report.problems:
         typer.echo(f"problem: {printable(problem)}", err=True)

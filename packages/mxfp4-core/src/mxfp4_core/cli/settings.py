@@ -27,6 +27,12 @@ Targets = Annotated[list[str] | None, typer.Option("--target", help="Names to qu
 Jobs = Annotated[
     int, typer.Option(help="Processes that work at a time, each on one file and with its own memory.")
 ]
+Models = Annotated[
+    str,
+    typer.Option(
+        help="Who says what the weights are: auto (installed model providers), none (names), or one by name."
+    ),
+]
 Tail = Annotated[str | None, typer.Option(help="K that is no multiple of 32: refuse or pad.")]
 
 
@@ -83,6 +89,7 @@ __all__ = [
     "Dialect",
     "Ignore",
     "Jobs",
+    "Models",
     "Profile",
     "Rule",
     "Tail",

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mxfp4_core.cli.output import progress_bar
-from mxfp4_core.cli.settings import Jobs
+from mxfp4_core.cli.settings import Jobs, Models
 
 _SHOWN = 20
 
@@ -22,6 +22,7 @@ def verify_command(
     profile: Annotated[
         str | None, typer.Option(help="Profile of the codes, for files that do not say it.")
     ] = None,
+    models: Models = "auto",
     jobs: Jobs = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -33,7 +34,9 @@ def verify_command(
 
     shown = sys.stderr.isatty() and not (quiet or as_json)
     with progress_bar("checking", shown=shown) as progress, processes(jobs) as executor:
-        result = verify_checkpoint(path, source, profile=profile, progress=progress, executor=executor)
+        result = verify_checkpoint(
+            path, source, profile=profile, models=models, progress=progress, executor=executor
+        )
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:

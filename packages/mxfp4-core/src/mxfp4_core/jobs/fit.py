@@ -14,7 +14,8 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.naming.facts import ModelFacts
-from mxfp4_core.naming.families import gate_of
+from mxfp4_core.naming.families import GatedActivation, gate_of
+from mxfp4_core.naming.view import ModelView
 from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names, module_of, parse_expert
 from mxfp4_core.parallel.shards import Shard
 
@@ -75,6 +76,7 @@ def fits(
     backend: str,
     device: Device,
     activations: Mapping[str, Activation],
+    view: ModelView | None = None,
 ) -> Iterator[Fit]:
     """Ask a backend about every distinct shape.
 
@@ -86,12 +88,14 @@ def fits(
         backend: who is asked.
         device: where it would run.
         activations: how activations are to be quantised, by name of the weight.
+        view: what a model provider says about gates and experts per token; the table of families and config.json
+            where none does.
 
     Raises:
         BackendError: no backend has that name.
     """
     questions: dict[Problem, list[str]] = {}
-    for module, problem in _problems(shards, biases, facts, activations, device):
+    for module, problem in _problems(shards, biases, facts, activations, device, view):
         questions.setdefault(problem, []).append(module)
     for problem, modules in questions.items():
         selection = explain(
@@ -124,8 +128,10 @@ def _nbytes(problem: Problem, n: int, k: int) -> int:
     return mx_bytes((problem.experts, 2 * n, k)) + mx_bytes((problem.experts, k, n))
 
 
-def _gate(facts: ModelFacts) -> Gate:
+def _gate(facts: ModelFacts, told: GatedActivation | None) -> Gate:
     """Return the gate of the family's experts; a clamp that config.json states replaces that of the table."""
+    if told is not None:
+        return Gate(told.alpha, told.limit, told.up_offset, told.interleaved)
     known = gate_of(facts.model_type)
     if known is None:
         return SILU if facts.limit is None else replace(SILU, limit=facts.limit)
@@ -138,6 +144,7 @@ def _problems(
     facts: ModelFacts,
     activations: Mapping[str, Activation],
     device: Device,
+    view: ModelView | None,
 ) -> Iterator[tuple[str, Problem]]:
     """Yield every module that an engine runs as one operator, with what it asks."""
     linears: dict[str, Shard] = {}
@@ -169,6 +176,8 @@ def _problems(
     for prefix in [prefix for prefix in experts if prefix not in broken]:
         parts, shard = experts[prefix]
         total = facts.experts or shard.experts or 1
+        known = view.find(f"{prefix}.0.gate_proj") if view else ()
+        top_k = (known[0].top_k if known else 0) or facts.top_k or 1
         held = shard.experts or max(total // shard.ranks, 1)
         yield (
             prefix,
@@ -178,8 +187,8 @@ def _problems(
                 k=shard.k,
                 experts=held,
                 total_experts=max(total, held),
-                top_k=min(facts.top_k or 1, max(total, held)),
-                gate=_gate(facts),
+                top_k=min(top_k, max(total, held)),
+                gate=_gate(facts, known[0].gate if known else None),
                 bias=prefix in with_bias,
                 activation=modes[prefix],
                 device=device,

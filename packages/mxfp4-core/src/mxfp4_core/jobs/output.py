@@ -43,6 +43,8 @@ class Result:
         seconds: time that it took; 0 for a dry run.
         dry_run: whether nothing was written.
         load: how the result is loaded.
+        kinds: who said what the weights are, in words; empty where nothing was decided.
+        notes: what a reader should know though nothing is wrong.
     """
 
     path: Path
@@ -57,10 +59,12 @@ class Result:
     seconds: float
     dry_run: bool
     load: str
+    kinds: str = ""
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {**self.__dict__, "path": str(self.path), "files": list(self.files)}
+        return {**self.__dict__, "path": str(self.path), "files": list(self.files), "notes": list(self.notes)}
 
 
 def check_apart(source: Path, target: Path) -> None:

@@ -6,77 +6,25 @@ instead of stopping at the first one; patterns that match nothing and damaged fi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mxfp4_core import dialects
-from mxfp4_core.arithmetic.shapes import mx_bytes
 from mxfp4_core.backend.device import Device
-from mxfp4_core.checkpoint.reader import TensorInfo, open_checkpoint
+from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Dialect
-from mxfp4_core.errors import Mxfp4Error, ShapeError
+from mxfp4_core.jobs.described import describe_checkpoint, notes_of
 from mxfp4_core.jobs.fit import Fit, biased, fits
 from mxfp4_core.jobs.output import Report, counted
-from mxfp4_core.jobs.quantize import FLOATS, planned, refuse_quantized
+from mxfp4_core.jobs.quantize import refuse_quantized
+from mxfp4_core.jobs.rows import Row, row_of
 from mxfp4_core.naming.braces import collapse
-from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
-from mxfp4_core.naming.vocabulary import module_of, parse_expert
-from mxfp4_core.parallel.shards import Parallel, Shard, shard_of
-
-
-@dataclass(frozen=True)
-class Row:
-    """The plan for one tensor.
-
-    Attributes:
-        name: as in the checkpoint.
-        shape: logical shape, with K last.
-        dtype: as in the header.
-        decision: what happens to it and why.
-        bytes_before: bytes in the checkpoint.
-        bytes_after: bytes of what is written: codes and scales with K padded to blocks, or the tensor itself.
-        rank_bytes: bytes that one rank holds; its share where experts are divided.
-        unit_bytes: bytes in high precision of the part that one rank quantises at once; 0 where it is kept.
-        shard: what one rank holds; None where it is kept whole or cannot be cut.
-        problem: why the plan cannot be carried out for this tensor; None where it can.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    decision: Decision
-    bytes_before: int
-    bytes_after: int
-    rank_bytes: int
-    unit_bytes: int = 0
-    shard: Shard | None = None
-    problem: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        shard = self.shard
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "quantize": self.decision.quantize,
-            "reason": self.decision.reason,
-            "pattern": self.decision.pattern,
-            "matched": self.decision.matched,
-            "profile": self.decision.profile,
-            "activation": self.decision.activation,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "rank_bytes": self.rank_bytes,
-            "shard": shard and {"split": shard.split, "n": shard.n, "k": shard.k, "experts": shard.experts},
-            "problem": self.problem,
-        }
+from mxfp4_core.naming.view import ModelView
+from mxfp4_core.parallel.shards import Parallel
 
 
 @dataclass(frozen=True)
@@ -90,6 +38,9 @@ class Plan:
         parallel: sizes of the parallel groups.
         rows: one for each tensor, in the order of the files.
         fits: what the backend says about each shape that one rank runs; empty where no backend was named.
+        view: what a model provider says about the weights; None where the names decided.
+        kinds: that in words, with who says it.
+        notes: what a reader should know though nothing stands against it.
     """
 
     path: str
@@ -98,6 +49,9 @@ class Plan:
     parallel: Parallel
     rows: tuple[Row, ...]
     fits: tuple[Fit, ...] = ()
+    view: ModelView | None = None
+    kinds: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> list[Row]:
@@ -157,6 +111,7 @@ class Plan:
         return {
             "path": self.path,
             "model_type": self.model_type,
+            "kinds": self.kinds,
             "config": self.config.to_dict(),
             "profile": self.config.resolved_profile(),
             "tp": self.parallel.tp,
@@ -175,6 +130,7 @@ class Plan:
                 "largest_unit": unit and {"name": unit.name, "bytes": unit.unit_bytes},
             },
             "backend": [fit.to_dict() for fit in self.fits],
+            "notes": list(self.notes),
             "problems": self.problems,
             "tensors": [row.to_dict() for row in self.rows],
         }
@@ -188,6 +144,7 @@ def plan_checkpoint(
     ep: int = 1,
     backend: str | None = None,
     device: Device | None = None,
+    models: str = "auto",
     progress: Report | None = None,
 ) -> Plan:
     """Plan the quantisation of a checkpoint in high precision.
@@ -199,6 +156,8 @@ def plan_checkpoint(
         ep: expert-parallel size.
         backend: name of the backend to ask about the shapes of one rank; that of the config if None.
         device: device to ask about; the current one if None.
+        models: who says what the weights are: ``auto`` asks the installed model providers, ``none`` goes by names, a
+            name asks that provider.
         progress: called with the bytes of the tensors that are planned and their total; none of them is read.
 
     Returns:
@@ -208,7 +167,8 @@ def plan_checkpoint(
         CheckpointError: a damaged or hostile checkpoint.
         DialectError: the checkpoint is quantised already.
         PatternError: a pattern matches nothing or splits a fused module.
-        ConfigError: parallel sizes that do not go together.
+        ConfigError: parallel sizes that do not go together, or no model provider has that name.
+        ModelError: two model providers claim the model, or the named one cannot say.
         BackendError: no backend has that name.
     """
     config, parallel = config or Mxfp4Config(), Parallel(tp, ep)
@@ -216,84 +176,26 @@ def plan_checkpoint(
     refuse_quantized(checkpoint)
     facts = ModelFacts.read(checkpoint.config)
     infos = list(checkpoint.tensors.values())
-    decisions = Resolver.for_model(config, checkpoint.config).decide_all(
-        [(info.name, info.shape) for info in infos]
-    )
+    described = describe_checkpoint(checkpoint, models)
+    resolver = Resolver.for_model(config, checkpoint.config, view=described.view)
+    decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
     dialect = dialects.get(config.dialect)
     done = counted(sum(info.nbytes for info in infos), progress)
     rows = []
     for info, decision in zip(infos, decisions, strict=True):
-        first = decision.quantize and k_first(info.name, info.shape, checkpoint.config)
-        rows.append(_row(info, decision, config, dialect, parallel, facts, first))
+        first = decision.quantize and k_first(info.name, info.shape, checkpoint.config, described.view)
+        rows.append(row_of(info, decision, config, dialect, parallel, facts, first))
         done(info.nbytes)
-    result = Plan(str(source), facts.model_type, config, parallel, tuple(rows))
+    result = Plan(str(source), facts.model_type, config, parallel, tuple(rows), view=described.view)
+    notes = notes_of(checkpoint, described.view, (row.name for row in result.quantized))
+    result = replace(result, kinds=described.source, notes=notes)
     name = backend or config.backend
     if name is None:
         return result
     shards = {row.name: row.shard for row in result.quantized}
     where, modes = device or Device.current(), {row.name: row.decision.activation for row in result.quantized}
-    found = fits(shards, biased(checkpoint.tensors), facts, config, name, where, modes)
+    found = fits(shards, biased(checkpoint.tensors), facts, config, name, where, modes, described.view)
     return replace(result, fits=tuple(found))
 
 
-def _row(
-    info: TensorInfo,
-    decision: Decision,
-    config: Mxfp4Config,
-    dialect: Dialect,
-    parallel: Parallel,
-    facts: ModelFacts,
-    first: bool,
-) -> Row:
-    shape = (*info.shape[:-2], info.shape[-1], info.shape[-2]) if first else info.shape
-    if not decision.quantize:
-        return Row(
-            info.name,
-            shape,
-            info.dtype,
-            decision,
-            info.nbytes,
-            info.nbytes,
-            _kept_bytes(info, shape, parallel, facts),
-        )
-    after = mx_bytes(shape)
-    row = Row(info.name, shape, info.dtype, decision, info.nbytes, after, after, info.nbytes)
-    problem = None
-    try:
-        if info.dtype not in FLOATS:
-            raise ShapeError(
-                f"tensor {info.name!r} cannot be quantised",
-                seen=f"dtype {info.dtype}",
-                rule=f"a weight is one of {', '.join(FLOATS)}",
-                fix="add its name to ignore, or convert the source",
-            )
-        planned(info.name, info.shape, first, config, dialect)
-    except Mxfp4Error as error:
-        problem = _one_line(error)
-    try:
-        shard = shard_of(info.name, shape, parallel, facts, tail=config.tail)
-    except ShapeError as error:
-        return replace(row, problem=problem or _one_line(error))
-    rank = mx_bytes((max(shard.experts, 1), shard.n, shard.k))
-    unit = shard.values * (info.nbytes // max(1, math.prod(shape)))
-    return replace(row, rank_bytes=-(-rank // shard.ranks), unit_bytes=unit, shard=shard, problem=problem)
-
-
-def _kept_bytes(info: TensorInfo, shape: tuple[int, ...], parallel: Parallel, facts: ModelFacts) -> int:
-    # An upper bound: what is no matrix, or cannot be cut evenly, counts whole on every rank.
-    expert = parse_expert(module_of(info.name))
-    stacked = expert is not None and expert.index is None
-    if len(shape) != (3 if stacked else 2) or 0 in shape:
-        return info.nbytes
-    try:
-        shard = shard_of(info.name, shape, parallel, facts, tail="pad")
-    except ShapeError:
-        return info.nbytes
-    return -(-shard.values * (info.nbytes // math.prod(shape)) // shard.ranks)
-
-
-def _one_line(error: Mxfp4Error) -> str:
-    return f"{error.what}: {error.seen}; {error.rule}; {error.fix}"
-
-
-__all__ = ["Plan", "Row", "plan_checkpoint"]
+__all__ = ["Plan", "plan_checkpoint"]

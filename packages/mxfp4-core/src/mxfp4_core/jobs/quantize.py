@@ -5,6 +5,7 @@ What can go wrong by names, shapes and dtypes goes wrong before anything is writ
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mxfp4_core import dialects
@@ -19,10 +20,12 @@ from mxfp4_core.dialects.base import Description, Dialect, Entry
 from mxfp4_core.dialects.pairs import DTYPES
 from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.errors import ConfigError, DialectError, FormatError, ShapeError
+from mxfp4_core.jobs.described import describe_checkpoint, notes_of
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
+from mxfp4_core.naming.view import ModelView
 
 FLOATS = ("BF16", "F16", "F32")
 """Dtypes that are quantised."""
@@ -36,6 +39,7 @@ def quantize_checkpoint(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     dry_run: bool = False,
+    models: str = "auto",
     progress: Report | None = None,
     executor: Executor | None = None,
 ) -> Result:
@@ -52,6 +56,8 @@ def quantize_checkpoint(
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the target, and discard what another run left there.
         dry_run: check everything that headers tell, and write nothing.
+        models: who says what the weights are: ``auto`` asks the installed model providers, ``none`` goes by names, a
+            name asks that provider.
         progress: called with the bytes of the source that are done and their total.
         executor: who writes the files: anything with the ``submit`` of `concurrent.futures`, such as `processes`
             gives; this process if None. The bytes of the result do not depend on it.
@@ -63,7 +69,8 @@ def quantize_checkpoint(
         FormatError: a weight of integers.
         ShapeError: K is no multiple of 32 and ``tail`` is ``refuse``.
         NonFiniteError: NaN or infinity, and ``nonfinite`` is ``refuse``.
-        ConfigError: nothing is left to quantise.
+        ConfigError: nothing is left to quantise, or no model provider has that name.
+        ModelError: two model providers claim the model, or the named one cannot say.
         OutputError: a target that exists, is full, cannot be written or belongs to another run.
     """
     config, folder = config or Mxfp4Config.from_dict({}), Path(target)
@@ -71,7 +78,8 @@ def quantize_checkpoint(
     checkpoint = open_checkpoint(source)
     refuse_quantized(checkpoint)
     dialect = dialects.get(config.dialect)
-    units, entries = quantize_units(checkpoint, config, dialect)
+    known = describe_checkpoint(checkpoint, models)
+    units, entries = quantize_units(checkpoint, config, dialect, known.view)
     profile = config.resolved_profile()
     quantized = {entry.weight for entry in entries}
     kept = {name: info.shape for name, info in checkpoint.tensors.items() if name not in quantized}
@@ -80,7 +88,7 @@ def quantize_checkpoint(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
     content = content_of(checkpoint, units, dialect.documents(described), manifest)
-    return write_result(
+    result = write_result(
         folder,
         content,
         dialect,
@@ -91,17 +99,25 @@ def quantize_checkpoint(
         progress=progress,
         executor=executor,
     )
+    notes = notes_of(checkpoint, known.view, (entry.weight for entry in entries))
+    return replace(result, kinds=known.source, notes=notes)
 
 
 def quantize_units(
-    checkpoint: Checkpoint, config: Mxfp4Config, dialect: Dialect
+    checkpoint: Checkpoint, config: Mxfp4Config, dialect: Dialect, view: ModelView | None
 ) -> tuple[list[Unit], list[Entry]]:
     """Decide about every tensor and return one unit for each, with the entries of those that are quantised.
+
+    Args:
+        checkpoint: in high precision.
+        config: what to quantise.
+        dialect: what the entries are named for.
+        view: what a model provider says; None where names decide.
 
     Raises:
         PatternError, FormatError, ShapeError, DialectError: as `quantize_checkpoint`.
     """
-    resolver = Resolver.for_model(config, checkpoint.config)
+    resolver = Resolver.for_model(config, checkpoint.config, view=view)
     infos = list(checkpoint.tensors.values())
     decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
     units: list[Unit] = []
@@ -117,7 +133,7 @@ def quantize_units(
                 rule=f"a weight is one of {', '.join(FLOATS)}",
                 fix="add its name to ignore, or convert the source",
             )
-        first = k_first(info.name, info.shape, checkpoint.config)
+        first = k_first(info.name, info.shape, checkpoint.config, view)
         entry, names, layouts = planned(info.name, info.shape, first, config, dialect)
         units.append(
             QuantizeUnit(

@@ -19,6 +19,7 @@ from mxfp4_core.dialects.base import Contents
 from mxfp4_core.errors import ConfigError, DialectError
 from mxfp4_core.jobs.checks import FileCheck, FileFacts, Finding, high_precision
 from mxfp4_core.jobs.convert import settings_of
+from mxfp4_core.jobs.described import describe_checkpoint
 from mxfp4_core.jobs.output import Report, counted
 from mxfp4_core.jobs.units import QuantizeUnit
 from mxfp4_core.naming.resolver import Resolver
@@ -65,6 +66,7 @@ def verify_checkpoint(
     source: str | Path | None = None,
     *,
     profile: str | None = None,
+    models: str = "auto",
     progress: Report | None = None,
     executor: Executor | None = None,
 ) -> Verification:
@@ -75,6 +77,8 @@ def verify_checkpoint(
         source: the checkpoint in high precision that it was made from; its weights are quantised again and
             compared.
         profile: what the codes were made with, for files that do not say.
+        models: who says what the weights of the source are: ``auto`` asks the installed model providers, ``none`` goes
+            by names, a name asks that provider.
         progress: called with the bytes that have been checked and their total.
         executor: who checks the files: anything with the ``submit`` of `concurrent.futures`, such as `processes`
             gives; this process if None.
@@ -109,7 +113,10 @@ def verify_checkpoint(
                 rule="the same profile gives the same bytes",
                 fix="pass --profile, for example the name of the tool that wrote it",
             )
-        resolver = None if profile else Resolver.for_model(config, checkpoint.config)
+        resolver = None
+        if not profile:
+            known_by = describe_checkpoint(original, models)
+            resolver = Resolver.for_model(config, checkpoint.config, view=known_by.view)
         weights = _source_units(original, contents, resolver, profile or known, config)
         _check_names(original, contents, weights, result)
     result.checks.append("scale bytes and padding")

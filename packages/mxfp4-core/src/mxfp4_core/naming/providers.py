@@ -88,6 +88,8 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
                 fix="use models = 'auto' or 'none'",
             )
         return Described(view, _says(view))
+    if not config:
+        return Described(None, "kinds by names: there is no config.json")
     views: dict[str, ModelView] = {}
     trouble: list[str] = []
     for name, plugin in known.items():
@@ -108,8 +110,6 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
     noted = "".join(trouble)
     for view in views.values():
         return Described(view, _says(view) + noted)
-    if not config:
-        return Described(None, "kinds by names: there is no config.json" + noted)
     return Described(
         None, f"kinds by names: no provider for model type {_model_type(config)} is installed" + noted
     )

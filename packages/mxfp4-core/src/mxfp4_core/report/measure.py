@@ -18,6 +18,7 @@ from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import ConfigError, PatternError
 from mxfp4_core.jobs.convert import settings_of
+from mxfp4_core.jobs.described import describe_checkpoint
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.report.environment import environment
@@ -34,6 +35,7 @@ def measure(
     source: Path | Checkpoint,
     quantised: Path | Checkpoint,
     *,
+    models: str = "auto",
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> Report:
@@ -45,6 +47,7 @@ def measure(
     Args:
         source: checkpoint in BF16, FP16 or FP32.
         quantised: checkpoint in any dialect that `mxfp4_core.dialects` reads.
+        models: who says what the weights are: ``auto``, ``none`` or the name of a model provider.
         progress: called after each piece.
         command: the command line, for the record.
 
@@ -67,7 +70,8 @@ def measure(
     dialect, contents = found
     config, profile = settings_of(quantised, dialect, contents)
     variant = profile or "as stored"
-    resolver = Resolver.for_model(config, source.config)
+    view = describe_checkpoint(source, models).view
+    resolver = Resolver.for_model(config, source.config, view=view)
     lines, problems = Lines(), list[str]()
     used: set[str] = set()
     for name, info in source.tensors.items():
@@ -98,6 +102,7 @@ def compare(
     profiles: Sequence[str],
     *,
     config: Mxfp4Config | None = None,
+    models: str = "auto",
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> Report:
@@ -109,6 +114,7 @@ def compare(
             ``floor/even``.
         config: which tensors to quantise; by default what `mxfp4 quantize` does without a config. Its own
             rule is not used.
+        models: who says what the weights are: ``auto``, ``none`` or the name of a model provider.
         progress: called after each piece.
         command: the command line, for the record.
 
@@ -120,12 +126,13 @@ def compare(
     variants = _variants(profiles)
     source = _open(source)
     _refuse_quantised(source)
-    resolver = Resolver.for_model(config or Mxfp4Config(), source.config)
+    view = describe_checkpoint(source, models).view
+    resolver = Resolver.for_model(config or Mxfp4Config(), source.config, view=view)
     decisions = resolver.decide_all((name, info.shape) for name, info in source.tensors.items())
     lines, problems = Lines(), list[str]()
     for (name, info), decision in zip(source.tensors.items(), decisions, strict=True):
         if decision.quantize:
-            first = k_first(name, info.shape, source.config)
+            first = k_first(name, info.shape, source.config, view)
             results = compared_error(source, info, variants, progress, transposed=first)
             problems += _nonfinite(name, results)
             after = _mxfp4_bytes(logical_shape(info.shape, transposed=first))

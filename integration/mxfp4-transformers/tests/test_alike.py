@@ -1,0 +1,84 @@
+"""The commands and the loader decide alike, in the words of the file and in those of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import CLASSES, MODELS
+from tiny import settings, tensors
+from transformers import AutoModelForCausalLM
+
+from mxfp4_core.config import Mxfp4Config as CoreConfig
+from mxfp4_core.errors import ConfigError, PatternError
+from mxfp4_core.jobs import plan_checkpoint, quantize_checkpoint, verify_checkpoint
+
+LOADED = [name for name in MODELS if name != "gpt2"]
+CONFIGS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in LOADED),
+    ("llama", {"ignore": ["model.layers.0", "o_proj"]}),
+    ("llama", {"targets": ["mlp"]}),
+    ("llama", {"overrides": [{"pattern": "lm_head", "keep": False}]}),
+    ("mixtral", {"ignore": ["block_sparse_moe.experts"]}),  # the words of the file
+    ("mixtral", {"ignore": ["layers.0.mlp.experts"]}),  # the words of the model
+    ("mixtral", {"overrides": [{"pattern": "layers.1.mlp.experts", "keep": True}]}),
+    ("qwen3_moe", {"ignore": ["re:.*experts.*"]}),
+    ("phi3", {"ignore": ["qkv_proj", "gate_up_proj"]}),
+    ("t5", {"ignore": ["decoder"]}),
+]
+
+
+def load(folder: Path, name: str, config: dict[str, Any]) -> Any:
+    kind = CLASSES.get(name, AutoModelForCausalLM)
+    return kind.from_pretrained(folder, quantization_config=settings(**config), dtype="bfloat16")
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS, ids=str)
+def test_plan_and_load_decide_alike(folders: dict[str, Path], name: str, config: dict[str, Any]) -> None:
+    plan = plan_checkpoint(folders[name], CoreConfig.from_dict(config))
+    model = load(folders[name], name, config)
+    view = plan.view
+    assert view is not None
+    by_command = {
+        parameter: row.decision.quantize
+        for row in plan.rows
+        for parameter in view.tensors[row.name].parameters
+    }
+    by_loader = {parameter: parameter in model.hf_quantizer.plan.weights for parameter in by_command}
+    assert by_command == by_loader
+    assert set(model.hf_quantizer.plan.weights) <= set(by_command)
+    profiles = {
+        parameter: row.decision.profile
+        for row in plan.quantized
+        for parameter in view.tensors[row.name].parameters
+    }
+    assert profiles == {each: weight.profile for each, weight in model.hf_quantizer.plan.weights.items()}
+
+
+@pytest.mark.parametrize("pattern", ["v_proj", "layers.0.mlp.experts.1", "layers.0.mlp.experts.gate_up_proj"])
+def test_what_splits_is_refused_by_both(folders: dict[str, Path], pattern: str) -> None:
+    with pytest.raises(PatternError, match="would be split"):
+        plan_checkpoint(folders["mixtral"], CoreConfig(ignore=[pattern]))
+    with pytest.raises(PatternError, match="would be split"):
+        load(folders["mixtral"], "mixtral", {"ignore": [pattern]})
+
+
+def test_what_the_library_cannot_hold_is_said_by_both(folders: dict[str, Path]) -> None:
+    plan = plan_checkpoint(folders["gpt2"])
+    assert any("cannot compute with" in note and "Conv1D" in note for note in plan.notes)
+    assert all(".attn.c_" in row.name or ".mlp.c_" in row.name for row in plan.quantized)
+    with pytest.raises(ConfigError, match="Conv1D"):
+        load(folders["gpt2"], "gpt2", {})
+
+
+def test_what_a_model_keeps_stays_by_every_route(folders: dict[str, Path], tmp_path: Path) -> None:
+    quantize_checkpoint(folders["t5"], tmp_path / "q")
+    stored = {name.removesuffix("_scale") for name in tensors(tmp_path / "q") if name.endswith("_scale")}
+    assert stored and not any(".wo." in name or name.startswith("shared") for name in stored)
+    model = CLASSES["t5"].from_pretrained(tmp_path / "q")
+    assert {each for each in model.hf_quantizer.plan.weights} == stored
+    assert verify_checkpoint(tmp_path / "q", folders["t5"]).ok
+    by_names = plan_checkpoint(folders["t5"], models="none")
+    assert "shared.weight" in {row.name for row in by_names.quantized}  # what names alone cannot tell
+    assert by_names.kinds == "kinds by names: models = 'none'"

@@ -1,0 +1,57 @@
+"""Who knows what the weights of a checkpoint are, and what the plan of it should say about that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.naming.braces import collapse
+from mxfp4_core.naming.facts import ModelFacts
+from mxfp4_core.naming.families import advice
+from mxfp4_core.naming.providers import Described, describe
+from mxfp4_core.naming.view import ModelView
+from mxfp4_core.naming.vocabulary import module_of
+
+
+def describe_checkpoint(checkpoint: Checkpoint, models: str) -> Described:
+    """Ask the model providers about a checkpoint in high precision.
+
+    Args:
+        checkpoint: its config.json and headers are all that is looked at.
+        models: ``auto``, ``none`` or the name of a provider; see `describe`.
+
+    Raises:
+        ConfigError: no provider has that name.
+        ModelError: the named provider cannot say, or two claim the model.
+    """
+    headers = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
+    return describe(checkpoint.config, headers, models)
+
+
+def notes_of(checkpoint: Checkpoint, view: ModelView | None, quantized: Iterable[str]) -> tuple[str, ...]:
+    """Return what a reader of a plan should know though nothing stands against it.
+
+    Args:
+        checkpoint: the checkpoint in high precision.
+        view: what a model provider says, if one does.
+        quantized: names of the tensors that become MXFP4.
+    """
+    names = list(quantized)
+    refused: dict[str, list[str]] = {}
+    for name in names if view else ():
+        for parameter in view.find(name) if view else ():
+            if parameter.refusal:
+                refused.setdefault(parameter.refusal, []).append(name)
+    notes = [
+        f"{view.provider} cannot compute with {', '.join(collapse(held))} as MXFP4: {why}"
+        for why, held in refused.items()
+        if view
+    ]
+    facts = ModelFacts.read(checkpoint.config)
+    for source, patterns in advice(facts.model_type, map(module_of, names)).items():
+        options = " ".join(f"--ignore {pattern}" for pattern in patterns)
+        notes.append(f"others keep more of a {facts.model_type} in high precision ({source}): {options}")
+    return tuple(notes)
+
+
+__all__ = ["describe_checkpoint", "notes_of"]
