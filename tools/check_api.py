@@ -19,8 +19,6 @@ CONTRACT = linked.ROOT / "api.txt"
 
 # Names that a file still imports from inside a room, while its replacement is on the way.
 EXEMPT: dict[str, frozenset[str]] = {
-    "mxfp4_cuda_marlin/quantize.py": frozenset({"mxfp4_core.arithmetic.reference"}),
-    "mxfp4_cuda_marlin/quantize_tables.py": frozenset({"mxfp4_core.arithmetic.profile.FLUSH"}),
     "mxfp4_transformers/compat.py": frozenset({"mxfp4_core.checkpoint.header.TensorInfo"}),
     "mxfp4_transformers/config.py": frozenset({"mxfp4_core.dialects.native.NATIVE"}),
     "mxfp4_transformers/feed.py": frozenset({"mxfp4_core.checkpoint.header.TensorInfo"}),

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mxfp4_core import MxTensor
-from mxfp4_core.arithmetic import reference, resolve
+from mxfp4_core.arithmetic import quantize_triton, reference, resolve
+from mxfp4_core.arithmetic.fast.triton import quantize as quantizer
 from mxfp4_core.backend import Device
 from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_core.testing.fixtures import Fixtures
-from mxfp4_cuda_marlin import quantize as quantizer
 from mxfp4_cuda_marlin.quantize import PROFILES, quantize
 
 
@@ -87,6 +87,32 @@ class TestQuantizeOnTheGpu(Fixtures):
             want = quantize(view.clone(memory_format=torch.contiguous_format), "even/even")
             got = quantize(view, "even/even")
             assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+    def test_writes_into_what_it_is_given(
+        self, here: Device, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        weight = torch.randn(6, 128, dtype=dtype, device=device)
+        want = quantize(weight, "even/even")
+        codes = torch.zeros(12, 192, dtype=torch.uint8, device=device)
+        scales = torch.zeros(12, 12, dtype=torch.uint8, device=device)
+        for out in (
+            (codes[:4].view(-1)[:384].view(6, 64), scales[:2].view(-1)[:24].view(6, 4)),
+            (codes[::2, 64:128], scales[::2, 4:8]),
+        ):
+            made = quantize_triton(weight, "even/even", out=out)
+            assert made[0].data_ptr() == out[0].data_ptr() and made[1].data_ptr() == out[1].data_ptr()
+            assert torch.equal(out[0], want[0]) and torch.equal(out[1], want[1])
+
+    def test_a_contiguous_target_costs_no_memory(self, here: Device, device: torch.device) -> None:
+        weight = torch.randn(4096, 4096, dtype=torch.bfloat16, device=device)
+        out = quantize(weight, "even/even")
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        quantize_triton(weight, "even/even", out=out)
+        torch.cuda.synchronize()
+        assert torch.cuda.max_memory_allocated() - before < 1 << 20
 
     def test_refuses_what_it_cannot_do(self, here: Device, device: torch.device) -> None:
         with pytest.raises(ShapeError, match="blocks of 32"):

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mxfp4_core.arithmetic import compiling
 from mxfp4_core.errors import BackendError
-from mxfp4_cuda_marlin import packing, quantize
-from mxfp4_cuda_marlin.toolchain import compiling
+from mxfp4_cuda_marlin import packing
 
 
 class Kernel:
@@ -25,18 +25,6 @@ def test_a_missing_compiler_when_packing(monkeypatch: pytest.MonkeyPatch) -> Non
     codes = torch.zeros(1, 64, 32, dtype=torch.uint8)
     with pytest.raises(BackendError, match="set CC to one; without Triton torch packs"):
         packing.pack(codes, torch.zeros(1, 64, 2, dtype=torch.uint8), torch.zeros(4, 256), "plain")
-
-
-def test_a_missing_compiler_when_quantising(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "_kernels", lambda: SimpleNamespace(portable_kernel=Kernel()))
-    with pytest.raises(BackendError, match="install gcc or clang"):
-        quantize._run(
-            torch.zeros(1, 32),
-            torch.zeros(16, dtype=torch.uint8),
-            torch.zeros(1, dtype=torch.uint8),
-            quantize.resolve("even/even"),
-            packed=False,
-        )
 
 
 def test_other_errors_pass() -> None:

@@ -14,8 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from mxfp4_core.arithmetic import compiling
 from mxfp4_core.errors import BackendError
-from mxfp4_cuda_marlin.toolchain import compiling
 
 _STEP_BYTES: Final = 1 << 25
 """Codes and scales in the buffer of ``pack_over``; one strip or one expert where that is more."""

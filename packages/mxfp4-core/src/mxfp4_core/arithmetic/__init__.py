@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mxfp4_core.arithmetic.activations import fp8_static as fp8_static
     from mxfp4_core.arithmetic.activations import quantized as quantized
     from mxfp4_core.arithmetic.codec import Ties as Ties
+    from mxfp4_core.arithmetic.fast.triton.quantize import quantize_triton as quantize_triton
+    from mxfp4_core.arithmetic.fast.triton.toolchain import compiling as compiling
     from mxfp4_core.arithmetic.format import BITS_PER_VALUE as BITS_PER_VALUE
     from mxfp4_core.arithmetic.format import BLOCK as BLOCK
     from mxfp4_core.arithmetic.format import E2M1_MAX as E2M1_MAX
@@ -67,8 +69,10 @@ _HOMES = {
     "MXFP4": "formats.mxfp4",
     "MXFP4_DUAL": "formats.dual",
     "MXFP8": "formats.mxfp8",
+    "compiling": "fast.triton.toolchain",
     "fp8_static": "activations",
     "get_format": "formats.registry",
+    "quantize_triton": "fast.triton.quantize",
     "quantized": "activations",
     "resolve": "profiles",
     "Profile": "profile",
@@ -103,12 +107,14 @@ __all__ = [
     "ScaleRule",
     "Ties",
     "Zeros",
+    "compiling",
     "crop",
     "fp8_static",
     "get_format",
     "mx_bytes",
     "pad_weight",
     "padded",
+    "quantize_triton",
     "quantized",
     "resolve",
 ]

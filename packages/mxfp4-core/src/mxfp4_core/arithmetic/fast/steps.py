@@ -1,8 +1,7 @@
 """A profile in the form that fast code wants: one step per binade, and seven integer thresholds.
 
-Within one binade of the block maximum (one float32 exponent) every profile's scale takes at most two values, so its
-whole scale rule is a table of 256 rows: the value below a mantissa threshold and the value from it on. The table is
-found by bisecting :meth:`Profile.scale`, never written by hand, so fast paths cannot drift from the reference.
+The whole scale rule is a table of 256 rows, one for each float32 exponent of the block maximum: the value below a
+mantissa threshold and the value from it on, as :mod:`mxfp4_core.arithmetic.fast.bisect` finds them.
 
 Elements compare as integers too: for a finite weight, the float32 bits of ``|w| / 2**E`` are the bits of ``|w|`` less
 ``E << 23``, as long as neither is subnormal. Blocks where that fails (subnormal maxima, exponents below
@@ -18,6 +17,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from mxfp4_core.arithmetic.fast.bisect import MANTISSA, NORMAL, Halves, halves
 from mxfp4_core.arithmetic.format import E2M1_THRESHOLDS, E8M0_NAN, SIGN_BIT
 from mxfp4_core.arithmetic.profile import FLUSH, Profile, Zeros
 
@@ -32,10 +32,6 @@ SPECIAL: Final = -(1 << 15)
 
 NEVER: Final = -(1 << 31)
 """Bits that no difference of float32 bits has."""
-
-_MANTISSA: Final = 1 << 23
-_GRID: Final = {torch.bfloat16: 1 << 16, torch.float16: 1 << 13, torch.float32: 1}
-_LAST_ROW: Final = {torch.bfloat16: 254, torch.float16: 142, torch.float32: 254}  # FP16 ends below 2**16
 
 
 @dataclass(frozen=True)
@@ -91,12 +87,6 @@ def sign_masks(profile: Profile) -> np.ndarray:
     return np.array([plus, exact, minus, profile.zero_byte], dtype=np.int32)
 
 
-def _state(profile: Profile, dtype: torch.dtype, row: torch.Tensor, mantissa: torch.Tensor) -> torch.Tensor:
-    amax = ((row << 23) | mantissa).to(torch.int32).view(torch.float32).to(torch.float64)
-    byte, exponent = profile.scale(amax, dtype)
-    return torch.stack((byte, exponent))
-
-
 @lru_cache(maxsize=128)
 def steps(profile: Profile, dtype: torch.dtype, exponent_min: int = EXPONENT_MIN) -> Steps:
     """Return the tables of a profile for bfloat16, float16 or float32 weights, on the CPU.
@@ -107,29 +97,18 @@ def steps(profile: Profile, dtype: torch.dtype, exponent_min: int = EXPONENT_MIN
         exponent_min: lowest exponent with which elements still compare as integers.
     """
     with torch.device("cpu"):  # engines load weights under a default device, often meta
-        return _bisect(profile, dtype, exponent_min)
+        return _build(profile, halves(profile, dtype), exponent_min)
 
 
-def _bisect(profile: Profile, dtype: torch.dtype, exponent_min: int) -> Steps:
-    row = torch.arange(1, _LAST_ROW[dtype] + 1)
-    grid = _GRID[dtype]
-    low, high = torch.zeros_like(row), torch.full_like(row, _MANTISSA // grid - 1)
-    first, last = (_state(profile, dtype, row, end * grid) for end in (low, high))
-    moved = (first != last).any(0)
-    # Invariant where the row has a step: the state at `low` is the first one, the state at `high` is not.
-    while bool((moved & (high - low > 1)).any()):
-        middle = (low + high) // 2
-        same = (_state(profile, dtype, row, middle * grid) == first).all(0)
-        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
-
-    # A row with more than one step (a peer that overflows its own dtype) is not worth a table.
-    single = ~moved | (_state(profile, dtype, row, high * grid) == last).all(0)
-
-    mantissa = torch.full((256,), _MANTISSA, dtype=torch.int32)
-    mantissa[row] = torch.where(moved, high * grid, _MANTISSA).to(torch.int32)
+def _build(profile: Profile, found: Halves, exponent_min: int) -> Steps:
+    normal = found.row >= NORMAL
+    row, single = found.row[normal] - NORMAL + 1, found.single[normal]
+    mantissa = torch.full((256,), MANTISSA, dtype=torch.int32)
+    mantissa[row] = found.threshold[normal]
     byte = torch.full((2, 256), E8M0_NAN, dtype=torch.uint8)
     exponent = torch.full((2, 256), SPECIAL, dtype=torch.int32)
-    for side, state in enumerate((first, last)):
+    for side, state in enumerate(found.state[..., normal]):
+        # A row with more than one step (a peer that overflows its own dtype) is not worth a table.
         usable = single & (state[1] >= exponent_min) & (state[1] < FLUSH)
         byte[side, row] = torch.where(usable, state[0], E8M0_NAN).to(torch.uint8)
         exponent[side, row] = torch.where(usable, state[1], SPECIAL).to(torch.int32)

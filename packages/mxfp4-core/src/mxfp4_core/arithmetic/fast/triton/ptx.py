@@ -17,7 +17,8 @@ from typing import Final
 
 import torch
 
-from mxfp4_core.arithmetic import Profile, Ties, Zeros
+from mxfp4_core.arithmetic.codec import Ties
+from mxfp4_core.arithmetic.profile import Profile, Zeros
 
 
 @dataclass(frozen=True)

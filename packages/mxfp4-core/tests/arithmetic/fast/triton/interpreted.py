@@ -1,4 +1,4 @@
-"""Run by ``test_quantize.py``: the quantizer's kernels under Triton's interpreter against the reference.
+"""Run by ``test_triton.py``: the quantizer's kernels under Triton's interpreter against the reference.
 
 PTX is interpreted too: a stand-in for ``inline_asm_elementwise`` does each instruction in NumPy.
 """
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from triton import language as tl
 from triton.runtime.interpreter import TensorHandle
 
-from mxfp4_core.arithmetic import Profile, reference, resolve
+from mxfp4_core.arithmetic import MXFP4, Profile, reference, resolve
+from mxfp4_core.arithmetic.fast.triton import quantize as module
 from mxfp4_core.testing.cases import BLOCKS
-from mxfp4_cuda_marlin import quantize as module
 
 Words = NDArray[np.uint32]
 
@@ -146,7 +146,7 @@ def main(dtype: torch.dtype, packed: bool) -> None:
     setattr(module, "_BLOCKS", 512)  # noqa: B010, fewer programs; mypy knows that it is final
     source = weights().to(dtype)
     kinds: dict[object, Profile] = {}
-    for name in sorted(module.PROFILES):
+    for name in sorted(MXFP4.profiles):
         profile = resolve(name)
         kind = (profile.ties, profile.zeros, profile.flush_below) if packed else name  # PTX is slow here
         if not profile.dtypes or dtype in profile.dtypes:

@@ -7,25 +7,19 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mxfp4_core import profiles
-from mxfp4_core.arithmetic import resolve
+from mxfp4_core.arithmetic import MXFP4, resolve
+from mxfp4_core.arithmetic.fast.triton import quantize as module
+from mxfp4_core.arithmetic.fast.triton.tables import CLEAR, ROWS, tables
 from mxfp4_core.arithmetic.profile import FLUSH
-from mxfp4_core.errors import BackendError
-from mxfp4_cuda_marlin import quantize as module
-from mxfp4_cuda_marlin.quantize import PROFILES
-from mxfp4_cuda_marlin.quantize_tables import CLEAR, ROWS, tables
+from mxfp4_core.errors import BackendError, FormatError, ShapeError
 
 UNCOVERED = {("msmodelslim", torch.float16)}
 """Its peer overflows float16, and so steps twice in one binade."""
-
-
-def test_every_rule_and_tie_rule_is_offered() -> None:
-    assert set(profiles()) < PROFILES
-    assert {"even/even", "floor/away", "ceil_d(7.25)/zero"} < PROFILES
 
 
 def maxima(dtype: torch.dtype, threshold: torch.Tensor) -> torch.Tensor:
@@ -45,7 +39,7 @@ def maxima(dtype: torch.dtype, threshold: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", [*sorted(PROFILES), "ceil_d(4.5)/even"])
+@pytest.mark.parametrize("name", [*MXFP4.profiles, "ceil_d(4.5)/even"])
 def test_the_tables_hold_for_every_maximum(name: str, dtype: torch.dtype) -> None:
     profile = resolve(name)
     threshold, states, complete = tables(profile, dtype, torch.device("cpu"))
@@ -71,7 +65,7 @@ def test_the_tables_hold_for_every_maximum(name: str, dtype: torch.dtype) -> Non
 
 def test_without_triton_there_is_an_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     module._kernels.cache_clear()
-    monkeypatch.setitem(sys.modules, "mxfp4_cuda_marlin.quantize_kernels", None)
+    monkeypatch.setitem(sys.modules, "mxfp4_core.arithmetic.fast.triton.kernels", None)
     with pytest.raises(BackendError, match="pip install 'triton"):
         module._kernels()
 
@@ -79,7 +73,48 @@ def test_without_triton_there_is_an_error_with_the_command(monkeypatch: pytest.M
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_weights_that_are_not_on_a_gpu_are_refused(device: str) -> None:
     with pytest.raises(BackendError, match=f"a weight on {device}"):
-        module.quantize(torch.zeros(2, 32, device=device), "even/even")
+        module.quantize_triton(torch.zeros(2, 32, device=device), "even/even")
+
+
+class Kernel:
+    def __getitem__(self, grid: tuple[int, ...]) -> object:
+        return self
+
+    def __call__(self, *arguments: object, **settings: object) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+
+def test_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_kernels", lambda: SimpleNamespace(portable_kernel=Kernel()))
+    codes, scales = torch.zeros(16, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    with pytest.raises(BackendError, match="install gcc or clang"):
+        module._run(torch.zeros(1, 32), codes, scales, resolve("even/even"), packed=False)
+
+
+@pytest.mark.parametrize(
+    ("codes", "scales", "error"),
+    [
+        (torch.zeros(2, 15, dtype=torch.uint8), torch.zeros(2, 1, dtype=torch.uint8), ShapeError),
+        (torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.uint8), ShapeError),
+        (torch.zeros(2, 16, dtype=torch.int8), torch.zeros(2, 1, dtype=torch.uint8), FormatError),
+        (
+            torch.zeros(2, 16, dtype=torch.uint8, device="meta"),
+            torch.zeros(2, 1, dtype=torch.uint8),
+            FormatError,
+        ),
+    ],
+)
+def test_targets_that_do_not_fit(codes: torch.Tensor, scales: torch.Tensor, error: type[Exception]) -> None:
+    with pytest.raises(error, match="the GPU quantizer"):
+        module._outputs(torch.zeros(2, 32), codes, scales)
+
+
+def test_targets_in_torch_dtypes_are_views() -> None:
+    codes, scales = torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(2, 1, dtype=torch.uint8)
+    found = module._outputs(
+        torch.zeros(2, 32), codes.view(torch.float4_e2m1fn_x2), scales.view(torch.float8_e8m0fnu)
+    )
+    assert [tensor.data_ptr() for tensor in found] == [codes.data_ptr(), scales.data_ptr()]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -94,7 +129,7 @@ def test_weights_that_are_not_on_a_gpu_are_refused(device: str) -> None:
     ],
 )
 def test_the_kernels_equal_the_reference_under_the_interpreter(dtype: str, kernel: str) -> None:
-    script = Path(__file__).with_name("quantize_interpreted.py")
+    script = Path(__file__).with_name("interpreted.py")
     run = subprocess.run(
         [sys.executable, str(script), dtype, kernel],
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -1,6 +1,6 @@
 """The Triton kernels of the quantizer. Importing this module needs Triton.
 
-Both read a block of 32 values at once and look its scale up by the binade of its maximum; ``quantize_tables.py`` says
+Both read a block of 32 values at once and look its scale up by the binade of its maximum; ``tables.py`` says
 what the tables hold.
 """
 
@@ -98,7 +98,7 @@ def _split(pair, FORMAT: tl.constexpr):
 
 @triton.jit
 def _encode(bits, factor, top, TIES: tl.constexpr, ZEROS: tl.constexpr, LIFT: tl.constexpr):
-    """Do in float32 what ``quantize_ptx.py`` describes. ``top`` is the largest index, 0 in blocks to be cleared."""
+    """Do in float32 what ``ptx.py`` describes. ``top`` is the largest index, 0 in blocks to be cleared."""
     magnitude = bits & 0x7FFFFFFF
     q = magnitude.to(tl.float32, bitcast=True) * factor
     if TIES == "zero":
