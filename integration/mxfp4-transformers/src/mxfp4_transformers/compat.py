@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,14 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.accelerate import get_device
+from transformers.models.auto.auto_factory import _get_model_class
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.checkpoint import TensorInfo, read_header
+from mxfp4_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,6 +64,31 @@ def register(method: str, config: type[QuantizationConfigMixin], quantizer: type
         auto.register_quantizer(method)(quantizer)
     if config not in auto.LOADING_ATTRIBUTES_CONFIG_TYPES:
         auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*auto.LOADING_ATTRIBUTES_CONFIG_TYPES, config)
+
+
+def class_of(auto_class: Any, config: Any, path: Path, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Return the class of model that an Auto class chooses, with the config that it takes.
+
+    An Auto class wants a path, and a model that is given a state dict may have none: so the choice is made here.
+    """
+    mapping = getattr(auto_class, "_model_mapping", None)
+    if mapping is None:
+        return auto_class, config
+    remote = getattr(config, "auto_map", {}).get(auto_class.__name__)
+    if remote and trust_remote_code:
+        return get_class_from_dynamic_module(remote, path), config
+    if type(config) not in mapping:
+        raise ConfigError(
+            f"{auto_class.__name__} cannot load {path}",
+            seen=f"a {type(config).__name__}",
+            rule="an Auto class knows the kinds of model that it loads",
+            fix="pass the auto_class, or the class of model, that belongs to it",
+        )
+    model_class: Any = _get_model_class(config, mapping)
+    text = config.sub_configs.get("text_config")
+    if text is not None and getattr(model_class, "config_class", None) == text:
+        config = config.get_text_config()
+    return model_class, config
 
 
 def headers(files: Sequence[str] | None) -> dict[str, TensorInfo]:
@@ -99,32 +128,63 @@ def renames(conversions: Iterable[WeightTransform]) -> list[tuple[str, str]]:
     return pairs
 
 
-def destinations(
-    names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
-) -> dict[str, tuple[str, ...]]:
-    """Return the parameters of the model that each tensor of the checkpoint becomes; see `routes`."""
-    return {name: targets for name, (targets, _) in routes(names, conversions, model).items()}
+@dataclass
+class Group:
+    """Tensors of a checkpoint that become parameters of a model together.
+
+    Attributes:
+        targets: names in the model.
+        converter: what turns one into the other; None where nothing but the name changes.
+        columns: names in the checkpoint by pattern of the converter, in the order of experts.
+    """
+
+    targets: tuple[str, ...]
+    converter: WeightConverter | None
+    columns: dict[str, list[str]]
+
+    @property
+    def names(self) -> list[str]:
+        """Every name in the checkpoint."""
+        return [name for column in self.columns.values() for name in column]
+
+    @property
+    def turned(self) -> bool:
+        """Whether the loader swaps the axes of what it reads."""
+        operations = self.converter.operations if self.converter else []
+        return sum(type(operation) is Transpose for operation in operations) % 2 == 1
 
 
-def routes(
+def groups(
     names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
-) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Return what each tensor of the checkpoint becomes, as the loader does it: parameters, and whether it is turned.
+) -> list[Group]:
+    """Match the tensors of a checkpoint with the parameters of a model, as the loader does it.
 
     Args:
         names: names in the checkpoint.
         conversions: the list that the loader will get. It is not changed: matching leaves marks in it.
         model: the model on the meta device.
-
-    Returns:
-        For each name the parameters, and whether the loader swaps the axes of what it reads.
     """
-    conversions = copy.deepcopy(list(conversions))
+    return _matched(names, copy.deepcopy(list(conversions)), model)
+
+
+def used(
+    names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
+) -> list[WeightTransform]:
+    """Return the conversions that a load of these tensors makes use of, so that saving can undo them."""
+    marked = copy.deepcopy(list(conversions))
+    hit = {id(group.converter) for group in _matched(names, marked, model)}
+    renamings = [entry for entry in marked if isinstance(entry, WeightRenaming) and entry.was_used()]
+    return [entry for entry in marked if id(entry) in hit or any(entry is each for each in renamings)]
+
+
+def _matched(
+    names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
+) -> list[Group]:
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     known: dict[str, Any] = model.state_dict()
-    found = {}
+    found: dict[str, Group] = {}
     for name in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
         if target not in known and name in known:
@@ -132,11 +192,21 @@ def routes(
             target, _ = rename_source_key(
                 name, [], [], base_model_prefix=model.base_model_prefix, meta_state_dict=known
             )
-        converter = by_pattern[pattern] if pattern is not None else None
-        first, *others = converter.target_patterns if converter else [target]
-        turned = sum(type(operation) is Transpose for operation in converter.operations) if converter else 0
-        found[name] = ((target, *(target.replace(first, other) for other in others)), turned % 2 == 1)
-    return found
+        converter = None if pattern is None else by_pattern[pattern]
+        if target not in found:
+            first, *others = [target] if converter is None else converter.target_patterns
+            targets = (target, *(target.replace(first, other) for other in others))
+            columns = {each: list[str]() for each in converter.source_patterns} if converter else {}
+            found[target] = Group(targets, converter, columns)
+        found[target].columns.setdefault(pattern or "", []).append(name)
+    return list(found.values())
+
+
+def destinations(
+    names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
+) -> dict[str, tuple[str, ...]]:
+    """Return the parameters of the model that each tensor of the checkpoint becomes; see `groups`."""
+    return {name: group.targets for group in groups(names, conversions, model) for name in group.names}
 
 
 class SplitExperts(SplitModulelist):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -11,10 +11,13 @@ from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from mxfp4_transformers.serialised import Serialised
+
 METHOD = NATIVE.name
 """``quant_method`` of our checkpoints; transformers' own ``mxfp4`` means gpt-oss's experts."""
 
-_MACHINE = ("backend", "fallback")
+_MACHINE = ("backend", "fallback", "backend_options", "refused")
 
 
 class Mxfp4CoreConfig(QuantizationConfigMixin):
@@ -47,6 +50,7 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
                 fix="put the settings into the config",
             )
         self.core = CoreConfig.from_dict(settings) if core is None else core
+        self.serialised: Serialised | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -89,7 +93,7 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
             raise ConfigError(
                 "quantization_config contradicts the checkpoint, which is quantised already",
                 seen="; ".join(lines),
-                rule="only backend and fallback can be chosen for a quantised checkpoint",
+                rule="only the backend can be chosen for a quantised checkpoint (backend, fallback, backend_options)",
                 fix="drop these settings, or load the checkpoint in high precision",
             )
         self.core = self.core.model_copy(update={key: getattr(other, key) for key in _MACHINE})

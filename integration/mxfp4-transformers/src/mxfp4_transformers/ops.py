@@ -16,6 +16,7 @@ from typing import Any
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from mxfp4_transformers import compat
+from mxfp4_transformers.filler import Filler
 from mxfp4_transformers.packer import Packer
 
 
@@ -106,3 +107,50 @@ class Direct(WeightConverter):
         entry = self.collected_tensors.pop(self.PATTERN).pop(0)
         (source,) = self.packer.feed.collected[layer_name][self.PATTERN]
         return dict(self.packer.single(layer_name, entry, source))
+
+
+class Placed(WeightConverter):
+    """Takes the names that stand for quantised weights, and fills those from the checkpoint."""
+
+    PATTERN = "mxfp4: weights that are quantised already"
+
+    def __init__(self, filler: Filler, prefix: str) -> None:
+        super().__init__([self.PATTERN], [self.PATTERN], operations=[FillOp(filler)])
+        self.filler, self.prefix = filler, f"{prefix}."
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Placed:
+        return Placed(self.filler, self.prefix[:-1])
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """Claim the name of a quantised weight, which the loader may still give a prefix or take it away."""
+        names = (source_key, f"{self.prefix}{source_key}", source_key.removeprefix(self.prefix))
+        return source_key, self.PATTERN if any(name in self.filler.composed for name in names) else None
+
+    def convert(
+        self,
+        layer_name: str,
+        model: Any = None,
+        config: Any = None,
+        hf_quantizer: Any = None,
+        loading_info: Any = None,
+    ) -> dict[str, Any]:
+        """Read the parts of the weight."""
+        self.collected_tensors.clear()
+        return dict(self.filler.fill(layer_name))
+
+
+class FillOp(ConversionOps):
+    """The operation that transformers runs where a marker meets another converter than `Placed`."""
+
+    def __init__(self, filler: Filler) -> None:
+        self.filler = filler
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Read the parts of each weight; ``input_dict`` has full names."""
+        return {name: tensor for key in input_dict for name, tensor in self.filler.fill(key).items()}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.core_model_loading import WeightConverter, WeightTransform
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.backend import DeviceQuantizers
@@ -33,7 +33,7 @@ from mxfp4_core.modules import (
 from mxfp4_transformers import compat
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.feed import Feed
-from mxfp4_transformers.ops import Converter, Direct, QuantizeOp
+from mxfp4_transformers.ops import Converter, Direct, FillOp, QuantizeOp
 from mxfp4_transformers.packer import Packer
 from mxfp4_transformers.plan import plan_reload
 from mxfp4_transformers.saving import facts, for_saving, with_scales
@@ -60,6 +60,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self.plan = ModelPlan()
         self._builder: LoadReportBuilder | None = None
         self._packer: Packer | None = None
+        self._operation: ConversionOps | None = None
         self._headers: dict[str, TensorInfo] = {}
         self._device_map: dict[str, Any] | None = None
         self._quantizers = DeviceQuantizers()
@@ -108,7 +109,9 @@ class Mxfp4Quantizer(HfQuantizer):
         core = self.quantization_config.core
         self._headers = compat.headers(checkpoint_files)
         self._dtype = dtype or model.dtype
-        if self.pre_quantized:
+        if (serialised := self.quantization_config.serialised) is not None:
+            self.plan = serialised.plan(model, core)
+        elif self.pre_quantized:
             self.plan = plan_reload(model, self.quantization_config, self._headers)
         else:
             view = view_of(model, {name: (each.dtype, each.shape) for name, each in self._headers.items()})
@@ -129,8 +132,11 @@ class Mxfp4Quantizer(HfQuantizer):
         return model
 
     def _empty(self, model: Any, site: Site) -> Mxfp4Module:
-        activation, profile = self.plan.activation_of(site), self.plan.profile_of(site)
-        return empty_module(model, site, activation=activation, profile=profile, dtype=self._dtype)
+        activation, format = self.plan.activation_of(site), self.plan.format_of(site)
+        profile = self.plan.profile_of(site)
+        return empty_module(
+            model, site, activation=activation, profile=profile, format=format, dtype=self._dtype
+        )
 
     def update_weight_conversions(
         self, weight_conversions: list[WeightTransform], model: Any = None
@@ -140,6 +146,10 @@ class Mxfp4Quantizer(HfQuantizer):
         if self.pre_quantized:
             return with_scales(weight_conversions, self.plan)
         builder = self._builder or LoadReportBuilder()
+        if (serialised := self.quantization_config.serialised) is not None:
+            placed = serialised.placed(self.plan, self._device_of, builder, model.base_model_prefix)
+            self._operation = FillOp(placed.filler)
+            return [placed, *weight_conversions]
         feed = Feed(self.plan.weights, self._headers, self._dtype, self._device_of)
         nonfinite = self.quantization_config.core.nonfinite
         self._packer = Packer(self.plan.weights, nonfinite, builder, feed, self._quantizers)
@@ -150,6 +160,7 @@ class Mxfp4Quantizer(HfQuantizer):
                 entry.packer = self._packer
             result.append(entry)
         result.append(Direct(self._packer, model.base_model_prefix))
+        self._operation = QuantizeOp(self._packer)
         self._packer.sources = self._sources(result, model)
         return result
 
@@ -187,11 +198,11 @@ class Mxfp4Quantizer(HfQuantizer):
         """Say whether a parameter is quantised when it is read."""
         return not self.pre_quantized and param_name in self.plan.weights
 
-    def get_quantize_ops(self) -> QuantizeOp:
+    def get_quantize_ops(self) -> ConversionOps:
         """Return the operation for a weight that reaches none of our converters."""
-        if self._packer is None:
+        if self._operation is None:
             raise RuntimeError("get_quantize_ops comes after update_weight_conversions")
-        return QuantizeOp(self._packer)
+        return self._operation
 
     def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
         """Return the bytes per element that a parameter will take, for the device map and the warm-up allocation."""
@@ -217,7 +228,14 @@ class Mxfp4Quantizer(HfQuantizer):
                 dtype=self._dtype,
                 consume=True,
             )
-        compat.set_conversions(model, for_saving(compat.conversions_of(model), self.plan))
+        if (serialised := self.quantization_config.serialised) is None:
+            undone = for_saving(compat.conversions_of(model), self.plan)
+        else:
+            used = serialised.undone(model, compat.default_conversions(model))
+            undone = list(with_scales(used, self.plan))
+            self.quantization_config.core = serialised.config or core
+            self.quantization_config.serialised = None
+        compat.set_conversions(model, undone)
         self.quantization_config.facts = facts(model, self.plan)
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
         builder.quantizer = ", ".join(self._quantizers.names)
@@ -227,7 +245,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self.report = model.mxfp4_report = builder.build()
         logger.info("%s", self.report.line())
         # What only the load needed: the quantizer is copied and pickled with its model.
-        self._packer = self._builder = self._model = None
+        self._packer = self._builder = self._model = self._operation = None
         self._headers, self._device_map, self._quantizers = {}, None, DeviceQuantizers()
         return model
 

@@ -38,10 +38,11 @@ def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
     )
     conversions = compat.default_conversions(model)
     tensors = {}
-    for name, (targets, turned) in compat.routes(headers, conversions, model).items():
-        if known := tuple(target for target in targets if target in parameters):
+    for group in compat.groups(headers, conversions, model):
+        known = tuple(target for target in group.targets if target in parameters)
+        for name in group.names if known else ():
             dtype, shape = headers[name]
-            first = _k_first(shape if dtype in _FLOATS else (), parameters[known[0]], turned)
+            first = _k_first(shape if dtype in _FLOATS else (), parameters[known[0]], group.turned)
             tensors[name] = CheckpointTensor(name, known, first)
     return ModelView(
         f"transformers {meta.VERSION}",

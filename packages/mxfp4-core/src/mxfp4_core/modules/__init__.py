@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.ask import device_names as device_names
     from mxfp4_core.modules.ask import likely_backends as likely_backends
     from mxfp4_core.modules.base import Mxfp4Module as Mxfp4Module
+    from mxfp4_core.modules.decisions import decide as decide
     from mxfp4_core.modules.empty import empty_module as empty_module
     from mxfp4_core.modules.empty import hold_place as hold_place
     from mxfp4_core.modules.filled import settle as settle
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.sites import find_sites as find_sites
     from mxfp4_core.modules.stored import Stored as Stored
     from mxfp4_core.modules.stored import plan_stored as plan_stored
+    from mxfp4_core.modules.stored import stored_config as stored_config
     from mxfp4_core.modules.table import summary as summary
     from mxfp4_core.modules.weights import Weight as Weight
 
 _HOMES = {
+    "decide": "decisions",
+    "stored_config": "stored",
     "plan_stored": "stored",
     "Stored": "stored",
     "device_names": "ask",
@@ -74,6 +78,7 @@ __all__ = [
     "Stored",
     "Weight",
     "chosen_backends",
+    "decide",
     "describe_parameters",
     "device_names",
     "empty_module",
@@ -86,6 +91,7 @@ __all__ = [
     "prepare_model",
     "quantize_",
     "settle",
+    "stored_config",
     "summary",
     "view_of",
     "widened",

@@ -94,7 +94,7 @@ def refused_by_backends(
     """
     problems = {
         site.path: empty_module(
-            model, site, activation=plan.activation_of(site), profile=plan.profile_of(site), dtype=dtype
+            model, site, activation=plan.activation_of(site), format=plan.format_of(site), dtype=dtype
         ).problem
         for site in sites
     }

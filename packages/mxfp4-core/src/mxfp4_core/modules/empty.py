@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from mxfp4_core.backend.problem import SILU, Activation
+from mxfp4_core.backend.problem import SILU
+from mxfp4_core.config.words import Activation
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.layers import Mxfp4Experts, Mxfp4Linear
 from mxfp4_core.modules.sites import Site, find_gate, top_k_of
@@ -19,6 +20,7 @@ def empty_module(
     *,
     activation: Activation = "none",
     profile: str = "",
+    format: str = "mxfp4",
     dtype: torch.dtype = torch.bfloat16,
 ) -> Mxfp4Module:
     """Return the MXFP4 module that takes the place of ``site.module``, on the meta device.
@@ -28,6 +30,7 @@ def empty_module(
         site: the module and its weights.
         activation: how a backend is to quantise x.
         profile: name of the profile of the bytes that will come.
+        format: name of the format of the weights.
         dtype: of the biases.
 
     Raises:
@@ -45,12 +48,15 @@ def empty_module(
             gate=find_gate(site.module) or SILU,
             bias="down_proj_bias" in own,
             profile=profile,
+            format=format,
             device="meta",
             dtype=dtype,
         )
     else:
         n, k = site.weights["weight"]
-        module = Mxfp4Linear(n, k, bias="bias" in own, profile=profile, device="meta", dtype=dtype)
+        module = Mxfp4Linear(
+            n, k, bias="bias" in own, profile=profile, format=format, device="meta", dtype=dtype
+        )
     module.problem = replace(module.problem, activation=activation)
     return module
 

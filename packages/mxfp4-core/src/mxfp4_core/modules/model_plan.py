@@ -78,5 +78,9 @@ class ModelPlan:
         """Return how the backend of a module is to quantise activations."""
         return self.activations[site.path]
 
+    def format_of(self, site: Site) -> str:
+        """Return the format of a module's weights."""
+        return self.weights[site.name(next(iter(site.weights)))].format
+
 
 __all__ = ["ModelPlan"]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from torch import nn
 
-from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.config.schema import Mxfp4Config, Override
+from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
 from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.modules.model_view import view_of
+from mxfp4_core.modules.refusals import Refusal, ignoring
 from mxfp4_core.modules.sites import Site, find_sites
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.view import ModelView
@@ -27,10 +29,12 @@ class Stored:
     Attributes:
         format: name of its format.
         profile: name of the profile that made the bytes; empty where the file does not say.
+        activation: how x is to be quantised; None for what the config says.
     """
 
     format: str = "mxfp4"
     profile: str = ""
+    activation: Activation | None = None
 
 
 def plan_stored(
@@ -72,15 +76,18 @@ def plan_stored(
                 f"only {', '.join(found)} are MXFP4", f"all weights of {site.path} are quantised alike"
             )
         formats = {each.format for each in found.values()}
-        if len(formats) > 1:
+        modes = {each.activation for each in found.values()}
+        if len(formats) > 1 or len(modes) > 1:
             _contradiction(
-                f"{site.path} has {' and '.join(sorted(formats))}", "all weights of a module have one format"
+                f"{site.path} has {' and '.join(sorted(formats))}, activations {' and '.join(map(str, modes))}",
+                "all weights of a module have one format and one activation mode",
             )
         own = {name: each.profile for name, each in found.items()}
-        if decisions:
-            own = {name: decisions[name].profile or profile for name, profile in own.items()}
-        activation = decisions[names[0]].activation if decisions else "none"
-        plan.add(site, own, IN_CHECKPOINT, formats.pop(), activation)
+        for name in own:
+            if decisions and decisions[name].pattern:  # an override has a profile of its own
+                own[name] = decisions[name].profile or own[name]
+        decided = decisions[names[0]].activation if decisions else "none"
+        plan.add(site, own, IN_CHECKPOINT, formats.pop(), modes.pop() or decided)
     if lost := [name for name in stored if name not in plan.weights]:
         _contradiction(
             f"{lost[0]} is MXFP4" + (f", and {len(lost) - 1} more" if len(lost) > 1 else ""),
@@ -88,6 +95,37 @@ def plan_stored(
             f"quantise again with ignore=[{lost[0].removesuffix('.weight')!r}]",
         )
     return plan
+
+
+def stored_config(
+    model: nn.Module, plan: ModelPlan, config: Mxfp4Config, view: ModelView | None = None
+) -> Mxfp4Config:
+    """Return a config that decides about every module what a checkpoint holds, so that a saved copy says so.
+
+    Args:
+        model: with its own modules.
+        plan: made by `plan_stored`.
+        config: what else the result says.
+        view: as for `plan_stored`.
+    """
+    view, sites = view or view_of(model), list(find_sites(model))
+    held = {site.path for site in plan.sites}
+
+    def chosen(tried: Mxfp4Config) -> set[str]:
+        found = decide(tried, view, check=False)
+        return {site.path for site in sites if any(found[site.name(name)].quantize for name in site.weights)}
+
+    first = chosen(config)
+    forced = [Override(pattern=f"={path}", keep=False) for path in sorted(held - first)]
+    config = config.model_copy(update={"overrides": [*config.overrides, *forced]})
+    if not (kept := [site.path for site in sites if site.path in first - held]):
+        return config
+
+    def works(patterns: Sequence[str]) -> bool:
+        return chosen(config.model_copy(update={"ignore": [*config.ignore, *patterns]})) == held
+
+    patterns = ignoring([Refusal(path, path, "") for path in kept], works)
+    return config.model_copy(update={"ignore": [*config.ignore, *patterns]})
 
 
 def _as_stored(model: nn.Module) -> dict[str, str]:
@@ -113,4 +151,4 @@ def _contradiction(seen: str, rule: str, fix: str = "write the checkpoint again"
     raise ConfigError("the config contradicts the checkpoint", seen=seen, rule=rule, fix=fix)
 
 
-__all__ = ["IN_CHECKPOINT", "Stored", "plan_stored"]
+__all__ = ["IN_CHECKPOINT", "Stored", "plan_stored", "stored_config"]

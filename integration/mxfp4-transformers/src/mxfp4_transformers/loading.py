@@ -1,0 +1,115 @@
+"""One line for any checkpoint: in high precision, or quantised by whatever made it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from mxfp4_core.errors import CheckpointError
+from mxfp4_transformers import compat
+from mxfp4_transformers.asked import agreed
+from mxfp4_transformers.config import Mxfp4CoreConfig
+from mxfp4_transformers.folder import Folder
+from mxfp4_transformers.serialised import Serialised
+
+_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+_DESCRIPTIONS = ("quantization_config", "compression_config")
+
+
+def from_pretrained(
+    path: str | os.PathLike[str],
+    config: Mxfp4CoreConfig | Mapping[str, Any] | None = None,
+    auto_class: Any = AutoModelForCausalLM,
+    **kwargs: Any,
+) -> Any:
+    """Load a model with MXFP4 weights onto a backend, from whatever checkpoint there is.
+
+    A checkpoint in high precision is quantised while it is read, as ``auto_class.from_pretrained`` with a
+    ``quantization_config`` does. One that is quantised already, in any dialect of `mxfp4_core.dialects`, keeps its own
+    codes and scales, whatever ``quant_method`` its config.json names; the package that made it need not be installed.
+    Memory is that of a load that quantises: what is loaded so far and a piece of a tensor.
+
+    Args:
+        path: a folder, or the name of a repository on the Hub.
+        config: what to quantise and for which backend; of a quantised checkpoint, the choice of the backend and
+            ``activation="none"``. Fields that say nothing about the checkpoint are not to be given.
+        auto_class: the class that loads, an Auto class or a model's own.
+        **kwargs: further arguments of its ``from_pretrained``.
+
+    Returns:
+        The model, or what ``from_pretrained`` returns with these arguments.
+
+    Raises:
+        ConfigError: the config contradicts the checkpoint, or asks for what the model cannot do.
+        DialectError: the checkpoint is quantised in a way that no dialect reads.
+        LoadError: weights are missing, or have no place in the model.
+        BackendError: no backend takes a weight.
+    """
+    if not isinstance(config, Mxfp4CoreConfig):
+        config = Mxfp4CoreConfig(**(config or {}))
+    local = _local(path, kwargs)
+    folder = Folder.open(local)
+    if folder is None:
+        return auto_class.from_pretrained(path, quantization_config=config, **kwargs)
+    own = Mxfp4CoreConfig(agreed(folder, config.core))
+    own.serialised = Serialised(folder)
+    for name in (*_HUB, "use_safetensors"):
+        kwargs.pop(name, None)
+    dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None)) or "auto"
+    model_config, kwargs = AutoConfig.from_pretrained(local, return_unused_kwargs=True, **kwargs)
+    _undescribed(model_config, folder)
+    if dtype == "auto":
+        dtype = getattr(model_config.get_text_config(), "dtype", None) or folder.dtype()
+    if "generation_config" not in kwargs and (local / "generation_config.json").exists():
+        kwargs["generation_config"] = GenerationConfig.from_pretrained(local)
+    remote = bool(kwargs.pop("trust_remote_code", False))
+    model_class, model_config = compat.class_of(auto_class, model_config, local, remote)
+    loaded = model_class.from_pretrained(
+        None,
+        config=model_config,
+        state_dict=own.serialised.state,
+        quantization_config=own,
+        dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+        **kwargs,
+    )
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.config.name_or_path = model.name_or_path = str(path)
+    return loaded
+
+
+def _local(path: str | os.PathLike[str], kwargs: Mapping[str, Any]) -> Path:
+    """Return the folder with the files, which are fetched if they are on the Hub."""
+    local = Path(path)
+    if not local.is_dir():
+        if local.exists() or str(path).count("/") != 1:
+            raise CheckpointError(
+                f"cannot load {path}",
+                seen="a file" if local.exists() else "no such folder",
+                rule="a checkpoint is a folder with config.json and safetensors files, or the name of one on the Hub",
+                fix="pass the folder",
+            )
+        from huggingface_hub import snapshot_download
+
+        hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+        local = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **hub))
+    subfolder = kwargs.get("subfolder")
+    return local / subfolder if subfolder else local
+
+
+def _undescribed(model_config: Any, folder: Folder) -> None:
+    """Take the words of the dialect out of a config, so that transformers builds the plain model."""
+    words = set(_DESCRIPTIONS)
+    if folder.contents.model is not None:
+        words |= set(folder.checkpoint.config) - set(folder.contents.model)
+    parts = [model_config, *(getattr(model_config, key, None) for key in model_config.sub_configs)]
+    for part in parts:
+        for word in words & set(vars(part) if part is not None else ()):
+            delattr(part, word)
+
+
+__all__ = ["from_pretrained"]

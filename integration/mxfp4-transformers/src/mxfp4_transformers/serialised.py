@@ -1,0 +1,205 @@
+"""The load of a checkpoint that is quantised already: its own codes and scales, onto the chosen backend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.core_model_loading import WeightTransform
+
+from mxfp4_core.backend import Activation
+from mxfp4_core.config import ACTIVATIONS
+from mxfp4_core.config import Mxfp4Config as CoreConfig
+from mxfp4_core.dialects import concat, interleave
+from mxfp4_core.errors import DialectError, LoadError
+from mxfp4_core.loader import LoadReportBuilder
+from mxfp4_core.modules import (
+    ModelPlan,
+    Site,
+    Stored,
+    decide,
+    find_gate,
+    find_sites,
+    plan_stored,
+    stored_config,
+)
+from mxfp4_core.naming import ModelView
+from mxfp4_transformers import compat
+from mxfp4_transformers.compose import Composed, compose
+from mxfp4_transformers.filler import Filler
+from mxfp4_transformers.folder import Folder, Marker
+from mxfp4_transformers.ops import Placed
+from mxfp4_transformers.view import view_of
+
+_NATIVE = "mxfp4-core"
+
+
+@dataclass
+class Serialised:
+    """One load from a quantised folder.
+
+    Attributes:
+        folder: the checkpoint.
+        state: what transformers loads, which it was given before the model was there.
+        composed: what each weight of the model is made of, by name.
+        config: what a saved copy of the model says about itself.
+    """
+
+    folder: Folder
+    state: dict[str, Any] = field(default_factory=dict[str, Any])
+    composed: dict[str, Composed] = field(default_factory=dict[str, Composed])
+    config: CoreConfig | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Serialised:
+        # transformers copies configs, and one of them carries this to the quantizer; one load has one.
+        return self
+
+    def plan(self, model: Any, core: CoreConfig) -> ModelPlan:
+        """Decide from the folder what each module is, and check that it is complete.
+
+        Args:
+            model: on the meta device, with its own modules.
+            core: what was agreed on.
+
+        Raises:
+            LoadError: weights are missing, have no place in the model or do not fit.
+            ConfigError: the folder contradicts itself.
+        """
+        contents, conversions = self.folder.contents, compat.default_conversions(model)
+        composed = compose(contents.entries, conversions, model)
+        known = set(dict(model.named_parameters(remove_duplicate=False)))
+        self._check_places(composed, known, model)
+        self.composed = {name: each for name, each in composed.items() if name in known}
+        stored = {
+            name: Stored(
+                each.first.format,
+                each.first.profile or contents.profile,
+                self._activation(each, core),
+            )
+            for name, each in self.composed.items()
+        }
+        view = view_of(model, self.folder.headers)
+        plan = plan_stored(model, stored, view, core if self.folder.dialect.name == _NATIVE else None)
+        for site in plan.sites:
+            self._arrange(site)
+        self._check_shapes(plan)
+        self._check_rest(model, plan, view)
+        self.config = stored_config(model, plan, core, view)
+        self.state.update(self.folder.plain(), **{name: Marker() for name in self.composed})
+        return plan
+
+    def placed(
+        self,
+        plan: ModelPlan,
+        device_of: Callable[[str], torch.device],
+        report: LoadReportBuilder,
+        prefix: str,
+    ) -> Placed:
+        """Return the converter that fills the quantised weights; it comes before those of the model."""
+        return Placed(Filler(plan.weights, self.composed, self.folder.checkpoint, device_of, report), prefix)
+
+    def undone(self, model: Any, conversions: list[WeightTransform]) -> list[WeightTransform]:
+        """Return what saving has to undo: what the names of the folder would have made use of."""
+        return compat.used(self.folder.names, conversions, model)
+
+    def _activation(self, made: Composed, core: CoreConfig) -> Activation | None:
+        """Return what a weight is multiplied with; None where the config of the folder says it by name."""
+        if core.activation == "none":
+            return "none"
+        found = made.first.activation or self.folder.contents.activation
+        if self.folder.dialect.name == _NATIVE and found == core.activation:
+            return None
+        known = next((word for word in ACTIVATIONS if word == found), None)
+        if known is None:
+            raise DialectError(
+                f"{made.first.weight} cannot be computed with",
+                seen=f"activation {found!r}",
+                rule=f"activations are one of {', '.join(ACTIVATIONS)}",
+                fix="ask for activation='none'",
+            )
+        return known
+
+    def _arrange(self, site: Site) -> None:
+        """Give fused rows of gate and up the order that the model has."""
+        if not site.is_experts or (gate := find_gate(site.module)) is None:
+            return
+        name = site.name("gate_up_proj")
+        made = self.composed[name]
+        described = self.folder.checkpoint.config.get("quantization_config")
+        silent = self.folder.dialect.name == _NATIVE and "interleaved" not in (described or {})
+        alternate = made.first.interleaved
+        # Experts that were apart come together as the model's conversions put them, which is its own order.
+        if len(made.entries) > 1 or silent or alternate == gate.interleaved:
+            return
+        n = made.first.shape[-2] // 2
+        if alternate:
+            parts = {
+                key: concat([part.take(0, step=2, axis=1), part.take(1, step=2, axis=1)], 1)
+                for key, part in made.parts.items()
+            }
+        else:
+            parts = {
+                key: interleave([part.take(0, n, axis=1), part.take(n, axis=1)], 1)
+                for key, part in made.parts.items()
+            }
+        self.composed[name] = Composed(parts, made.entries)
+
+    def _check_places(self, composed: Mapping[str, Composed], known: set[str], model: Any) -> None:
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        lost = [
+            entry.weight
+            for name, each in composed.items()
+            for entry in each.entries
+            if name not in known and not any(re.search(pattern, name) for pattern in ignored)
+        ]
+        if lost:
+            raise LoadError(
+                f"{len(lost)} quantised weights have no place in {type(model).__name__}",
+                seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+                rule="a quantised weight of the checkpoint becomes a weight of the model",
+                fix="use the class of model and the config.json that belong to the checkpoint",
+            )
+
+    def _check_shapes(self, plan: ModelPlan) -> None:
+        for name, weight in plan.weights.items():
+            made = {part: recipe.shape for part, recipe in self.composed[name].parts.items()}
+            wanted = {part: shape for part, shape in weight.shapes.items() if part in made}
+            if made != wanted or self._logical(name) not in (None, weight.shape):
+                names = [entry.weight for entry in self.composed[name].entries]
+                raise LoadError(
+                    f"{name} cannot be filled",
+                    seen=f"{len(names)} weights, {names[0]} first, make {made}",
+                    rule=f"the model needs {wanted} there, of a weight {list(weight.shape)}",
+                    fix="complete the checkpoint, or use the config.json that belongs to it",
+                )
+
+    def _logical(self, name: str) -> tuple[int, ...] | None:
+        made = self.composed[name]
+        return made.first.shape if len(made.entries) == 1 and made.parts is made.first.parts else None
+
+    def _check_rest(self, model: Any, plan: ModelPlan, view: ModelView) -> None:
+        """Refuse a folder that lacks weights: transformers would fill them with random numbers and a warning."""
+        there = {name for tensor in view.tensors.values() for name in tensor.parameters}
+        decisions = decide(CoreConfig(), view, check=False)
+        ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+        lost = [
+            name
+            for site in find_sites(model)
+            for name in (site.name(weight) for weight in site.weights)
+            if name not in there
+            and decisions[name].quantize
+            and not any(re.search(pattern, name) for pattern in ignored)
+        ]
+        if lost:
+            raise LoadError(
+                "the checkpoint lacks weights of the model",
+                seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+                rule="every linear and every expert is in the checkpoint, quantised or not",
+                fix="complete the checkpoint; a shard may be missing",
+            )
+
+
+__all__ = ["Serialised"]

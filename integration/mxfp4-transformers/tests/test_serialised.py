@@ -1,0 +1,253 @@
+"""Checkpoints that somebody quantised, in every dialect: their own bytes, on the chosen backend, in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny import DEVICE, load, logits, settings, tensors, widened_model
+from torch import nn
+from transformers import AutoModel
+
+import mxfp4_transformers
+from mxfp4_core.errors import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    DialectError,
+    LoadError,
+)
+from mxfp4_core.modules import Mxfp4Linear
+from mxfp4_transformers import Mxfp4Config, filler
+
+Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
+DIALECTS = ("mxfp4-core", "compressed-tensors", "quark")
+
+
+def from_pretrained(path: Path, config: Mxfp4Config | None = None, **keywords: Any) -> Any:
+    """Load onto the reference backend of the device of this run."""
+    if DEVICE != "cpu":
+        keywords.setdefault("device_map", DEVICE)
+    return mxfp4_transformers.from_pretrained(path, config or Mxfp4Config(backend="reference"), **keywords)
+
+
+@pytest.fixture(scope="module")
+def made(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """Return a quantised copy of a tiny model in a dialect."""
+    root = tmp_path_factory.mktemp("serialised")
+
+    def make(model: str, dialect: str) -> Path:
+        path = root / f"{model}-{dialect}"
+        if not path.exists():
+            loaded = load(checkpoints[model], settings(profile="quark"))
+            mxfp4_transformers.save(loaded, path, dialect=dialect)
+        return path
+
+    return make
+
+
+def same(model: Any, other: Any) -> None:
+    """Check that two models hold the same bytes under the same names."""
+    state, wanted = model.state_dict(), other.state_dict()
+    assert list(state) == list(wanted)
+    assert all(torch.equal(state[name].cpu(), wanted[name].cpu()) for name in wanted)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "mixtral"])
+def test_the_bytes_of_the_folder_are_the_bytes_of_the_model(
+    checkpoints: dict[str, Path], made: Callable[[str, str], Path], name: str, dialect: str
+) -> None:
+    model = from_pretrained(made(name, dialect))
+    source = load(checkpoints[name], settings(profile="quark"))
+    same(model, source)
+    assert torch.equal(logits(model), logits(source))
+    assert model.mxfp4_report.backend == "reference"
+    assert {module.profile for module in model.modules() if isinstance(module, Mxfp4Linear)} <= {"quark", ""}
+    assert model.name_or_path == str(made(name, dialect))
+    if dialect == "quark":
+        assert model.mxfp4_report.profile == "quark"
+
+
+def test_a_checkpoint_in_high_precision_is_quantised(checkpoints: dict[str, Path]) -> None:
+    model = from_pretrained(checkpoints["qwen3_moe"], Mxfp4Config(rule="floor", backend="reference"))
+    same(model, load(checkpoints["qwen3_moe"], settings(rule="floor")))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_values_are_those_of_the_widened_weights(
+    checkpoints: dict[str, Path], made: Callable[[str, str], Path], dialect: str
+) -> None:
+    model = from_pretrained(made("qwen3_moe", dialect), dtype=torch.float32)
+    expected = widened_model(checkpoints["qwen3_moe"], list(model.hf_quantizer.plan.weights), profile="quark")
+    torch.testing.assert_close(logits(model), logits(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_saved_again_it_has_the_names_and_bytes_that_it_had(
+    made: Callable[[str, str], Path], tmp_path: Path, name: str, dialect: str
+) -> None:
+    model = from_pretrained(made(name, dialect))
+    model.save_pretrained(tmp_path / "again")
+    saved, first = tensors(tmp_path / "again"), tensors(made(name, "mxfp4-core"))
+    assert saved.keys() == first.keys()
+    assert all(torch.equal(saved[key], first[key]) for key in first)
+    same(load(tmp_path / "again"), model) if DEVICE == "cpu" else None
+    mxfp4_transformers.save(model, tmp_path / "converted", dialect=dialect)
+    assert all(
+        torch.equal(t, tensors(made(name, dialect))[n]) for n, t in tensors(tmp_path / "converted").items()
+    )
+
+
+def test_other_classes_of_model(made: Callable[[str, str], Path]) -> None:
+    path = made("qwen3_moe", "compressed-tensors")
+    whole, base = from_pretrained(path), from_pretrained(path, auto_class=AutoModel)
+    named = from_pretrained(path, auto_class=transformers.Qwen3MoeForCausalLM)
+    same(base, whole.model)
+    same(named, whole)
+    loaded, info = from_pretrained(path, output_loading_info=True)
+    same(loaded, whole)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_what_the_folder_says_is_what_is_computed(made: Callable[[str, str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "w4a4"
+    shutil.copytree(made("llama", "quark"), path)
+    config = json.loads((path / "config.json").read_text())
+    scheme = config["quantization_config"]["global_quant_config"]
+    scheme["input_tensors"] = {**scheme["weight"], "is_dynamic": True}
+    (path / "config.json").write_text(json.dumps(config))
+    plain, model = from_pretrained(made("llama", "quark")), from_pretrained(path)
+    modes = {module.problem.activation for module in model.modules() if isinstance(module, Mxfp4Linear)}
+    assert modes == {"mxfp4"}
+    assert not torch.equal(logits(plain), logits(model))
+    same(plain, model)
+
+
+def test_activations_can_be_left_alone_by_name(
+    made: Callable[[str, str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "w4a4"
+    shutil.copytree(made("llama", "quark"), path)
+    config = json.loads((path / "config.json").read_text())
+    scheme = config["quantization_config"]["global_quant_config"]
+    scheme["input_tensors"] = {**scheme["weight"], "is_dynamic": True}
+    (path / "config.json").write_text(json.dumps(config))
+    with caplog.at_level(logging.WARNING, "mxfp4_transformers"):
+        model = from_pretrained(path, Mxfp4Config(backend="reference", activation="none"))
+    assert any("made for mxfp4" in record.getMessage() for record in caplog.records)
+    assert torch.equal(logits(model), logits(from_pretrained(made("llama", "quark"))))
+    with pytest.raises(ConfigError, match="activation: 'fp8' asked, 'mxfp4' in the folder"):
+        from_pretrained(path, Mxfp4Config(backend="reference", activation="fp8"))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [({"rule": "floor"}, "floor/even"), ({"ignore": ["layers.0"]}, "ignore"), ({"tail": "pad"}, "tail")],
+)
+def test_a_config_that_contradicts_the_folder(
+    made: Callable[[str, str], Path], dialect: str, asked: dict[str, Any], seen: str
+) -> None:
+    with pytest.raises(ConfigError, match=seen) as caught:
+        from_pretrained(made("llama", dialect), Mxfp4Config(backend="reference", **asked))
+    assert "drop" in caught.value.fix
+
+
+def test_a_config_that_agrees_with_the_folder(made: Callable[[str, str], Path]) -> None:
+    config = Mxfp4Config(backend="reference", profile="quark", activation="none")
+    same(from_pretrained(made("llama", "quark"), config), from_pretrained(made("llama", "quark")))
+
+
+def test_a_backend_that_is_not_there(made: Callable[[str, str], Path]) -> None:
+    with pytest.raises(BackendError, match="rocm"):
+        from_pretrained(made("llama", "quark"), Mxfp4Config(backend="rocm"))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "error"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight_scale", DialectError),
+        ("llama", "model.layers.1.mlp.up_proj.weight_packed", DialectError),
+        ("qwen3_moe", "model.layers.1.mlp.experts.2.gate_proj.weight_scale", DialectError),
+    ],
+)
+def test_half_a_weight(
+    made: Callable[[str, str], Path], edited: Edit, model: str, name: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=name.rpartition(".")[0]):
+        from_pretrained(edited(made(model, "compressed-tensors"), {name: None}))
+
+
+@pytest.mark.parametrize(
+    ("model", "gone"),
+    [("llama", "layers.1.mlp.up_proj."), ("qwen3_moe", ".experts.5."), ("qwen3_moe", ".experts.3.up_proj.")],
+)
+def test_a_weight_is_missing(made: Callable[[str, str], Path], edited: Edit, model: str, gone: str) -> None:
+    path = made(model, "compressed-tensors")
+    with pytest.raises(LoadError, match=r"layers\.1\.mlp"):
+        from_pretrained(edited(path, dict.fromkeys(name for name in tensors(path) if gone in name)))
+
+
+def test_weights_of_another_model(made: Callable[[str, str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    shutil.copytree(made("llama", "quark"), path)
+    config = json.loads((path / "config.json").read_text())
+    for change, match in (
+        ({"num_hidden_layers": 1}, "no place"),
+        ({"intermediate_size": 128}, "cannot be filled"),
+    ):
+        (path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(LoadError, match=match):
+            from_pretrained(path)
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        from_pretrained(tmp_path / "nowhere")
+
+
+def test_weights_are_read_in_pieces(
+    made: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = from_pretrained(made("qwen3_moe", "quark"))
+    sizes: list[int] = []
+    copy = torch.Tensor.copy_
+
+    def noted(self: torch.Tensor, source: torch.Tensor, *args: Any) -> torch.Tensor:
+        if self.dtype == torch.uint8:
+            sizes.append(source.nbytes)
+        return copy(self, source, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filler, "_PIECE", 256)
+        patch.setattr(torch.Tensor, "copy_", noted)
+        model = from_pretrained(made("qwen3_moe", "quark"))
+    same(model, whole)
+    expert = 2 * 32 * 64 // 2  # a stack is read one expert at a time, anything else by rows
+    assert len(sizes) > 100 and max(sizes) == expert
+
+
+def test_linears_that_the_folder_keeps(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    config = settings(ignore=["layers.0.mlp"], overrides=[{"pattern": "lm_head", "keep": False}])
+    source = load(checkpoints["llama"], config)
+    mxfp4_transformers.save(source, tmp_path / "kept", dialect="compressed-tensors")
+    model = from_pretrained(tmp_path / "kept")
+    same(model, source)
+    assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
+    assert isinstance(model.lm_head, Mxfp4Linear)
+    model.save_pretrained(tmp_path / "again")
+    again = from_pretrained(tmp_path / "again")
+    same(again, source)
+    stored = json.loads((tmp_path / "again/config.json").read_text())["quantization_config"]
+    assert stored["ignore"] and stored["overrides"]
