@@ -19,7 +19,7 @@ from transformers.core_model_loading import (
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate
 from mxfp4_core.modules import find_gate
-from mxfp4_transformers import compat, ops
+from mxfp4_transformers import compat, converters, ops
 from mxfp4_transformers.ops import Converter
 
 
@@ -29,10 +29,10 @@ def stacking(suffix: str = "") -> WeightConverter:
 
 
 def test_patterns_end_where_names_end() -> None:
-    converter = compat.rebuilt(Converter, stacking())
+    converter = converters.rebuilt(Converter, stacking())
     assert converter.rename_source_key("mlp.experts.3.w1.weight")[0] == "mlp.experts.gate_up_proj"
     assert converter.rename_source_key("mlp.experts.3.w1.weight_scale")[1] is None
-    scales = compat.rebuilt(Converter, stacking(), "_scale")
+    scales = converters.rebuilt(Converter, stacking(), "_scale")
     assert scales.rename_source_key("mlp.experts.3.w1.weight_scale")[0] == "mlp.experts.gate_up_proj_scale"
     assert scales.rename_source_key("mlp.experts.3.w1.weight")[1] is None
 
@@ -41,25 +41,27 @@ def test_experts_split_as_they_were_merged() -> None:
     # One column of scales: transformers 5.17 would drop that axis.
     parts = torch.arange(12, dtype=torch.uint8).reshape(3, 4, 1)
     pattern = ["experts.*.w2.weight_scale"]
-    merged = compat.MergeExperts(0).convert({pattern[0]: list(parts)}, pattern, ["experts.down_proj_scale"])
-    back = compat.MergeExperts(0).reverse_op.convert(merged, ["experts.down_proj_scale"], pattern)
+    merged = converters.MergeExperts(0).convert(
+        {pattern[0]: list(parts)}, pattern, ["experts.down_proj_scale"]
+    )
+    back = converters.MergeExperts(0).reverse_op.convert(merged, ["experts.down_proj_scale"], pattern)
     assert list(back) == [f"experts.{index}.w2.weight_scale" for index in range(3)]
     assert all(torch.equal(tensor, part) for tensor, part in zip(back.values(), parts, strict=True))
 
 
 def test_which_conversions_codes_survive() -> None:
-    assert compat.stacks(stacking())
-    assert compat.keeps_rows_whole(WeightConverter(["a", "b"], "c", [Concatenate(0)]))
-    assert not compat.keeps_rows_whole(WeightConverter(["a", "b"], "c", [Concatenate(1)]))
-    assert not compat.keeps_rows_whole(WeightConverter("a", "b", [Transpose(1, 2)]))
-    assert not compat.stacks(WeightConverter("a.*.b", "c", [MergeModulelist(1)]))
+    assert converters.stacks(stacking())
+    assert converters.keeps_rows_whole(WeightConverter(["a", "b"], "c", [Concatenate(0)]))
+    assert not converters.keeps_rows_whole(WeightConverter(["a", "b"], "c", [Concatenate(1)]))
+    assert not converters.keeps_rows_whole(WeightConverter("a", "b", [Transpose(1, 2)]))
+    assert not converters.stacks(WeightConverter("a.*.b", "c", [MergeModulelist(1)]))
 
 
 def test_targets_with_a_reference() -> None:
     converter = WeightConverter(r"blocks\.(\d+)\.ff", r"layers.\1.mlp.up_proj", [Concatenate(0)])
-    assert compat.feeds(converter, ["model.layers.12.mlp.up_proj.weight"])
-    assert not compat.feeds(converter, ["model.layers.12.mlp.down_proj.weight"])
-    assert not compat.names_weights(converter, ["model.layers.12.mlp.up_proj.weight"])
+    assert converters.feeds(converter, ["model.layers.12.mlp.up_proj.weight"])
+    assert not converters.feeds(converter, ["model.layers.12.mlp.down_proj.weight"])
+    assert not converters.names_weights(converter, ["model.layers.12.mlp.up_proj.weight"])
 
 
 def test_renames_are_read_from_conversions() -> None:
@@ -68,7 +70,7 @@ def test_renames_are_read_from_conversions() -> None:
         WeightRenaming(r"^(\w+)\.x", r"\1.y"),
         stacking(),
     ]
-    assert compat.renames(conversions) == [("mlp", "block_sparse_moe")]
+    assert converters.renames(conversions) == [("mlp", "block_sparse_moe")]
 
 
 def test_without_our_converters_the_operation_does_it(

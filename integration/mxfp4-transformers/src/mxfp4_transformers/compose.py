@@ -20,7 +20,7 @@ from transformers.core_model_loading import (
 
 from mxfp4_core.dialects import Entry, Recipe, concat, stack
 from mxfp4_core.errors import LoadError
-from mxfp4_transformers.compat import Group, groups
+from mxfp4_transformers.converters import Group, groups
 
 Parts = Mapping[str, Recipe]
 

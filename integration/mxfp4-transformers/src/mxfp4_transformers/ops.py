@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from mxfp4_transformers import compat
+from mxfp4_transformers import converters
 from mxfp4_transformers.filler import Filler
 from mxfp4_transformers.packer import Packer
 
@@ -44,7 +44,7 @@ class Converter(WeightConverter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        compat.bounded(self)
+        converters.bounded(self)
 
     def add_tensor(self, target_key: str, source_key: str, source_pattern: str, future: Any) -> None:
         """Collect a tensor for a parameter."""
@@ -62,7 +62,7 @@ class Converter(WeightConverter):
     ) -> dict[str, Any]:
         """Return the parameters that are made of the collected tensors, quantised where they should be."""
         packer = self.packer
-        if packer is not None and layer_name in packer.weights and compat.stacks(self):
+        if packer is not None and layer_name in packer.weights and converters.stacks(self):
             columns = [self.collected_tensors.pop(pattern, []) for pattern in self.source_patterns]
             names = packer.feed.collected.get(layer_name, {})
             return dict(packer.stack(layer_name, columns, [names.get(p, []) for p in self.source_patterns]))

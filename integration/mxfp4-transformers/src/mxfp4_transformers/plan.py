@@ -11,7 +11,7 @@ from mxfp4_core.dialects import Source
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import CheckpointError, LoadError
 from mxfp4_core.modules import ModelPlan, Stored, plan_stored
-from mxfp4_transformers import compat
+from mxfp4_transformers import converters
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.view import view_of
 
@@ -39,7 +39,9 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, Tenso
     contents = NATIVE.read(Source({"quantization_config": config.to_dict()}, tensors))
     codes = [entry.parts["codes"].names[0] for entry in contents.entries.values()]
     packed: dict[tuple[str, ...], list[str]] = {}
-    for source, targets in compat.destinations(codes, compat.default_conversions(model), model).items():
+    for source, targets in converters.destinations(
+        codes, converters.default_conversions(model), model
+    ).items():
         packed.setdefault(targets, []).append(source)
     known = {target for targets in packed for target in targets}
     stored = dict.fromkeys(known, Stored(profile=contents.profile))

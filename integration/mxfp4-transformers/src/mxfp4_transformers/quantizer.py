@@ -30,7 +30,7 @@ from mxfp4_core.modules import (
     settle,
     widened,
 )
-from mxfp4_transformers import compat
+from mxfp4_transformers import compat, converters
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.ops import Converter, Direct, FillOp, QuantizeOp
@@ -155,8 +155,8 @@ class Mxfp4Quantizer(HfQuantizer):
         self._packer = Packer(self.plan.weights, nonfinite, builder, feed, self._quantizers)
         result: list[WeightTransform] = []
         for entry in weight_conversions:
-            if isinstance(entry, WeightConverter) and compat.feeds(entry, self.plan.weights):
-                entry = compat.rebuilt(Converter, entry)
+            if isinstance(entry, WeightConverter) and converters.feeds(entry, self.plan.weights):
+                entry = converters.rebuilt(Converter, entry)
                 entry.packer = self._packer
             result.append(entry)
         result.append(Direct(self._packer, model.base_model_prefix))
@@ -170,7 +170,7 @@ class Mxfp4Quantizer(HfQuantizer):
     def _sources(self, conversions: Sequence[WeightTransform], model: Any) -> dict[str, list[str]]:
         """Return the names in the checkpoint of each weight, empty where they cannot be known."""
         found: dict[str, list[str]] = {}
-        for source, targets in compat.destinations(self._headers, conversions, model).items():
+        for source, targets in converters.destinations(self._headers, conversions, model).items():
             for target in targets:
                 found.setdefault(target, []).append(source)
         if self._headers and (lost := [name for name in self.plan.weights if name not in found]):
@@ -229,13 +229,13 @@ class Mxfp4Quantizer(HfQuantizer):
                 consume=True,
             )
         if (serialised := self.quantization_config.serialised) is None:
-            undone = for_saving(compat.conversions_of(model), self.plan)
+            undone = for_saving(converters.conversions_of(model), self.plan)
         else:
-            used = serialised.undone(model, compat.default_conversions(model))
+            used = serialised.undone(model, converters.default_conversions(model))
             undone = list(with_scales(used, self.plan))
             self.quantization_config.core = serialised.config or core
             self.quantization_config.serialised = None
-        compat.set_conversions(model, undone)
+        converters.set_conversions(model, undone)
         self.quantization_config.facts = facts(model, self.plan)
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
         builder.quantizer = ", ".join(self._quantizers.names)

@@ -18,7 +18,7 @@ from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.errors import ConfigError, OutputError
 from mxfp4_core.jobs import convert_checkpoint
 from mxfp4_core.modules import ModelPlan
-from mxfp4_transformers import compat
+from mxfp4_transformers import converters
 from mxfp4_transformers.ops import Converter, Direct
 from mxfp4_transformers.plan import SCALE
 
@@ -35,12 +35,12 @@ def with_scales(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list
 
 def _with_scales(conversions: Iterable[WeightTransform], plan: ModelPlan) -> Iterator[WeightTransform]:
     for entry in conversions:
-        if not isinstance(entry, WeightConverter) or not compat.feeds(entry, plan.weights):
+        if not isinstance(entry, WeightConverter) or not converters.feeds(entry, plan.weights):
             yield entry
-        elif compat.keeps_rows_whole(entry):
-            yield compat.rebuilt(Converter, entry)
-            if compat.names_weights(entry, plan.weights):
-                yield compat.rebuilt(Converter, entry, SCALE)
+        elif converters.keeps_rows_whole(entry):
+            yield converters.rebuilt(Converter, entry)
+            if converters.names_weights(entry, plan.weights):
+                yield converters.rebuilt(Converter, entry, SCALE)
 
 
 def for_saving(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[WeightTransform]:

@@ -27,7 +27,7 @@ from mxfp4_core.modules import (
     stored_config,
 )
 from mxfp4_core.naming import ModelView
-from mxfp4_transformers import compat
+from mxfp4_transformers import converters
 from mxfp4_transformers.compose import Composed, compose
 from mxfp4_transformers.filler import Filler
 from mxfp4_transformers.folder import Folder, Marker
@@ -68,7 +68,7 @@ class Serialised:
             LoadError: weights are missing, have no place in the model or do not fit.
             ConfigError: the folder contradicts itself.
         """
-        contents, conversions = self.folder.contents, compat.default_conversions(model)
+        contents, conversions = self.folder.contents, converters.default_conversions(model)
         composed = compose(contents.entries, conversions, model)
         known = set(dict(model.named_parameters(remove_duplicate=False)))
         self._check_places(composed, known, model)
@@ -103,7 +103,7 @@ class Serialised:
 
     def undone(self, model: Any, conversions: list[WeightTransform]) -> list[WeightTransform]:
         """Return what saving has to undo: what the names of the folder would have made use of."""
-        return compat.used(self.folder.names, conversions, model)
+        return converters.used(self.folder.names, conversions, model)
 
     def _activation(self, made: Composed, core: CoreConfig) -> Activation | None:
         """Return what a weight is multiplied with; None where the config of the folder says it by name."""

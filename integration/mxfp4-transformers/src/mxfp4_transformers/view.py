@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mxfp4_core.modules import describe_parameters
 from mxfp4_core.naming import CheckpointTensor, Headers, ModelView, Parameter
-from mxfp4_transformers import compat, meta
+from mxfp4_transformers import converters, meta
 
 _MULTIPLIED = ("linear", "head", "router", "experts")
 _FLOATS = ("BF16", "F16", "F32", "F64")
@@ -36,9 +36,9 @@ def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
         keep=lambda path: "the model keeps it in float32" if any(p.search(path) for p in patterns) else "",
         turned=(Conv1D,),
     )
-    conversions = compat.default_conversions(model)
+    conversions = converters.default_conversions(model)
     tensors = {}
-    for group in compat.groups(headers, conversions, model):
+    for group in converters.groups(headers, conversions, model):
         known = tuple(target for target in group.targets if target in parameters)
         for name in group.names if known else ():
             dtype, shape = headers[name]
@@ -49,7 +49,7 @@ def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
         type(model).__name__,
         parameters,
         tensors,
-        compat.renames(conversions),
+        converters.renames(conversions),
         model.config.to_dict(),
     )
 
