@@ -77,7 +77,7 @@ def test_without_our_converters_the_operation_does_it(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load(checkpoints["qwen3_moe"], settings()).state_dict()
-    monkeypatch.setattr(compat, "feeds", lambda converter, names: False)
+    monkeypatch.setattr(converters, "feeds", lambda converter, names: False)
     monkeypatch.setattr(ops.Direct, "rename_source_key", lambda self, key: (key, None))
     found = load(checkpoints["qwen3_moe"], settings()).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
