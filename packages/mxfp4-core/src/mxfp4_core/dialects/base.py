@@ -8,7 +8,7 @@ job of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.dialects.beside import Beside
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
+from mxfp4_core.naming.families import gate_of
 
 if TYPE_CHECKING:
     from mxfp4_core.config.schema import Mxfp4Config
@@ -55,6 +56,17 @@ class Entry:
     def nbytes(self) -> int:
         """Bytes of all parts."""
         return sum(part.nbytes for part in self.parts.values())
+
+
+def alternates(weight: str, model_type: str) -> bool:
+    """Return whether a model is known to hold rows of gate and up in turn in a fused weight of stacked experts.
+
+    Args:
+        weight: canonical name.
+        model_type: as in config.json, that of the language model where there are several.
+    """
+    gate = gate_of(model_type) if weight.endswith("experts.gate_up_proj") else None
+    return gate is not None and gate.interleaved
 
 
 @dataclass(frozen=True)
@@ -162,10 +174,6 @@ class Dialect(ABC):
         """
         return {"config.json": {**description.model, "quantization_config": self.describe(description)}}
 
-    def arrange(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return the weights as this dialect groups them; stacked where it stores stacks, else as they are."""
-        return list(entries)
-
     def write_beside(self, beside: Beside) -> dict[str, Recipe]:
         """Return the tensors to store for a weight in FP8, by name.
 
@@ -209,4 +217,4 @@ class Dialect(ABC):
                 )
 
 
-__all__ = ["Contents", "Description", "Dialect", "Entry"]
+__all__ = ["Contents", "Description", "Dialect", "Entry", "alternates"]

@@ -6,7 +6,7 @@ U8 ``[E, N, K/2]`` with ``X.gate_up_proj_scale``. K is always the last axis, als
 
 ``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` but the backend, and facts about the tensors:
 ``weights_profile`` (the resolved profile that made the codes, empty when unknown), ``shapes`` (logical shapes of padded
-weights), ``transposed`` (weights that the model holds with K before N), and where they are not the usual ones
+weights), ``transposed`` (weights that the model holds with K before N), and where the model type does not tell
 ``weights_format`` and ``interleaved`` (fused weights of experts whose rows of gate and up alternate).
 """
 
@@ -18,11 +18,12 @@ from typing import Any
 
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, alternates
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list, shape_table
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError, FormatError
+from mxfp4_core.naming.facts import ModelFacts
 
 # Which backend runs the weights belongs to a machine, not to a file.
 _MACHINE = ("backend", "backend_options", "fallback", "refused")
@@ -80,7 +81,9 @@ class NativeDialect(Dialect):
         }
         if form.name != "mxfp4":
             facts["weights_format"] = form.name
-        if alternating := sorted(e.weight for e in entries if e.interleaved):
+        model_type = ModelFacts.read(description.model).model_type
+        told = {e.weight for e in entries if alternates(e.weight, model_type)}
+        if alternating := sorted(e.weight for e in entries if e.interleaved and e.weight not in told):
             facts["interleaved"] = alternating
         settings = {key: value for key, value in description.config.to_dict().items() if key not in _MACHINE}
         return {
@@ -112,8 +115,10 @@ class NativeDialect(Dialect):
                 contradiction(
                     self.name, f"a description of {weight!r}, which is not quantised", "facts match tensors"
                 )
-        for weight in alternating:
-            entries[weight] = replace(entries[weight], interleaved=True)
+        model_type = ModelFacts.read(source.config).model_type
+        for weight, entry in entries.items():
+            if weight in alternating or alternates(weight, model_type):
+                entries[weight] = replace(entry, interleaved=True)
         activation = str(described.get("activation") or "none")
         rest = source.rest({name for entry in entries.values() for name in entry.names})
         return Contents(entries, rest, (), str(described.get("weights_profile") or ""), activation)

@@ -131,7 +131,7 @@ def _units(
         names = list(dict.fromkeys(name for recipe in stored.values() for name in recipe.names))
         units.append((place[names[0]], kind(checkpoint, tuple(stored.items()))))
 
-    for entry in dialect.arrange(contents.entries.values()):
+    for entry in contents.entries.values():
         check_expressible(entry, padding, dialect)
         entries.append(entry)
         add(PartsUnit, dialect.write(entry))

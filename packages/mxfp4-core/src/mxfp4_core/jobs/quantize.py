@@ -16,13 +16,14 @@ from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Description, Dialect, Entry
+from mxfp4_core.dialects.base import Description, Dialect, Entry, alternates
 from mxfp4_core.dialects.pairs import DTYPES
 from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.errors import ConfigError, DialectError, FormatError, ShapeError
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
+from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.naming.view import ModelView
@@ -120,6 +121,7 @@ def quantize_units(
     resolver = Resolver.for_model(config, checkpoint.config, view=view)
     infos = list(checkpoint.tensors.values())
     decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
+    model_type = ModelFacts.read(checkpoint.config).model_type
     units: list[Unit] = []
     entries: list[Entry] = []
     for info, decision in zip(infos, decisions, strict=True):
@@ -134,7 +136,7 @@ def quantize_units(
                 fix="add its name to ignore, or convert the source",
             )
         first = k_first(info.name, info.shape, checkpoint.config, view)
-        entry, names, layouts = planned(info.name, info.shape, first, config, dialect)
+        entry, names, layouts = planned(info.name, info.shape, first, config, dialect, model_type)
         units.append(
             QuantizeUnit(
                 checkpoint,
@@ -183,7 +185,12 @@ Layouts = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def planned(
-    weight: str, shape: tuple[int, ...], transposed: bool, config: Mxfp4Config, dialect: Dialect
+    weight: str,
+    shape: tuple[int, ...],
+    transposed: bool,
+    config: Mxfp4Config,
+    dialect: Dialect,
+    model_type: str,
 ) -> tuple[Entry, tuple[str, ...], Layouts]:
     """Return the entry for a weight that is yet to be quantised, and how the dialect will store its parts.
 
@@ -193,6 +200,7 @@ def planned(
         transposed: whether the source has K before N.
         config: whether K may be padded.
         dialect: dialect to write.
+        model_type: as in config.json.
 
     Returns:
         The entry, whose recipes read the parts by their own names; the name, and dtype and shape, of each stored part.
@@ -204,7 +212,7 @@ def planned(
     form = formats.get("mxfp4")
     sizes = form.shapes(logical)
     parts = {part.name: Read(DTYPES[part.dtype], sizes[part.name], part.name) for part in form.parts}
-    entry = Entry(weight, logical, parts, form.name, transposed)
+    entry = Entry(weight, logical, parts, form.name, transposed, alternates(weight, model_type))
     check_expressible(entry, config, dialect)
     found: dict[str, tuple[str, tuple[str, tuple[int, ...]]]] = {}
     for name, recipe in dialect.write(entry).items():

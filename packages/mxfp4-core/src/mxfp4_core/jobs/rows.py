@@ -109,7 +109,7 @@ def row_of(
                 rule=f"a weight is one of {', '.join(FLOATS)}",
                 fix="add its name to ignore, or convert the source",
             )
-        planned(info.name, info.shape, first, config, dialect)
+        planned(info.name, info.shape, first, config, dialect, facts.model_type)
     except Mxfp4Error as error:
         problem = _one_line(error)
     try:
