@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mxfp4_core.naming.providers import Headers as Headers
     from mxfp4_core.naming.providers import ModelProvider as ModelProvider
     from mxfp4_core.naming.providers import describe as describe
+    from mxfp4_core.naming.providers import installed_providers as installed_providers
+    from mxfp4_core.naming.providers import load_provider as load_provider
     from mxfp4_core.naming.resolver import Resolver as Resolver
     from mxfp4_core.naming.view import KINDS as KINDS
     from mxfp4_core.naming.view import CheckpointTensor as CheckpointTensor
@@ -35,6 +37,8 @@ _HOMES = {
     "Headers": "providers",
     "ModelProvider": "providers",
     "describe": "providers",
+    "installed_providers": "providers",
+    "load_provider": "providers",
     "KINDS": "view",
     "Kind": "view",
     "ModelView": "view",
@@ -68,6 +72,8 @@ __all__ = [
     "collapse",
     "describe",
     "foreign",
+    "installed_providers",
+    "load_provider",
     "transposed",
 ]
 

@@ -78,9 +78,7 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
         return Described(None, "kinds by names: models = 'none'")
     known = plugins(GROUP)
     if models != "auto":
-        if models not in known:
-            raise unknown_name("models", models, ["auto", "none", *known])
-        if (view := _ask(known[models], config, headers)) is None:
+        if (view := _ask(_named(models), config, headers)) is None:
             raise ModelError(
                 f"the provider {models!r} does not know this model",
                 seen=f"model type {_model_type(config)}",
@@ -115,7 +113,24 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
     )
 
 
-def _ask(plugin: Plugin, config: Mapping[str, Any], headers: Headers) -> ModelView | None:
+def load_provider(name: str) -> ModelProvider:
+    """Return an installed provider by name.
+
+    Raises:
+        ConfigError: no provider has that name.
+        ModelError: its package is broken, or its entry point is no provider.
+    """
+    return _loaded(_named(name))
+
+
+def _named(name: str) -> Plugin:
+    known = plugins(GROUP)
+    if name not in known:
+        raise unknown_name("models", name, ["auto", "none", *known])
+    return known[name]
+
+
+def _loaded(plugin: Plugin) -> ModelProvider:
     loaded: Any = plugin.object()
     if isinstance(loaded, Broken):
         raise _broken(plugin, loaded.reason, loaded.fix)
@@ -123,8 +138,14 @@ def _ask(plugin: Plugin, config: Mapping[str, Any], headers: Headers) -> ModelVi
         raise _broken(plugin, f"{loaded!r} has no describe(config, headers)", plugin.advice)
     if (name := getattr(loaded, "name", None)) != plugin.name:
         raise _broken(plugin, f"its name is {name!r}, the entry point's {plugin.name!r}", plugin.advice)
+    found: ModelProvider = loaded
+    return found
+
+
+def _ask(plugin: Plugin, config: Mapping[str, Any], headers: Headers) -> ModelView | None:
+    provider = _loaded(plugin)
     try:
-        view: Any = loaded.describe(config, headers)
+        view: Any = provider.describe(config, headers)
     except Mxfp4Error as error:
         raise _broken(plugin, f"{error.what}: {error.seen}; {error.rule}", error.fix) from error
     except Exception as error:  # isolation: any failure belongs to this provider alone
@@ -152,4 +173,12 @@ def _model_type(config: Mapping[str, Any]) -> str:
     return ModelFacts.read(config).model_type or "(none given)"
 
 
-__all__ = ["GROUP", "Described", "Headers", "ModelProvider", "describe", "installed_providers"]
+__all__ = [
+    "GROUP",
+    "Described",
+    "Headers",
+    "ModelProvider",
+    "describe",
+    "installed_providers",
+    "load_provider",
+]
