@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mxfp4_core import quantize
+from mxfp4_core import quantize, quantize_into
 from mxfp4_core.arithmetic.fast.threads import quick_turns
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
@@ -209,3 +209,33 @@ def test_each_device_gets_every_profile(monkeypatch: pytest.MonkeyPatch) -> None
     found.start(iter(["even/even", "vllm"]), torch.bfloat16)
     found.of("even/even", torch.bfloat16, torch.device("cpu"))  # waits for the thread
     assert asked[:-1] == [(name, f"cuda:{i}") for i in (0, 1) for name in ("even/even", "vllm")]
+
+
+class Writer(Device):
+    """Writes where it is told, and counts."""
+
+    name = "writer"
+    written = 0
+
+    def quantize(self, weight: torch.Tensor, *, profile: str) -> MxTensor:
+        raise AssertionError("it writes straight into the result")
+
+    def quantize_into(self, weight: torch.Tensor, parts: Mapping[str, torch.Tensor], *, profile: str) -> None:
+        Writer.written = parts["codes"].data_ptr()
+        quantize_into(weight, parts, profile=profile, nonfinite="nan")
+
+
+@pytest.mark.parametrize("backend", [Device(), Writer()])
+def test_kernels_write_straight_into_slices(backend: Backend) -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
+    whole = MXFP4.empty((8, 128))
+    parts = {"codes": whole["codes"][2:6, 32:], "scales": whole["scales"][2:6, 2:].view(torch.float8_e8m0fnu)}
+    DeviceQuantizer("even/even", backend).into(weight, parts)
+    want = quantize(weight)
+    assert torch.equal(whole["codes"][2:6, 32:], want.codes)
+    assert torch.equal(whole["scales"][2:6, 2:], want.scales)
+    if isinstance(backend, Writer):
+        assert Writer.written == parts["codes"].data_ptr()
+    weight[3, 5] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"index \[3, 5\]"):
+        DeviceQuantizer("even/even", backend).into(weight, parts)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from mxfp4_core.arithmetic import MxTensor, padded
+from mxfp4_core.arithmetic import MxTensor, padded, quantize_triton
 from mxfp4_core.backend import (
     Backend,
     Choice,
@@ -131,6 +131,10 @@ class CudaMarlinBackend(Backend):
         """Quantise on the GPU of the weight; see ``Backend.quantize``."""
         codes, scales = ops.quantize(weight, profile)
         return MxTensor(codes, scales, weight.shape, profile)
+
+    def quantize_into(self, weight: Tensor, parts: Mapping[str, Tensor], *, profile: str) -> None:
+        """Quantise on the GPU of the weight, straight into its parts; see ``Backend.quantize_into``."""
+        quantize_triton(weight, profile, out=(parts["codes"], parts["scales"]))
 
     def kernels(self) -> Kernels:
         """List what NVRTC compiles; see ``warmup``."""

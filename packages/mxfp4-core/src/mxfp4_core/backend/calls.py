@@ -9,6 +9,7 @@ cropped from the result.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -184,6 +185,29 @@ def quantize(backend: Backend, weight: Tensor, *, profile: str) -> MxTensor:
         ShapeError: k is no multiple of 32.
         FormatError: another dtype.
     """
+    _check_quantizable(backend, weight, profile)
+    return backend.quantize(weight.contiguous(), profile=profile)
+
+
+def quantize_into(backend: Backend, weight: Tensor, parts: Mapping[str, Tensor], *, profile: str) -> None:
+    """Quantise on the device of the weight into tensors that exist, without a copy where the backend needs none.
+
+    Args:
+        backend: one that offers ``quantize``.
+        weight: as for `quantize`, like ``profile`` and the errors.
+        parts: ``codes`` and ``scales`` of the whole weight, which may be slices.
+        profile: one of ``backend.numerics.profiles``.
+    """
+    _check_quantizable(backend, weight, profile)
+    into = getattr(backend, "quantize_into", None)  # a backend need not be a subclass
+    if into is not None:
+        into(weight.contiguous(), parts, profile=profile)
+        return
+    for name, part in backend.quantize(weight.contiguous(), profile=profile).parts.items():
+        parts[name].copy_(part)
+
+
+def _check_quantizable(backend: Backend, weight: Tensor, profile: str) -> None:
     if profile not in backend.numerics.profiles:
         raise ConfigError(
             f"quantising with {backend.name}",
@@ -205,7 +229,6 @@ def quantize(backend: Backend, weight: Tensor, *, profile: str) -> MxTensor:
             rule="a weight is bfloat16, float16 or float32",
             fix="convert the weight first",
         )
-    return backend.quantize(weight.contiguous(), profile=profile)
 
 
 def _check(x: Tensor, weight: Packed, problem: Problem) -> None:

@@ -195,6 +195,19 @@ class Backend(Protocol):
         """
         raise _missing(self, "quantize")
 
+    def quantize_into(self, weight: Tensor, parts: Mapping[str, Tensor], *, profile: str) -> None:
+        """Quantise as ``quantize`` does, into tensors that exist; optional, for kernels that write where they are told.
+
+        Args:
+            weight: as for ``quantize``.
+            parts: ``codes`` uint8 [..., n, k/2] and ``scales`` uint8 [..., n, k/32] on the device of the weight; they
+                may be slices.
+            profile: as for ``quantize``.
+        """
+        made = self.quantize(weight, profile=profile)
+        for name, part in made.parts.items():
+            parts[name].copy_(part)
+
     def kernels(self) -> Kernels | None:
         """List what is compiled on this machine and kept; None: nothing is. Touches no device; see ``Kernels``.
 

@@ -65,12 +65,11 @@ class DeviceQuantizer:
         if self.backend is None or not weight.numel():
             of_core(weight, parts, profile=self.profile, nonfinite=nonfinite, name=name, threads=threads)
             return
-        found = calls.quantize(self.backend, weight, profile=self.profile)
-        if nonfinite == "refuse" and int(found.scales.max()) == E8M0_NAN:
+        parts = self.format.raw(parts)
+        calls.quantize_into(self.backend, weight, parts, profile=self.profile)
+        if nonfinite == "refuse" and int(parts["scales"].max()) == E8M0_NAN:
             # The core looks for the value, and says where it is.
             of_core(weight, parts, profile=self.profile, nonfinite=nonfinite, name=name)
-        for part in self.format.weight_parts:
-            parts[part.name].copy_(found.parts[part.name])
 
 
 class DeviceQuantizers:
