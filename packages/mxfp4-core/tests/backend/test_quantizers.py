@@ -129,7 +129,7 @@ def test_a_consumed_weight_is_packed_in_its_own_memory() -> None:
 
 def test_a_weight_that_modules_share_is_not_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = Device()
-    answer = SimpleNamespace(backend=backend, fallback=False, reason="")
+    answer = SimpleNamespace(backend=backend, fallback=False, reason="", problem=SimpleNamespace(options={}))
     monkeypatch.setattr(prepare, "select_backend", lambda *given, **named: answer)
     weight, own, x = random_weight(64, 128), random_weight(64, 128, seed=1), random_x(3, 128)
     want = Mxfp4Linear.from_weight(weight).prepare(backend)(x)

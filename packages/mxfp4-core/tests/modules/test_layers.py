@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -233,3 +234,16 @@ def test_expert_parallel_module() -> None:
     assert torch.equal(rank.prepare(REFERENCE)(x, ids, weights), want)
     assert torch.equal(rank.prepare(EMULATED)(x, ids, weights), want)
     assert "expert_map" not in rank.state_dict()
+
+
+def test_options_reach_the_problem_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = select.select_backend(linear().question(torch.bfloat16), backend="reference")
+    answer = replace(answer, problem=replace(answer.problem, options={"provider": "hand"}))
+    monkeypatch.setattr(prepare, "select_backend", lambda *given, **named: answer)
+    module = linear()
+    prepare_model(module)
+    assert module.problem.options == {"provider": "hand"}
+    with module.unprepared():
+        module.weight.fill_(0)
+    assert module.prepare(REFERENCE).problem.options == {"provider": "hand"}
+    assert not module.prepare(REFERENCE, options={}).problem.options

@@ -14,6 +14,7 @@ from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
     from mxfp4_core.loader.counting import count_modules as count_modules
+    from mxfp4_core.loader.keys import Key as Key
     from mxfp4_core.loader.memory import MemoryMeter as MemoryMeter
     from mxfp4_core.loader.memory import MemoryUse as MemoryUse
     from mxfp4_core.loader.regions import Region as Region
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "count_modules": "counting",
+    "Key": "keys",
     "Region": "regions",
     "LoadSession": "session",
     "QuantTarget": "target",
@@ -41,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "PHASES",
+    "Key",
     "LayerGroup",
     "LoadReport",
     "LoadReportBuilder",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mxfp4_core.errors import LoadError
-from mxfp4_core.loader.keys import Key
+from mxfp4_core.loader.keys import Key, key_reader
 from mxfp4_core.loader.ledger import Write
 from mxfp4_core.loader.regions import Region, locate
 from mxfp4_core.loader.report import LoadReportBuilder
 from mxfp4_core.loader.target import QuantTarget
-from mxfp4_core.loader.twin import make_twin, return_attributes
+from mxfp4_core.loader.twin import is_twin, make_twin, return_attributes
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -134,10 +135,9 @@ class LoaderCall:
         )
 
     def _check_param(self, param: torch.Tensor) -> None:
-        first = self._target.format.parts[0].name
-        held = self._target.parts[first]
-        if param.is_meta or param.untyped_storage().data_ptr() == held.untyped_storage().data_ptr():
+        if param.is_meta or self._target.storage.holds(param):
             return
+        first = self._target.format.parts[0].name
         raise self.refuse(
             f"a parameter of {param.dtype} {tuple(param.shape)} that does not share the memory of the target's {first}",
             f"the parameter is the target's {first}, or a placeholder on the meta device",
@@ -153,4 +153,27 @@ class LoaderCall:
         )
 
 
-__all__ = ["LoaderCall"]
+def following(
+    target: QuantTarget, weight_loader: Callable[..., Any], report: Callable[[], LoadReportBuilder]
+) -> Callable[..., Any]:
+    """Return a loader with the same arguments that quantises into ``target`` what ``weight_loader`` copies.
+
+    Args:
+        target: of the parameter.
+        weight_loader: the engine's; see `LoadSession.wrap`.
+        report: asked at each call, for the report of the load that is under way.
+    """
+    key_of = key_reader(weight_loader)
+
+    @functools.wraps(weight_loader)
+    def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if is_twin(param):
+            # A loader that calls itself through param.weight_loader: what it copies is being followed already.
+            return weight_loader(param, loaded_weight, *args, **kwargs)
+        call = LoaderCall(target, key_of(args, kwargs), loaded_weight, report())
+        return call.run(param, lambda twin: weight_loader(twin, loaded_weight, *args, **kwargs))
+
+    return load
+
+
+__all__ = ["LoaderCall", "following"]

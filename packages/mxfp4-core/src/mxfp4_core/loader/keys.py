@@ -24,6 +24,10 @@ class Key(NamedTuple):
         return ", ".join(words) or "the weight"
 
 
+THE_WEIGHT = Key()
+"""What a piece is called that an engine gave no ids."""
+
+
 def key_reader(weight_loader: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], Key]:
     """Return a function that reads shard, expert and source name from what follows param and loaded_weight."""
     try:
@@ -45,4 +49,4 @@ def key_reader(weight_loader: Callable[..., Any]) -> Callable[[tuple[Any, ...], 
     return read
 
 
-__all__ = ["Key", "key_reader"]
+__all__ = ["THE_WEIGHT", "Key", "key_reader"]

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mxfp4_core.errors import Mxfp4Error
-from mxfp4_core.loader.keys import Key
+from mxfp4_core.loader.keys import THE_WEIGHT, Key
 from mxfp4_core.loader.regions import Range, Region
 
 _MISSING, _VALID, _TORN = 0, 1, 2
 _MOST_NAMES = 6
+_EVERY = "*"  # the part of a write that stands for all parts of the weight and of the input
 
 
 @dataclass(slots=True, eq=False)
@@ -27,12 +28,14 @@ class Write:
         region: where it goes.
         zeros: it is a background of zeros, which pieces of the same key may cover.
         done: its loader has returned.
+        part: the one part of the weight that it brings; empty where it brings all of them.
     """
 
     key: Key
     region: Region
     zeros: bool = False
     done: bool = False
+    part: str = ""
 
 
 @dataclass
@@ -45,19 +48,24 @@ class Ledger:
     Args:
         shape: experts, rows, cols of the weight; experts is 1 for a linear layer.
         stacked: whether the weight has an expert axis to speak of.
+        parts: names of the parts of the weight, each of which may come by itself.
+        inputs: names of the parts of the input: one row for all. They come with parts of the weight, and need not come
+            where the weight is quantised.
     """
 
     shape: tuple[int, int, int]
     stacked: bool
+    parts: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _past: list[Write] = field(default_factory=list[Write], repr=False)
     _writes: list[Write] = field(default_factory=list[Write], repr=False)
     _failures: dict[Key, str] = field(default_factory=dict[Key, str], repr=False)
     _names: dict[tuple[Range, Range], str] = field(default_factory=dict[tuple[Range, Range], str], repr=False)
 
-    def begin(self, key: Key, region: Region, *, zeros: bool = False) -> Write:
+    def begin(self, key: Key, region: Region, *, zeros: bool = False, part: str = "") -> Write:
         """Note that `region` is about to be filled, with `zeros` as the background of other pieces or with values."""
-        write = Write(key, region, zeros)
+        write = Write(key, region, zeros, part=part)
         with self._lock:
             self._writes.append(write)
         return write
@@ -86,14 +94,20 @@ class Ledger:
     def next_load(self) -> None:
         """Begin another load into the same storage; what earlier loads left is remembered."""
         with self._lock:
-            self._past += self._writes
+            self._past += self._writes + self._halves()
             self._writes = []
             self._failures = {}
+
+    def keep_old(self) -> None:
+        """Forget this load and all before: what is stored is whole, since what was written never took its place."""
+        with self._lock:
+            self._past, self._writes, self._failures = [self._everything()], [], {}
 
     def complete(self) -> bool:
         """Return whether every element holds a value that some load finished writing."""
         with self._lock:
-            return not (self._paint(self._past + self._writes)[0] != _VALID).any()
+            views = self._views()
+            return not any((one._paint(one._past + one._writes)[0] != _VALID).any() for one in views.values())
 
     def problems(self, *, subset: bool) -> list[str]:
         """Return one sentence for each missing, duplicate or overlapping range, without the parameter's name.
@@ -102,18 +116,67 @@ class Ledger:
             subset: accept what an earlier load wrote where this one wrote nothing.
         """
         with self._lock:
-            count, edges = self._count()
-            found: list[str] = []
-            if not (count == 1).all() or not all(write.done for write in self._writes):
-                found = self._conflicts(count, edges)
-                state, edges = self._paint(self._past + self._writes if subset else self._writes)
-                if missing := self._boxes(state != _VALID, edges):
-                    found += self._absences(missing)
+            each = {part: view._problems(subset) for part, view in self._views().items()}
+            found = next(iter(each.values()))
+            if any(other != found for other in each.values()):
+                found = [f"{part}: {one}" for part, several in each.items() for one in several]
             if not found:
                 # All is well, so one write stands for the history: memory does not grow with the number of loads.
-                whole = Region(*((0, size) for size in self.shape))
-                self._past = [Write(Key(), whole, done=True)]
+                self._past = [self._everything()]
             return found
+
+    def _everything(self) -> Write:
+        return Write(THE_WEIGHT, Region(*((0, size) for size in self.shape)), done=True, part=_EVERY)
+
+    def _views(self) -> dict[str, Ledger]:
+        """Return the account of each part where parts came by themselves, else the one account of the weight."""
+        if not any(write.part in (*self.parts, *self.inputs) for write in self._past + self._writes):
+            return {"": self}
+        views: dict[str, Ledger] = {}
+        halves = self._halves()
+        for part in self.parts:
+            view = views[part] = Ledger(self.shape, self.stacked)
+            view._failures, view._names = self._failures, self._names
+            view._past, view._writes = (
+                [one for one in writes if one.part in ("", part, _EVERY)]
+                for writes in (self._past + halves, self._writes)
+            )
+        for part in self.inputs:
+            view = views[part] = Ledger((1, 1, self.shape[2]), False)
+            view._failures = self._failures
+            view._past, view._writes = (
+                [
+                    Write(one.key, Region((0, 1), (0, 1), one.region.cols), one.zeros, one.done)
+                    for one in writes
+                    if one.part in (part, _EVERY)
+                ]
+                for writes in (self._past, self._writes)
+            )
+        return views
+
+    def _halves(self) -> list[Write]:
+        """Return as torn what some parts of the weight cover in this load and others do not."""
+        writes = [one for one in self._writes if one.part in ("", *self.parts)]
+        if all(not one.part for one in writes):
+            return []
+        grid, edges = self._grid(writes)
+        covered = [np.zeros_like(grid, dtype=bool) for _ in self.parts]
+        for write in writes:
+            for part, cells in zip(self.parts, covered, strict=True):
+                if write.part in ("", part):
+                    cells[self._cells(write.region, edges)] = True
+        some, every = np.logical_or.reduce(covered), np.logical_and.reduce(covered)
+        return [Write(THE_WEIGHT, region) for region in self._boxes(some & ~every, edges)]
+
+    def _problems(self, subset: bool) -> list[str]:
+        count, edges = self._count()
+        found: list[str] = []
+        if not (count == 1).all() or not all(write.done for write in self._writes):
+            found = self._conflicts(count, edges)
+            state, edges = self._paint(self._past + self._writes if subset else self._writes)
+            if missing := self._boxes(state != _VALID, edges):
+                found += self._absences(missing)
+        return found
 
     def _paint(self, writes: Sequence[Write]) -> tuple[npt.NDArray[np.int8], list[list[int]]]:
         """Replay `writes` on the grid of all their borders."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import weakref
@@ -10,21 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from mxfp4_core.arithmetic.formats.base import Format, Parts
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
+from mxfp4_core.backend.protocol import Backend
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import LoadError
-from mxfp4_core.loader.call import LoaderCall
-from mxfp4_core.loader.keys import key_reader
+from mxfp4_core.loader.account import check_targets, count
+from mxfp4_core.loader.bound import Bound, InModule, bind, holding_back, settle
+from mxfp4_core.loader.call import following
+from mxfp4_core.loader.how import Arithmetic, profile_name
 from mxfp4_core.loader.memory import HEAP
 from mxfp4_core.loader.report import LoadReport, LoadReportBuilder
-from mxfp4_core.loader.target import Arithmetic, QuantTarget
-from mxfp4_core.loader.twin import is_twin
+from mxfp4_core.loader.target import QuantTarget
 
 _LOG = logging.getLogger("mxfp4_core.loader")
-_MOST_PROBLEMS = 20
 
 
 class LoadSession:
@@ -59,10 +60,11 @@ class LoadSession:
         self.report = report or LoadReportBuilder()
         self._threads = threads
         self._quantizers = quantizers or DeviceQuantizers()
-        self._profile = self._profile_of(MXFP4)
+        self._profile = profile_name(self.config, MXFP4)
         self._lock = threading.Lock()
         self._targets: dict[str, QuantTarget] = {}
         self._kept: dict[str, tuple[str, str, int]] = {}
+        self._bounds: list[Bound] = []
         self._subset = False
         self._held: weakref.finalize[..., Any] | None = None
 
@@ -106,16 +108,89 @@ class LoadSession:
             LoadError: the session has a target of that name.
             ShapeError, FormatError: as `QuantTarget`.
         """
+        return self._add(
+            name,
+            shape,
+            profile=profile_name(self.config, format, profile),
+            dtype=dtype,
+            device=device,
+            format=format,
+            parts=parts,
+            transposed=transposed,
+            tp=tp,
+            kind=kind,
+            reason=reason,
+        )
+
+    def bind(
+        self,
+        model: nn.Module,
+        *,
+        prefix: str = "",
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+        exact: bool = False,
+        prepare: bool = True,
+        backend: Backend | None = None,
+        transposed: bool = False,
+        tp: int | None = None,
+        reason: str = "",
+    ) -> dict[str, QuantTarget]:
+        """Make a target of each weight of the MXFP4 modules of a model, or of one such module.
+
+        What is loaded goes straight into the buffers of a module, which get memory when the first piece comes. Of a
+        module that computes, the new weights are collected beside the old ones; `close` then derives its device layout
+        again, into the same memory. Biases are the engine's to load, into ``module.bias``; `close` uses what is there.
+
+        Args:
+            model: its modules may be on the meta device, but for what no session loads.
+            prefix: what stands before the names of its modules.
+            dtype: of the activations, and the precision that the engine believes to load.
+            device: where buffers get memory; where the module is if None, and on the CPU if that is the meta device.
+            exact: the weights come quantised, by `QuantTarget.put` alone, so K may end inside a block.
+            prepare: `close` prepares each module. Else the adapter does.
+            backend: for this one; the one that the config chooses if None.
+            transposed: as for `target`, like all that follow.
+            tp: over how many ranks K is cut, if known.
+            reason: why it is quantised, for the report.
+
+        Returns:
+            The targets by name of the weight, for example ``layers.0.mlp.down_proj.weight``.
+
+        Raises:
+            BackendError: no backend takes one of the modules; nothing is bound then.
+            LoadError: the session has a target of that name.
+            ShapeError: as `QuantTarget`.
+        """
+        made: dict[str, QuantTarget] = {}
+        for bound in list(bind(model, self.config, prefix, dtype, device, backend, prepare=prepare)):
+            module = bound.module
+            own = module.profile
+            if not exact:
+                own = profile_name(self.config, module.format, own or None)
+            for matrix, shape in module.shapes.items():
+                target = bound.targets[matrix] = self._add(
+                    ".".join(filter(None, (bound.name, module.matrices[matrix]))),
+                    shape,
+                    profile=own,
+                    dtype=dtype,
+                    format=module.format,
+                    storage=InModule(bound, matrix),
+                    exact=exact,
+                    transposed=transposed,
+                    tp=tp,
+                    reason=reason,
+                )
+                made[target.name] = target
+            bound.begin(subset=self._subset)
+            with self._lock:
+                self._bounds.append(bound)
+        return made
+
+    def _add(self, name: str, shape: Sequence[int], *, profile: str, **options: Any) -> QuantTarget:
         self._hold_heap()
-        real = next(iter(parts.values())).device if parts else torch.device(device)
-        if real.type != "cpu":
-            self.report.watch(str(real))
         arithmetic = Arithmetic(
-            self._profile_of(format, profile),
-            self.config.tail,
-            self.config.nonfinite,
-            self._threads,
-            self._quantizers,
+            profile, self.config.tail, self.config.nonfinite, self._threads, self._quantizers
         )
         with self._lock:
             if name in self._targets:
@@ -125,27 +200,10 @@ class LoadSession:
                     rule="a session has one target for each parameter",
                     fix="call begin() to load again into the targets that are there",
                 )
-            made = self._targets[name] = QuantTarget(
-                name,
-                shape,
-                dtype=dtype,
-                arithmetic=arithmetic,
-                device=device,
-                format=format,
-                parts=parts,
-                transposed=transposed,
-                tp=tp,
-                kind=kind,
-                reason=reason,
-            )
+            made = self._targets[name] = QuantTarget(name, shape, arithmetic=arithmetic, **options)
+        if made.device.type != "cpu":
+            self.report.watch(str(made.device))
         return made
-
-    def _profile_of(self, format: Format, profile: str | None = None) -> str:
-        """Return the name of the profile that makes a format: that of an override, of the config, or its own."""
-        how = self.config
-        if profile is not None:
-            return format.resolve(profile).name
-        return format.resolve(how.profile, rule=how.rule, ties=how.ties).name
 
     def kept(self, name: str, *, kind: str, reason: str, nbytes: int) -> None:
         """Count a parameter that stays in high precision, so that the report says so and why."""
@@ -172,22 +230,17 @@ class LoadSession:
                 rule="a parameter has a target before its loader is wrapped",
                 fix="call session.target first",
             )
-        key_of = key_reader(weight_loader)
 
-        @functools.wraps(weight_loader)
-        def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if is_twin(param):
-                # A loader that calls itself through param.weight_loader: what it copies is being followed already.
-                return weight_loader(param, loaded_weight, *args, **kwargs)
+        def report() -> LoadReportBuilder:
             self._hold_heap()
-            key = key_of(args, kwargs)
-            call = LoaderCall(target, key, loaded_weight, self.report)
-            return call.run(param, lambda twin: weight_loader(twin, loaded_weight, *args, **kwargs))
+            return self.report
 
-        return load
+        return following(target, weight_loader, report)
 
     def begin(self, *, subset: bool = False, report: LoadReportBuilder | None = None) -> None:
         """Begin another load into the same storage.
+
+        Bound modules go on computing with the weights that they have until this load is closed.
 
         Args:
             subset: accept a load that brings only some of the weights; the others stay as they are. Without it, a
@@ -200,6 +253,8 @@ class LoadSession:
         self._subset = subset
         for target in self.targets.values():
             target.ledger.next_load()
+        for bound in self._bounds:
+            bound.begin(subset=subset)
 
     def check(self) -> None:
         """Check that every range of every target was loaded once.
@@ -207,45 +262,27 @@ class LoadSession:
         Raises:
             LoadError: ranges are missing, duplicate or overlapping; the message names parameter, rows and shard.
         """
-        problems = [
-            f"{target.name}: {problem}"
-            for target in self.targets.values()
-            for problem in target.ledger.problems(subset=self._subset)
-        ]
-        if not problems:
-            return
-        shown = problems[:_MOST_PROBLEMS]
-        if len(problems) > len(shown):
-            shown.append(f"and {len(problems) - len(shown)} more")
-        raise LoadError(
-            f"the load is not complete: {len(problems)} finding{'s' if len(problems) > 1 else ''}",
-            seen="\n        ".join(shown),
-            rule="each range of each quantised weight is loaded exactly once, and its loader returns",
-            fix="check the checkpoint's index and the engine's name mapping; to refresh some weights only, use "
-            "begin(subset=True)",
-        )
+        check_targets(self.targets.values(), subset=self._subset)
+        for bound in self._bounds:
+            bound.check()
 
     def close(self) -> LoadReport:
-        """Check the load, log its summary and return it; call `begin` to load again.
+        """Check the load, prepare bound modules, log the summary and return it; call `begin` to load again.
+
+        After an error, modules that computed before this load do so with their old weights, at the same addresses.
 
         Raises:
-            LoadError: as `check`.
+            LoadError: as `check`, or a device layout does not fit the memory of the old one.
+            BackendError, FormatError: a bound module cannot be prepared; the message names the weight.
         """
         if self._held is not None:
             self._held()
-        self.check()
-        targets = [target for target in self.targets.values() if target.ledger.touched]
-        for one in targets:
-            before, after = one.bytes_before, one.bytes_after
-            self.report.quantised(
-                one.name, kind=one.kind, bytes_before=before, bytes_after=after, reason=one.reason
-            )
+        with holding_back(self._bounds):
+            self.check()
+        settle(self._bounds, self.report)
         with self._lock:
             kept = dict(self._kept)
-        for name, (kind, reason, nbytes) in kept.items():
-            self.report.kept(name, kind=kind, reason=reason, nbytes=nbytes)
-        used = {one.arithmetic.profile: None for one in targets} or {self._profile: None}
-        self.report.profile = self.report.profile or ", ".join(used)
+        count(self.report, self.targets.values(), kept, self._profile)
         self.report.quantizer = self.report.quantizer or ", ".join(self._quantizers.names)
         report = self.report.build()
         _LOG.info("%s", report.line())

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import pad
 
-from mxfp4_core.arithmetic.fast.blocks import WEIGHT_DTYPES
 from mxfp4_core.arithmetic.formats.base import Format, Part, Parts
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
-from mxfp4_core.arithmetic.shapes import padded
 from mxfp4_core.arithmetic.tensor import MxTensor
-from mxfp4_core.backend.quantizers import DeviceQuantizers
-from mxfp4_core.errors import FormatError, LoadError, ShapeError
+from mxfp4_core.errors import FormatError, LoadError
+from mxfp4_core.loader.checks import check_cut, check_given, check_inside, check_target, sized
+from mxfp4_core.loader.how import Arithmetic
+from mxfp4_core.loader.keys import THE_WEIGHT, Key
 from mxfp4_core.loader.ledger import Ledger
 from mxfp4_core.loader.regions import Region
-from mxfp4_core.parallel.ranges import legal_parts, shard_ranges
+from mxfp4_core.loader.storage import Storage, Tensors
+from mxfp4_core.parallel.ranges import shard_ranges
 
 # What is cast, moved, padded or quantised on a device at once: 8 MiB of bfloat16.
 _CHUNK_ELEMS = 1 << 22
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How a target turns numbers into bytes.
-
-    Args:
-        profile: name of a resolved profile.
-        tail: whether K may end inside a block, which zeros then fill.
-        nonfinite: what NaN and infinity get.
-        threads: CPU threads for one piece; torch's number if None.
-        quantizers: who quantises on which device; the core if nobody else.
-    """
-
-    profile: str
-    tail: Literal["refuse", "pad"] = "refuse"
-    nonfinite: Literal["refuse", "nan"] = "refuse"
-    threads: int | None = None
-    quantizers: DeviceQuantizers = field(default_factory=DeviceQuantizers)
 
 
 class QuantTarget:
@@ -59,6 +40,8 @@ class QuantTarget:
         format: which parts there are.
         parts: existing tensors to fill, by name of the part, in the shapes that `Format.shapes` says; allocated if
             None.
+        storage: where the parts are, instead of ``device`` and ``parts``.
+        exact: the weight comes quantised, by `put` alone, so K may end inside a block whatever ``arithmetic`` says.
         transposed: the engine's parameter is ``[..., K, N]``.
         tp: over how many ranks K is cut, if known; only for messages.
         kind: type of the layer, for the report.
@@ -80,6 +63,8 @@ class QuantTarget:
         device: torch.device | str = "cpu",
         format: Format = MXFP4,
         parts: Parts | None = None,
+        storage: Storage | None = None,
+        exact: bool = False,
         transposed: bool = False,
         tp: int | None = None,
         kind: str | None = None,
@@ -87,16 +72,31 @@ class QuantTarget:
     ) -> None:
         self.name, self.shape, self.dtype = name, torch.Size(shape), dtype
         self.arithmetic, self.transposed, self.format = arithmetic, transposed, format
-        self._check()
+        check_target(self.shape, dtype, name)
         k = self.shape[-1]
-        if arithmetic.tail == "refuse":
+        if arithmetic.tail == "refuse" and not exact:
             shard_ranges(k * (tp or 1), tp or 1, multiple=format.block, tensor=name, dim="k")
         self.k_physical = format.physical_k(k)
-        self.parts: Parts = format.empty(self.shape, device) if parts is None else self._given(parts)
-        self.device = next(iter(self.parts.values())).device
+        if storage is None:
+            given = None if parts is None else check_given(parts, format, self.shape, name)
+            storage = Tensors(format, given or format.empty(self.shape, device))
+        self.storage: Storage = storage
+        self.exact = exact
         self.kind = kind or ("experts" if self.stacked else "linear")
         self.reason = reason
-        self.ledger = Ledger(self.box, self.stacked)
+        inputs = tuple(part.name for part in format.parts if part.operand == "input")
+        names = tuple(part.name for part in format.weight_parts)
+        self.ledger = Ledger(self.box, self.stacked, names, inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        return self.storage.device
+
+    @property
+    def parts(self) -> Parts:
+        """The tensors that are written, by name of the part."""
+        return self.storage.open()
 
     @property
     def stacked(self) -> bool:
@@ -108,6 +108,11 @@ class QuantTarget:
         """Experts, rows and cols; one expert for a linear layer."""
         n, k = self.shape[-2:]
         return (self.shape[0] if self.stacked else 1, n, k)
+
+    @property
+    def whole(self) -> Region:
+        """The region that is the whole weight."""
+        return Region(*((0, size) for size in self.box))
 
     @property
     def engine_shape(self) -> torch.Size:
@@ -144,10 +149,72 @@ class QuantTarget:
             )
         return MxTensor.from_parts(self.format, self.parts, self.shape, self.arithmetic.profile)
 
+    def quantize(self, source: torch.Tensor, region: Region | None = None, *, key: Key = THE_WEIGHT) -> None:
+        """Quantise a piece into its place and count it, for adapters that have no loader to wrap.
+
+        Args:
+            source: ``[experts, rows, cols]`` of the region's sizes, or ``[rows, cols]`` of one expert; any float dtype,
+                strides and device.
+            region: where it goes; the whole weight if None.
+            key: what the account calls the piece.
+
+        Raises:
+            ShapeError: the region cuts a block, or the source has other sizes.
+            NonFiniteError: NaN or infinity in the source, by the target's policy.
+            LoadError: the region ends beyond the weight.
+        """
+        region = region or self.whole
+        with self._counted(key, region):
+            check_inside(region, self.box, self.name)
+            columns = region.cols[1] - region.cols[0]
+            self.store(sized(source, region, columns, f"the piece of {self.name}"), region)
+
+    def put(self, parts: Parts, region: Region | None = None, *, key: Key = THE_WEIGHT) -> None:
+        """Put parts that are quantised already into their place, byte for byte, and count them.
+
+        Parts may come one by one. `LoadSession.close` wants all parts of every range; where any came this way, also
+        those of the input.
+
+        Args:
+            parts: tensors by name of the part, any device; those of the weight ``[experts, rows, cols / values]``, or
+                without the first axis for one expert; those of the input ``[cols / values]``.
+            region: where they go, in elements of the weight; the whole weight if None.
+            key: what the account calls the piece.
+
+        Raises:
+            ShapeError: the region cuts a block, or a part has other sizes.
+            FormatError: a part that the format does not have, or of another dtype.
+            LoadError: the region ends beyond the weight.
+        """
+        region = region or self.whole
+        for name, given in parts.items():
+            part = self.format.part(name)
+            tensor = part.raw(given)
+            with self._counted(key, region, name):
+                check_inside(region, self.box, self.name)
+                check_cut(region, self.shape, self.format, f"{name} of {self.name}")
+                if tensor.dtype != getattr(torch, part.dtype):
+                    raise FormatError(
+                        f"{name} of {self.name} cannot be put",
+                        seen=f"{given.dtype} {tuple(given.shape)}",
+                        rule=f"{name} of {self.format.name} are {part.dtype}, and are never converted",
+                        fix="give the bytes as they are in the checkpoint, or quantise from high precision",
+                    )
+                start, stop = region.cols[0], self.format.physical_k(region.cols[1])
+                columns, role = (stop - start) // part.values, f"{name} of {self.name}"
+                if part.operand == "input":
+                    row = Region((0, 1), (0, 1), region.cols)
+                    place = self.parts[name][start // part.values : stop // part.values]
+                    place.copy_(sized(tensor, row, columns, role)[0, 0])
+                    continue
+                pieces = sized(tensor, region, columns, role)
+                for index, expert in enumerate(range(*region.experts)):
+                    self._slice(part, expert, slice(*region.rows), start, stop).copy_(pieces[index])
+
     def store(
         self, source: torch.Tensor, region: Region, *, zero_tail: bool = False, loaded_k: int = 0
     ) -> None:
-        """Cast `source` to the target's dtype, quantise it and put it at `region`.
+        """Cast `source` to the target's dtype, quantise it and put it at `region`, without counting it.
 
         Args:
             source: ``[experts, rows, cols]`` of the region's sizes, any float dtype, strides and device.
@@ -159,7 +226,7 @@ class QuantTarget:
             ShapeError: the region cuts a block.
             NonFiniteError: NaN or infinity in the source, by the target's policy.
         """
-        self._check_blocks(region, zero_tail, loaded_k)
+        check_cut(region, self.shape, self.format, self.name, zero_tail=zero_tail, loaded_k=loaded_k)
         start, stop = region.cols
         first, last = region.rows
         as_it_is = (
@@ -171,9 +238,9 @@ class QuantTarget:
         for index, expert in enumerate(range(*region.experts)):
             for row in range(first, last, step):
                 rows = slice(row, min(row + step, last))
-                self._put(source[index, row - first : rows.stop - first], expert, rows, start)
+                self._quantize(source[index, row - first : rows.stop - first], expert, rows, start)
 
-    def _put(self, piece: torch.Tensor, expert: int, rows: slice, start: int) -> None:
+    def _quantize(self, piece: torch.Tensor, expert: int, rows: slice, start: int) -> None:
         """Quantise ``piece [rows, cols]`` into one expert, its first column being k = `start`."""
         stop = start + piece.shape[1]
         # An index in an error counts from the piece, so the piece is named as the slice that it is.
@@ -197,73 +264,20 @@ class QuantTarget:
         whole = self.parts[part.name]
         return (whole[expert] if self.stacked else whole)[rows, start // part.values : stop // part.values]
 
-    def _check_blocks(self, region: Region, zero_tail: bool, loaded_k: int) -> None:
-        start, stop = region.cols
-        k, block = self.shape[-1], self.format.block
-        if start % block == 0 and (stop % block == 0 or stop == k or zero_tail):
-            return
-        width = stop - start
-        near = sorted({width // block * block, padded(width, block)} - {0})
-        parts, rest = divmod(loaded_k, width)
-        cut = f"; the source has k = {loaded_k}, so TP size {parts} cuts it" if parts > 1 and not rest else ""
-        legal = ", ".join(map(str, legal_parts(loaded_k, block))) if cut else ""
-        raise ShapeError(
-            f"{self.name} cannot be quantised from this shard",
-            seen=f"the loader fills {region.describe(self.stacked)} of k = {k}{cut}",
-            rule=f"a shard begins and ends between blocks of {block} along k, or ends where k ends",
-            fix=f"use shards of k = {' or '.join(map(str, near))}{f' (TP size {legal})' if legal else ''}, "
-            "or keep this weight in high precision",
-        )
-
-    def _check(self) -> None:
-        if len(self.shape) not in (2, 3) or 0 in self.shape:
-            raise ShapeError(
-                f"{self.name} cannot be a target",
-                seen=f"shape {tuple(self.shape)}",
-                rule="a weight is [N, K], or [E, N, K] for stacked experts, and not empty",
-                fix="keep it in high precision, or reshape the parameter",
-            )
-        if self.dtype not in WEIGHT_DTYPES:
-            raise FormatError(
-                f"{self.name} cannot be a target",
-                seen=str(self.dtype),
-                rule=f"the engine's parameter is one of {', '.join(map(str, WEIGHT_DTYPES))}",
-                fix="pass the dtype in which the model would run without quantisation",
-            )
-
-    def _given(self, parts: Mapping[str, torch.Tensor]) -> Parts:
-        shapes = self.format.shapes(self.shape)
-        if parts.keys() != shapes.keys():
-            raise FormatError(
-                f"the parts of {self.name} do not fit",
-                seen=f"parts {', '.join(parts) or 'none'}",
-                rule=f"format {self.format.name} has {', '.join(shapes)}",
-                fix="pass all of them, or let the target allocate them",
-            )
-        device = parts[self.format.parts[0].name].device
-        for part in self.format.parts:
-            tensor, shape = parts[part.name], shapes[part.name]
-            if tuple(tensor.shape) != shape:
-                raise ShapeError(
-                    f"{part.name} of {self.name} do not fit",
-                    seen=f"shape {tuple(tensor.shape)}",
-                    rule=f"{part.name} of a weight {tuple(self.shape)} are {shape}",
-                    fix="allocate them in that shape, or let the target allocate them",
-                )
-            if tensor.dtype != getattr(torch, part.dtype) or tensor.is_meta or tensor.device != device:
-                raise FormatError(
-                    f"{part.name} of {self.name} cannot be filled",
-                    seen=f"{tensor.dtype} on {tensor.device}",
-                    rule=f"{part.name} are {part.dtype} on a real device, all parts on the same one",
-                    fix="materialise them before the load, or let the target allocate them",
-                )
-        return dict(parts)
+    @contextmanager
+    def _counted(self, key: Key, region: Region, part: str = "") -> Iterator[None]:
+        write = self.ledger.begin(key, region, part=part)
+        try:
+            yield
+        except BaseException as error:
+            self.ledger.fail(key, error)
+            raise
+        self.ledger.commit(key, [write])
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        parts: Parts = self.__dict__.get("parts", {})
-        if name in parts:
-            return parts[name]
-        raise AttributeError(f"a QuantTarget has no attribute {name!r}; its parts are {', '.join(parts)}")
+        if "storage" in self.__dict__ and any(part.name == name for part in self.format.parts):
+            return self.parts[name]
+        raise AttributeError(f"a QuantTarget has no attribute {name!r}, and its format no such part")
 
 
-__all__ = ["Arithmetic", "QuantTarget"]
+__all__ = ["QuantTarget"]

@@ -15,6 +15,7 @@ from mxfp4_core.backend import calls
 from mxfp4_core.backend.answers import No
 from mxfp4_core.backend.asking import verdict
 from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.options import Value
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Packed
 from mxfp4_core.errors import BackendError, FormatError
@@ -69,6 +70,7 @@ class Mxfp4Module(WeightBuffers):
         *,
         dtype: torch.dtype = torch.bfloat16,
         consume: bool = False,
+        options: Mapping[str, Value] | None = None,
         name: str = "",
     ) -> Self:
         """Derive the backend's layout on the device where the weights are.
@@ -82,6 +84,7 @@ class Mxfp4Module(WeightBuffers):
             dtype: of the activations.
             consume: nobody else uses the canonical bytes, so the layout may be made in their memory; else there
                 is a moment with one weight in both.
+            options: for the backend, ``Selection.problem.options``; those of the last ``prepare`` if None.
             name: name of the module in messages.
 
         Raises:
@@ -89,6 +92,7 @@ class Mxfp4Module(WeightBuffers):
             FormatError: the device cannot represent a scale byte of the weight.
         """
         problem = self.question(dtype)
+        problem = problem if options is None else replace(problem, options=options)
         answer = verdict(backend, problem)
         if isinstance(answer, No):
             raise BackendError(
@@ -156,7 +160,7 @@ class Mxfp4Module(WeightBuffers):
 
     def question(self, dtype: torch.dtype) -> Problem:
         """Return what to ask a backend: this problem for ``dtype``, on the device where the weights are."""
-        return replace(self.problem, dtype=str(dtype).removeprefix("torch."), device=Device.of(self._where()))
+        return replace(self.problem, dtype=str(dtype).removeprefix("torch."), device=Device.of(self.where))
 
     @contextlib.contextmanager
     def unprepared(self, fresh: Collection[Matrix] = ()) -> Iterator[Self]:
@@ -183,7 +187,7 @@ class Mxfp4Module(WeightBuffers):
         del weights
         try:
             yield self
-            if self.backend is None and self._where() != was.device:
+            if self.backend is None and self.where != was.device:
                 self.prepare(backend, dtype=getattr(torch, was.problem.dtype))
             if self.backend is not None:
                 return
@@ -219,7 +223,7 @@ class Mxfp4Module(WeightBuffers):
             buffers=dict(self._buffers),
             volatile=frozenset(self._non_persistent_buffers_set),
             biases={name: bias.clone() for name, bias in biases.items()},
-            device=self._where(),
+            device=self.where,
         )
 
     def _revert(self, was: Snapshot) -> None:
@@ -242,7 +246,7 @@ class Mxfp4Module(WeightBuffers):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.backend is not None:
-            probe = torch.empty(0, dtype=getattr(torch, self.problem.dtype), device=self._where())
+            probe = torch.empty(0, dtype=getattr(torch, self.problem.dtype), device=self.where)
             moved = fn(probe)
             if (moved.device, moved.dtype) != (probe.device, probe.dtype):
                 for matrix in self.matrices:

@@ -85,9 +85,7 @@ class WeightBuffers(nn.Module):
         """
         shape = self.shapes[matrix]
         if fresh:
-            return MxTensor.from_parts(
-                self.format, self.format.empty(shape, self._where()), shape, self.profile
-            )
+            return MxTensor.from_parts(self.format, self.format.empty(shape, self.where), shape, self.profile)
         weight = self.canonical(matrix)
         own = {each.untyped_storage().data_ptr() for each in self._buffers.values() if each is not None}
         parts = {
@@ -172,7 +170,9 @@ class WeightBuffers(nn.Module):
             del self._buffers[name]
             self._non_persistent_buffers_set.discard(name)
 
-    def _where(self) -> torch.device:
+    @property
+    def where(self) -> torch.device:
+        """The device of the weights."""
         return next(buffer for buffer in self._buffers.values() if buffer is not None).device
 
 

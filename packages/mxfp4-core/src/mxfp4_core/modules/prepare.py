@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -43,6 +44,8 @@ def prepare_model(
     Raises:
         BackendError: no backend for one of the modules; nothing was prepared then.
         ConfigError: as ``select_backend``.
+        FormatError: the device cannot represent a scale byte of a weight, which is named; modules before it are
+            prepared, the others are what they were.
     """
     modules = {key: module for key, module in model.named_modules() if isinstance(module, Mxfp4Module)}
     answers: dict[Problem, Selection] = {}
@@ -56,17 +59,30 @@ def prepare_model(
             level = logging.WARNING if answer.fallback else logging.INFO
             _LOG.log(level, "%s runs %s: %s", answer.backend.name, problem, answer.reason)
         chosen[key] = answers[problem]
-    users = Counter(place for module in modules.values() for place in set(_places(module)))
+    sole = alone(modules)
     for key, module in modules.items():
-        alone = all(users[place] == 1 for place in _places(module))
-        module.prepare(chosen[key].backend, dtype=dtype, consume=consume and alone)
+        choice = chosen[key]
+        module.prepare(
+            choice.backend,
+            dtype=dtype,
+            consume=consume and key in sole,
+            options=choice.problem.options,
+            name=key,
+        )
     return chosen
 
 
+def alone(modules: Mapping[str, Mxfp4Module]) -> set[str]:
+    """Return the names of those modules whose canonical bytes no other one of them holds."""
+    users = Counter(place for module in modules.values() for place in set(_places(module)))
+    return {key for key, module in modules.items() if all(users[place] == 1 for place in _places(module))}
+
+
 def _places(module: Mxfp4Module) -> list[int]:
-    """Return the addresses of the canonical bytes that a module holds."""
+    """Return the addresses of the canonical bytes that a module holds; none where they have no memory."""
     names = (name for matrix in module.matrices for name in module.buffer_names(matrix).values())
-    return [tensor.data_ptr() for name in names if (tensor := module._buffers.get(name)) is not None]
+    held = (module._buffers.get(name) for name in names)
+    return [tensor.data_ptr() for tensor in held if tensor is not None and not tensor.is_meta]
 
 
-__all__ = ["prepare_model"]
+__all__ = ["alone", "prepare_model"]

@@ -101,7 +101,8 @@ def quantize_(
             fallback=config.fallback,
             backend_options=config.backend_options,
         )
-        module.prepare(selection.backend, dtype=dtype, consume=True)
+        options = selection.problem.options
+        module.prepare(selection.backend, dtype=dtype, consume=True, options=options, name=site.path)
         model.set_submodule(site.path, module)
         selections[site.path] = selection
         # The plan keeps the module as a description; its weights would keep their memory.

@@ -1,0 +1,490 @@
+"""Sessions bound to modules: first loads, loads of modules that compute, parts that are quantised already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from loader_layers import weights
+from torch import Tensor, nn
+
+from mxfp4_core import Mxfp4Config, quantize
+from mxfp4_core.arithmetic.formats.registry import get
+from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend.problem import GPT_OSS_SWIGLU
+from mxfp4_core.backend.reference.backend import ReferenceBackend
+from mxfp4_core.errors import BackendError, FormatError, LoadError, NonFiniteError, ShapeError
+from mxfp4_core.loader import Key, LoadReportBuilder, LoadSession, QuantTarget, Region
+from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
+from mxfp4_core.testing import EmulatedBackend
+from mxfp4_core.testing.samples import random_routes, random_x
+
+N, K, E = 40, 96, 3
+SHAPES = {"up.weight": (N, K), "experts.gate_up_proj": (E, 2 * N, K), "experts.down_proj": (E, K, N)}
+NAN = float("nan")
+BACKENDS = {"reference": ReferenceBackend(), "emulated": EmulatedBackend()}
+kinds = pytest.mark.parametrize("name", ["reference", "emulated"])
+
+
+def model(device: str = "meta", bias: bool = False) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "up": Mxfp4Linear(N, K, bias=bias, device=device),
+            "norm": nn.LayerNorm(K),
+            "experts": Mxfp4Experts(E, N, K, top_k=2, bias=bias, device=device),
+        }
+    )
+
+
+class Session(LoadSession):
+    """One that prepares for a backend that no package registers."""
+
+    def bind(self, model: nn.Module, **options: Any) -> dict[str, QuantTarget]:
+        return super().bind(model, **{"backend": BACKENDS[self.config.fallback], **options})
+
+
+def session(name: str, **options: Any) -> LoadSession:
+    return Session(Mxfp4Config(fallback=name, tail="pad", **options))
+
+
+def values(seed: int) -> dict[str, Tensor]:
+    return {
+        name: weights(*shape, seed=seed + place) / 8 for place, (name, shape) in enumerate(SHAPES.items())
+    }
+
+
+def load(targets: dict[str, QuantTarget], new: dict[str, Tensor]) -> None:
+    for name, source in new.items():
+        targets[name].quantize(source)
+
+
+def run(built: nn.ModuleDict) -> list[Tensor]:
+    x, routes = random_x(5, K), random_routes(5, E, 2)
+    return [built["up"](x), built["experts"](x, *routes)]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def places(built: nn.Module) -> dict[str, int]:
+    return {name: buffer.data_ptr() for name, buffer in built.named_buffers()}
+
+
+def fresh(name: str, seed: int, bias: float | None = None) -> nn.ModuleDict:
+    """Return a model that was loaded in one go."""
+    built, opened = model("cpu", bias is not None), session(name)
+    for module in built.children():
+        if isinstance(module, Mxfp4Module):
+            for each in module.biases.values():
+                each.fill_(bias or 0)
+    load(opened.bind(built), values(seed))
+    opened.close()
+    return built
+
+
+# First loads.
+
+
+@kinds
+def test_a_model_on_meta_is_loaded_and_prepared(name: str) -> None:
+    built, opened, new = model(), session(name), values(0)
+    targets = opened.bind(built)
+    assert list(targets) == list(SHAPES)
+    assert built["up"].weight.is_meta and built["experts"].down_proj.is_meta, (
+        "nothing has memory before it is touched"
+    )
+    targets["up.weight"].quantize(new["up.weight"][:32], Region((0, 1), (0, 32), (0, K)))
+    assert not built["up"].weight.is_meta and built["experts"].down_proj.is_meta
+    assert targets["up.weight"].codes.data_ptr() == built["up"].weight.data_ptr()
+    targets["up.weight"].quantize(new["up.weight"][32:], Region((0, 1), (32, N), (0, K)))
+    load(targets, {key: new[key] for key in new if key != "up.weight"})
+    report = opened.close()
+    assert report.backend == name and report.phases["preparing"].wall > 0
+    for key, source in new.items():
+        path, _, own = key.rpartition(".")
+        state = built[path].state_dict()
+        assert torch.equal(state[own], quantize(source, tail="pad").codes)
+    assert built["up"].profile == "even/even"
+    assert same(run(built), run(fresh(name, 0)))
+
+
+def test_an_engines_own_loader_fills_the_module() -> None:
+    built, opened, new = model(), session("emulated"), values(0)
+    targets = opened.bind(built)
+    loaders = {name: opened.wrap(name, copy) for name in targets}
+    for name, source in new.items():
+        path, _, own = name.rpartition(".")
+        loaders[name](getattr(built[path], own), source)
+    opened.close()
+    assert same(run(built), run(fresh("emulated", 0)))
+
+
+def copy(param: Tensor, loaded_weight: Tensor) -> None:
+    param.data.copy_(loaded_weight)
+
+
+def test_a_module_alone_and_a_prefix() -> None:
+    module, opened = Mxfp4Linear(N, K, device="meta"), session("reference")
+    (name,) = opened.bind(module, prefix="model.layers.0.up", reason="override 2")
+    assert name == "model.layers.0.up.weight"
+    opened.targets[name].quantize(weights(N, K))
+    assert opened.close().quantised[0].reason == "override 2"
+    assert list(session("reference").bind(module)) == ["weight"]
+
+
+def test_stored_k_first() -> None:
+    module, opened = Mxfp4Linear(N, K, device="meta"), session("reference")
+    opened.bind(module, transposed=True)
+    opened.wrap("weight", copy)(torch.empty(K, N, device="meta"), weights(N, K).T.contiguous())
+    opened.close()
+    assert torch.equal(module.state_dict()["weight"], quantize(weights(N, K)).codes)
+
+
+def test_an_adapter_may_prepare_itself() -> None:
+    built, opened = model(), session("reference")
+    load(opened.bind(built, prepare=False), values(0))
+    opened.close()
+    assert built["up"].backend is None
+
+
+def test_a_backend_is_asked_before_anything_is_loaded() -> None:
+    built = nn.ModuleDict({"up": Mxfp4Linear(N, K, device="meta")})
+    opened = LoadSession(Mxfp4Config(backend="cuda-marlin"))
+    with pytest.raises(BackendError, match="cuda-marlin"):
+        opened.bind(built)
+    assert not opened.targets
+    opened = LoadSession(Mxfp4Config(backend="reference"))
+    opened.bind(built)["up.weight"].quantize(weights(N, K))
+    assert opened.close().backend == "reference" and built["up"].backend is not None
+
+
+def test_a_bias_that_nobody_loaded_is_named() -> None:
+    built, opened = model(bias=True), session("reference")
+    load(opened.bind(built), values(0))
+    with pytest.raises(LoadError, match=r"up\.bias was not loaded"):
+        opened.close()
+
+
+def test_a_first_load_that_cannot_be_packed_leaves_canonical_bytes() -> None:
+    built, opened = model(), session("emulated", nonfinite="nan")
+    new = values(0)
+    new["experts.down_proj"][1, 2, 3] = NAN
+    load(opened.bind(built), new)
+    with pytest.raises(FormatError, match=r"^experts\.down_proj: packing"):
+        opened.close()
+    assert built["experts"].backend is None
+    state = built["experts"].state_dict()
+    assert torch.equal(state["gate_up_proj"], quantize(new["experts.gate_up_proj"]).codes)
+
+
+# Loads into modules that compute.
+
+
+def whole(targets: dict[str, QuantTarget], new: dict[str, Tensor]) -> None:
+    load(targets, new)
+
+
+def backwards(targets: dict[str, QuantTarget], new: dict[str, Tensor]) -> None:
+    """Experts one by one, their halves by themselves, all in another order."""
+    for name in reversed(new):
+        target, source = targets[name], new[name]
+        experts, rows, cols = target.box
+        for expert in reversed(range(experts)):
+            for start in (rows // 2, 0):
+                region = Region((expert, expert + 1), (start, start + rows // 2), (0, cols))
+                piece = (source[expert] if source.ndim == 3 else source)[start : start + rows // 2]
+                target.quantize(piece, region, key=Key(shard=start, expert=expert))
+
+
+@kinds
+@pytest.mark.parametrize("arrive", [whole, backwards], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("again", [False, True], ids=["loaded by another", "loaded by this"])
+def test_a_refit_is_derived_again_into_the_same_memory(
+    name: str, arrive: Callable[[dict[str, QuantTarget], dict[str, Tensor]], None], again: bool
+) -> None:
+    built = fresh(name, 0)
+    opened = session(name)
+    targets = opened.bind(built)
+    old, before = run(built), places(built)
+    for seed in (10, 20) if again else (10,):
+        opened.begin()
+        arrive(targets, values(seed))
+        assert same(run(built), old), "the old weights compute until the load is closed"
+        opened.close()
+        assert places(built) == before
+        old = run(built)
+        assert same(old, run(fresh(name, seed)))
+
+
+@kinds
+def test_some_experts_and_some_rows_only(name: str) -> None:
+    built, opened = fresh(name, 0), session(name)
+    targets, before = opened.bind(built), places(built)
+    new, mixed = values(10), values(0)
+    opened.begin(subset=True)
+    targets["experts.down_proj"].quantize(new["experts.down_proj"][1], Region((1, 2), (0, K), (0, N)))
+    targets["experts.gate_up_proj"].quantize(
+        new["experts.gate_up_proj"][2, 7:9], Region((2, 3), (7, 9), (0, K))
+    )
+    targets["experts.gate_up_proj"].quantize(
+        new["experts.gate_up_proj"][2, 9:11, 32:64], Region((2, 3), (9, 11), (32, 64))
+    )
+    report = opened.close()
+    assert sum(group.count for group in report.quantised) == 2
+    mixed["experts.down_proj"][1] = new["experts.down_proj"][1]
+    mixed["experts.gate_up_proj"][2, 7:9] = new["experts.gate_up_proj"][2, 7:9]
+    mixed["experts.gate_up_proj"][2, 9:11, 32:64] = new["experts.gate_up_proj"][2, 9:11, 32:64]
+    want = model()
+    other = session(name)
+    load(other.bind(want), mixed)
+    other.close()
+    assert places(built) == before and same(run(built), run(want))
+
+
+@kinds
+def test_a_refit_with_holes_leaves_the_old_weights(name: str) -> None:
+    built, opened = fresh(name, 0, bias=0.5), session(name)
+    targets, old, before = opened.bind(built), run(built), places(built)
+    new = values(10)
+    opened.begin()
+    load(targets, {key: new[key] for key in new if key != "experts.down_proj"})
+    built["up"].bias.fill_(2.0)
+    for _ in range(2):
+        with pytest.raises(LoadError, match=r"experts\.down_proj: missing: nothing was loaded"):
+            opened.close()
+        assert same(run(built), old) and places(built) == before
+    targets["experts.down_proj"].quantize(new["experts.down_proj"])
+    opened.close()
+    assert places(built) == before
+    want = fresh(name, 10, bias=0.5)
+    want["up"].bias.fill_(2.0)
+    want["up"].prepare(want["up"].backend)
+    assert same(run(built), run(want)), "what was missing came, and the bias that was held back"
+
+
+@kinds
+def test_a_load_that_was_given_up_is_forgotten(name: str) -> None:
+    built, opened = fresh(name, 0, bias=0.5), session(name)
+    targets, old, before = opened.bind(built), run(built), places(built)
+    opened.begin()
+    load(targets, {"up.weight": values(10)["up.weight"]})
+    built["up"].bias.fill_(2.0)
+    bad = values(10)["experts.down_proj"]
+    bad[0, 0, 0] = NAN
+    with pytest.raises(NonFiniteError):
+        targets["experts.down_proj"].quantize(bad)
+    opened.begin(subset=True)
+    assert opened.close().quantised == ()
+    assert same(run(built), old) and places(built) == before
+
+
+def test_a_pack_that_refuses_leaves_every_module_as_it_was() -> None:
+    built, opened = fresh("emulated", 0, bias=0.5), session("emulated", nonfinite="nan")
+    targets, old, before = opened.bind(built), run(built), places(built)
+    new = values(10)
+    new["experts.down_proj"][1, 2, 3] = NAN
+    for _ in range(2):
+        opened.begin()
+        load(targets, new)
+        built["up"].bias.fill_(2.0)
+        with pytest.raises(FormatError, match=r"^experts\.down_proj: packing"):
+            opened.close()
+        assert same(run(built), old) and places(built) == before
+        with pytest.raises(LoadError, match="nothing was loaded"):
+            opened.close()
+    opened.begin()
+    load(targets, values(20))
+    opened.close()
+    assert places(built) == before and same(run(built), run(fresh("emulated", 20, bias=0.5)))
+
+
+@kinds
+def test_a_bias_alone_is_packed_again(name: str) -> None:
+    built, opened = fresh(name, 0, bias=0.5), session(name)
+    opened.bind(built)
+    before = places(built)
+    opened.begin(subset=True)
+    built["experts"].down_proj_bias.fill_(3.0)
+    opened.close()
+    want = fresh(name, 0, bias=0.5)
+    with want["experts"].unprepared():
+        want["experts"].down_proj_bias.fill_(3.0)
+    assert places(built) == before and same(run(built), run(want))
+
+
+def test_other_shapes_are_refused_before_anything_is_written() -> None:
+    built, opened = fresh("emulated", 0), session("emulated")
+    targets, old, before = opened.bind(built), run(built), places(built)
+    opened.begin(subset=True)
+    for source, region, error in (
+        (weights(N + 1, K), None, ShapeError),
+        (weights(N, K + 32), None, ShapeError),
+        (weights(4, K), Region((0, 1), (N - 2, N + 2), (0, K)), LoadError),
+        (weights(N, 16), Region((0, 1), (0, N), (0, 16)), ShapeError),
+    ):
+        with pytest.raises(error, match=r"up\.weight"):
+            targets["up.weight"].quantize(source, region)
+    with pytest.raises(LoadError, match=r"up\.weight"):
+        opened.close()
+    assert same(run(built), old) and places(built) == before
+
+
+# Parts that are quantised already.
+
+FORMATS = ["mxfp4", "mxfp4+input_scale", "mxfp4-dual", "mxfp4-dual+input_scale", "mxfp8"]
+
+
+def stored(shape: tuple[int, ...], name: str, seed: int = 0) -> MxTensor:
+    made = quantize(weights(*shape, seed=seed), format=name, tail="pad")
+    for part in get(name).parts:
+        if part.operand == "input":
+            made.parts[part.name].copy_(torch.arange(1.0, 1 + made.parts[part.name].numel()))
+    return made
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_parts_are_put_byte_for_byte(name: str) -> None:
+    module = Mxfp4Experts(E, 48, 544, top_k=2, format=name, device="meta")
+    opened = LoadSession()
+    targets = opened.bind(module, prepare=False, exact=True)
+    whole = {key: stored(tuple(target.shape), name) for key, target in targets.items()}
+    block = get(name).block
+    for key, tensor in whole.items():
+        target = targets[key]
+        for part in tensor.format.parts:
+            data = tensor.parts[part.name]
+            if part.operand == "input":
+                target.put({part.name: data})
+                continue
+            for expert in range(E):
+                for start in range(0, target.shape[-1], block):
+                    stop = min(start + block, target.shape[-1])
+                    region = Region((expert, expert + 1), (0, target.shape[1]), (start, stop))
+                    end = target.format.physical_k(stop)
+                    piece = data[expert][:, start // part.values : end // part.values]
+                    target.put(
+                        {part.name: piece.view(torch.float8_e8m0fnu) if part.name == "scales" else piece},
+                        region,
+                    )
+    opened.close()
+    state = module.state_dict()
+    for matrix, key in module.matrices.items():
+        for part, buffer in module.buffer_names(matrix).items():
+            assert torch.equal(state[buffer].view(torch.uint8), whole[key].parts[part].view(torch.uint8)), (
+                buffer
+            )
+
+
+def test_codes_without_scales_are_an_error_also_for_a_subset() -> None:
+    module, opened = Mxfp4Linear(N, K, device="meta"), session("reference")
+    target, tensor = opened.bind(module, exact=True)["weight"], stored((N, K), "mxfp4")
+    target.put({"codes": tensor.codes})
+    half = Region((0, 1), (0, 10), (0, K))
+    target.put({"scales": tensor.scales[:10]}, half)
+    with pytest.raises(LoadError, match="weight: scales: missing: rows 10:40"):
+        opened.close()
+    target.put({"scales": tensor.scales[10:]}, Region((0, 1), (10, N), (0, K)))
+    opened.close()
+    want, before = run_linear(module), places(module)
+    opened.begin(subset=True)
+    target.put({"codes": tensor.codes[:10]}, half)
+    with pytest.raises(LoadError, match="scales: missing"):
+        opened.close()
+    assert torch.equal(run_linear(module), want) and places(module) == before
+
+
+def run_linear(module: Mxfp4Linear) -> Tensor:
+    return module(random_x(3, K))
+
+
+def test_the_part_of_the_input_comes_with_those_of_the_weight() -> None:
+    module, opened = Mxfp4Linear(N, K, format="mxfp4+input_scale", device="meta"), LoadSession()
+    target, tensor = (
+        opened.bind(module, exact=True, prepare=False)["weight"],
+        stored((N, K), "mxfp4+input_scale"),
+    )
+    target.put({"codes": tensor.codes, "scales": tensor.scales})
+    with pytest.raises(LoadError, match="input_scale: missing"):
+        opened.close()
+    target.put({"input_scale": tensor.input_scale})
+    opened.close()
+    with pytest.raises(ShapeError, match="input_scale"):
+        target.put({"input_scale": tensor.input_scale[:32]})
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    opened = session("reference")
+    target = opened.bind(Mxfp4Linear(N, K, device="meta"), exact=True)["weight"]
+    tensor = stored((N, K), "mxfp4")
+    with pytest.raises(ShapeError, match="blocks of 32"):
+        target.put({"codes": tensor.codes[:, :8]}, Region((0, 1), (0, N), (0, 16)))
+    with pytest.raises(ShapeError, match="codes of weight"):
+        target.put({"codes": tensor.codes[1:]})
+    with pytest.raises(FormatError, match="never converted"):
+        target.put({"codes": tensor.codes.float()})
+    with pytest.raises(FormatError, match="no part 'level0'"):
+        target.put({"level0": tensor.codes})
+    with pytest.raises(LoadError, match="its loader for the weight raised FormatError"):
+        opened.close()
+    target.put(tensor.parts)
+    opened.close()
+
+
+def test_put_twice_is_a_duplicate() -> None:
+    opened = session("reference")
+    target, tensor = (
+        opened.bind(Mxfp4Linear(N, K, device="meta"), exact=True)["weight"],
+        stored((N, K), "mxfp4"),
+    )
+    target.put(tensor.parts)
+    target.put({"scales": tensor.scales})
+    with pytest.raises(LoadError, match="scales: duplicate"):
+        opened.close()
+
+
+def test_quantised_and_stored_pieces_go_into_one_weight() -> None:
+    module, opened = Mxfp4Linear(N, K, device="meta"), session("reference")
+    target, source = opened.bind(module)["weight"], weights(N, K)
+    stored_rows = quantize(source[:16], profile="quark")
+    target.put(stored_rows.parts, Region((0, 1), (0, 16), (0, K)))
+    target.quantize(source[16:], Region((0, 1), (16, N), (0, K)))
+    opened.close()
+    codes = module.state_dict()["weight"]
+    assert torch.equal(codes, torch.cat([stored_rows.codes, quantize(source[16:]).codes]))
+
+
+def test_k_of_a_stored_weight_may_end_inside_a_block() -> None:
+    strict = LoadSession(Mxfp4Config(backend="reference"))
+    with pytest.raises(ShapeError, match="cannot be sharded along k"):
+        strict.bind(Mxfp4Linear(8, 70, device="meta"))
+    module = Mxfp4Linear(8, 70, device="meta")
+    opened = LoadSession(Mxfp4Config(backend="reference"))
+    target = opened.bind(module, exact=True)["weight"]
+    target.put(quantize(weights(8, 70), tail="pad").parts)
+    opened.close()
+    assert module(random_x(2, 70)).shape == (2, 8)
+
+
+def test_gpt_oss_experts_are_refitted_in_any_order() -> None:
+    built = Mxfp4Experts(E, N, K, top_k=2, gate=GPT_OSS_SWIGLU, device="meta")
+    opened = session("emulated")
+    targets = opened.bind(built)
+    names = {"gate_up_proj": (E, 2 * N, K), "down_proj": (E, K, N)}
+    for seed in (0, 1):
+        for key, shape in names.items():
+            targets[key].quantize(weights(*shape, seed=seed))
+        opened.close()
+        opened.begin()
+    state = built.state_dict()
+    assert all(
+        torch.equal(state[key], quantize(weights(*s, seed=1), tail="pad").codes) for key, s in names.items()
+    )
+
+
+def test_the_report_watches_what_is_bound() -> None:
+    opened = LoadSession(Mxfp4Config(backend="reference"), report=LoadReportBuilder(devices=()))
+    opened.bind(Mxfp4Linear(N, K, device="meta"))
+    assert opened.report.watched == ()
