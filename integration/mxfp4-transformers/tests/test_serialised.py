@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tiny import DEVICE, load, logits, settings, tensors, widened_model
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 import mxfp4_transformers
+from mxfp4_core import quantize
+from mxfp4_core.backend import No, Problem, Verdict
+from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.errors import (
     BackendError,
     CheckpointError,
@@ -24,7 +28,7 @@ from mxfp4_core.errors import (
     DialectError,
     LoadError,
 )
-from mxfp4_core.modules import Mxfp4Linear
+from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
 from mxfp4_transformers import Mxfp4Config, filler
 
 Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
@@ -55,6 +59,36 @@ def made(
     return make
 
 
+@pytest.fixture(scope="module")
+def gpt_oss(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as OpenAI stores its models: experts in blocks of 16 bytes, all else in high precision."""
+    path = tmp_path_factory.mktemp("gpt_oss")
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors(checkpoints["gpt_oss"]).items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            packed = quantize(tensor.transpose(-1, -2).contiguous(), profile="triton-kernels")
+            stored[f"{name}_blocks"] = packed.codes.unflatten(-1, (-1, 16)).contiguous()
+            stored[f"{name}_scales"] = packed.scales
+        else:
+            stored[name] = tensor
+    save_file(stored, path / "model.safetensors", {"format": "pt"})
+    config = json.loads((checkpoints["gpt_oss"] / "config.json").read_text())
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def rounding(path: Path, root: Path) -> Path:
+    """Return a copy of a Quark checkpoint whose activations are MXFP4, too."""
+    shutil.copytree(path, root / "w4a4")
+    config = json.loads((path / "config.json").read_text())
+    scheme = config["quantization_config"]["global_quant_config"]
+    scheme["input_tensors"] = {**scheme["weight"], "is_dynamic": True}
+    (root / "w4a4/config.json").write_text(json.dumps(config))
+    return root / "w4a4"
+
+
 def same(model: Any, other: Any) -> None:
     """Check that two models hold the same bytes under the same names."""
     state, wanted = model.state_dict(), other.state_dict()
@@ -76,6 +110,29 @@ def test_the_bytes_of_the_folder_are_the_bytes_of_the_model(
     assert model.name_or_path == str(made(name, dialect))
     if dialect == "quark":
         assert model.mxfp4_report.profile == "quark"
+
+
+def test_gpt_oss_as_it_is_published(gpt_oss: Path, checkpoints: dict[str, Path]) -> None:
+    model = from_pretrained(gpt_oss, dtype=torch.float32)
+    experts = [module for module in model.modules() if isinstance(module, Mxfp4Experts)]
+    assert len(experts) == 2 and all(module.problem.gate.interleaved for module in experts)
+    assert not any(isinstance(module, Mxfp4Linear) for module in model.modules())
+    own = AutoModelForCausalLM.from_pretrained(
+        gpt_oss, quantization_config=transformers.Mxfp4Config(dequantize=True), dtype=torch.float32
+    )
+    torch.testing.assert_close(logits(model), logits(own), rtol=1e-4, atol=1e-4)
+    source = quantize(
+        tensors(checkpoints["gpt_oss"])["model.layers.0.mlp.experts.down_proj"].transpose(-1, -2),
+        profile="triton-kernels",
+    )
+    assert torch.equal(model.state_dict()["model.layers.0.mlp.experts.down_proj"].cpu(), source.codes)
+
+
+def test_gpt_oss_saved_in_our_dialect(gpt_oss: Path, tmp_path: Path) -> None:
+    model = from_pretrained(gpt_oss)
+    model.save_pretrained(tmp_path)
+    same(from_pretrained(tmp_path), model)
+    assert torch.equal(logits(from_pretrained(tmp_path)), logits(model))
 
 
 def test_a_checkpoint_in_high_precision_is_quantised(checkpoints: dict[str, Path]) -> None:
@@ -121,12 +178,7 @@ def test_other_classes_of_model(made: Callable[[str, str], Path]) -> None:
 
 
 def test_what_the_folder_says_is_what_is_computed(made: Callable[[str, str], Path], tmp_path: Path) -> None:
-    path = tmp_path / "w4a4"
-    shutil.copytree(made("llama", "quark"), path)
-    config = json.loads((path / "config.json").read_text())
-    scheme = config["quantization_config"]["global_quant_config"]
-    scheme["input_tensors"] = {**scheme["weight"], "is_dynamic": True}
-    (path / "config.json").write_text(json.dumps(config))
+    path = rounding(made("llama", "quark"), tmp_path)
     plain, model = from_pretrained(made("llama", "quark")), from_pretrained(path)
     modes = {module.problem.activation for module in model.modules() if isinstance(module, Mxfp4Linear)}
     assert modes == {"mxfp4"}
@@ -137,12 +189,7 @@ def test_what_the_folder_says_is_what_is_computed(made: Callable[[str, str], Pat
 def test_activations_can_be_left_alone_by_name(
     made: Callable[[str, str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "w4a4"
-    shutil.copytree(made("llama", "quark"), path)
-    config = json.loads((path / "config.json").read_text())
-    scheme = config["quantization_config"]["global_quant_config"]
-    scheme["input_tensors"] = {**scheme["weight"], "is_dynamic": True}
-    (path / "config.json").write_text(json.dumps(config))
+    path = rounding(made("llama", "quark"), tmp_path)
     with caplog.at_level(logging.WARNING, "mxfp4_transformers"):
         model = from_pretrained(path, Mxfp4Config(backend="reference", activation="none"))
     assert any("made for mxfp4" in record.getMessage() for record in caplog.records)
@@ -167,6 +214,41 @@ def test_a_config_that_contradicts_the_folder(
 def test_a_config_that_agrees_with_the_folder(made: Callable[[str, str], Path]) -> None:
     config = Mxfp4Config(backend="reference", profile="quark", activation="none")
     same(from_pretrained(made("llama", "quark"), config), from_pretrained(made("llama", "quark")))
+
+
+def test_what_no_backend_takes_is_refused_or_widened(
+    made: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = made("llama", "quark")
+    plain = from_pretrained(path, dtype=torch.float32)
+    supports = ReferenceBackend.supports
+
+    def small(self: ReferenceBackend, problem: Problem) -> Verdict:
+        return No("k is 96", "pad it") if problem.k == 96 else supports(self, problem)
+
+    monkeypatch.setattr(ReferenceBackend, "supports", small)
+    with pytest.raises(BackendError, match="k is 96") as caught:
+        from_pretrained(path, dtype=torch.float32)
+    assert "refused='keep'" in caught.value.fix
+    with caplog.at_level(logging.WARNING, "mxfp4_core.modules"):
+        model = from_pretrained(path, Mxfp4Config(backend="reference", refused="keep"), dtype=torch.float32)
+    down = model.model.layers[1].mlp.down_proj
+    assert type(down) is nn.Linear
+    assert torch.equal(
+        down.weight, plain.model.layers[1].mlp.down_proj.canonical("weight").dequantize(torch.float32)
+    )
+    assert "layers.1.mlp.down_proj is widened" in caplog.text
+    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-4, atol=1e-4)
+    assert "k is 96" in mxfp4_transformers.summary(model)
+
+
+def test_the_error_says_what_to_do_about_activations(
+    made: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReferenceBackend, "supports", lambda self, problem: No("no", "no"))
+    with pytest.raises(BackendError) as caught:
+        from_pretrained(rounding(made("llama", "quark"), tmp_path))
+    assert "activation='none', so that x is not rounded to mxfp4" in caught.value.fix
 
 
 def test_a_backend_that_is_not_there(made: Callable[[str, str], Path]) -> None:

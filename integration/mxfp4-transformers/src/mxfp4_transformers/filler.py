@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.checkpoint import Checkpoint
 from mxfp4_core.loader import LoadReportBuilder
 from mxfp4_core.modules import Weight
@@ -21,28 +22,40 @@ class Filler:
     """Fills the weights of one load with what a checkpoint has.
 
     Attributes:
-        weights: what the model holds, by name.
+        weights: what the model holds quantised, by name.
+        widened: what it holds in high precision although the checkpoint has it quantised.
         composed: what each of them is made of.
         checkpoint: the files.
         device_of: where a weight goes.
         report: counts the time.
+        dtype: of what is widened.
     """
 
     weights: Mapping[str, Weight]
+    widened: Mapping[str, Weight]
     composed: Mapping[str, Composed]
     checkpoint: Checkpoint
     device_of: Callable[[str], torch.device]
     report: LoadReportBuilder
+    dtype: torch.dtype
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Filler:
         # transformers copies a converter for every parameter; one load has one filler.
         return self
 
     def fill(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the parts of a weight, by their names in the model."""
-        weight, made = self.weights[name], self.composed[name].parts
-        parts = weight.empty(self.device_of(name))
-        for part, recipe in made.items():
+        """Return the parts of a weight, by their names in the model, or the weight itself where it is widened."""
+        if name in self.widened:
+            weight = self.widened[name]
+            tensor = MxTensor.from_parts(weight.kind, self._parts(weight), weight.shape)
+            values = tensor.dequantize(self.dtype)
+            return {name: values.transpose(-1, -2).contiguous() if weight.transposed else values}
+        weight = self.weights[name]
+        return {weight.names[part]: tensor for part, tensor in self._parts(weight).items()}
+
+    def _parts(self, weight: Weight) -> dict[str, torch.Tensor]:
+        parts = weight.empty(self.device_of(weight.name))
+        for part, recipe in self.composed[weight.name].parts.items():
             into = parts[part]
             step = max(1, _PIECE // max(1, recipe.row_bytes))
             for start in range(0, recipe.shape[0], step):
@@ -50,7 +63,7 @@ class Filler:
                 with self.report.timing("reading"):
                     into[start:stop].copy_(recipe.load(self.checkpoint, start, stop).view(into.dtype))
                 self.report.sample()
-        return {weight.names[part]: tensor for part, tensor in parts.items()}
+        return parts
 
 
 __all__ = ["Filler"]

@@ -110,7 +110,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self._headers = compat.headers(checkpoint_files)
         self._dtype = dtype or model.dtype
         if (serialised := self.quantization_config.serialised) is not None:
-            self.plan = serialised.plan(model, core)
+            self.plan = serialised.plan(model, core, devices, self._dtype)
         elif self.pre_quantized:
             self.plan = plan_reload(model, self.quantization_config, self._headers)
         else:
@@ -147,7 +147,7 @@ class Mxfp4Quantizer(HfQuantizer):
             return with_scales(weight_conversions, self.plan)
         builder = self._builder or LoadReportBuilder()
         if (serialised := self.quantization_config.serialised) is not None:
-            placed = serialised.placed(self.plan, self._device_of, builder, model.base_model_prefix)
+            placed = serialised.placed(self.plan, self._device_of, builder, model, self._dtype)
             self._operation = FillOp(placed.filler)
             return [placed, *weight_conversions]
         feed = Feed(self.plan.weights, self._headers, self._dtype, self._device_of)

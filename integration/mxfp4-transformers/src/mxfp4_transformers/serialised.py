@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from mxfp4_core.modules import (
     ModelPlan,
     Site,
     Stored,
+    Weight,
+    ask_backends,
     decide,
     find_gate,
     find_sites,
@@ -34,6 +37,7 @@ from mxfp4_transformers.folder import Folder, Marker
 from mxfp4_transformers.ops import Placed
 from mxfp4_transformers.view import view_of
 
+_LOG = logging.getLogger("mxfp4_transformers")
 _NATIVE = "mxfp4-core"
 
 
@@ -46,27 +50,32 @@ class Serialised:
         state: what transformers loads, which it was given before the model was there.
         composed: what each weight of the model is made of, by name.
         config: what a saved copy of the model says about itself.
+        widened: weights that no backend takes and that are kept, by name.
     """
 
     folder: Folder
     state: dict[str, Any] = field(default_factory=dict[str, Any])
     composed: dict[str, Composed] = field(default_factory=dict[str, Composed])
     config: CoreConfig | None = None
+    widened: dict[str, Weight] = field(default_factory=dict[str, Weight])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Serialised:
         # transformers copies configs, and one of them carries this to the quantizer; one load has one.
         return self
 
-    def plan(self, model: Any, core: CoreConfig) -> ModelPlan:
+    def plan(self, model: Any, core: CoreConfig, devices: list[str], dtype: torch.dtype) -> ModelPlan:
         """Decide from the folder what each module is, and check that it is complete.
 
         Args:
             model: on the meta device, with its own modules.
             core: what was agreed on.
+            devices: where the model will be.
+            dtype: of the model.
 
         Raises:
             LoadError: weights are missing, have no place in the model or do not fit.
             ConfigError: the folder contradicts itself.
+            BackendError: no backend takes a weight, as the folder says how to compute with it.
         """
         contents, conversions = self.folder.contents, converters.default_conversions(model)
         composed = compose(contents.entries, conversions, model)
@@ -87,7 +96,9 @@ class Serialised:
             self._arrange(site)
         self._check_shapes(plan)
         self._check_rest(model, plan, view)
+        self.widened = ask_backends(model, plan, core, devices, dtype)
         self.config = stored_config(model, plan, core, view)
+        self._say_what_is_left_out(plan)
         self.state.update(self.folder.plain(), **{name: Marker() for name in self.composed})
         return plan
 
@@ -96,10 +107,14 @@ class Serialised:
         plan: ModelPlan,
         device_of: Callable[[str], torch.device],
         report: LoadReportBuilder,
-        prefix: str,
+        model: Any,
+        dtype: torch.dtype,
     ) -> Placed:
         """Return the converter that fills the quantised weights; it comes before those of the model."""
-        return Placed(Filler(plan.weights, self.composed, self.folder.checkpoint, device_of, report), prefix)
+        filler = Filler(
+            plan.weights, self.widened, self.composed, self.folder.checkpoint, device_of, report, dtype
+        )
+        return Placed(filler, model.base_model_prefix)
 
     def undone(self, model: Any, conversions: list[WeightTransform]) -> list[WeightTransform]:
         """Return what saving has to undo: what the names of the folder would have made use of."""
@@ -121,6 +136,13 @@ class Serialised:
                 fix="ask for activation='none'",
             )
         return known
+
+    def _say_what_is_left_out(self, plan: ModelPlan) -> None:
+        if self.folder.contents.static and "fp8" in plan.activations.values():
+            _LOG.warning(
+                "%d scales of activations in the checkpoint are not used: x gets its scales when it is computed with",
+                len(self.folder.contents.static),
+            )
 
     def _arrange(self, site: Site) -> None:
         """Give fused rows of gate and up the order that the model has."""

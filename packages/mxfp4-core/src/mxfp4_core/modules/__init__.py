@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.sites import find_gate as find_gate
     from mxfp4_core.modules.sites import find_sites as find_sites
     from mxfp4_core.modules.stored import Stored as Stored
+    from mxfp4_core.modules.stored import ask_backends as ask_backends
     from mxfp4_core.modules.stored import plan_stored as plan_stored
     from mxfp4_core.modules.stored import stored_config as stored_config
     from mxfp4_core.modules.table import summary as summary
     from mxfp4_core.modules.weights import Weight as Weight
 
 _HOMES = {
+    "ask_backends": "stored",
     "decide": "decisions",
     "stored_config": "stored",
     "plan_stored": "stored",
@@ -77,6 +79,7 @@ __all__ = [
     "Site",
     "Stored",
     "Weight",
+    "ask_backends",
     "chosen_backends",
     "decide",
     "describe_parameters",

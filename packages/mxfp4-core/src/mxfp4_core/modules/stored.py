@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
+import torch
 from torch import nn
 
 from mxfp4_core.config.schema import Mxfp4Config, Override
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import ConfigError
+from mxfp4_core.modules.ask import refused_by_backends
 from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
 from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.modules.model_view import view_of
-from mxfp4_core.modules.refusals import Refusal, ignoring
+from mxfp4_core.modules.refusals import Refusal, ignoring, reasons_of, refuse
 from mxfp4_core.modules.sites import Site, find_sites
+from mxfp4_core.modules.weights import Weight
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.view import ModelView
 
+_LOG = logging.getLogger("mxfp4_core.modules")
 IN_CHECKPOINT = "in the checkpoint"
 
 
@@ -97,6 +102,54 @@ def plan_stored(
     return plan
 
 
+def ask_backends(
+    model: nn.Module,
+    plan: ModelPlan,
+    config: Mxfp4Config,
+    devices: Sequence[str],
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Weight]:
+    """Ask backends about the weights that a checkpoint holds, before any of them is read.
+
+    Args:
+        model: with its own modules.
+        plan: made by `plan_stored`. With ``refused="keep"``, modules that no backend takes leave it.
+        config: which backend, and what happens to what it refuses.
+        devices: where the model will run, as torch names them.
+        dtype: of the activations.
+
+    Returns:
+        The weights of the modules that left the plan, by name: they have to be widened to high precision.
+
+    Raises:
+        BackendError: no backend takes a module.
+    """
+    refusals = refused_by_backends(model, plan.sites, config, plan, devices, dtype)
+    if not refusals:
+        return {}
+    if config.refused == "error":
+        modes = {plan.activations[each.path] for each in refusals} - {"none", "auto"}
+        fixes = (
+            [f"pass activation='none', so that x is not rounded to {' or '.join(sorted(modes))}"]
+            if modes
+            else []
+        )
+        fixes += ["pass refused='keep', which widens them to high precision"]
+        fixed = [replace(each, fix=", or ".join(filter(None, [*fixes, each.fix]))) for each in refusals]
+        refuse(fixed, lambda patterns: True, something_left=False)
+    gone = {each.path for each in refusals}
+    weights = {
+        name: plan.weights[name]
+        for site in plan.sites
+        if site.path in gone
+        for name in map(site.name, site.weights)
+    }
+    plan.drop(reasons_of(refusals))
+    for path, why in plan.refused.items():
+        _LOG.warning("%s is widened to high precision, %s", path, why)
+    return weights
+
+
 def stored_config(
     model: nn.Module, plan: ModelPlan, config: Mxfp4Config, view: ModelView | None = None
 ) -> Mxfp4Config:
@@ -151,4 +204,4 @@ def _contradiction(seen: str, rule: str, fix: str = "write the checkpoint again"
     raise ConfigError("the config contradicts the checkpoint", seen=seen, rule=rule, fix=fix)
 
 
-__all__ = ["IN_CHECKPOINT", "Stored", "plan_stored", "stored_config"]
+__all__ = ["IN_CHECKPOINT", "Stored", "ask_backends", "plan_stored", "stored_config"]
