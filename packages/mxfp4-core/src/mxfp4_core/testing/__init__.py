@@ -19,16 +19,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mxfp4_core.testing.conformance import BackendConformance
     from mxfp4_core.testing.emulated import EmulatedBackend
+    from mxfp4_core.testing.suite_format import FormatConformance
     from mxfp4_core.testing.suite_models import ModelExample, ModelProviderConformance
 
 _HOME = {
     "BackendConformance": "conformance",
     "EmulatedBackend": "emulated",
+    "FormatConformance": "suite_format",
     "ModelExample": "suite_models",
     "ModelProviderConformance": "suite_models",
 }
 
-__all__ = ["BackendConformance", "EmulatedBackend", "ModelExample", "ModelProviderConformance"]
+__all__ = [
+    "BackendConformance",
+    "EmulatedBackend",
+    "FormatConformance",
+    "ModelExample",
+    "ModelProviderConformance",
+]
 
 
 def __getattr__(name: str) -> Any:

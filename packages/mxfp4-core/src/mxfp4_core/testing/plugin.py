@@ -27,6 +27,7 @@ _SUITES = (
     "fixtures",
     "judge",
     "suite_activations",
+    "suite_format",
     "suite_gates",
     "suite_large",
     "suite_layout",
