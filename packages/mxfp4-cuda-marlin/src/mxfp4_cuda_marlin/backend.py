@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch import Tensor
-
-from mxfp4_core.arithmetic import MxTensor, padded, quantize_triton
+from mxfp4_core.arithmetic import padded
 from mxfp4_core.backend import (
     Backend,
     Choice,
@@ -24,14 +21,38 @@ from mxfp4_core.backend import (
     Routes,
     Verdict,
     Yes,
+    torch_build,
 )
-from mxfp4_cuda_marlin import choices, compute, ops, warmup
-from mxfp4_cuda_marlin.checks import MAX_EXPERTS, MAX_TOP_K, SIZE_MAX
+from mxfp4_cuda_marlin import choices, warmup
 from mxfp4_cuda_marlin.kernels.build import PACKAGES
-from mxfp4_cuda_marlin.layout import LARGE_MAX, TILE, Sm90Layout
-from mxfp4_cuda_marlin.quantize import PROFILES
+from mxfp4_cuda_marlin.limits import (
+    LARGE_MAX,
+    MAX_EXPERTS,
+    MAX_TOP_K,
+    PROFILES,
+    SIZE_MAX,
+    TILE,
+    layout_id,
+    rows_of,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mxfp4_core.arithmetic import MxTensor
 
 _INSTALL: Final = {"cuda-bindings": f"pip install {PACKAGES}", "triton": "pip install 'triton>=3.4'"}
+
+ops: Any = None
+"""The module of the operators once one is called: verdicts are given without torch, whose import takes a second."""
+
+
+def _load() -> Any:
+    global ops
+    from mxfp4_cuda_marlin import ops as loaded
+
+    ops = loaded
+    return ops
 
 
 class CudaMarlinBackend(Backend):
@@ -85,7 +106,7 @@ class CudaMarlinBackend(Backend):
                 "cut the layer into shards",
             )
         if problem.op == "linear":
-            return Yes(f"layout {Sm90Layout().id}")
+            return Yes(f"layout {layout_id()}")
         if problem.experts > MAX_EXPERTS:
             return No(
                 f"{problem.experts} experts, the routing kernel takes {MAX_EXPERTS}", "use expert parallelism"
@@ -101,25 +122,27 @@ class CudaMarlinBackend(Backend):
             )
         needed = 0
         if problem.m:
+            from mxfp4_cuda_marlin import compute
+
             n, k = padded(problem.n, TILE), padded(problem.k, TILE)
             needed = compute.moe_bytes(problem.m, problem.top_k, problem.experts, n, k, problem.total_experts)
-        return Yes(f"layout {self.layout(problem, 'gate_up').id}", needed)
+        return Yes(f"layout {layout_id(rows_of(problem.gate.interleaved))}", needed)
 
     def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
         """Return tiles of 64 by 64, with gate and up rows side by side for ``gate_up``."""
-        if matrix != "gate_up":
-            return Sm90Layout()
-        return Sm90Layout("gate-up-interleaved" if problem.gate.interleaved else "gate-up")
+        from mxfp4_cuda_marlin.layout import Sm90Layout
+
+        return Sm90Layout(rows_of(problem.gate.interleaved)) if matrix == "gate_up" else Sm90Layout()
 
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         """Compute ``x @ weight.T + bias``; see ``Backend.linear``."""
         t = weight.tensors
-        return ops.linear(x, t["codes"], t["scales"], t.get("bias"))
+        return (ops or _load()).linear(x, t["codes"], t["scales"], t.get("bias"))
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``. Ids out of range are empty slots."""
         up, gate = gate_up.tensors, problem.gate
-        return ops.moe(
+        return (ops or _load()).moe(
             x,
             *(up["codes"], up["scales"], up.get("bias")),
             *(down.tensors["codes"], down.tensors["scales"], down.tensors.get("bias")),
@@ -129,11 +152,15 @@ class CudaMarlinBackend(Backend):
 
     def quantize(self, weight: Tensor, *, profile: str) -> MxTensor:
         """Quantise on the GPU of the weight; see ``Backend.quantize``."""
-        codes, scales = ops.quantize(weight, profile)
+        from mxfp4_core.arithmetic import MxTensor
+
+        codes, scales = (ops or _load()).quantize(weight, profile)
         return MxTensor(codes, scales, weight.shape, profile)
 
     def quantize_into(self, weight: Tensor, parts: Mapping[str, Tensor], *, profile: str) -> None:
         """Quantise on the GPU of the weight, straight into its parts; see ``Backend.quantize_into``."""
+        from mxfp4_core.arithmetic import quantize_triton
+
         quantize_triton(weight, profile, out=(parts["codes"], parts["scales"]))
 
     def kernels(self) -> Kernels:
@@ -150,7 +177,8 @@ def _missing(distribution: str) -> No | None:
 
     With a CPU build of torch the question is about another machine, so what is installed here says nothing.
     """
-    if torch.version.cuda is None:
+    build = torch_build()
+    if build is None or build.cuda is None:
         return None
     found = _version(distribution)
     if found is None:

@@ -7,22 +7,12 @@ empty slots, and every byte is a code or a scale.
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from mxfp4_core.errors import BackendError, ConfigError, FormatError, ShapeError
-from mxfp4_cuda_marlin.layout import TILE
-
-MAX_EXPERTS: Final = 1024
-"""Experts on a rank: the routing kernel has a thread for each."""
-
-MAX_TOP_K: Final = 1 << 16
-"""Experts of a token."""
-
-SIZE_MAX: Final = 2**31 - 1 - TILE
-"""Largest n, k, rows of gate and up together, tiles of 64 rows over all experts, and entries of an expert map."""
+from mxfp4_cuda_marlin.limits import MAX_EXPERTS, MAX_TOP_K, SIZE_MAX, TILE
 
 Weight = tuple[Tensor, Tensor, Tensor | None]
 """Codes, scales and bias in ``Sm90Layout``."""

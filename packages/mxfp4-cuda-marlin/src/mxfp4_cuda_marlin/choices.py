@@ -8,7 +8,7 @@ from mxfp4_core.arithmetic import padded
 from mxfp4_core.backend import Choice, Problem, tabulate
 from mxfp4_cuda_marlin.kernels.few import linear_few, moe_few
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_tile, moe_tiles
-from mxfp4_cuda_marlin.layout import TILE
+from mxfp4_cuda_marlin.limits import TILE
 
 _MOST = 16384
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -26,17 +25,7 @@ from torch import Tensor
 from mxfp4_core.arithmetic import BLOCK, Alignment, MxTensor
 from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_cuda_marlin import packing
-
-TILE: Final = 64
-"""Rows and columns of a tile."""
-
-SMALL_MAX: Final = 128
-"""Largest scale byte of the fast form: 2^(byte - 1) must be a finite bfloat16."""
-
-LARGE_MAX: Final = 252
-"""Largest scale byte that the kernels represent, beside 255 (NaN): 6 * 2^(252 - 127) is a finite bfloat16."""
-
-Rows = Literal["plain", "gate-up", "gate-up-interleaved"]
+from mxfp4_cuda_marlin.limits import LARGE_MAX, SMALL_MAX, TILE, Rows, layout_id
 
 # Where the sign, the two exponent bits and the mantissa bit of each pair of codes stand in a word, first of the even
 # code, then of the odd one. A bfloat16 wants them at 15, 8, 7 and 6 of its half: the places are those from which five
@@ -137,7 +126,7 @@ class Sm90Layout:
     @property
     def id(self) -> str:
         """Return the name of the layout and its variant."""
-        return "sm90-64x64" + ("" if self.rows == "plain" else f"-{self.rows}")
+        return layout_id(self.rows)
 
     @property
     def alignment(self) -> Alignment:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from torch import Tensor
 
-from mxfp4_core.arithmetic import MXFP4, quantize_triton
-
-PROFILES: Final = frozenset(MXFP4.profiles)
-"""Every named profile of the core and every pair of a rule and a tie rule; of ``ceil_d`` only the usual limit."""
+from mxfp4_core.arithmetic import quantize_triton
+from mxfp4_cuda_marlin.limits import PROFILES
 
 
 def quantize(weight: Tensor, profile: str) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mxfp4_core.backend.asking import kernels_of as kernels_of
     from mxfp4_core.backend.asking import numerics_for as numerics_for
     from mxfp4_core.backend.asking import verdict as verdict
+    from mxfp4_core.backend.build import TorchBuild as TorchBuild
+    from mxfp4_core.backend.build import torch_build as torch_build
     from mxfp4_core.backend.choices import Choice as Choice
     from mxfp4_core.backend.choices import tabulate as tabulate
     from mxfp4_core.backend.compiled import Kernel as Kernel
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from mxfp4_core.backend.warmup import compile_all as compile_all
 
 _HOMES = {
+    "TorchBuild": "build",
+    "torch_build": "build",
     "Activation": "problem",
     "GPT_OSS_SWIGLU": "problem",
     "Gate": "problem",
@@ -137,6 +141,7 @@ __all__ = [
     "Selection",
     "State",
     "Tokens",
+    "TorchBuild",
     "Verdict",
     "Warmed",
     "Yes",
@@ -153,6 +158,7 @@ __all__ = [
     "probe",
     "select_backend",
     "tabulate",
+    "torch_build",
     "verdict",
 ]
 

@@ -3,8 +3,8 @@
 Creating a CUDA or HIP context takes seconds and hundreds of MiB and breaks later forks, so nothing here does
 it: NVIDIA devices are read through the driver's management library (NVML), AMD devices through the kernel's
 topology files, Ascend devices through their device nodes. Only where torch has already started a device, or
-where several different NVIDIA devices are visible and only CUDA knows their order, is torch asked. Nothing
-here raises: what could not be found out is a note.
+where several different NVIDIA devices are visible and only CUDA knows their order, is torch asked; what it is
+built for is read from its version file. Nothing here raises: what could not be found out is a note.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from mxfp4_core.backend.build import TorchBuild, torch_build
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +151,19 @@ def free_bytes(device: Device) -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Unused:
+    """What stands for a torch that nothing has imported yet."""
+
+    __version__: str
+    version: TorchBuild
+    cuda: SimpleNamespace
+
+
 def _torch() -> tuple[Any, list[str]]:
+    """Return torch, or what stands for it where nothing has imported it yet, and notes."""
+    if "torch" not in sys.modules and (build := torch_build()) is not None:
+        return _Unused(build.version, build, SimpleNamespace(is_initialized=lambda: False)), []
     try:
         import torch
     except Exception as error:  # an installed torch may not start, e.g. over a device plug-in without driver
@@ -176,6 +191,8 @@ def _visible(names: Iterable[str], identities: Sequence[str]) -> list[int]:
 
 
 def _started(torch: Any) -> list[Device]:
+    if isinstance(torch, _Unused):
+        import torch
     kind = "hip" if torch.version.hip else "cuda"
     devices = []
     for index in range(torch.cuda.device_count()):

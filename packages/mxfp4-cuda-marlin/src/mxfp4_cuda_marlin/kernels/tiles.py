@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from mxfp4_cuda_marlin.layout import TILE
+from mxfp4_cuda_marlin.limits import TILE
 
 MULTIPROCESSORS: Final = 132
 """Of an H200 and of an H100 with SXM, where costs were measured; other SM90 parts have fewer."""

@@ -15,18 +15,8 @@ from torch import Tensor
 
 from mxfp4_core.arithmetic.dequantize import dequantize
 from mxfp4_core.arithmetic.quantize import quantize as _quantize
+from mxfp4_core.backend.reference.slices import slice_rows
 from mxfp4_core.errors import BackendError, ShapeError
-
-_SLICE_ELEMS = 1 << 22  # 16 MiB of float32: large enough for a fast matmul, small beside any model
-
-
-def widened_bytes(rows: int, k: int) -> int:
-    """Return the bytes of the float32 slice that one call holds at a time, for a weight of [rows, k]."""
-    return 4 * k * min(rows, _step(k))
-
-
-def _step(k: int) -> int:
-    return max(1, _SLICE_ELEMS // k)
 
 
 def _widen(x: Tensor, activation_profile: str) -> Tensor:
@@ -38,7 +28,7 @@ def _widen(x: Tensor, activation_profile: str) -> Tensor:
 
 def _matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """Return float32 ``x @ weight.T + bias`` for float32 x, widening a slice of rows at a time."""
-    step, rows = _step(x.shape[1]), codes.shape[0]
+    step, rows = slice_rows(x.shape[1]), codes.shape[0]
     out = x.new_empty((x.shape[0], rows))
     for start in range(0, rows, step):
         part = slice(start, start + step)
