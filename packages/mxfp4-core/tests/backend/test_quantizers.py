@@ -14,6 +14,7 @@ from mxfp4_core import quantize, quantize_into
 from mxfp4_core.arithmetic.fast.threads import quick_turns
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
+from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend import quantizers as device_quantizer
@@ -72,21 +73,31 @@ class Device(Backend):
 
 
 def choose(
-    *candidates: Backend, profile: str = "even/even", dtype: torch.dtype = torch.bfloat16, on: str = "cuda:0"
+    *candidates: Backend,
+    profile: str = "even/even",
+    dtype: torch.dtype = torch.bfloat16,
+    on: str = "cuda:0",
+    format: str = "mxfp4",
 ) -> str:
-    return device_quantizer.device_quantizer(candidates, profile, dtype, on).name
+    return device_quantizer.device_quantizer(candidates, profile, dtype, on, get(format)).name
 
 
 def test_the_first_that_offers_it_quantises() -> None:
     assert choose(Device()) == "flipper"
     assert choose(reference, Device()) == "flipper", "an emulation has no kernels"
     assert choose(Device(), profile="vllm") == "flipper"
+    assert choose(Device(), format="mxfp4+input_scale") == "flipper"
 
 
 def test_otherwise_the_core_does() -> None:
     assert choose() == choose(reference) == CORE
     assert choose(Device(), on="cpu") == CORE
     assert choose(Device(), profile="floor/even") == CORE
+    assert (
+        choose(Device(), format="mxfp4-dual")
+        == choose(Device(), profile="floor/even", format="mxfp8")
+        == CORE
+    )
     assert choose(Device(), dtype=torch.float16) == CORE, "a feature it lacks"
     assert choose(Device(), dtype=torch.float32) == CORE, "a verdict"
     assert choose(Device(), profile="quark", dtype=torch.float32) == CORE

@@ -65,7 +65,7 @@ class DeviceQuantizer:
         if self.backend is None or not weight.numel():
             of_core(weight, parts, profile=self.profile, nonfinite=nonfinite, name=name, threads=threads)
             return
-        parts = self.format.raw(parts)
+        parts = MXFP4.raw(parts)
         calls.quantize_into(self.backend, weight, parts, profile=self.profile)
         if nonfinite == "refuse" and int(parts["scales"].max()) == E8M0_NAN:
             # The core looks for the value, and says where it is.
@@ -154,7 +154,8 @@ def device_quantizer(
     device = torch.device(device)
     text = str(dtype).removeprefix("torch.")
     known = text in DTYPES and (not chosen.dtypes or dtype in chosen.dtypes)
-    if device.type != "cpu" and format is MXFP4 and known:
+    # A backend makes plain MXFP4; a multiplier of the input is no part of the weight.
+    if device.type != "cpu" and format.weight_parts == MXFP4.weight_parts and known:
         problem = Problem(op="quantize", n=1, k=format.block, dtype=text, device=Device.of(str(device)))
         for each in candidates:
             offered = not each.numerics.emulated and chosen.name in each.numerics.profiles

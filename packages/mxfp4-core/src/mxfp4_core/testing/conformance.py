@@ -19,6 +19,7 @@ from mxfp4_core.testing.suite_loader import LoaderSuite
 from mxfp4_core.testing.suite_module import ModuleSuite
 from mxfp4_core.testing.suite_moe import MoeSuite
 from mxfp4_core.testing.suite_quantize import QuantizeSuite
+from mxfp4_core.testing.suite_refit import RefitSuite
 from mxfp4_core.testing.suite_routes import RoutesSuite
 from mxfp4_core.testing.suite_state import StateSuite
 from mxfp4_core.testing.suite_verdict import VerdictSuite
@@ -36,6 +37,7 @@ class BackendConformance(
     LargeSuite,
     StateSuite,
     ModuleSuite,
+    RefitSuite,
     LoaderSuite,
 ):
     """Everything that a backend must be right about; see ``Fixtures`` for what can be overridden."""

@@ -36,6 +36,7 @@ _SUITES = (
     "suite_moe",
     "suite_module",
     "suite_quantize",
+    "suite_refit",
     "suite_routes",
     "suite_state",
     "suite_verdict",

@@ -14,41 +14,81 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mxfp4_core import quantize
+from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.backend import SILU, Backend, Device, Problem
 from mxfp4_core.errors import BackendError
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
 from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 
-KINDS = ("linear", "moe")
+KINDS = (
+    *("linear", "moe", "linear mxfp4+input_scale", "moe mxfp4+input_scale"),
+    *("linear mxfp4-dual", "moe mxfp4-dual", "linear mxfp8", "moe mxfp8"),
+)
+"""An op, and the format of the weights where it is not plain MXFP4."""
 
 
 def problem_of(kind: str, here: Device) -> Problem:
     """Return a problem with sizes that most backends must pad."""
-    if kind == "linear":
-        return Problem(op="linear", n=130, k=360, bias=True, device=here)
-    return Problem(op="moe", n=90, k=160, experts=4, top_k=2, bias=True, gate=SILU, device=here)
+    op, _, format = kind.partition(" ")
+    if op == "linear":
+        return Problem(op="linear", n=130, k=360, bias=True, format=format or "mxfp4", device=here)
+    return Problem(
+        op="moe",
+        n=90,
+        k=160,
+        experts=4,
+        top_k=2,
+        bias=True,
+        gate=SILU,
+        format=format or "mxfp4",
+        device=here,
+    )
+
+
+def weight_of(problem: Problem, shape: tuple[int, ...], seed: int) -> MxTensor:
+    """Return a random weight in the format of the problem, on the CPU."""
+    if problem.format == "mxfp4":
+        return random_weight(*shape, seed=seed, scales=(117, 122))
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+    made = quantize(values, format=problem.format, tail="pad")
+    for part in made.format.parts:
+        if part.operand == "input":
+            made.parts[part.name].uniform_(0.5, 2.0, generator=generator)
+    return made
+
+
+def empty(problem: Problem, device: torch.device | str = "meta") -> Mxfp4Module:
+    """Return a module for the problem, whose weights are still to be filled."""
+    profile = "even/even" if problem.format == "mxfp4" else ""
+    if problem.op == "linear":
+        return Mxfp4Linear(
+            problem.n,
+            problem.k,
+            bias=problem.bias,
+            profile=profile,
+            format=problem.format,
+            device=device,
+        )
+    return Mxfp4Experts(
+        problem.experts,
+        problem.n,
+        problem.k,
+        top_k=problem.top_k,
+        bias=problem.bias,
+        profile=profile,
+        format=problem.format,
+        device=device,
+    )
 
 
 def build(problem: Problem, device: torch.device, seed: int = 0) -> Mxfp4Module:
     """Return a module with random weights, on the device, not prepared."""
-    bias_shapes = random_biases(problem, seed)
-    if problem.op == "linear":
-        module: Mxfp4Module = Mxfp4Linear(problem.n, problem.k, bias=True, profile="even/even", device="meta")
-    else:
-        module = Mxfp4Experts(
-            problem.experts,
-            problem.n,
-            problem.k,
-            top_k=problem.top_k,
-            bias=True,
-            profile="even/even",
-            device="meta",
-        )
-    for matrix, bias in zip(module.matrices, bias_shapes, strict=True):
-        shape = tuple(module.canonical(matrix).shape)
-        weight = random_weight(*shape, seed=seed, scales=(117, 122))
-        module.fill(matrix, weight, bias)
+    module = empty(problem)
+    for matrix, bias in zip(module.matrices, random_biases(problem, seed), strict=True):
+        module.fill(matrix, weight_of(problem, module.shapes[matrix], seed), bias)
     return module.to(device)
 
 
@@ -192,7 +232,7 @@ class ModuleSuite(Fixtures):
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_module_cuda_graph(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
-        """On a GPU, a backend that computes on the codes can be captured and replayed with new inputs."""
+        """On a GPU, what computes on the codes can be captured, and replayed with new inputs and with new weights."""
         problem = problem_of(kind, here)
         if not takes(backend, problem) or device.type != "cuda" or backend.numerics.emulated:
             return
@@ -212,7 +252,12 @@ class ModuleSuite(Fixtures):
                 static.copy_(new)
             graph.replay()
             torch.cuda.synchronize()
-        assert torch.equal(out, want)
+            assert torch.equal(out, want)
+            other = build(problem, device, seed=5)
+            module.load_state_dict(other.state_dict())
+            graph.replay()
+            torch.cuda.synchronize()
+        assert torch.equal(out, other.prepare(backend)(*fresh)), "the graph computes with the old weights"
 
     def test_module_gradients_are_right_or_refused(
         self, backend: Backend, here: Device, device: torch.device
