@@ -45,9 +45,15 @@ class NativeDialect(Dialect):
         """Take every format that is installed.
 
         Raises:
-            FormatError: the format is not.
+            DialectError: the format is not; it names the weight.
         """
-        formats.get(entry.format)
+        if entry.format not in formats.formats():
+            raise DialectError(
+                f"tensor {entry.weight!r} cannot be written in the dialect {self.name}",
+                seen=f"format {entry.format!r}",
+                rule=f"the installed formats are {', '.join(formats.formats())}",
+                fix="use one of these, or install the package that provides it",
+            )
 
     def write(self, entry: Entry) -> dict[str, Recipe]:
         """Append the suffix of each part."""

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mxfp4_core.testing.conformance import BackendConformance
     from mxfp4_core.testing.emulated import EmulatedBackend
+    from mxfp4_core.testing.suite_dialect import DialectConformance
     from mxfp4_core.testing.suite_format import FormatConformance
     from mxfp4_core.testing.suite_models import ModelExample, ModelProviderConformance
 
 _HOME = {
     "BackendConformance": "conformance",
+    "DialectConformance": "suite_dialect",
     "EmulatedBackend": "emulated",
     "FormatConformance": "suite_format",
     "ModelExample": "suite_models",
@@ -32,6 +34,7 @@ _HOME = {
 
 __all__ = [
     "BackendConformance",
+    "DialectConformance",
     "EmulatedBackend",
     "FormatConformance",
     "ModelExample",

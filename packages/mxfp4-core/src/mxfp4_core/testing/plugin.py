@@ -27,6 +27,7 @@ _SUITES = (
     "fixtures",
     "judge",
     "suite_activations",
+    "suite_dialect",
     "suite_format",
     "suite_gates",
     "suite_large",

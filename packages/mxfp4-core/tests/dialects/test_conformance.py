@@ -1,0 +1,36 @@
+"""The shipped suite on every dialect of the core."""
+
+from __future__ import annotations
+
+from mxfp4_core.testing import DialectConformance
+from mxfp4_core.testing.suite_dialect import LINEARS, STACKS, Stored
+
+EXPERTS = "model.layers.0.mlp.experts."
+
+
+class TestNative(DialectConformance):
+    dialect_name = "mxfp4-core"
+    formats = ("mxfp4", "mxfp4-dual", "mxfp8", "mxfp4+input_scale")
+    weights = (
+        *LINEARS,
+        *STACKS,
+        Stored("model.odd.weight", (8, 40)),
+        Stored("model.turned.weight", (64, 96), True),
+    )
+
+
+class TestCompressedTensors(DialectConformance):
+    dialect_name = "compressed-tensors"
+
+
+class TestQuark(DialectConformance):
+    dialect_name = "quark"
+
+
+class TestGptOss(DialectConformance):
+    dialect_name = "gpt-oss"
+    model = {"model_type": "gpt_oss", "num_local_experts": 3}  # noqa: RUF012, read only
+    weights = (
+        Stored(f"{EXPERTS}gate_up_proj", (3, 192, 64), transposed=True, interleaved=True),
+        Stored(f"{EXPERTS}down_proj", (3, 64, 96), transposed=True),
+    )
