@@ -9,8 +9,9 @@ import torch
 from torch.nn import Parameter
 
 from mxfp4_core import Mxfp4Config, quantize
-from mxfp4_core.loader import LoadSession
+from mxfp4_core.loader import LoadSession, QuantTarget, Region
 from mxfp4_core.loader import target as target_module
+from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
 from mxfp4_core.testing import engine_loaders as engines
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")
@@ -96,3 +97,61 @@ def test_device_memory_stays_below_the_bound(where: str) -> None:
     temporaries = 200 << 20
     print(report.line())
     assert quantised <= use.peak - use.before <= quantised + (unit if where == "cuda" else 0) + temporaries
+
+
+@pytest.mark.parametrize("kind", ["linear", "experts"])
+def test_a_captured_graph_computes_with_what_was_loaded_again(kind: str) -> None:
+    """The graph is captured once; whole loads and loads of some rows give it new weights where the old ones were."""
+    here = {"dtype": torch.bfloat16, "device": "cuda"}
+
+    def fresh() -> Mxfp4Module:
+        if kind == "linear":
+            return Mxfp4Linear(320, 512, device="meta")
+        return Mxfp4Experts(4, 160, 512, top_k=2, device="meta")
+
+    def load(session: LoadSession, targets: dict[str, QuantTarget], seed: int) -> None:
+        for place, target in enumerate(targets.values()):
+            target.quantize(weights(*target.shape, seed=seed + place))
+        session.close()
+
+    def loaded(seed: int) -> tuple[Mxfp4Module, LoadSession, dict[str, QuantTarget]]:
+        module, session = fresh(), LoadSession(Mxfp4Config(fallback="reference"))
+        targets = session.bind(module, **here)
+        load(session, targets, seed)
+        return module, session, targets
+
+    module, session, targets = loaded(0)
+    x = torch.randn(8, 512, **here)
+    ids = torch.tensor([[0, 3], [1, 2]] * 4, device="cuda", dtype=torch.int32)
+    arguments = (x,) if kind == "linear" else (x, ids, torch.rand(8, 2, device="cuda"))
+    if module.backend is None or module.backend.numerics.emulated:
+        pytest.skip("no backend that computes on the codes of this device")
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            module(*arguments)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = module(*arguments)
+        before = {name: buffer.data_ptr() for name, buffer in module.named_buffers()}
+        for seed in (10, 20):
+            session.begin()
+            load(session, targets, seed)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(out, loaded(seed)[0](*arguments))
+        *_, target = targets.values()
+        rows = weights(7, target.shape[-1], seed=30)
+        session.begin(subset=True)
+        target.quantize(rows, Region((target.box[0] - 1, target.box[0]), (3, 10), (0, target.shape[-1])))
+        session.close()
+        graph.replay()
+        torch.cuda.synchronize()
+        want, again, all_of = loaded(20)
+        *_, last = all_of.values()
+        again.begin(subset=True)
+        last.put(quantize(rows).parts, Region((last.box[0] - 1, last.box[0]), (3, 10), (0, last.shape[-1])))
+        again.close()
+        assert torch.equal(out, want(*arguments))
+    assert {name: buffer.data_ptr() for name, buffer in module.named_buffers()} == before
