@@ -69,7 +69,7 @@ def test_names_on_disk_are_those_of_the_source(checkpoint: Path, tmp_path: Path)
 
 
 def test_file_to_file_gives_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
-    quantize_checkpoint(checkpoint, tmp_path / "file", CoreConfig())
+    quantize_checkpoint(checkpoint, tmp_path / "file", CoreConfig(dialect="mxfp4-core"))
     model = load(checkpoint, settings())
     same_state(model, reload(tmp_path / "file"))
     model.save_pretrained(tmp_path / "online")
@@ -132,10 +132,14 @@ def test_a_dialect_without_words_for_stacks_says_so(checkpoints: dict[str, Path]
 
 def test_save_writes_our_dialect_too(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     model = load(checkpoints["llama"], settings())
-    same_state(model, reload(mxfp4_transformers.save(model, tmp_path / "deep/native")))
+    ours = mxfp4_transformers.save(model, tmp_path / "deep/native", dialect="mxfp4-core")
+    same_state(model, reload(ours))
     with pytest.raises(OutputError, match="force"):
         mxfp4_transformers.save(model, tmp_path / "deep/native")
     mxfp4_transformers.save(model, tmp_path / "deep/native", force=True)
+    chosen = mxfp4_transformers.save(model, tmp_path / "deep/chosen")
+    method = json.loads((chosen / "config.json").read_text())["quantization_config"]["quant_method"]
+    assert method == "compressed-tensors"
     quark = mxfp4_transformers.save(model, tmp_path / "deep/quark", dialect="quark")
     assert json.loads((quark / "config.json").read_text())["quantization_config"]["quant_method"] == "quark"
     with pytest.raises(ConfigError, match="dialect"):
@@ -176,7 +180,7 @@ def test_padded_experts(tmp_path: Path) -> None:
     same_state(model, reload(tmp_path / "saved"))
     described = json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]
     assert described["shapes"]["model.layers.1.mlp.experts.2.down_proj.weight"] == [48, 40]
-    quantize_checkpoint(tmp_path / "odd", tmp_path / "file", CoreConfig(tail="pad"))
+    quantize_checkpoint(tmp_path / "odd", tmp_path / "file", CoreConfig(tail="pad", dialect="mxfp4-core"))
     assert json.loads((tmp_path / "file/config.json").read_text())["quantization_config"] == described
     same_state(model, reload(tmp_path / "file"))
 
@@ -230,5 +234,5 @@ def test_experts_that_are_transposed_on_disk(tmp_path: Path, edited: Edit) -> No
         assert torch.equal(state[f"{name}_scale"].cpu(), expected.scales)
     model.save_pretrained(tmp_path / "saved")
     same_state(model, reload(tmp_path / "saved", kind))
-    quantize_checkpoint(path, tmp_path / "file", CoreConfig())
+    quantize_checkpoint(path, tmp_path / "file", CoreConfig(dialect="mxfp4-core"))
     same_state(model, reload(tmp_path / "file", kind))

@@ -92,8 +92,9 @@ def save(
     Args:
         model: loaded by ``from_pretrained`` with this package.
         path: a folder that does not exist, or is empty.
-        dialect: ``"mxfp4-core"`` (as ``model.save_pretrained``), ``"compressed-tensors"`` or ``"quark"``; the one of
-            the config if None.
+        dialect: ``"mxfp4-core"`` (as ``model.save_pretrained``), ``"compressed-tensors"``, another one of
+            ``mxfp4_core.dialects.names()``, or ``"auto"``: compressed-tensors where it can say everything, else
+            our own; the one of the config if None, which is ``"auto"`` unless it names one.
         force: replace the checkpoint in ``path``; other files there stay.
 
     Returns:
@@ -112,7 +113,9 @@ def save(
             rule="save writes models that were loaded with a quantization_config of mxfp4_transformers",
             fix="load it with quantization_config=mxfp4_transformers.Mxfp4Config()",
         )
-    chosen, target = get(dialect or config.core.dialect), Path(path)
+    chosen, target = dialect or config.core.dialect, Path(path)
+    if chosen != "auto":
+        get(chosen)
     if not force and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(
             f"cannot save to {target}",
@@ -127,7 +130,7 @@ def save(
         raise _unwritable(target, error) from error
     try:
         model.save_pretrained(work / "native")
-        convert_checkpoint(work / "native", target, chosen.name, force=force)
+        convert_checkpoint(work / "native", target, chosen, force=force)
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:

@@ -40,7 +40,8 @@ def source(save: Save, dense: dict[str, torch.Tensor]) -> Path:
 
 def test_quantize_convert_verify(run: Run, source: Path) -> None:
     native, quark = source.parent / "native", source.parent / "quark"
-    code, out, err = run("quantize", source, native, "--rule", "floor", "--max-shard-size", "9kB")
+    options = ("--rule", "floor", "--max-shard-size", "9kB", "--dialect", "mxfp4-core")
+    code, out, err = run("quantize", source, native, *options)
     assert code == 0, err
     assert "7 weights in MXFP4, 5 tensors unchanged, profile floor/even" in out
     last = out.strip().splitlines()[-1]
@@ -53,6 +54,23 @@ def test_quantize_convert_verify(run: Run, source: Path) -> None:
     code, out, err = run("verify", quark, "--source", source)
     assert (code, err) == (0, "")
     assert out.strip().splitlines()[-1] == f"{quark}: 7 MXFP4 weights, quark, profile floor/even: good"
+
+
+def test_the_dialect_is_chosen_aloud(run: Run, source: Path) -> None:
+    why = "dialect compressed-tensors: it can say everything, and loads in transformers"
+    code, out, err = run("quantize", source, source.parent / "target", "--quiet")
+    assert code == 0, err
+    assert why in out
+    code, out, err = run("plan", source)
+    assert code == 0, err
+    assert why in out
+    native = source.parent / "native"
+    code, out, err = run("quantize", source, native, "--activation", "mxfp8", "--quiet")
+    assert code == 0, err
+    assert "dialect mxfp4-core: dialect 'compressed-tensors' cannot say what the config asks for" in out
+    code, out, err = run("convert", native, source.parent / "other", "--to", "quark", "--beside", "wide")
+    assert code == 2
+    assert "did you mean 'widen'" in err
 
 
 def test_json(run: Run, source: Path) -> None:

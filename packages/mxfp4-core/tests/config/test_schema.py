@@ -42,7 +42,7 @@ def configs(draw: st.DrawFn) -> Mxfp4Config:
         "ignore": patterns[cuts[0] : cuts[1]],
         "overrides": overrides,
         "keep_defaults": draw(st.booleans()),
-        "dialect": draw(st.sampled_from(dialects.names())),
+        "dialect": draw(st.sampled_from(["auto", *dialects.names()])),
         "tail": draw(st.sampled_from(["refuse", "pad"])),
         "nonfinite": draw(st.sampled_from(["refuse", "nan"])),
         "activation": draw(st.sampled_from(ACTIVATIONS)),
@@ -178,11 +178,11 @@ def test_a_config_cannot_be_changed_in_place() -> None:
         config.rule = "floor"  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_defaults_are_even_even_and_native() -> None:
+def test_defaults_are_even_even_and_the_dialect_that_fits() -> None:
     config = Mxfp4Config()
     assert (config.resolved_profile(), config.dialect, config.version) == (
         "even/even",
-        "mxfp4-core",
+        "auto",
         CONFIG_VERSION,
     )
 
@@ -253,7 +253,7 @@ def test_the_schema_lists_every_key_with_a_description() -> None:
     assert set(schema["properties"]) == set(Mxfp4Config.model_fields)
     assert all(entry.get("description") for entry in schema["properties"].values())
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["dialect"]["enum"] == list(dialects.names())
+    assert schema["properties"]["dialect"]["enum"] == ["auto", *dialects.names()]
 
 
 def test_config_rules_and_plan_need_no_torch() -> None:

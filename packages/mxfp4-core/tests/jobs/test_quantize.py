@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mxfp4_core.errors import (
     ShapeError,
 )
 from mxfp4_core.jobs import units as units_module
+from mxfp4_core.jobs.plan import plan_checkpoint
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 
 Save = Callable[..., Path]
@@ -47,7 +49,7 @@ def test_the_bytes_are_those_of_quantize(
     monkeypatch.setattr(units_module, "CHUNK_BYTES", chunk)
     source = save(dense, config={"model_type": "llama"})
     target = source.parent / "target"
-    result = quantize_checkpoint(source, target, max_shard_bytes=shard)
+    result = quantize_checkpoint(source, target, config(dialect="mxfp4-core"), max_shard_bytes=shard)
     written = load_all(target)
     kept = {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"}
     kept |= {f"{LAYER}input_layernorm.weight", f"{LAYER}self_attn.q_proj.bias"}
@@ -77,7 +79,7 @@ def test_other_files_are_carried_over(save: Save, dense: dict[str, torch.Tensor]
     (source / "tokenizer.json").write_bytes(b"{tok}")
     (source / "sub").mkdir()
     (source / "sub" / "template.jinja").write_bytes(b"hi")
-    quantize_checkpoint(source, source.parent / "target")
+    quantize_checkpoint(source, source.parent / "target", config(dialect="mxfp4-core"))
     written = contents(source.parent / "target")
     assert written["tokenizer.json"] == b"{tok}"
     assert written["sub/template.jinja"] == b"hi"
@@ -90,10 +92,51 @@ def test_other_files_are_carried_over(save: Save, dense: dict[str, torch.Tensor]
 def test_overrides_give_each_weight_its_profile(save: Save, dense: dict[str, torch.Tensor]) -> None:
     source = save(dense)
     overrides = [{"pattern": "mlp.down_proj", "profile": "gguf"}]
-    quantize_checkpoint(source, source.parent / "target", config(overrides=overrides))
+    quantize_checkpoint(source, source.parent / "target", config(dialect="mxfp4-core", overrides=overrides))
     written = load_all(source.parent / "target")
     assert torch.equal(written[DOWN], quantize(dense[DOWN], profile="gguf").codes)
     assert torch.equal(written[Q], quantize(dense[Q]).codes)
+
+
+def test_the_default_loads_in_other_programs(save: Save, dense: dict[str, torch.Tensor]) -> None:
+    source = save(dense, config={"model_type": "llama"})
+    result = quantize_checkpoint(source, source.parent / "target")
+    assert result.dialect == "compressed-tensors"
+    assert "it can say everything, and loads in transformers" in result.why
+    written = load_all(source.parent / "target")
+    assert torch.equal(written[f"{Q}_packed"], quantize(dense[Q]).codes)
+    plan = plan_checkpoint(source)
+    assert (plan.dialect, plan.why) == (result.dialect, result.why)
+    assert plan.to_dict()["dialect"] == {"name": "compressed-tensors", "why": result.why}
+    manifest = json.loads((source.parent / "target" / "mxfp4_manifest.json").read_text())
+    assert (manifest["dialect"], manifest["config"]["dialect"]) == ("compressed-tensors",) * 2
+
+
+CANNOT: dict[str, tuple[dict[str, torch.Tensor], dict[str, object], str]] = {
+    "stacked experts": ({f"{LAYER}mlp.experts.down_proj": torch.ones(2, 32, 64)}, {}, "stacked experts"),
+    "padding": ({Q: torch.ones(4, 40)}, {"tail": "pad"}, "K = 40, padded"),
+    "a mode that it has no word for": ({Q: torch.ones(4, 64)}, {"activation": "mxfp8"}, "'mxfp8'"),
+    "two modes": (
+        {Q: torch.ones(4, 64), DOWN: torch.ones(4, 64)},
+        {"overrides": [{"pattern": "down_proj", "activation": "mxfp4"}]},
+        "activation modes none, mxfp4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tensors", "settings", "why"), CANNOT.values(), ids=CANNOT.keys())
+def test_our_own_dialect_says_what_the_other_cannot(
+    save: Save, tensors: dict[str, torch.Tensor], settings: dict[str, object], why: str
+) -> None:
+    source = save(tensors, config={"model_type": "llama"})
+    result = quantize_checkpoint(source, source.parent / "target", config(**settings))
+    assert result.dialect == "mxfp4-core"
+    assert why in result.why
+    assert plan_checkpoint(source, config(**settings)).why == result.why
+    other = config(**settings, dialect="compressed-tensors")
+    with pytest.raises(DialectError, match=re.escape(why)):
+        quantize_checkpoint(source, source.parent / "other", other)
+    assert not (source.parent / "other").exists()
 
 
 @pytest.mark.parametrize("chunk", [1, 3000])

@@ -27,7 +27,8 @@ def source(save: Save, dense: dict[str, torch.Tensor]) -> Path:
 
 @pytest.fixture
 def target(source: Path) -> Path:
-    quantize_checkpoint(source, source.parent / "target", max_shard_bytes=10_000)
+    config = Mxfp4Config(dialect="mxfp4-core")
+    quantize_checkpoint(source, source.parent / "target", config, max_shard_bytes=10_000)
     return source.parent / "target"
 
 

@@ -9,12 +9,16 @@ import typer
 
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
 from mxfp4_core.cli.settings import Jobs
+from mxfp4_core.config.checks import dialect_names
 
 
 def convert_command(
     source: Annotated[Path, typer.Argument(help="Folder with an MXFP4 checkpoint.")],
     target: Annotated[Path, typer.Argument(help="Folder for the result.")],
-    to: Annotated[str, typer.Option(help="Dialect to write: mxfp4-core, compressed-tensors or quark.")],
+    to: Annotated[str, typer.Option(help=f"Dialect to write: auto, {', '.join(dialect_names())}.")],
+    beside: Annotated[
+        str, typer.Option(help="FP8 weights beside the MXFP4 ones: keep, or widen to BF16, which is exact.")
+    ] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
@@ -33,6 +37,7 @@ def convert_command(
             source,
             target,
             to,
+            beside=beside,
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,
             dry_run=dry_run,

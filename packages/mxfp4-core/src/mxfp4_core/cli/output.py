@@ -86,7 +86,8 @@ def print_result(result: Result, *, as_json: bool) -> None:
     typer.echo(
         f"{disk_text(before)} -> {disk_text(after)} ({ratio:.1%}) in {len(result.files)} file(s), {result.dialect}"
     )
-    for line in (result.kinds, *(f"note: {note}" for note in result.notes)):
+    reason = f"dialect {result.dialect}: {result.why}" if result.why else ""
+    for line in (reason, result.kinds, *(f"note: {note}" for note in result.notes)):
         if line:
             typer.echo(line)
     if result.dry_run:

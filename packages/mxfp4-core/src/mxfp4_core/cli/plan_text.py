@@ -99,7 +99,7 @@ def summary(plan: Plan) -> list[str]:
         f"{plan.path}: {quantized} of {len(plan.rows)} tensors become MXFP4, profile {plan.config.resolved_profile()}",
         f"size: {disk_text(before)} -> {disk_text(after)}{share}",
     ]
-    lines.append(plan.kinds)
+    lines += [f"dialect {plan.dialect}: {plan.why}", plan.kinds]
     tp, ep = plan.parallel.tp, plan.parallel.ep
     if tp > 1 or ep > 1:
         lines.append(f"one rank at tp {tp}, ep {ep}: at most {disk_text(plan.rank_bytes)}")

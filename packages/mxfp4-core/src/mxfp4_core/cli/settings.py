@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxfp4_core.config.checks import dialect_names
 from mxfp4_core.config.words import ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ ConfigFile = Annotated[Path | None, typer.Option(help="Config file (JSON or TOML
 Profile = Annotated[str | None, typer.Option(help="Named profile: the exact bytes of one peer.")]
 Rule = Annotated[str | None, typer.Option(help="Scale rule: even, floor, rceil, ceil or ceil_d(D).")]
 Ties = Annotated[str | None, typer.Option(help="Tie rule: even, away or zero.")]
-Dialect = Annotated[str | None, typer.Option(help="How to write: mxfp4-core, compressed-tensors or quark.")]
+Dialect = Annotated[str | None, typer.Option(help=f"How to write: auto, {', '.join(dialect_names())}.")]
 Activation = Annotated[str | None, typer.Option(help=f"Activations at run time: {', '.join(ACTIVATIONS)}.")]
 Ignore = Annotated[
     list[str] | None, typer.Option(help="Names to keep in high precision; may be given again.")

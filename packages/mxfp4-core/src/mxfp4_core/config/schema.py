@@ -142,9 +142,9 @@ class Mxfp4Config(_Model):
         "options for several may stand side by side.",
     )
     dialect: str = Field(
-        default="mxfp4-core",
-        description="How checkpoints are written.",
-        json_schema_extra=lambda schema: schema.update(enum=list(dialect_names())),
+        default="auto",
+        description="How checkpoints are written; auto: in one that others load, where it can say everything.",
+        json_schema_extra=lambda schema: schema.update(enum=["auto", *dialect_names()]),
     )
     refused: _Refused = Field(
         default="error",
@@ -238,8 +238,8 @@ class Mxfp4Config(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_arithmetic("config", self.profile, self.rule, self.ties)
-        if self.dialect not in dialect_names():
-            raise unknown_name("dialect", self.dialect, dialect_names())
+        if self.dialect not in ("auto", *dialect_names()):
+            raise unknown_name("dialect", self.dialect, ("auto", *dialect_names()))
         for key, name in (("backend", self.backend), ("fallback", self.fallback)):
             check_backend(key, name)
         if self.backend is not None and self.backend == self.fallback:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mxfp4_core.dialects.base import Dialect as Dialect
     from mxfp4_core.dialects.base import Entry as Entry
     from mxfp4_core.dialects.beside import Beside as Beside
+    from mxfp4_core.dialects.default import default_for as default_for
     from mxfp4_core.dialects.joins import concat as concat
     from mxfp4_core.dialects.joins import interleave as interleave
     from mxfp4_core.dialects.joins import stack as stack
@@ -39,6 +40,7 @@ _HOMES = {
     "Dialect": "base",
     "Entry": "base",
     "Beside": "beside",
+    "default_for": "default",
     "concat": "joins",
     "interleave": "joins",
     "stack": "joins",
@@ -68,6 +70,7 @@ __all__ = [
     "Source",
     "concat",
     "contradiction",
+    "default_for",
     "detect",
     "find_entries",
     "get",

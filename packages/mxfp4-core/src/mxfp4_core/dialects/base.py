@@ -117,6 +117,27 @@ class Description:
     beside: Sequence[Beside] = ()
 
 
+def one_activation(dialect: str, description: Description) -> str:
+    """Return the activation mode of all weights, for dialects that have one description for them.
+
+    Args:
+        dialect: name for messages.
+        description: what is to be described.
+
+    Raises:
+        DialectError: overrides give some weights another one.
+    """
+    found = description.config.activations()
+    if len(found) > 1:
+        raise DialectError(
+            f"the dialect {dialect} cannot say what the config asks for",
+            seen=f"activation modes {', '.join(found)}",
+            rule="that dialect has one mode for all weights",
+            fix="write the dialect mxfp4-core, or use one mode",
+        )
+    return found[0]
+
+
 class Dialect(ABC):
     """One public kind of checkpoint. Stateless; one object a dialect.
 
@@ -217,4 +238,4 @@ class Dialect(ABC):
                 )
 
 
-__all__ = ["Contents", "Description", "Dialect", "Entry", "alternates"]
+__all__ = ["Contents", "Description", "Dialect", "Entry", "alternates", "one_activation"]

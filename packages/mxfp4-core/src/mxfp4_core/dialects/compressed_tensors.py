@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, one_activation
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -72,7 +72,7 @@ class CompressedTensorsDialect(Dialect):
         Raises:
             DialectError: an activation mode for which compressed-tensors has no word.
         """
-        activation = description.config.activation
+        activation = one_activation(self.name, description)
         if activation not in _ACTIVATIONS:
             raise DialectError(
                 f"dialect {self.name!r} cannot say what the config asks for",

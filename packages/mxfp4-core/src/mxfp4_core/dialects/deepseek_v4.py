@@ -14,7 +14,7 @@ from typing import Any
 
 from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, one_activation
 from mxfp4_core.dialects.beside import Beside
 from mxfp4_core.dialects.pairs import contradiction, match_parts, nothing
 from mxfp4_core.dialects.recipes import Recipe
@@ -119,7 +119,7 @@ class DeepSeekV4Dialect(Dialect):
         Raises:
             DialectError: another model, or activations other than FP8 or none.
         """
-        found, activation = description.model.get("model_type"), description.config.activation
+        found, activation = description.model.get("model_type"), one_activation(self.name, description)
         if not str(found).startswith("deepseek_v4") or activation not in ("none", "fp8", "auto"):
             raise DialectError(
                 f"these weights cannot be described in the dialect {self.name}",

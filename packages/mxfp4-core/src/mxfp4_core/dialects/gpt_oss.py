@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, one_activation
 from mxfp4_core.dialects.original import config_of, name_of, others_of
 from mxfp4_core.dialects.pairs import contradiction, name_list, nothing
 from mxfp4_core.dialects.recipes import Recipe
@@ -106,7 +106,7 @@ class GptOssDialect(Dialect):
             DialectError: another model than gpt-oss, or activations that are quantised.
         """
         found = description.model.get("model_type")
-        activation = description.config.activation
+        activation = one_activation(self.name, description)
         if found != MODEL_TYPE or activation not in ("none", "auto"):
             raise DialectError(
                 f"these weights cannot be described in the dialect {self.name}",

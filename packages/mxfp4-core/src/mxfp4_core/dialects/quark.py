@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, one_activation
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -57,11 +57,11 @@ class QuarkDialect(Dialect):
         Raises:
             DialectError: a scale rule or an activation mode for which Quark has no word.
         """
-        config, profile = description.config, description.profile
-        if config.activation == "fp8":
+        activation, profile = one_activation(self.name, description), description.profile
+        if activation == "fp8":
             raise _unsaid("activation 'fp8'", "FP8 activations have static scales from calibration")
-        if config.activation not in ("none", "mxfp4"):
-            raise _unsaid(f"activation {config.activation!r}", "its schemes are mxfp4 and mxfp4_weight_only")
+        if activation not in ("none", "mxfp4"):
+            raise _unsaid(f"activation {activation!r}", "its schemes are mxfp4 and mxfp4_weight_only")
         mode = _scale_mode(profile)
         return {
             "algo_config": None,
@@ -69,7 +69,7 @@ class QuarkDialect(Dialect):
             "export": dict(_EXPORT),
             "global_quant_config": {
                 "bias": None,
-                "input_tensors": _mx(mode, dynamic=True) if config.activation == "mxfp4" else None,
+                "input_tensors": _mx(mode, dynamic=True) if activation == "mxfp4" else None,
                 "output_tensors": None,
                 "target_device": None,
                 "weight": _mx(mode, dynamic=False),

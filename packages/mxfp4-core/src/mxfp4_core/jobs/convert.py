@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
+from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.base import Contents, Description, Dialect
+from mxfp4_core.dialects.default import AUTO, default_for
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
-from mxfp4_core.jobs.quantize import check_expressible
+from mxfp4_core.jobs.planned import check_expressible
 from mxfp4_core.jobs.units import CopyUnit, PartsUnit
 from mxfp4_core.naming.resolver import Resolver
+
+BESIDE = ("keep", "widen")
+"""What can become of weights in FP8 that stand beside the MXFP4 ones."""
 
 
 def convert_checkpoint(
@@ -27,7 +33,7 @@ def convert_checkpoint(
     target: str | Path,
     to: str,
     *,
-    beside: Literal["keep", "widen"] = "keep",
+    beside: str = "keep",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     dry_run: bool = False,
@@ -39,9 +45,9 @@ def convert_checkpoint(
     Args:
         source: folder with a checkpoint in a dialect that is read.
         target: folder for the result.
-        to: dialect to write.
-        beside: what becomes of weights in FP8 that stand beside the MXFP4 ones: kept as they are, where the other
-            dialect has a word for them, or widened to BF16, which is exact.
+        to: dialect to write; ``auto`` for compressed-tensors where it can say everything, else our own.
+        beside: what becomes of weights in FP8 that stand beside the MXFP4 ones: ``keep`` them as they are, where the
+            other dialect has a word for them, or ``widen`` them to BF16, which is exact.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the target, and discard what another run left there.
         dry_run: check everything that headers tell, and write nothing.
@@ -51,12 +57,14 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: a damaged, incomplete or hostile source.
-        ConfigError: no such dialect.
+        ConfigError: no such dialect, or another word for ``beside``.
         DialectError: a source in high precision or in a dialect that is not read, one that contradicts itself, or one
             that holds something for which the other dialect has no word; it names the tensor.
         OutputError: a target that exists, is full, cannot be written or belongs to another run.
     """
-    dialect, folder = dialects.get(to), Path(target)
+    if beside not in BESIDE:
+        raise unknown_name("beside", beside, BESIDE)
+    named, folder = None if to == AUTO else dialects.get(to), Path(target)
     check_apart(Path(source), folder)
     checkpoint = open_checkpoint(source)
     found = dialects.read(checkpoint)
@@ -70,24 +78,21 @@ def convert_checkpoint(
     origin, contents = found
     _refuse_static_scales(checkpoint, origin, contents)
     config, profile = settings_of(checkpoint, origin, contents)
-    config = config.model_copy(update={"dialect": dialect.name})
-    units, entries = _units(checkpoint, contents, config, dialect, beside)
+    entries = list(contents.entries.values())
     kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
     kept |= {name: each.values.shape for name, each in contents.beside.items()}
     left = () if beside == "widen" else tuple(contents.beside.values())
-    described = Description(
-        checkpoint.config if contents.model is None else contents.model,
-        config,
-        entries,
-        linear_modules(kept, entries),
-        profile,
-        left,
-    )
+    model = checkpoint.config if contents.model is None else contents.model
+    described = Description(model, config, entries, linear_modules(kept, entries), profile, left)
+    dialect, why = (named, "") if named is not None else default_for(described)
+    config = config.model_copy(update={"dialect": dialect.name})
+    described = replace(described, config=config)
+    units = _units(checkpoint, contents, config, dialect, beside)
     manifest = Manifest(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
     content = content_of(checkpoint, units, dialect.documents(described), manifest)
-    return write_result(
+    result = write_result(
         folder,
         content,
         dialect,
@@ -98,6 +103,7 @@ def convert_checkpoint(
         progress=progress,
         executor=executor,
     )
+    return replace(result, why=why)
 
 
 def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) -> tuple[Mxfp4Config, str]:
@@ -120,11 +126,10 @@ def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) ->
 
 def _units(
     checkpoint: Checkpoint, contents: Contents, config: Mxfp4Config, dialect: Dialect, beside: str
-) -> tuple[list[Unit], list[Entry]]:
+) -> list[Unit]:
     """Return one unit for each tensor or weight, in the order in which the source stores them."""
     place = {name: number for number, name in enumerate(checkpoint.tensors)}
     padding = config.model_copy(update={"tail": "pad"})
-    entries: list[Entry] = []
     units: list[tuple[int, Unit]] = []
 
     def add(kind: type[PartsUnit], stored: Mapping[str, Recipe]) -> None:
@@ -133,15 +138,13 @@ def _units(
 
     for entry in contents.entries.values():
         check_expressible(entry, padding, dialect)
-        entries.append(entry)
         add(PartsUnit, dialect.write(entry))
     for name, recipe in contents.tensors.items():
         add(CopyUnit, {name: recipe})
     for each in contents.beside.values():
         add(CopyUnit, {each.weight: each.widened} if beside == "widen" else dialect.write_beside(each))
     units.sort(key=lambda pair: pair[0])
-    entries.sort(key=lambda entry: place[entry.names[0]])
-    return [unit for _, unit in units], entries
+    return [unit for _, unit in units]
 
 
 def _refuse_static_scales(checkpoint: Checkpoint, origin: Dialect, contents: Contents) -> None:

@@ -45,6 +45,7 @@ class Result:
         load: how the result is loaded.
         kinds: who said what the weights are, in words; empty where nothing was decided.
         notes: what a reader should know though nothing is wrong.
+        why: why this dialect.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Result:
     load: str
     kinds: str = ""
     notes: tuple[str, ...] = ()
+    why: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mxfp4_core import dialects
 from mxfp4_core.backend.device import Device
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
 from mxfp4_core.jobs.fit import Fit, biased, fits
 from mxfp4_core.jobs.output import Report, counted
+from mxfp4_core.jobs.planned import chosen, planned
 from mxfp4_core.jobs.quantize import refuse_quantized
 from mxfp4_core.jobs.rows import Row, row_of
 from mxfp4_core.naming.braces import collapse
@@ -41,6 +41,8 @@ class Plan:
         view: what a model provider says about the weights; None where the names decided.
         kinds: that in words, with who says it.
         notes: what a reader should know though nothing stands against it.
+        dialect: what would be written.
+        why: why that dialect.
     """
 
     path: str
@@ -52,6 +54,8 @@ class Plan:
     view: ModelView | None = None
     kinds: str = ""
     notes: tuple[str, ...] = ()
+    dialect: str = ""
+    why: str = ""
 
     @property
     def quantized(self) -> list[Row]:
@@ -112,6 +116,7 @@ class Plan:
             "path": self.path,
             "model_type": self.model_type,
             "kinds": self.kinds,
+            "dialect": {"name": self.dialect, "why": self.why},
             "config": self.config.to_dict(),
             "profile": self.config.resolved_profile(),
             "tp": self.parallel.tp,
@@ -179,14 +184,23 @@ def plan_checkpoint(
     described = describe_checkpoint(checkpoint, models)
     resolver = Resolver.for_model(config, checkpoint.config, view=described.view)
     decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
-    dialect = dialects.get(config.dialect)
+    first = [
+        decision.quantize and k_first(info.name, info.shape, checkpoint.config, described.view)
+        for info, decision in zip(infos, decisions, strict=True)
+    ]
+    entries = [
+        planned(info.name, info.shape, kn, facts.model_type)
+        for info, decision, kn in zip(infos, decisions, first, strict=True)
+        if decision.quantize
+    ]
+    dialect, why = chosen(checkpoint, config, entries)
     done = counted(sum(info.nbytes for info in infos), progress)
     rows = []
-    for info, decision in zip(infos, decisions, strict=True):
-        first = decision.quantize and k_first(info.name, info.shape, checkpoint.config, described.view)
-        rows.append(row_of(info, decision, config, dialect, parallel, facts, first))
+    for info, decision, kn in zip(infos, decisions, first, strict=True):
+        rows.append(row_of(info, decision, config, dialect, parallel, facts, kn))
         done(info.nbytes)
     result = Plan(str(source), facts.model_type, config, parallel, tuple(rows), view=described.view)
+    result = replace(result, dialect=dialect.name, why=why)
     notes = notes_of(checkpoint, described.view, (row.name for row in result.quantized))
     result = replace(result, kinds=described.source, notes=notes)
     name = backend or config.backend

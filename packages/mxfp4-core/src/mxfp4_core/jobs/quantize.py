@@ -5,23 +5,21 @@ What can go wrong by names, shapes and dtypes goes wrong before anything is writ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mxfp4_core import dialects
-from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Description, Dialect, Entry, alternates
-from mxfp4_core.dialects.pairs import DTYPES
-from mxfp4_core.dialects.recipes import Read
-from mxfp4_core.errors import ConfigError, DialectError, FormatError, ShapeError
+from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.errors import ConfigError, DialectError, FormatError
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
-from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
+from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, write_result
+from mxfp4_core.jobs.planned import chosen, description, planned, stored_as
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.orientation import k_first
@@ -78,17 +76,18 @@ def quantize_checkpoint(
     check_apart(Path(source), folder)
     checkpoint = open_checkpoint(source)
     refuse_quantized(checkpoint)
-    dialect = dialects.get(config.dialect)
     known = describe_checkpoint(checkpoint, models)
-    units, entries = quantize_units(checkpoint, config, dialect, known.view)
+    weights = planned_weights(checkpoint, config, known.view)
+    entries = [entry for entry, _ in weights.values()]
+    dialect, why = chosen(checkpoint, config, entries)
+    config = config.model_copy(update={"dialect": dialect.name})
+    units = quantize_units(checkpoint, config, dialect, weights)
+    documents = dialect.documents(description(checkpoint, config, entries))
     profile = config.resolved_profile()
-    quantized = {entry.weight for entry in entries}
-    kept = {name: info.shape for name, info in checkpoint.tensors.items() if name not in quantized}
-    described = Description(checkpoint.config, config, entries, linear_modules(kept, entries), profile)
     manifest = Manifest(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
-    content = content_of(checkpoint, units, dialect.documents(described), manifest)
+    content = content_of(checkpoint, units, documents, manifest)
     result = write_result(
         folder,
         content,
@@ -101,32 +100,29 @@ def quantize_checkpoint(
         executor=executor,
     )
     notes = notes_of(checkpoint, known.view, (entry.weight for entry in entries))
-    return replace(result, kinds=known.source, notes=notes)
+    return replace(result, kinds=known.source, notes=notes, why=why)
 
 
-def quantize_units(
-    checkpoint: Checkpoint, config: Mxfp4Config, dialect: Dialect, view: ModelView | None
-) -> tuple[list[Unit], list[Entry]]:
-    """Decide about every tensor and return one unit for each, with the entries of those that are quantised.
+def planned_weights(
+    checkpoint: Checkpoint, config: Mxfp4Config, view: ModelView | None
+) -> dict[str, tuple[Entry, str]]:
+    """Decide about every tensor, and return the entry and the profile of each that is quantised, by name.
 
     Args:
         checkpoint: in high precision.
         config: what to quantise.
-        dialect: what the entries are named for.
         view: what a model provider says; None where names decide.
 
     Raises:
-        PatternError, FormatError, ShapeError, DialectError: as `quantize_checkpoint`.
+        PatternError, FormatError, ConfigError: as `quantize_checkpoint`.
     """
     resolver = Resolver.for_model(config, checkpoint.config, view=view)
     infos = list(checkpoint.tensors.values())
     decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
     model_type = ModelFacts.read(checkpoint.config).model_type
-    units: list[Unit] = []
-    entries: list[Entry] = []
+    found: dict[str, tuple[Entry, str]] = {}
     for info, decision in zip(infos, decisions, strict=True):
         if not decision.quantize:
-            units.append(CopyUnit.of(checkpoint, info.name))
             continue
         if info.dtype not in FLOATS:
             raise FormatError(
@@ -136,97 +132,47 @@ def quantize_units(
                 fix="add its name to ignore, or convert the source",
             )
         first = k_first(info.name, info.shape, checkpoint.config, view)
-        entry, names, layouts = planned(info.name, info.shape, first, config, dialect, model_type)
-        units.append(
-            QuantizeUnit(
-                checkpoint,
-                info.name,
-                names,
-                decision.profile or "",
-                config.nonfinite,
-                first,
-                entry.format,
-                layouts,
-            )
-        )
-        entries.append(entry)
-    if not entries:
+        entry = planned(info.name, info.shape, first, model_type)
+        found[info.name] = entry, decision.profile or ""
+    if not found:
         raise ConfigError(
             f"nothing to quantise in {checkpoint.path}",
             seen=f"{len(infos)} tensors, all of them kept",
             rule="at least one weight becomes MXFP4",
             fix="see the reasons with `mxfp4 plan`, and change targets, ignore or overrides",
         )
-    return units, entries
+    return found
 
 
-def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> None:
-    """Refuse a weight that cannot be cut into blocks, or that the dialect has no way to store."""
-    k = entry.shape[-1]
-    if k % BLOCK and config.tail == "refuse":
-        raise ShapeError(
-            f"tensor {entry.weight!r} cannot be quantised",
-            seen=f"K = {k} in shape {list(entry.shape)}",
-            rule=f"K is a multiple of {BLOCK}",
-            fix="set tail = 'pad', which is exact, or add the name to ignore",
-        )
-    if len(entry.shape) == 2 and not entry.weight.endswith(".weight"):
-        raise DialectError(
-            f"tensor {entry.weight!r} cannot be quantised",
-            seen=f"a bare parameter of shape {list(entry.shape)}",
-            rule="what is quantised is the .weight of a linear, or a stack of experts",
-            fix="add the name to ignore",
-        )
-    dialect.check(entry)
-
-
-Layouts = tuple[tuple[str, tuple[int, ...]], ...]
-"""Dtype and shape of each stored part."""
-
-
-def planned(
-    weight: str,
-    shape: tuple[int, ...],
-    transposed: bool,
+def quantize_units(
+    checkpoint: Checkpoint,
     config: Mxfp4Config,
     dialect: Dialect,
-    model_type: str,
-) -> tuple[Entry, tuple[str, ...], Layouts]:
-    """Return the entry for a weight that is yet to be quantised, and how the dialect will store its parts.
+    weights: Mapping[str, tuple[Entry, str]],
+) -> list[Unit]:
+    """Return one unit for each tensor of the source.
 
     Args:
-        weight: canonical name.
-        shape: shape in the source.
-        transposed: whether the source has K before N.
-        config: whether K may be padded.
-        dialect: dialect to write.
-        model_type: as in config.json.
-
-    Returns:
-        The entry, whose recipes read the parts by their own names; the name, and dtype and shape, of each stored part.
+        checkpoint: in high precision.
+        config: the settings.
+        dialect: how the parts are stored.
+        weights: entry and profile of each weight that is quantised, by name; all others are copied.
 
     Raises:
-        ShapeError, DialectError: as `check_expressible`, and where the dialect moves bytes, which is a conversion.
+        ShapeError, DialectError: as `quantize_checkpoint`.
     """
-    logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
-    form = formats.get("mxfp4")
-    sizes = form.shapes(logical)
-    parts = {part.name: Read(DTYPES[part.dtype], sizes[part.name], part.name) for part in form.parts}
-    entry = Entry(weight, logical, parts, form.name, transposed, alternates(weight, model_type))
-    check_expressible(entry, config, dialect)
-    found: dict[str, tuple[str, tuple[str, tuple[int, ...]]]] = {}
-    for name, recipe in dialect.write(entry).items():
-        if isinstance(recipe, Read) and recipe.nbytes == entry.parts[recipe.name].nbytes:
-            found[recipe.name] = name, (recipe.dtype, recipe.shape)
-    if found.keys() != entry.parts.keys():
-        raise DialectError(
-            f"tensor {entry.weight!r} cannot be quantised into the dialect {dialect.name}",
-            seen="a layout in which its bytes stand in another order",
-            rule="quantising writes the parts of a weight as they are made",
-            fix=f"quantise into mxfp4-core, then `mxfp4 convert --to {dialect.name}`",
+    units: list[Unit] = []
+    for name in checkpoint.tensors:
+        if name not in weights:
+            units.append(CopyUnit.of(checkpoint, name))
+            continue
+        entry, profile = weights[name]
+        names, layouts = stored_as(entry, config, dialect)
+        unit = QuantizeUnit(
+            checkpoint, name, names, profile, config.nonfinite, entry.transposed, entry.format, layouts
         )
-    ordered = [found[part] for part in entry.parts]
-    return entry, tuple(name for name, _ in ordered), tuple(layout for _, layout in ordered)
+        units.append(unit)
+    return units
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
@@ -241,11 +187,4 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
         )
 
 
-__all__ = [
-    "FLOATS",
-    "check_expressible",
-    "planned",
-    "quantize_checkpoint",
-    "quantize_units",
-    "refuse_quantized",
-]
+__all__ = ["FLOATS", "planned_weights", "quantize_checkpoint", "quantize_units", "refuse_quantized"]

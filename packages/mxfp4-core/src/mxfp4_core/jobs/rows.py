@@ -11,7 +11,8 @@ from mxfp4_core.checkpoint.reader import TensorInfo
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect
 from mxfp4_core.errors import Mxfp4Error, ShapeError
-from mxfp4_core.jobs.quantize import FLOATS, planned
+from mxfp4_core.jobs.planned import planned, stored_as
+from mxfp4_core.jobs.quantize import FLOATS
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.vocabulary import module_of, parse_expert
@@ -109,7 +110,7 @@ def row_of(
                 rule=f"a weight is one of {', '.join(FLOATS)}",
                 fix="add its name to ignore, or convert the source",
             )
-        planned(info.name, info.shape, first, config, dialect, facts.model_type)
+        stored_as(planned(info.name, info.shape, first, facts.model_type), config, dialect)
     except Mxfp4Error as error:
         problem = _one_line(error)
     try:

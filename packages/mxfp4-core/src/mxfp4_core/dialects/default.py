@@ -1,0 +1,39 @@
+"""Which dialect is written where none is asked for: one that others load without our packages, where it can say all."""
+
+from __future__ import annotations
+
+from mxfp4_core.dialects.base import Description, Dialect
+from mxfp4_core.dialects.registry import NATIVE_NAME, get
+from mxfp4_core.errors import Mxfp4Error
+
+AUTO = "auto"
+"""What a config says to have the dialect chosen."""
+
+PREFERRED = "compressed-tensors"
+
+
+def default_for(description: Description) -> tuple[Dialect, str]:
+    """Choose the dialect for a checkpoint: compressed-tensors where it can say everything, else our own.
+
+    Args:
+        description: what is to be written.
+
+    Returns:
+        The dialect, and why it was chosen.
+
+    Raises:
+        ConfigError: the package of one of them is broken.
+    """
+    dialect, native = get(PREFERRED), get(NATIVE_NAME)
+    try:
+        for entry in description.entries:
+            dialect.check(entry)
+        for each in description.beside:
+            dialect.write_beside(each)
+        dialect.documents(description)
+    except Mxfp4Error as error:
+        return native, f"{error.what}: {error.seen}; {native.readers} loads this one"
+    return dialect, f"it can say everything, and loads in {dialect.readers}"
+
+
+__all__ = ["AUTO", "PREFERRED", "default_for"]

@@ -1,0 +1,112 @@
+"""Weights that are yet to be quantised: their entries, which dialect takes them, and how it stores what is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mxfp4_core import dialects
+from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.arithmetic.formats import registry as formats
+from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.dialects.base import Description, Dialect, Entry, alternates
+from mxfp4_core.dialects.default import AUTO, default_for
+from mxfp4_core.dialects.pairs import DTYPES
+from mxfp4_core.dialects.recipes import Read
+from mxfp4_core.errors import DialectError, ShapeError
+from mxfp4_core.jobs.output import linear_modules
+
+Layouts = tuple[tuple[str, tuple[int, ...]], ...]
+"""Dtype and shape of each stored part."""
+
+
+def planned(weight: str, shape: Sequence[int], transposed: bool, model_type: str) -> Entry:
+    """Return the entry for a weight that is yet to be quantised; its recipes read the parts by their own names.
+
+    Args:
+        weight: canonical name.
+        shape: shape in the source.
+        transposed: whether the source has K before N.
+        model_type: as in config.json.
+    """
+    logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
+    form = formats.get("mxfp4")
+    sizes = form.shapes(logical)
+    parts = {part.name: Read(DTYPES[part.dtype], sizes[part.name], part.name) for part in form.parts}
+    return Entry(weight, logical, parts, form.name, transposed, alternates(weight, model_type))
+
+
+def chosen(checkpoint: Checkpoint, config: Mxfp4Config, entries: Sequence[Entry]) -> tuple[Dialect, str]:
+    """Return the dialect that the config names, or chooses, and why.
+
+    Args:
+        checkpoint: in high precision.
+        config: the settings of the run.
+        entries: the weights that are to be quantised.
+
+    Raises:
+        ConfigError: no such dialect, or its package is broken.
+    """
+    if config.dialect != AUTO:
+        return dialects.get(config.dialect), "the config names it"
+    return default_for(description(checkpoint, config, entries))
+
+
+def description(checkpoint: Checkpoint, config: Mxfp4Config, entries: Sequence[Entry]) -> Description:
+    """Return what the documents of the quantised checkpoint are written from."""
+    quantized = {entry.weight for entry in entries}
+    kept: Mapping[str, tuple[int, ...]] = {
+        name: info.shape for name, info in checkpoint.tensors.items() if name not in quantized
+    }
+    linears = linear_modules(kept, entries)
+    return Description(checkpoint.config, config, entries, linears, config.resolved_profile())
+
+
+def stored_as(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> tuple[tuple[str, ...], Layouts]:
+    """Return how a dialect stores the parts of a planned entry: their names, and their dtypes and shapes.
+
+    Raises:
+        ShapeError, DialectError: as `check_expressible`, and where the dialect moves bytes, which is a conversion.
+    """
+    check_expressible(entry, config, dialect)
+    found: dict[str, tuple[str, tuple[str, tuple[int, ...]]]] = {}
+    for name, recipe in dialect.write(entry).items():
+        if isinstance(recipe, Read) and recipe.nbytes == entry.parts[recipe.name].nbytes:
+            found[recipe.name] = name, (recipe.dtype, recipe.shape)
+    if found.keys() != entry.parts.keys():
+        raise DialectError(
+            f"tensor {entry.weight!r} cannot be quantised into the dialect {dialect.name}",
+            seen="a layout in which its bytes stand in another order",
+            rule="quantising writes the parts of a weight as they are made",
+            fix=f"quantise into mxfp4-core, then `mxfp4 convert --to {dialect.name}`",
+        )
+    ordered = [found[part] for part in entry.parts]
+    return tuple(name for name, _ in ordered), tuple(layout for _, layout in ordered)
+
+
+def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> None:
+    """Refuse a weight that cannot be cut into blocks, or that the dialect has no way to store.
+
+    Raises:
+        ShapeError: K is no multiple of 32, and ``tail`` is ``refuse``.
+        DialectError: a bare parameter, or something that the dialect has no word for.
+    """
+    k = entry.shape[-1]
+    if k % BLOCK and config.tail == "refuse":
+        raise ShapeError(
+            f"tensor {entry.weight!r} cannot be quantised",
+            seen=f"K = {k} in shape {list(entry.shape)}",
+            rule=f"K is a multiple of {BLOCK}",
+            fix="set tail = 'pad', which is exact, or add the name to ignore",
+        )
+    if len(entry.shape) == 2 and not entry.weight.endswith(".weight"):
+        raise DialectError(
+            f"tensor {entry.weight!r} cannot be quantised",
+            seen=f"a bare parameter of shape {list(entry.shape)}",
+            rule="what is quantised is the .weight of a linear, or a stack of experts",
+            fix="add the name to ignore",
+        )
+    dialect.check(entry)
+
+
+__all__ = ["Layouts", "check_expressible", "chosen", "description", "planned", "stored_as"]
