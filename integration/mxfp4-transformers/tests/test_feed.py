@@ -12,7 +12,6 @@ from tiny import DEVICE, load, settings, tensors
 
 from mxfp4_core.checkpoint import ahead
 from mxfp4_core.errors import CheckpointError, LoadError, NonFiniteError
-from mxfp4_core.modules import Weight
 from mxfp4_transformers import feed
 from mxfp4_transformers.feed import Feed
 
@@ -25,9 +24,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     found: dict[str, bool] = {}
     rows = Feed.rows
 
-    def noted(self: Feed, weight: Weight, names: list[str]) -> Any:
-        result = rows(self, weight, names)
-        found[weight.name] = result is not None
+    def noted(self: Feed, name: str, names: list[str]) -> Any:
+        result = rows(self, name, names)
+        found[name] = result is not None
         return result
 
     monkeypatch.setattr(feed, "DEVICES", {torch.device(DEVICE).type})
@@ -110,8 +109,8 @@ def test_reading_that_ends_early_is_an_error(
 ) -> None:
     rows = Feed.rows
 
-    def cut(self: Feed, weight: Weight, names: Sequence[str]) -> object:
-        fed = rows(self, weight, names)
+    def cut(self: Feed, name: str, names: Sequence[str]) -> object:
+        fed = rows(self, name, names)
         return fed if fed is None else (fed[0], (chunk[:-1] for chunk in fed[1]))
 
     monkeypatch.setattr(Feed, "rows", cut)

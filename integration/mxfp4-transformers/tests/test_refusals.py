@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers import Mxfp4Config as GptOssConfig
 
 from mxfp4_core import quantize
+from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.errors import (
     BackendError,
     CheckpointError,
@@ -25,7 +26,7 @@ from mxfp4_core.errors import (
     PatternError,
     ShapeError,
 )
-from mxfp4_transformers import Mxfp4Config, packer
+from mxfp4_transformers import Mxfp4Config
 
 Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 
@@ -37,7 +38,7 @@ def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_late(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a weight was read before the refusal")
 
-    monkeypatch.setattr(packer.DeviceQuantizers, "of", too_late)
+    monkeypatch.setattr(DeviceQuantizers, "of", too_late)
 
 
 @pytest.fixture(scope="module")

@@ -48,13 +48,11 @@ class Feed:
         columns = self.collected.setdefault(target, {each: [] for each in patterns})
         columns.setdefault(pattern, []).append(source)
 
-    def rows(
-        self, weight: Weight, names: Sequence[str]
-    ) -> tuple[torch.device, Iterator[torch.Tensor]] | None:
+    def rows(self, name: str, names: Sequence[str]) -> tuple[torch.device, Iterator[torch.Tensor]] | None:
         """Return where a weight goes and its rows, in order, in chunks ``[rows, k]`` on the CPU.
 
         Args:
-            weight: the weight.
+            name: the weight.
             names: the tensors of the checkpoint that it is made of, in the order of its rows.
 
         Returns:
@@ -62,14 +60,14 @@ class Feed:
         """
         if self._reader is None:
             self._begin()
-        if self._reader is None or weight.name not in self._jobs:
+        if self._reader is None or name not in self._jobs:
             return None
-        expected, job = self._jobs[weight.name]
+        expected, job = self._jobs[name]
         taken = self._reader.take(job) if expected == list(names) else None
         if taken is None:
             return None
-        k = weight.shape[-1]
-        return self.device_of(weight.name), (chunk.view(self.dtype).view(-1, k) for chunk in taken)
+        k = self.weights[name].shape[-1]
+        return self.device_of(name), (chunk.view(self.dtype).view(-1, k) for chunk in taken)
 
     def close(self) -> None:
         """Stop the threads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.checkpoint import Checkpoint
-from mxfp4_core.loader import LoadReportBuilder
+from mxfp4_core.loader import Key, LoadReportBuilder, QuantTarget, Region
 from mxfp4_core.modules import Weight
 from mxfp4_transformers.compose import Composed
 
@@ -22,7 +22,7 @@ class Filler:
     """Fills the weights of one load with what a checkpoint has.
 
     Attributes:
-        weights: what the model holds quantised, by name.
+        targets: where the weights go that stay quantised, by name.
         widened: what it holds in high precision although the checkpoint has it quantised.
         composed: what each of them is made of.
         checkpoint: the files.
@@ -31,7 +31,7 @@ class Filler:
         dtype: of what is widened.
     """
 
-    weights: Mapping[str, Weight]
+    targets: Mapping[str, QuantTarget]
     widened: Mapping[str, Weight]
     composed: Mapping[str, Composed]
     checkpoint: Checkpoint
@@ -47,23 +47,31 @@ class Filler:
         """Return the parts of a weight, by their names in the model, or the weight itself where it is widened."""
         if name in self.widened:
             weight = self.widened[name]
-            tensor = MxTensor.from_parts(weight.kind, self._parts(weight), weight.shape)
-            values = tensor.dequantize(self.dtype)
+            parts = weight.empty(self.device_of(name))
+            for part, start, piece in self._pieces(name):
+                parts[part][start : start + len(piece)].copy_(piece.view(parts[part].dtype))
+            values = MxTensor.from_parts(weight.kind, parts, weight.shape).dequantize(self.dtype)
             return {name: values.transpose(-1, -2).contiguous() if weight.transposed else values}
-        weight = self.weights[name]
-        return {weight.names[part]: tensor for part, tensor in self._parts(weight).items()}
+        target = self.targets[name]
+        for part, start, piece in self._pieces(name):
+            rows = start, start + len(piece)
+            whole = target.whole
+            region = Region(rows, *whole.ranges[1:]) if target.stacked else Region((0, 1), rows, whole.cols)
+            if target.format.part(part).operand == "input":
+                region = Region((0, 1), (0, 1), whole.cols)
+            target.put({part: piece}, region, key=Key(part, rows[0] if target.stacked else None))
+        return {f"{name}{part.suffix}": target.parts[part.name] for part in target.format.parts}
 
-    def _parts(self, weight: Weight) -> dict[str, torch.Tensor]:
-        parts = weight.empty(self.device_of(weight.name))
-        for part, recipe in self.composed[weight.name].parts.items():
-            into = parts[part]
-            step = max(1, _PIECE // max(1, recipe.row_bytes))
+    def _pieces(self, name: str) -> Iterator[tuple[str, int, torch.Tensor]]:
+        """Yield the parts of a weight: name of the part, index in its first axis, and bytes from there."""
+        for part, recipe in self.composed[name].parts.items():
+            # A part of the input is a row, which is not cut.
+            step = max(1, _PIECE // max(1, recipe.row_bytes)) if len(recipe.shape) > 1 else recipe.shape[0]
             for start in range(0, recipe.shape[0], step):
-                stop = min(start + step, recipe.shape[0])
                 with self.report.timing("reading"):
-                    into[start:stop].copy_(recipe.load(self.checkpoint, start, stop).view(into.dtype))
+                    piece = recipe.load(self.checkpoint, start, min(start + step, recipe.shape[0]))
+                    yield part, start, piece
                 self.report.sample()
-        return parts
 
 
 __all__ = ["Filler"]

@@ -62,7 +62,7 @@ class Converter(WeightConverter):
     ) -> dict[str, Any]:
         """Return the parameters that are made of the collected tensors, quantised where they should be."""
         packer = self.packer
-        if packer is not None and layer_name in packer.weights and converters.stacks(self):
+        if packer is not None and layer_name in packer.targets and converters.stacks(self):
             columns = [self.collected_tensors.pop(pattern, []) for pattern in self.source_patterns]
             names = packer.feed.collected.get(layer_name, {})
             return dict(packer.stack(layer_name, columns, [names.get(p, []) for p in self.source_patterns]))
@@ -93,7 +93,7 @@ class Direct(WeightConverter):
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
         """Claim the name of a weight to quantise, which the loader may still give a prefix or take it away."""
         names = (source_key, f"{self.prefix}{source_key}", source_key.removeprefix(self.prefix))
-        return source_key, self.PATTERN if any(name in self.packer.weights for name in names) else None
+        return source_key, self.PATTERN if any(name in self.packer.targets for name in names) else None
 
     def convert(
         self,

@@ -15,7 +15,7 @@ from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.checkpoint import TensorInfo
 from mxfp4_core.errors import ConfigError, LoadError
 from mxfp4_core.jobs.quantize import FLOATS
-from mxfp4_core.loader import LoadReport, LoadReportBuilder, count_modules
+from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, QuantTarget, count_modules
 from mxfp4_core.modules import (
     ModelPlan,
     Mxfp4Module,
@@ -60,6 +60,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self.plan = ModelPlan()
         self._builder: LoadReportBuilder | None = None
         self._packer: Packer | None = None
+        self._session: LoadSession | None = None
         self._operation: ConversionOps | None = None
         self._headers: dict[str, TensorInfo] = {}
         self._device_map: dict[str, Any] | None = None
@@ -146,13 +147,17 @@ class Mxfp4Quantizer(HfQuantizer):
         if self.pre_quantized:
             return with_scales(weight_conversions, self.plan)
         builder = self._builder or LoadReportBuilder()
-        if (serialised := self.quantization_config.serialised) is not None:
-            placed = serialised.placed(self.plan, self._device_of, builder, model, self._dtype)
+        serialised = self.quantization_config.serialised
+        self._session = LoadSession(
+            self.quantization_config.core, report=builder, quantizers=self._quantizers
+        )
+        targets = self._bound(self._session, model, exact=serialised is not None)
+        if serialised is not None:
+            placed = serialised.placed(targets, self._device_of, builder, model, self._dtype)
             self._operation = FillOp(placed.filler)
             return [placed, *weight_conversions]
         feed = Feed(self.plan.weights, self._headers, self._dtype, self._device_of)
-        nonfinite = self.quantization_config.core.nonfinite
-        self._packer = Packer(self.plan.weights, nonfinite, builder, feed, self._quantizers)
+        self._packer = Packer(targets, builder, feed)
         result: list[WeightTransform] = []
         for entry in weight_conversions:
             if isinstance(entry, WeightConverter) and converters.feeds(entry, self.plan.weights):
@@ -163,6 +168,22 @@ class Mxfp4Quantizer(HfQuantizer):
         self._operation = QuantizeOp(self._packer)
         self._packer.sources = self._sources(result, model)
         return result
+
+    def _bound(self, session: LoadSession, model: Any, *, exact: bool) -> dict[str, QuantTarget]:
+        """Bind the modules of the plan to a session, each on its device."""
+        targets: dict[str, QuantTarget] = {}
+        for site in self.plan.sites:
+            targets |= session.bind(
+                model.get_submodule(site.path),
+                prefix=site.path,
+                dtype=self._dtype,
+                device=self._device_of(site.path),
+                exact=exact,
+                prepare=False,
+                transposed=site.transposed,
+                reason=self.plan.reasons[site.path],
+            )
+        return targets
 
     def _device_of(self, name: str) -> torch.device:
         return compat.device_of(self._device_map, name)
@@ -217,6 +238,8 @@ class Mxfp4Quantizer(HfQuantizer):
         builder, core = self._builder or LoadReportBuilder(), self.quantization_config.core
         if self._packer is not None:
             self._packer.feed.close()
+        if self._session is not None:
+            self._session.check()
         with builder.timing("preparing"):
             for site in self.plan.sites:
                 settle(model.get_submodule(site.path), site, self.plan.weights)
@@ -245,7 +268,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self.report = model.mxfp4_report = builder.build()
         logger.info("%s", self.report.line())
         # What only the load needed: the quantizer is copied and pickled with its model.
-        self._packer = self._builder = self._model = self._operation = None
+        self._packer = self._builder = self._model = self._operation = self._session = None
         self._headers, self._device_map, self._quantizers = {}, None, DeviceQuantizers()
         return model
 

@@ -16,7 +16,7 @@ from mxfp4_core.config import ACTIVATIONS
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import concat, interleave
 from mxfp4_core.errors import DialectError, LoadError
-from mxfp4_core.loader import LoadReportBuilder
+from mxfp4_core.loader import LoadReportBuilder, QuantTarget
 from mxfp4_core.modules import (
     ModelPlan,
     Site,
@@ -104,7 +104,7 @@ class Serialised:
 
     def placed(
         self,
-        plan: ModelPlan,
+        targets: Mapping[str, QuantTarget],
         device_of: Callable[[str], torch.device],
         report: LoadReportBuilder,
         model: Any,
@@ -112,7 +112,7 @@ class Serialised:
     ) -> Placed:
         """Return the converter that fills the quantised weights; it comes before those of the model."""
         filler = Filler(
-            plan.weights, self.widened, self.composed, self.folder.checkpoint, device_of, report, dtype
+            targets, self.widened, self.composed, self.folder.checkpoint, device_of, report, dtype
         )
         return Placed(filler, model.base_model_prefix)
 
