@@ -125,6 +125,13 @@ def quantize_into(
         parts = codes
     else:
         parts = {"codes": codes} if scales is None else {"codes": codes, "scales": scales}
+    if missing := [part.name for part in form.weight_parts if part.name not in parts]:
+        raise FormatError(
+            f"{name} cannot be quantised",
+            seen=f"no tensor for {', '.join(missing)}",
+            rule=f"format {form.name} writes {', '.join(part.name for part in form.weight_parts)}",
+            fix="pass one tensor for each",
+        )
     chosen = form.resolve(profile, rule=rule, ties=ties).name
     form.quantize_into(weight, parts, profile=chosen, nonfinite=nonfinite, name=name, threads=threads)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mxfp4_core.testing.suite_dialect import DialectConformance
     from mxfp4_core.testing.suite_format import FormatConformance
     from mxfp4_core.testing.suite_models import ModelExample, ModelProviderConformance
+    from mxfp4_core.testing.suite_profile import ProfileConformance
 
 _HOME = {
     "BackendConformance": "conformance",
@@ -30,6 +31,7 @@ _HOME = {
     "FormatConformance": "suite_format",
     "ModelExample": "suite_models",
     "ModelProviderConformance": "suite_models",
+    "ProfileConformance": "suite_profile",
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "FormatConformance",
     "ModelExample",
     "ModelProviderConformance",
+    "ProfileConformance",
 ]
 
 

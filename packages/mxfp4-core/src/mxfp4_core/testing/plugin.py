@@ -36,6 +36,7 @@ _SUITES = (
     "suite_loader",
     "suite_moe",
     "suite_module",
+    "suite_profile",
     "suite_quantize",
     "suite_refit",
     "suite_routes",
