@@ -20,7 +20,7 @@ def somewhere(tmp_path: Path) -> Path:
 
 
 def test_each_plug_in_passes_its_suite(somewhere: Path) -> None:
-    code, counts, output = run(somewhere, "test_acme.py", "-v", "--require-backend", "acme")
+    code, counts, output = run(somewhere, "test_acme.py", "-rp", "--require-backend", "acme")
     assert code == 0 and set(counts) == {"passed"}, output
     for suite in SUITES:
         assert output.count(f"::{suite}::") >= 6, suite

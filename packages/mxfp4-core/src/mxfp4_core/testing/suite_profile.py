@@ -4,7 +4,7 @@
         profile_name = "mine"
 
 A profile says what the bytes are; the reference computes them slowly and plainly. What is fast must equal it, so a
-profile is right if it is known by its name, takes the weights that it says it takes, and every path gives the same bytes.
+profile is right if it is known by its name, takes the weights that it says it takes, and every path agrees.
 """
 
 from __future__ import annotations
