@@ -3,13 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mxfp4_core.arithmetic.formats.base import Parts
+from mxfp4_core.arithmetic.formats.mxfp4 import Mxfp4
+from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.profiles import profiles
 from mxfp4_core.backend import calls, registry
 from mxfp4_core.backend.answers import Yes
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.reference import ops as reference_ops
-from mxfp4_core.backend.reference import slices
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.errors import BackendError, Mxfp4Error
 from mxfp4_core.modules.layers import Mxfp4Linear
@@ -38,14 +40,14 @@ def test_it_says_that_it_emulates_and_offers_every_profile() -> None:
 def test_weights_are_widened_in_slices_of_the_stated_size(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def spy(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        values = dequantize(codes, scales, dtype)
+    def spy(self: Mxfp4, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+        values = dequantize(self, parts, dtype)
         sizes.append(values.nbytes)
         return values
 
-    dequantize = reference_ops.dequantize
-    monkeypatch.setattr(reference_ops, "dequantize", spy)
-    monkeypatch.setattr(slices, "_SLICE_ELEMS", 1000)
+    dequantize = Mxfp4.dequantize
+    monkeypatch.setattr(Mxfp4, "dequantize", spy)
+    monkeypatch.setattr(reference_ops, "_SLICE_ELEMS", 1000)
     backend = reference()
     for problem in (
         Problem(op="linear", n=130, k=96, device=CPU),
@@ -58,18 +60,22 @@ def test_weights_are_widened_in_slices_of_the_stated_size(monkeypatch: pytest.Mo
         x = random_x(4, problem.k)
         if problem.op == "linear":
             got = calls.linear(backend, x, packed[0], problem)
+            largest = max(sizes)
             judge.linear(x, random_weight(130, 96), None, backend.numerics).check(got)
         else:
             calls.moe(backend, x, *packed, Routes(*random_routes(4, 3, 2)), problem)
+            largest = max(sizes)
         answer = backend.supports(problem)
-        assert isinstance(answer, Yes) and max(sizes) == answer.temporary_bytes
+        assert isinstance(answer, Yes) and largest == answer.temporary_bytes
         assert len(sizes) > 3
 
 
 def test_only_experts_with_tokens_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = reference_ops._matmul
-    monkeypatch.setattr(reference_ops, "_matmul", lambda *args: seen.append(args[1].shape) or original(*args))
+    monkeypatch.setattr(
+        reference_ops, "_matmul", lambda *args: seen.append(args[1][0].shape) or original(*args)
+    )
     problem = Problem(op="moe", n=32, k=32, experts=64, top_k=1, device=CPU)
     packed = [
         calls.pack(reference(), problem, random_weight(*s), None, p) for p, s in calls.shapes(problem).items()
@@ -126,3 +132,7 @@ def test_quantised_activations_of_experts() -> None:
     got = calls.moe(reference(), x, *packed, Routes(ids, factors), problem).double()
     error = float((got - plain).norm() / plain.norm())
     assert 0.02 < error < 0.3, "quantised twice: neither exact nor nonsense"
+
+
+def test_inputs_are_quantised_by_the_default_of_each_format() -> None:
+    assert {name: get(name).resolve().name for name in INPUT_PROFILES} == INPUT_PROFILES

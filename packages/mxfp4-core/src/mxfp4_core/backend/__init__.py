@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mxfp4_core.backend.problem import Op as Op
     from mxfp4_core.backend.problem import Problem as Problem
     from mxfp4_core.backend.problem import Tokens as Tokens
+    from mxfp4_core.backend.problem import input_format as input_format
     from mxfp4_core.backend.protocol import Backend as Backend
     from mxfp4_core.backend.protocol import InPlaceLayout as InPlaceLayout
     from mxfp4_core.backend.protocol import Layout as Layout
@@ -71,6 +72,7 @@ _HOMES = {
     "Problem": "problem",
     "SILU": "problem",
     "Tokens": "problem",
+    "input_format": "problem",
     "Options": "options",
     "check_choice": "options",
     "check_keys": "options",
@@ -152,6 +154,7 @@ __all__ = [
     "default_problem",
     "device_quantizer",
     "explain",
+    "input_format",
     "kernels_of",
     "numerics_for",
     "pack_in_place",

@@ -33,9 +33,10 @@ class Numerics:
         accumulate: dtype of the sum over k.
         profiles: profiles of ``Backend.quantize``; empty if there is no such op.
         activation: how x is quantised. None: as ``Problem.activation`` says, and not at all for ``auto``.
-        activation_profile: profile by which x is quantised where that is ``mxfp4``.
+        activation_profile: profile by which x is quantised; empty for ``none`` and ``fp8``. ``Backend.numerics`` has
+            that of ``mxfp4``, an answer that of its problem.
         hidden: to what the hidden state between the two products of an expert is rounded before it is quantised:
-            it stays ``float32``, or gets the dtype of the ``input``.
+            it stays ``float32`` as the sums are, or gets the dtype of the ``input``. Likewise x times its multiplier.
     """
 
     scale_byte_0: Literal["2^-127", "zero"] = "2^-127"

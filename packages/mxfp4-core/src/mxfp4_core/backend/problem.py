@@ -208,6 +208,20 @@ def missing_words(problem: Problem, features: frozenset[str]) -> list[str]:
     )
 
 
+def input_format(format: str, activation: str) -> str:
+    """Return what the input of a product is quantised to: ``none``, ``fp8``, or the name of a format.
+
+    The word ``mxfp4`` means one level of scales, but two where the weight has two, because a device that multiplies
+    two levels wants them on both sides.
+
+    Args:
+        format: of the weights.
+        activation: ``none``, ``mxfp4``, ``mxfp8`` or ``fp8``: of `Numerics`, where the problem says ``auto``.
+    """
+    dual = format.removesuffix(_MULTIPLIER) == "mxfp4-dual"
+    return "mxfp4-dual" if dual and activation == "mxfp4" else activation
+
+
 def _check_word(name: str, word: str, words: Sequence[str]) -> None:
     if word not in words:
         raise ConfigError(
@@ -229,5 +243,6 @@ __all__ = [
     "Op",
     "Problem",
     "Tokens",
+    "input_format",
     "missing_words",
 ]

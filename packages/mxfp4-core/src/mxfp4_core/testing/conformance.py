@@ -11,6 +11,7 @@ a shape that it refuses with a reason and a fix, count as right answers, so ther
 from __future__ import annotations
 
 from mxfp4_core.testing.suite_activations import ActivationSuite
+from mxfp4_core.testing.suite_formats import FormatSuite, TokensSuite
 from mxfp4_core.testing.suite_gates import GateSuite
 from mxfp4_core.testing.suite_large import LargeSuite
 from mxfp4_core.testing.suite_layout import LayoutSuite
@@ -34,6 +35,8 @@ class BackendConformance(
     MoeSuite,
     GateSuite,
     RoutesSuite,
+    FormatSuite,
+    TokensSuite,
     LargeSuite,
     StateSuite,
     ModuleSuite,

@@ -1,21 +1,39 @@
-"""A device that does not exist: awkward tiles, shuffled bytes, three layouts. It proves the core without hardware.
+"""A device that does not exist: awkward tiles, shuffled bytes, many layouts. It proves the core without hardware.
 
 Its tiles are 48 rows by 96 columns, so that neither 32 nor 64 nor 2880 fits by luck. Inside a tile the bytes go column
 by column, the eight codes of four bytes change places as they do in Marlin's layout, and scales have a tile of their
 own with a column of padding that must be filled. Weights of at least 192 rows get a wider tile, and experts swap their
-gate and up halves. Calls undo all of it and compute in float32: right, slow, and only for tests.
+gate and up halves. The outer scales of ``mxfp4-dual`` lie group by group, tile rows side by side, in a fourth place; a
+multiplier of the input is one vector, reversed. Calls undo all of it and compute in float32: right, slow, and only for
+tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import BLOCK, E8M0_NAN, Alignment, MxTensor
-from mxfp4_core.backend import Backend, Layout, Matrix, No, Numerics, Packed, Problem, Routes, Verdict, Yes
+from mxfp4_core.arithmetic.formats.registry import get as get_format
+from mxfp4_core.backend import (
+    Backend,
+    Layout,
+    Matrix,
+    No,
+    Numerics,
+    Packed,
+    Problem,
+    Routes,
+    Verdict,
+    Yes,
+    check_choice,
+    check_keys,
+    input_format,
+)
+from mxfp4_core.backend.problem import PLAIN
 from mxfp4_core.backend.reference import ops as reference_ops
 from mxfp4_core.errors import BackendError, FormatError, ShapeError
 
@@ -31,15 +49,18 @@ class TileLayout:
     Attributes:
         rows: rows of a tile.
         halves: the weight is gate rows and then up rows, and the device wants up first.
+        format: ``mxfp4``, or one with outer scales or a multiplier of the input beside the codes and scales.
     """
 
     rows: int = 48
     halves: bool = False
+    format: str = PLAIN
 
     @property
     def id(self) -> str:
         """Name of the variant."""
-        return f"emulated-{self.rows}x{_COLUMNS}{'-up-gate' if self.halves else ''}"
+        kind = "" if self.format == PLAIN else f"-{self.format}"
+        return f"emulated-{self.rows}x{_COLUMNS}{'-up-gate' if self.halves else ''}{kind}"
 
     @property
     def alignment(self) -> Alignment:
@@ -69,18 +90,35 @@ class TileLayout:
         padded = scale_tiles.new_full((*lead, n // self.rows, k // _COLUMNS, 4, self.rows), _FILL)
         padded[..., :3, :] = scale_tiles.movedim(-3, -1)
         packed = {"blob": _reorder(tiles.movedim(-3, -1).contiguous(), _ORDER), "scale_blob": padded}
+        if "level0" in weight.parts:
+            outer = self._swap(weight.parts["level0"]).unflatten(-2, (n // self.rows, self.rows))
+            packed["outer"] = outer.movedim(-1, -3).contiguous()
+        if "input_scale" in weight.parts:
+            packed["multiplier"] = weight.parts["input_scale"].flip(0)
         if bias is not None:
             packed["bias"] = self._swap(bias[..., None])[..., 0].contiguous()
         return packed
 
     def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> MxTensor:
         """Undo ``pack``; see ``Layout.unpack``."""
+        return MxTensor.from_parts(get_format(self.format), self.parts(tensors, shape), torch.Size(shape))
+
+    def parts(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return the canonical parts, in the order of the format."""
         *lead, n, k = shape
         back = tuple(_ORDER.index(place) for place in range(8))
         tiles = _reorder(tensors["blob"], back).movedim(-1, -3)
         scales = tensors["scale_blob"][..., :3, :].movedim(-1, -3)
-        codes = self._swap(tiles.reshape(*lead, n, k // 2))
-        return MxTensor(codes, self._swap(scales.reshape(*lead, n, k // BLOCK)), torch.Size(shape))
+        parts = {
+            "codes": self._swap(tiles.reshape(*lead, n, k // 2)),
+            "scales": self._swap(scales.reshape(*lead, n, k // BLOCK)),
+        }
+        if "outer" in tensors:
+            outer = tensors["outer"].movedim(-3, -1)
+            parts["level0"] = self._swap(outer.reshape(*lead, n, outer.shape[-1]))
+        if "multiplier" in tensors:
+            parts["input_scale"] = tensors["multiplier"].flip(0)
+        return parts
 
     def bias(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
         """Return the bias in canonical order."""
@@ -99,26 +137,41 @@ def _reorder(tiles: Tensor, order: tuple[int, ...]) -> Tensor:
 
 
 class EmulatedBackend(Backend):
-    """The emulated device, on any torch device that the tensors are on."""
+    """The emulated device, on any torch device that the tensors are on.
+
+    It has one option, ``tile``: ``auto`` (by the number of rows) or ``narrow`` (always 48 rows).
+    """
 
     name = "emulated"
     description = "a device that does not exist, for tests of the core"
     features = frozenset(
         {
             *("linear", "moe", "bias", "expert-map", "gate:silu", "gate:clamped", "rows:interleaved"),
-            *("dtype:bfloat16", "dtype:float32"),
+            *("dtype:bfloat16", "dtype:float32", "activation:mxfp4", "format:mxfp4-dual", "input-scale"),
+            *("moe:shared-experts", "moe:tokens:masked"),
         }
     )
-    numerics = Numerics(emulated=True, scale_byte_255="refused")
+    numerics = Numerics(
+        emulated=True, scale_byte_255="refused", activation_profile="floor/even", hidden="input"
+    )
     automatic_on: frozenset[str] = frozenset()
 
     def supports(self, problem: Problem) -> Verdict:
         """Refuse a single column tile of many experts, so that a refusal by shape is tested too."""
         if problem.experts > 4096:
             return No(f"{problem.experts} experts, at most 4096", "use expert parallelism")
-        return Yes(
-            self.layout(problem, "down" if problem.op == "moe" else "weight").id, 4 * problem.n * problem.k
-        )
+        numerics = self.numerics
+        if problem.activation == "auto":
+            numerics = replace(numerics, activation="mxfp4")
+        if self._inputs(problem)[0] == "mxfp4-dual":
+            numerics = replace(numerics, activation_profile="ascend")
+        tile = self._tile(problem, "down" if problem.op == "moe" else "weight")
+        return Yes("undoes its layout", 4 * problem.n * problem.k, numerics, layout=tile.id)
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Take ``tile``; see ``Backend.check_options``."""
+        check_keys(self.name, options, ("tile",))
+        check_choice(self.name, options, "tile", ("auto", "narrow"))
 
     def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
         """Choose the tile by the number of rows."""
@@ -126,13 +179,13 @@ class EmulatedBackend(Backend):
 
     def _tile(self, problem: Problem, matrix: Matrix) -> TileLayout:
         rows = problem.k if matrix == "down" else problem.n
-        return TileLayout(
-            64 if rows >= 192 else 48, halves=matrix == "gate_up" and not problem.gate.interleaved
-        )
+        wide = rows >= 192 and problem.options.get("tile") != "narrow"
+        halves = matrix == "gate_up" and not problem.gate.interleaved
+        return TileLayout(64 if wide else 48, halves, problem.format)
 
     def _canonical(
         self, packed: Packed, problem: Problem, matrix: Matrix
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[list[Tensor], Tensor | None]:
         layout = self._tile(problem, matrix)
         if packed.layout != layout.id:
             raise BackendError(
@@ -141,13 +194,20 @@ class EmulatedBackend(Backend):
                 rule=f"{problem} uses {layout.id!r}",
                 fix="pack the weight for this problem",
             )
-        weight = layout.unpack(packed.tensors, packed.shape)
-        return weight.codes, weight.scales, layout.bias(packed.tensors)
+        parts = layout.parts(packed.tensors, packed.shape)
+        return list(parts.values()), layout.bias(packed.tensors)
+
+    def _inputs(self, problem: Problem) -> tuple[str, str, str]:
+        """Return what inputs are quantised to, by which profile, and what they are rounded to before."""
+        kind = input_format(problem.format, "mxfp4" if problem.activation == "auto" else problem.activation)
+        profiles = {"none": "", "mxfp4": self.numerics.activation_profile, "mxfp4-dual": "ascend"}
+        return kind, profiles.get(kind, ""), self.numerics.hidden
 
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         """Undo the layout and compute; see ``Backend.linear``."""
         self._aligned(x, weight)
-        return reference_ops.linear(x, *self._canonical(weight, problem, "weight"), "")
+        canonical = self._canonical(weight, problem, "weight")
+        return reference_ops.linear(x, *canonical, problem.format, *self._inputs(problem))
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Undo the layouts and compute; see ``Backend.moe``."""
@@ -156,13 +216,13 @@ class EmulatedBackend(Backend):
         return reference_ops.moe(
             x,
             *self._canonical(gate_up, problem, "gate_up"),
-            *self._canonical(down, problem, "down"),
-            *(routes.topk_ids, routes.topk_weights, routes.expert_map),
-            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, ""),
+            *(*self._canonical(down, problem, "down"), problem.format),
+            *(*routes, problem.shared_experts),
+            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, *self._inputs(problem)),
         )
 
     def _aligned(self, x: Tensor, weight: Packed) -> None:
-        if x.dim() != 2 or x.shape[0] == 0 or x.shape[1] != weight.shape[-1] or not x.is_contiguous():
+        if x.dim() not in (2, 3) or 0 in x.shape or x.shape[-1] != weight.shape[-1] or not x.is_contiguous():
             raise BackendError(
                 "a call of the emulated device",
                 seen=f"x of shape {tuple(x.shape)}, contiguous: {x.is_contiguous()}",

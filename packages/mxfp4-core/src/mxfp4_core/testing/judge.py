@@ -14,105 +14,133 @@ it may round each expert's result before the weighted sum; the bound allows for 
 ``d/dg g * sigmoid(alpha * g) <= 1.1`` for every alpha, and a clamp never widens an error. That bound holds for the
 worst case, in which all roundings of a sum go the same way, so it is wide. Roundings that go either way nearly cancel:
 over a whole result the error is a few half units of the dtype, and `Answer.noise` says how many are allowed.
+
+Where x and the hidden state are quantised, ``judge_inputs`` carries bounds through the quantizer. A weight with outer
+scales, and an input with float scales, add one rounding of each product to float32.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import MxTensor
-from mxfp4_core.backend import Gate, Numerics
+from mxfp4_core.backend import Gate, Numerics, input_format
+from mxfp4_core.testing import judge_inputs
+from mxfp4_core.testing.answer import EPS32, FLUSHED, Answer
 
-EPS32 = 2.0**-23
-FLUSHED = 2.0**-126
 GATE_SLOPE = 1.1
 GATE_EPS = 2.0**-19  # a fast sigmoid: exp2 and reciprocal approximations with a few wrong bits
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The true result and the errors of a correct one.
-
-    Attributes:
-        value: float64.
-        bound: float64 of the same shape: largest error of each element.
-        noise: largest norm of all errors, relative to the norm of the finite values; infinite if only ``bound`` counts.
-    """
-
-    value: Tensor
-    bound: Tensor
-    noise: float = math.inf
-
-    def check(self, got: Tensor, what: str = "result") -> None:
-        """Compare.
-
-        Raises:
-            AssertionError: an element is further away than the bound, or is NaN where the truth is not; or all of
-                them together are noisier than they may be.
-        """
-        assert tuple(got.shape) == tuple(self.value.shape), f"{what}: shape {tuple(got.shape)}"
-        error = (got.to("cpu", torch.float64) - self.value).abs()
-        bad = ~(error <= self.bound) & ~(got.to("cpu").isnan() & self.value.isnan())
-        if not bool(bad.any()):
-            finite = self.value.isfinite()
-            noise = float(error[finite].norm() / self.value[finite].norm().clamp(min=FLUSHED))
-            assert noise <= self.noise, (
-                f"{what}: relative error {noise:.3g} as a whole, at most {self.noise:.3g}"
-            )
-            return
-        worst = tuple(int(i) for i in bad.nonzero()[0])
-        raise AssertionError(
-            f"{what}: {int(bad.sum())} of {bad.numel()} elements are beyond the bound, first at {worst}: "
-            f"{float(got[worst])} instead of {float(self.value[worst])} +- {float(self.bound[worst]):.3g}"
-        )
-
-    def rounded(self, dtype: torch.dtype) -> Answer:
-        """Return the answer after one rounding to ``dtype``."""
-        half = torch.finfo(dtype).eps / 2
-        room = half * (self.value.abs() + self.bound) + torch.finfo(dtype).smallest_normal * half
-        return Answer(self.value, self.bound + room, self.noise)
-
-
 def _wide(weight: MxTensor, expert: int | None = None) -> Tensor:
-    codes, scales = (
-        (weight.codes, weight.scales) if expert is None else (weight.codes[expert], weight.scales[expert])
-    )
+    parts = {
+        part.name: weight.parts[part.name]
+        if expert is None or part.operand == "input"
+        else weight.parts[part.name][expert]
+        for part in weight.format.parts
+    }
     shape = torch.Size(weight.shape[-2:])
-    return MxTensor(codes, scales, shape, weight.profile).to("cpu").dequantize(torch.float64)
+    found = MxTensor.from_parts(weight.format, parts, shape, weight.profile)
+    return found.to("cpu").dequantize(torch.float64)
 
 
-def _matmul(x: Answer, weight: Tensor, bias: Tensor | None, numerics: Numerics) -> Answer:
+def _matmul(x: Answer, weight: Tensor, bias: Tensor | None, product_error: float) -> Answer:
     weight = weight.T
     value, size = x.value @ weight, x.value.abs() @ weight.abs()
     k = weight.shape[0]
     if bias is not None:
         value, size = value + bias.to("cpu", torch.float64), size + bias.to("cpu", torch.float64).abs()
-    bound = ((k + 2) * EPS32 + numerics.product_error) * size + k * FLUSHED
+    bound = ((k + 2) * EPS32 + product_error) * size + k * FLUSHED
     return Answer(value, bound + x.bound @ weight.abs())
 
 
-def linear(x: Tensor, weight: MxTensor, bias: Tensor | None, numerics: Numerics) -> Answer:
+class _Inputs:
+    """How the inputs of the products of one call are made from values.
+
+    Attributes:
+        kind: what they are quantised to, or ``none``.
+        early: the dtype to which values are rounded before they are quantised; None: they stay float32.
+        product_error: of one product, relative.
+    """
+
+    def __init__(self, weight: MxTensor, numerics: Numerics, activation: str, dtype: torch.dtype) -> None:
+        self.kind, self.profile = input_format(weight.format.name, activation), numerics.activation_profile
+        self.early = dtype if numerics.hidden == "input" else None
+        self.dtype = dtype
+        widened = self.kind in ("fp8", "mxfp4-dual") or "level0" in weight.parts
+        self.product_error = numerics.product_error + (2 * EPS32 if widened else 0.0)
+
+    def __call__(self, values: Answer, weight: MxTensor) -> Answer:
+        """Answer a hidden state as it is multiplied by a weight; the multiplier of the input comes first."""
+        if self.kind == "none":
+            return (
+                self._times(values, weight).rounded(self.dtype) if "input_scale" in weight.parts else values
+            )
+        values = self._early(values)
+        if "input_scale" in weight.parts:
+            values = self._times(values, weight)
+            if self.early is not None:
+                values = self._early(values.rounded(self.early))
+        return judge_inputs.quantized(values, self.kind, self.profile, self.early or torch.float32)
+
+    def first(self, x: Tensor, weight: MxTensor) -> Answer:
+        """Answer x itself: its values are known, and so is every rounding of them that is stated."""
+        exact, dtype = Answer.exact(x), self.dtype
+        if self.kind == "none":
+            return self(exact, weight)
+        if "input_scale" in weight.parts:
+            dtype = self.early or torch.float32
+            exact = Answer.exact((x.to("cpu", torch.float32) * _factor(weight, x.shape[-1])).to(dtype))
+        return judge_inputs.quantized(exact, self.kind, self.profile, dtype)
+
+    def _early(self, values: Answer) -> Answer:
+        """Return the nominal values, rounded where they are rounded early; the bound has room for it already."""
+        if self.early is None:
+            return values
+        nominal = values.value.to(self.early).to(torch.float64)
+        return Answer(nominal, values.bound + (nominal - values.value).abs())
+
+    @staticmethod
+    def _times(values: Answer, weight: MxTensor) -> Answer:
+        factor = _factor(weight, values.value.shape[-1]).to(torch.float64)
+        return Answer(values.value * factor, values.bound * factor.abs()).rounded(torch.float32)
+
+
+def _factor(weight: MxTensor, k: int) -> Tensor:
+    return weight.parts["input_scale"].to("cpu", torch.float32)[:k]
+
+
+def linear(
+    x: Tensor, weight: MxTensor, bias: Tensor | None, numerics: Numerics, activation: str = "none"
+) -> Answer:
     """Answer ``x @ weight.T + bias``.
 
     Args:
-        x: [m, k], as the kernel multiplies it: quantised and widened already where the backend quantises it.
-        weight: canonical [n, k].
+        x: [m, k].
+        weight: canonical [n, k], of any format; with a multiplier of the input, x is multiplied by it first.
         bias: [n] or None.
-        numerics: of the backend.
+        numerics: of the backend for the problem.
+        activation: how x is quantised; ``none`` also where x was quantised and widened already.
 
     Returns:
         [m, n], rounded to the dtype of x.
     """
-    exact = x.to("cpu", torch.float64)
-    return _matmul(Answer(exact, torch.zeros_like(exact)), _wide(weight), bias, numerics).rounded(x.dtype)
+    inputs = _Inputs(weight, numerics, activation, x.dtype)
+    return _matmul(inputs.first(x, weight), _wide(weight), bias, inputs.product_error).rounded(x.dtype)
 
 
-def gated(gate: Answer, up: Answer, form: Gate, dtype: torch.dtype) -> Answer:
-    """Answer the gated activation for gate and up values that are known up to their bounds."""
+def gated(gate: Answer, up: Answer, form: Gate, dtype: torch.dtype | None) -> Answer:
+    """Answer the gated activation for gate and up values that are known up to their bounds.
+
+    Args:
+        gate: values before the clamp.
+        up: likewise.
+        form: the gated activation.
+        dtype: to which the result may be rounded; None: it stays float32.
+    """
     g, u = gate.value, up.value
     if form.limit is not None:
         g, u = g.clamp(max=form.limit), u.clamp(-form.limit, form.limit)
@@ -120,7 +148,7 @@ def gated(gate: Answer, up: Answer, form: Gate, dtype: torch.dtype) -> Answer:
     swish = g * torch.sigmoid(form.alpha * g)
     bound = (u.abs() + up.bound) * GATE_SLOPE * gate.bound + swish.abs() * up.bound
     hidden = Answer(u * swish, bound + GATE_EPS * (u * swish).abs())
-    return hidden.rounded(dtype)
+    return hidden.rounded(dtype or torch.float32)
 
 
 def moe(
@@ -132,37 +160,49 @@ def moe(
     topk_weights: Tensor,
     form: Gate,
     numerics: Numerics,
+    *,
+    activation: str = "none",
+    shared: int = 0,
 ) -> Answer:
     """Answer a whole MoE layer, one expert at a time.
 
     Args:
         x: [m, k].
-        gate_up: canonical [experts, 2n, k].
-        down: canonical [experts, k, n].
-        biases: [experts, 2n] and [experts, k], or None.
+        gate_up: canonical [experts + shared, 2n, k].
+        down: canonical [experts + shared, k, n].
+        biases: [experts + shared, 2n] and [experts + shared, k], or None.
         topk_ids: [m, top_k], indices of experts here; negative for an empty slot.
         topk_weights: [m, top_k].
         form: the gated activation.
-        numerics: of the backend.
+        numerics: of the backend for the problem.
+        activation: how x and the hidden state are quantised.
+        shared: how many of the last experts every token goes to, with weight 1.
 
     Returns:
         [m, k], rounded to the dtype of x.
     """
-    exact = x.to("cpu", torch.float64)
+    inputs = _Inputs(gate_up, numerics, activation, x.dtype)
+    # Where values are quantised from float32, nothing between the products may be rounded to less.
+    between = x.dtype if inputs.kind == "none" or inputs.early is not None else torch.float32
     ids, weights = topk_ids.to("cpu"), topk_weights.to("cpu", torch.float32).to(torch.float64)
-    value, bound, size = torch.zeros_like(exact), torch.zeros_like(exact), torch.zeros_like(exact)
+    if shared:
+        experts = gate_up.shape[0] - shared
+        every = torch.arange(experts, experts + shared).expand(len(ids), shared).to(ids.dtype)
+        ids, weights = torch.cat([ids, every], 1), torch.cat([weights, torch.ones(every.shape)], 1)
+    whole = inputs.first(x, gate_up)
+    value, bound, size = (torch.zeros_like(whole.value) for _ in range(3))
     for expert in sorted({int(i) for i in ids.unique() if i >= 0}):
         tokens, slots = torch.where(ids == expert)
-        rows = Answer(exact[tokens], torch.zeros_like(exact[tokens]))
+        rows = Answer(whole.value[tokens], whole.bound[tokens])
         bias = [None if b is None else b[expert] for b in biases]
-        both = _matmul(rows, _wide(gate_up, expert), bias[0], numerics).rounded(x.dtype)
+        both = _matmul(rows, _wide(gate_up, expert), bias[0], inputs.product_error).rounded(between)
         halves = (slice(0, None, 2), slice(1, None, 2))
         if not form.interleaved:
             half = both.value.shape[1] // 2
             halves = (slice(0, half, None), slice(half, None, None))
         gate, up = (Answer(both.value[:, part], both.bound[:, part]) for part in halves)
-        hidden = gated(gate, up, form, x.dtype)
-        result = _matmul(hidden, _wide(down, expert), bias[1], numerics).rounded(x.dtype)
+        hidden = inputs(gated(gate, up, form, between), down)
+        result = _matmul(hidden, _wide(down, expert), bias[1], inputs.product_error).rounded(x.dtype)
         factor = weights[tokens, slots, None]
         value.index_add_(0, tokens, factor * result.value)
         bound.index_add_(0, tokens, factor.abs() * result.bound)
@@ -170,4 +210,10 @@ def moe(
     # The weighted sum: in float32, or in the dtype of the result by kernels that add slot after slot.
     ulp = torch.finfo(x.dtype).eps
     noise = 2 * ulp + EPS32 * math.sqrt(gate_up.shape[-1]) + 4 * numerics.product_error
+    if inputs.kind != "none":
+        early = ulp if inputs.early is not None else 4 * EPS32 * math.sqrt(gate_up.shape[-1])
+        noise += judge_inputs.noise(inputs.kind, early)
     return Answer(value, bound + (ids.shape[1] + 1) * max(EPS32, ulp) * size, noise).rounded(x.dtype)
+
+
+__all__ = ["Answer", "gated", "linear", "moe"]

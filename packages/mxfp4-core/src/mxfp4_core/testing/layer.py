@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import MxTensor
-from mxfp4_core.backend import Backend, Packed, Problem, Routes, calls
+from mxfp4_core.backend import Backend, Packed, Problem, Routes, calls, numerics_for
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.samples import random_biases, random_weight
 
@@ -61,7 +61,12 @@ class Layer:
 
     def answer(self, backend: Backend, x: Tensor, ids: Tensor, weights: Tensor) -> judge.Answer:
         """Ask the judge; ids are indices of experts here."""
-        return judge.moe(x, *self.weights, self.biases, ids, weights, self.problem.gate, backend.numerics)
+        numerics = numerics_for(backend, self.problem)
+        return judge.moe(
+            *(x, *self.weights, self.biases, ids, weights, self.problem.gate, numerics),
+            activation=numerics.activation or "none",
+            shared=self.problem.shared_experts,
+        )
 
 
 __all__ = ["Biases", "Layer"]

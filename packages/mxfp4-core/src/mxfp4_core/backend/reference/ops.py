@@ -1,6 +1,6 @@
 """The operators ``mxfp4_reference::linear``, ``::moe`` and ``::quantize``, for any torch device.
 
-Inside, everything is float32: a product of an E2M1 value times a power of two with a bfloat16 or float16
+Inside, everything is float32: a product of an E2M1 or E4M3 value times a power of two with a bfloat16 or float16
 activation is exact there, so a result differs from the true one by the order of the sum and by one rounding
 at the end. The intermediate of an expert stays in float32.
 """
@@ -13,116 +13,146 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mxfp4_core.arithmetic.dequantize import dequantize
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.quantize import quantize as _quantize
+from mxfp4_core.backend.reference.rounding import Inputs
 from mxfp4_core.backend.reference.slices import slice_rows
 from mxfp4_core.errors import BackendError, ShapeError
 
 
-def _widen(x: Tensor, activation_profile: str) -> Tensor:
-    """Return x in float32, after a trip through MXFP4 if a profile says so."""
-    if not activation_profile:
-        return x.to(torch.float32)
-    return _quantize(x, profile=activation_profile, nonfinite="nan").dequantize(torch.float32)
-
-
-def _matmul(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def _matmul(x: Tensor, weight: list[Tensor], bias: Tensor | None, format: Format) -> Tensor:
     """Return float32 ``x @ weight.T + bias`` for float32 x, widening a slice of rows at a time."""
-    step, rows = slice_rows(x.shape[1]), codes.shape[0]
+    step, rows = slice_rows(x.shape[1]), weight[0].shape[0]
     out = x.new_empty((x.shape[0], rows))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        out[:, part] = x @ dequantize(codes[part], scales[part], torch.float32).T
+        slices = {
+            each.name: tensor if each.operand == "input" else tensor[part]
+            for each, tensor in zip(format.parts, weight, strict=True)
+        }
+        out[:, part] = x @ format.dequantize(slices, torch.float32).T
     return out if bias is None else out.add_(bias.to(torch.float32))
 
 
-_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, str activation_profile) -> Tensor"
+def _scale(weight: list[Tensor], format: Format) -> Tensor | None:
+    """Return the multiplier of the input, if the format has one."""
+    return next((t for p, t in zip(format.parts, weight, strict=True) if p.operand == "input"), None)
+
+
+_LINEAR = (
+    "(Tensor x, Tensor[] weight, Tensor? bias, str format, str input, str profile, str hidden) -> Tensor"
+)
 
 
 @torch.library.custom_op("mxfp4_reference::linear", mutates_args=(), schema=_LINEAR)
-def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activation_profile: str) -> Tensor:
-    """Compute ``x @ dequantize(codes, scales).T + bias``.
+def linear(
+    x: Tensor, weight: list[Tensor], bias: Tensor | None, format: str, input: str, profile: str, hidden: str
+) -> Tensor:
+    """Compute ``x @ dequantize(weight).T + bias``.
 
     Args:
         x: float [m, k].
-        codes: uint8 [n, k/2].
-        scales: uint8 [n, k/32].
+        weight: the parts of the format, in its order; those of the weight have n rows.
         bias: float [n] or None.
-        activation_profile: how x is quantised first, empty for not at all.
+        format: name of the format.
+        input: what x is quantised to; see `Inputs`, as for the next two.
+        profile: by which rule, empty for the format's own.
+        hidden: to what it is rounded before.
 
     Returns:
         [m, n] of the dtype of x.
     """
-    return _matmul(_widen(x, activation_profile), codes, scales, bias).to(x.dtype)
+    kind = get(format)
+    wide = Inputs(input, profile, hidden, x.dtype)(x, _scale(weight, kind))
+    return _matmul(wide, weight, bias, kind).to(x.dtype)
 
 
 @linear.register_fake
-def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activation_profile: str) -> Tensor:
-    return x.new_empty((x.shape[0], codes.shape[0]))
+def _(x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
+    return x.new_empty((x.shape[0], weight[0].shape[0]))
 
 
 _MOE = (
-    "(Tensor x, Tensor gate_up, Tensor gate_up_scale, Tensor? gate_up_bias, Tensor down, Tensor down_scale, "
-    "Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, float alpha, float? limit, "
-    "float up_offset, bool interleaved, str activation_profile) -> Tensor"
+    "(Tensor x, Tensor[] gate_up, Tensor? gate_up_bias, Tensor[] down, Tensor? down_bias, str format, "
+    "Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? counts, int shared, float alpha, "
+    "float? limit, float up_offset, bool interleaved, str input, str profile, str hidden) -> Tensor"
 )
 
 
 @torch.library.custom_op("mxfp4_reference::moe", mutates_args=(), schema=_MOE)
 def moe(
     x: Tensor,
-    gate_up: Tensor,
-    gate_up_scale: Tensor,
+    gate_up: list[Tensor],
     gate_up_bias: Tensor | None,
-    down: Tensor,
-    down_scale: Tensor,
+    down: list[Tensor],
     down_bias: Tensor | None,
+    format: str,
     topk_ids: Tensor,
     topk_weights: Tensor,
     expert_map: Tensor | None,
+    counts: Tensor | None,
+    shared: int,
     alpha: float,
     limit: float | None,
     up_offset: float,
     interleaved: bool,
-    activation_profile: str,
+    input: str,
+    profile: str,
+    hidden: str,
 ) -> Tensor:
     """Compute the weighted sum over the chosen experts, one expert at a time.
 
     Args:
-        x: float [m, k].
-        gate_up: uint8 [experts, 2n, k/2], with its scales and bias [experts, 2n].
-        gate_up_scale: uint8 [experts, 2n, k/32].
-        gate_up_bias: float or None.
-        down: uint8 [experts, k, n/2], with its scales and bias [experts, k].
-        down_scale: uint8 [experts, k, n/32].
-        down_bias: float or None.
-        topk_ids: int32 [m, top_k], -1 for an empty slot.
-        topk_weights: float32 [m, top_k].
+        x: float [m, k]; [experts, rows, k] where rows are sorted by expert.
+        gate_up: the parts of the format, of a weight [experts + shared, 2n, k].
+        gate_up_bias: float [experts + shared, 2n] or None.
+        down: likewise, [experts + shared, k, n].
+        down_bias: float [experts + shared, k] or None.
+        format: name of the format.
+        topk_ids: int32 [m, top_k], -1 for an empty slot; not read where rows are sorted.
+        topk_weights: float32 [m, top_k]; likewise.
         expert_map: int32 [total_experts] or None.
+        counts: int32 [experts], how many rows of each expert are read, or None for all; where rows are sorted.
+        shared: how many of the last experts every token goes to, with weight 1.
         alpha: see ``Gate``, as the next three.
         limit: clamp or None.
         up_offset: added to up.
         interleaved: order of the gate-up rows.
-        activation_profile: how x and the intermediate are quantised first, empty for not at all.
+        input: what x and the intermediate are quantised to; see `Inputs`, as for the next two.
+        profile: by which rule, empty for the format's own.
+        hidden: to what both are rounded before.
 
     Returns:
-        [m, k] of the dtype of x.
+        The shape and the dtype of x. Of sorted rows the output of their expert, zero where a row is not read.
 
     Raises:
-        ShapeError: an id, or an entry of the map, that is neither -1 nor an expert.
+        ShapeError: an id, a count or an entry of the map that is out of range.
     """
-    wide = _widen(x, activation_profile)
-    out = torch.zeros((x.shape[0], down.shape[1]), dtype=torch.float32, device=x.device)
-    for expert, tokens, slots in _routes(topk_ids, expert_map, gate_up.shape[0]):
+    kind, rounded = get(format), Inputs(input, profile, hidden, x.dtype)
+    scales = _scale(gate_up, kind), _scale(down, kind)
+
+    def run(expert: int, rows: Tensor) -> Tensor:
         bias = None if gate_up_bias is None else gate_up_bias[expert]
-        both = _matmul(wide[tokens], gate_up[expert], gate_up_scale[expert], bias)
+        both = _matmul(rows, _one(gate_up, expert, kind), bias, kind)
         gate, up = (both[:, 0::2], both[:, 1::2]) if interleaved else both.chunk(2, dim=1)
         if limit is not None:
             gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        hidden = (up + up_offset) * gate * torch.sigmoid(alpha * gate)
+        inner = rounded((up + up_offset) * gate * torch.sigmoid(alpha * gate), scales[1])
         bias = None if down_bias is None else down_bias[expert]
-        result = _matmul(_widen(hidden, activation_profile), down[expert], down_scale[expert], bias)
-        out.index_add_(0, tokens, result * topk_weights[tokens, slots, None])
+        return _matmul(inner, _one(down, expert, kind), bias, kind)
+
+    wide = rounded(x, scales[0])
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    if x.dim() == 3:
+        for expert, count in enumerate(_counts(counts, x.shape[0], x.shape[1])):
+            out[expert, :count] = run(expert, wide[expert, :count])
+        return out.to(x.dtype)
+    routed = gate_up[0].shape[0] - shared
+    for expert, tokens, slots in _routes(topk_ids, expert_map, routed):
+        out.index_add_(0, tokens, run(expert, wide[tokens]) * topk_weights[tokens, slots, None])
+    for expert in range(routed, routed + shared):
+        out += run(expert, wide)
     return out.to(x.dtype)
 
 
@@ -131,12 +161,16 @@ def _(x: Tensor, *weights: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def _one(weight: list[Tensor], expert: int, format: Format) -> list[Tensor]:
+    return [t if p.operand == "input" else t[expert] for p, t in zip(format.parts, weight, strict=True)]
+
+
 def _routes(ids: Tensor, expert_map: Tensor | None, experts: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield each expert of this rank that has work, with its tokens and their slots in top-k."""
     total = experts if expert_map is None else expert_map.shape[0]
-    _in_range("topk_ids", ids, total)
+    _in_range("topk_ids", ids, -1, total)
     if expert_map is not None:
-        _in_range("expert_map", expert_map, experts)
+        _in_range("expert_map", expert_map, -1, experts)
         ids = torch.where(ids < 0, ids, expert_map[ids.clamp(min=0).long()])
     for expert in cast("list[int]", ids.unique().tolist()):
         if expert >= 0:
@@ -144,14 +178,24 @@ def _routes(ids: Tensor, expert_map: Tensor | None, experts: int) -> Iterator[tu
             yield expert, tokens, slots
 
 
-def _in_range(name: str, values: Tensor, end: int) -> None:
+def _counts(counts: Tensor | None, experts: int, rows: int) -> list[int]:
+    if counts is None:
+        return [rows] * experts
+    _in_range("counts", counts, 0, rows + 1)
+    return cast("list[int]", counts.tolist())
+
+
+def _in_range(name: str, values: Tensor, start: int, end: int) -> None:
     low, high = int(values.min()), int(values.max())
-    if low < -1 or high >= end:
+    if low < start or high >= end:
+        rule, fix = f"each is -1 or one of the {end} experts 0 to {end - 1}", "the expert map of this rank"
+        if start == 0:
+            rule, fix = f"each expert has 0 to {end - 1} rows", "the counts of these rows"
         raise ShapeError(
             f"mxfp4_reference::moe, {name}",
             seen=f"values from {low} to {high}",
-            rule=f"each is -1 or one of the {end} experts 0 to {end - 1}",
-            fix="pass ids that the router made for these experts, and the expert map of this rank",
+            rule=rule,
+            fix=f"pass what the router made for these experts, and {fix}",
         )
 
 

@@ -1,0 +1,65 @@
+"""A true result and how far from it a correct one may be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EPS32 = 2.0**-23
+FLUSHED = 2.0**-126
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The true result and the errors of a correct one.
+
+    Attributes:
+        value: float64.
+        bound: float64 of the same shape: largest error of each element.
+        noise: largest norm of all errors, relative to the norm of the finite values; infinite if only ``bound`` counts.
+    """
+
+    value: Tensor
+    bound: Tensor
+    noise: float = math.inf
+
+    @classmethod
+    def exact(cls, value: Tensor) -> Answer:
+        """Return an answer without any error."""
+        wide = value.to("cpu", torch.float64)
+        return cls(wide, torch.zeros_like(wide))
+
+    def check(self, got: Tensor, what: str = "result") -> None:
+        """Compare.
+
+        Raises:
+            AssertionError: an element is further away than the bound, or is NaN where the truth is not; or all of
+                them together are noisier than they may be.
+        """
+        assert tuple(got.shape) == tuple(self.value.shape), f"{what}: shape {tuple(got.shape)}"
+        error = (got.to("cpu", torch.float64) - self.value).abs()
+        bad = ~(error <= self.bound) & ~(got.to("cpu").isnan() & self.value.isnan())
+        if not bool(bad.any()):
+            finite = self.value.isfinite()
+            noise = float(error[finite].norm() / self.value[finite].norm().clamp(min=FLUSHED))
+            assert noise <= self.noise, (
+                f"{what}: relative error {noise:.3g} as a whole, at most {self.noise:.3g}"
+            )
+            return
+        worst = tuple(int(i) for i in bad.nonzero()[0])
+        raise AssertionError(
+            f"{what}: {int(bad.sum())} of {bad.numel()} elements are beyond the bound, first at {worst}: "
+            f"{float(got[worst])} instead of {float(self.value[worst])} +- {float(self.bound[worst]):.3g}"
+        )
+
+    def rounded(self, dtype: torch.dtype) -> Answer:
+        """Return the answer after one rounding to ``dtype``."""
+        half = torch.finfo(dtype).eps / 2
+        room = half * (self.value.abs() + self.bound) + torch.finfo(dtype).smallest_normal * half
+        return Answer(self.value, self.bound + room, self.noise)
+
+
+__all__ = ["EPS32", "FLUSHED", "Answer"]
