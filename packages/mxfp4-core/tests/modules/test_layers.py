@@ -60,9 +60,9 @@ def test_repr_says_what_and_who() -> None:
 
 
 def test_quantised_activations_are_asked_for() -> None:
-    module = Mxfp4Linear(10, 70, activation="mxfp4")
-    assert "activation=mxfp4" in repr(module)
-    with pytest.raises(BackendError, match="does not offer activation:mxfp4"):
+    module = Mxfp4Linear(10, 70, activation="mxfp8")
+    assert "activation=mxfp8" in repr(module)
+    with pytest.raises(BackendError, match="does not offer activation:mxfp8"):
         module.prepare(EMULATED)
     assert Mxfp4Experts(4, 32, 64, top_k=2, activation="fp8").problem.activation == "fp8"
 
