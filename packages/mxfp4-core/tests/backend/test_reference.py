@@ -12,6 +12,8 @@ from mxfp4_core.backend.answers import Yes
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.reference import ops as reference_ops
+from mxfp4_core.backend.reference import slices
+from mxfp4_core.backend.reference.backend import INPUT_PROFILES
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.errors import BackendError, Mxfp4Error
 from mxfp4_core.modules.layers import Mxfp4Linear
@@ -47,7 +49,7 @@ def test_weights_are_widened_in_slices_of_the_stated_size(monkeypatch: pytest.Mo
 
     dequantize = Mxfp4.dequantize
     monkeypatch.setattr(Mxfp4, "dequantize", spy)
-    monkeypatch.setattr(reference_ops, "_SLICE_ELEMS", 1000)
+    monkeypatch.setattr(slices, "_SLICE_ELEMS", 1000)
     backend = reference()
     for problem in (
         Problem(op="linear", n=130, k=96, device=CPU),

@@ -67,6 +67,13 @@ def test_quantised_activations_are_asked_for() -> None:
     assert Mxfp4Experts(4, 32, 64, top_k=2, activation="fp8").problem.activation == "fp8"
 
 
+def test_the_repr_says_what_auto_is() -> None:
+    module = Mxfp4Linear.from_weight(random_weight(10, 70))
+    module.problem = replace(module.problem, activation="auto")
+    assert "activation=auto," in repr(module)
+    assert "activation=auto (mxfp4)" in repr(module.prepare(EMULATED))
+
+
 def test_nothing_is_computed_before_prepare() -> None:
     with pytest.raises(BackendError, match="prepare_model"):
         linear()(random_x(1, 70))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
+from mxfp4_core.backend.asking import numerics_for
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed
 from mxfp4_core.errors import Mxfp4Error
@@ -111,11 +112,25 @@ class WeightBuffers(nn.Module):
         p = self.problem
         sizes = f"n={p.n}, k={p.k}" + (f", experts={p.experts}, top_k={p.top_k}" if p.experts else "")
         sizes += f", activation={p.activation}" if p.activation != "none" else ""
+        if p.activation == "auto" and self.backend is not None:
+            sizes += f" ({numerics_for(self.backend, p).activation})"
         layouts = "/".join(dict.fromkeys(layout for layout, _, _ in self._packed.values()))
         ready = f"{self.backend.name} ({layouts})" if self.backend else "not prepared"
         return (
             f"{sizes}, bias={p.bias}, {self.format.name} profile={self.profile or 'unknown'}, backend={ready}"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch cannot pickle the storage of its 8-bit floats, so they go as bytes.
+        buffers = {name: _as_bytes(tensor) for name, tensor in self._buffers.items()}
+        return {**self.__dict__, "_buffers": buffers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no annotation here
+        for matrix in self.matrices:
+            for part, name in zip(self.format.parts, self.buffer_names(matrix).values(), strict=True):
+                if (held := self._buffers[name]) is not None:
+                    self._buffers[name] = part.of_bytes(held)
 
     def _held(self, matrix: Matrix) -> Tensor | None:
         """Return the canonical part that the weight is known by, or None where a backend holds the weight alone."""
@@ -174,6 +189,11 @@ class WeightBuffers(nn.Module):
     def where(self) -> torch.device:
         """The device of the weights."""
         return next(buffer for buffer in self._buffers.values() if buffer is not None).device
+
+
+def _as_bytes(tensor: Tensor | None) -> Tensor | None:
+    floats = tensor is not None and tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return tensor.view(torch.uint8) if tensor is not None and floats else tensor
 
 
 __all__ = ["WeightBuffers"]

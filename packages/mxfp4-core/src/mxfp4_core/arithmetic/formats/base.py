@@ -69,6 +69,13 @@ class Part:
         """Return a view of the dtype of the part, where the tensor has another dtype of the same bits."""
         return tensor.view(self.torch_dtype) if tensor.dtype in self.others else tensor
 
+    def of_bytes(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a view of the dtype of the part, where the tensor holds its bits as uint8."""
+        import torch
+
+        wanted: torch.dtype = getattr(torch, self.dtype)
+        return tensor.view(wanted) if tensor.dtype is torch.uint8 and wanted.itemsize == 1 else tensor
+
     def named(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view of the dtype that torch has for these bits; the tensor itself where it has none."""
         return tensor.view(self.others[0]) if self.others else tensor

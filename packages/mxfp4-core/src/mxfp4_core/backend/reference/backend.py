@@ -8,20 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.arithmetic.formats.registry import formats, get
-from mxfp4_core.arithmetic.profiles import profiles
 from mxfp4_core.arithmetic.shapes import Alignment
-from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend.answers import Numerics, Verdict, Yes
+from mxfp4_core.backend.build import torch_build
 from mxfp4_core.backend.problem import PLAIN, Matrix, Problem, input_format
 from mxfp4_core.backend.protocol import Backend, Layout, Packed
-from mxfp4_core.backend.reference import ops
+from mxfp4_core.backend.reference.slices import widened_bytes
 from mxfp4_core.backend.routes import Routes
+from mxfp4_core.config.checks import PROFILE_NAMES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mxfp4_core.arithmetic.tensor import MxTensor
+
+if torch_build() is None:
+    import torch  # noqa: F401  # raises what is wrong with it, and that is this backend's answer
+
+ops: Any = None
+"""The module of the operators once one is called: verdicts are given without torch."""
+
+INPUT_PROFILES = {PLAIN: "even/even", "mxfp4-dual": "ascend", "mxfp8": "floor/even"}
+"""By which rule inputs are quantised: the default of each format, here without an import of torch."""
 
 _OTHERS = [name for name in formats() if name != PLAIN and not name.endswith("+input_scale")]
+
+
+def _load() -> Any:
+    global ops
+    from mxfp4_core.backend.reference import ops as loaded
+
+    ops = loaded
+    return ops
 
 
 class CanonicalLayout:
@@ -32,13 +53,17 @@ class CanonicalLayout:
     format = PLAIN
 
     def pack(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the parts and the bias as they are."""
-        return dict(weight.parts) if bias is None else {**weight.parts, "bias": bias}
+        """Return the parts and the bias as they are; parts of 8 bits as bytes, which torch can copy and check."""
+        parts = {name: _bytes(part) for name, part in weight.parts.items()}
+        return parts if bias is None else {**parts, "bias": bias}
 
     def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> MxTensor:
         """Return the parts as they are."""
+        from mxfp4_core.arithmetic.tensor import MxTensor
+
         kind = get(self.format)
-        return MxTensor.from_parts(kind, {part.name: tensors[part.name] for part in kind.parts}, shape)
+        parts = {part.name: part.of_bytes(tensors[part.name]) for part in kind.parts}
+        return MxTensor.from_parts(kind, parts, shape)
 
 
 class OtherLayout(CanonicalLayout):
@@ -65,7 +90,9 @@ class ReferenceBackend(Backend):
             *(f"{op}:format:{name}" for op in ("linear", "moe") for name in _OTHERS),
         }
     )
-    numerics = Numerics(emulated=True, profiles=frozenset(profiles()), activation_profile="even/even")
+    numerics = Numerics(
+        emulated=True, profiles=frozenset(PROFILE_NAMES), activation_profile=INPUT_PROFILES[PLAIN]
+    )
     # Elsewhere a person would wonder why an accelerator is slow, so there it has to be named.
     automatic_on = frozenset({"cpu"})
 
@@ -74,13 +101,12 @@ class ReferenceBackend(Backend):
         kind = get(problem.format)
         moe = problem.op == "moe"
         rows, k = (2 * problem.n if moe else problem.n), kind.physical_k(problem.k)
-        down = ops.widened_bytes(problem.k, kind.physical_k(problem.n)) if moe else 0
+        down = widened_bytes(problem.k, kind.physical_k(problem.n)) if moe else 0
         used = None
         made = self._input(problem)
         if made not in ("none", PLAIN):
-            profile = "" if made == "fp8" else get(made).resolve().name
-            used = replace(self.numerics, activation_profile=profile)
-        return Yes("widens the weights in every call", max(ops.widened_bytes(rows, k), down), used)
+            used = replace(self.numerics, activation_profile=INPUT_PROFILES.get(made, ""))
+        return Yes("widens the weights in every call", max(widened_bytes(rows, k), down), used)
 
     def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
         """Return the canonical layout of the format."""
@@ -89,12 +115,15 @@ class ReferenceBackend(Backend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         """Compute ``x @ weight.T + bias``; see ``Backend.linear``."""
         bias = weight.tensors.get("bias")
-        return ops.linear(x, parts_of(weight), bias, problem.format, *self._inputs(problem))
+        made: Tensor = (ops or _load()).linear(
+            x, parts_of(weight), bias, problem.format, *self._inputs(problem)
+        )
+        return made
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``."""
         gate = problem.gate
-        return ops.moe(
+        return (ops or _load()).moe(
             x,
             *(parts_of(gate_up), gate_up.tensors.get("bias")),
             *(parts_of(down), down.tensors.get("bias"), problem.format),
@@ -112,8 +141,17 @@ class ReferenceBackend(Backend):
 
     def quantize(self, weight: Tensor, *, profile: str) -> MxTensor:
         """Quantise with the core's own quantizer, on the device of the weight."""
-        codes, scales = ops.quantize(weight, profile)
+        from mxfp4_core.arithmetic.tensor import MxTensor
+
+        codes, scales = (ops or _load()).quantize(weight, profile)
         return MxTensor(codes, scales, weight.shape, profile)
+
+
+def _bytes(part: Tensor) -> Tensor:
+    import torch
+
+    floats = part.is_floating_point() and part.dtype.itemsize == 1
+    return part.view(torch.uint8) if floats else part
 
 
 def parts_of(weight: Packed) -> list[Tensor]:

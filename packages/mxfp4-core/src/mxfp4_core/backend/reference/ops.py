@@ -28,7 +28,7 @@ def _matmul(x: Tensor, weight: list[Tensor], bias: Tensor | None, format: Format
     for start in range(0, rows, step):
         part = slice(start, start + step)
         slices = {
-            each.name: tensor if each.operand == "input" else tensor[part]
+            each.name: each.of_bytes(tensor if each.operand == "input" else tensor[part])
             for each, tensor in zip(format.parts, weight, strict=True)
         }
         out[:, part] = x @ format.dequantize(slices, torch.float32).T
@@ -53,7 +53,7 @@ def linear(
 
     Args:
         x: float [m, k].
-        weight: the parts of the format, in its order; those of the weight have n rows.
+        weight: the parts of the format, in its order; those of the weight have n rows, those of 8 bits are bytes.
         bias: float [n] or None.
         format: name of the format.
         input: what x is quantised to; see `Inputs`, as for the next two.
