@@ -12,7 +12,6 @@ script derives those from each ``pyproject.toml``, puts them into ``build/linked
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -58,4 +57,5 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python3 tools/linked.py MODULE|FILE.py [ARGUMENT ...]")
     command = [sys.executable, *(() if sys.argv[1].endswith(".py") else ("-m",)), *sys.argv[1:]]
-    sys.exit(subprocess.run(command, env={**os.environ, **environment()}, check=False).returncode)
+    # In the place of this process: a signal reaches what runs, and nothing in between ends it early.
+    os.execve(sys.executable, command, {**os.environ, **environment()})

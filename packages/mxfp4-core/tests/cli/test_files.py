@@ -16,7 +16,7 @@ from mxfp4_core._text import disk_text
 from mxfp4_core.cli import main
 from mxfp4_core.cli.output import shard_bytes
 from mxfp4_core.errors import ConfigError, PatternError
-from mxfp4_core.jobs import quantize as pipeline
+from mxfp4_core.jobs import quantize as job
 
 Save = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -135,6 +135,21 @@ def test_errors_are_messages_and_exit_codes(
     assert not target.exists()
 
 
+def test_several_processes_write_the_same(
+    run: Run, source: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    for jobs in ("1", "2"):
+        target = source.parent / jobs
+        code, _, err = run("quantize", source, target, "--max-shard-size", "9kB", "--jobs", jobs, "--quiet")
+        assert code == 0, err
+    assert contents(source.parent / "1") == contents(source.parent / "2")
+    code, out, _ = run("verify", source.parent / "2", "--source", source, "--jobs", "2")
+    assert (code, out.strip().splitlines()[-1].rsplit(": ", 1)[1]) == (0, "good")
+    code, _, err = run("convert", source.parent / "2", source.parent / "3", "--to", "quark", "--jobs", "0")
+    assert code == 2
+    assert "jobs is at least 1" in err
+
+
 def test_options_that_do_not_exist(run: Run, source: Path) -> None:
     for arguments in (["quantize", source], ["quantise"], ["quantize", source, "x", "--colour"]):
         code, _, err = run(*arguments)
@@ -157,7 +172,7 @@ def test_an_interruption_is_exit_code_130(run: Run, source: Path, monkeypatch: p
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "open_checkpoint", interrupt)
+    monkeypatch.setattr(job, "open_checkpoint", interrupt)
     code, out, err = run("quantize", source, source.parent / "target")
     assert (code, out) == (130, "")
     assert "Traceback" not in err
@@ -167,7 +182,7 @@ def test_too_little_memory_is_a_message(run: Run, source: Path, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "open_checkpoint", fail)
+    monkeypatch.setattr(job, "open_checkpoint", fail)
     code, _, err = run("quantize", source, source.parent / "target")
     assert code == 1
     assert err.startswith("mxfp4: out of memory")
