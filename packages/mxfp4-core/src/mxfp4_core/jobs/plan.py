@@ -185,7 +185,7 @@ def plan_checkpoint(
     resolver = Resolver.for_model(config, checkpoint.config, view=described.view)
     decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
     first = [
-        decision.quantize and k_first(info.name, info.shape, checkpoint.config, described.view)
+        decision.quantize and k_first(info.name, info.shape, facts, described.view)
         for info, decision in zip(infos, decisions, strict=True)
     ]
     entries = [

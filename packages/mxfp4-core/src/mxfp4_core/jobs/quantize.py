@@ -117,7 +117,7 @@ def planned_weights(
         PatternError, FormatError, ConfigError: as `quantize_checkpoint`.
     """
     resolver = Resolver.for_model(config, checkpoint.config, view=view)
-    infos = list(checkpoint.tensors.values())
+    infos, facts = list(checkpoint.tensors.values()), ModelFacts.read(checkpoint.config)
     decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
     model_type = ModelFacts.read(checkpoint.config).model_type
     found: dict[str, tuple[Entry, str]] = {}
@@ -131,7 +131,7 @@ def planned_weights(
                 rule=f"a weight is one of {', '.join(FLOATS)}",
                 fix="add its name to ignore, or convert the source",
             )
-        first = k_first(info.name, info.shape, checkpoint.config, view)
+        first = k_first(info.name, info.shape, facts, view)
         entry = planned(info.name, info.shape, first, model_type)
         found[info.name] = entry, decision.profile or ""
     if not found:

@@ -12,7 +12,7 @@ from mxfp4_core.naming.vocabulary import k_first_row, module_of
 
 
 def k_first(
-    name: str, shape: Sequence[int], config: Mapping[str, Any], view: ModelView | None = None
+    name: str, shape: Sequence[int], config: Mapping[str, Any] | ModelFacts, view: ModelView | None = None
 ) -> bool:
     """Return whether a stored weight has K before N.
 
@@ -22,7 +22,7 @@ def k_first(
     Args:
         name: name of the tensor.
         shape: its stored shape.
-        config: contents of config.json.
+        config: contents of config.json, or what `ModelFacts.read` found there, for who asks often.
         view: what a model provider says; where it knows the tensor, nothing else counts.
 
     Raises:
@@ -30,7 +30,7 @@ def k_first(
     """
     if view is not None and name in view.tensors:
         return view.k_first(name)
-    facts = ModelFacts.read(config)
+    facts = config if isinstance(config, ModelFacts) else ModelFacts.read(config)
     row = k_first_row(name, facts.model_type)
     if row is None:
         return False

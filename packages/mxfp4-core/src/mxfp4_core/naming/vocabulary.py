@@ -7,6 +7,7 @@ projection of one expert, as a checkpoint without any fusing would call it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -101,6 +102,7 @@ def weight_of(module: str) -> str:
     return module if expert is not None and expert.index is None else module + WEIGHT_SUFFIX
 
 
+@functools.lru_cache(maxsize=256)  # whoever asks about a name asks several times before the next one
 def parse_expert(module: str) -> ExpertName | None:
     """Read a name below ``experts``; None where there is no such component or no expert weight below it."""
     head, found, tail = f"{module}.".rpartition("experts.")
