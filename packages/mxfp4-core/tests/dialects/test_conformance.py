@@ -34,3 +34,16 @@ class TestGptOss(DialectConformance):
         Stored(f"{EXPERTS}gate_up_proj", (3, 192, 64), transposed=True, interleaved=True),
         Stored(f"{EXPERTS}down_proj", (3, 64, 96), transposed=True),
     )
+
+
+class TestDeepSeekV4(DialectConformance):
+    dialect_name = "deepseek-v4"
+    model = {"model_type": "deepseek_v4"}  # noqa: RUF012, read only
+    weights = (
+        *(
+            Stored(f"layers.0.ffn.experts.{e}.{w}.weight", (64, 96))
+            for e in range(2)
+            for w in ("w1", "w2", "w3")
+        ),
+        *STACKS,
+    )

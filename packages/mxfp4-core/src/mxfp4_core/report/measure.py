@@ -16,6 +16,7 @@ from mxfp4_core.arithmetic.profiles import resolve
 from mxfp4_core.arithmetic.scales import RULES
 from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.dialects.base import Entry
 from mxfp4_core.errors import ConfigError, PatternError
 from mxfp4_core.jobs.convert import settings_of
 from mxfp4_core.jobs.described import describe_checkpoint
@@ -80,7 +81,9 @@ def measure(
             used.update(entry.names)
             results = {variant: measured_error(source, info, quantised, entry, progress)}
             problems += _nonfinite(name, results)
-            lines.add(info, "quantised", f"MXFP4 in the file ({dialect.name})", entry.nbytes, results)
+            lines.add(
+                info, "quantised", f"{_kind(entry)} in the file ({dialect.name})", entry.nbytes, results
+            )
         elif name in quantised.tensors:
             used.add(name)
             metrics, problem = kept_error(source, info, quantised, progress)
@@ -144,6 +147,10 @@ def compare(
     return Report(
         "compared", str(source.path), None, variants, lines.layers(), tuple(problems), environment(command)
     )
+
+
+def _kind(entry: Entry) -> str:
+    return "MXFP4" if entry.format == "mxfp4" else entry.format
 
 
 def _open(checkpoint: Path | Checkpoint) -> Checkpoint:

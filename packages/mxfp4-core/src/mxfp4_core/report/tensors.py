@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from mxfp4_core.arithmetic.formats import registry as formats
+from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.quantize import quantize
 from mxfp4_core.errors import ConfigError, ShapeError
 from mxfp4_core.report.metrics import Metrics
@@ -35,7 +37,7 @@ def measured_error(
     entry: Entry,
     progress: Progress | None = None,
 ) -> dict[int | None, Metrics]:
-    """Compare a tensor with its codes and scales in a quantised checkpoint.
+    """Compare a tensor with its parts in a quantised checkpoint.
 
     Returns:
         Metrics by expert for stacked tensors, else one under None.
@@ -46,14 +48,23 @@ def measured_error(
     """
     _check_dtype(info)
     _check_shape(info, entry)
+    import torch
+
     tallies: dict[int | None, Tally] = {}
+    form = formats.get(entry.format)
     rows = {
         name: part.reshape(math.prod(part.shape[:-1]), part.shape[-1]) for name, part in entry.parts.items()
     }
     for piece in pieces(entry.shape, transposed=entry.transposed):
         weight = read_piece(source, info.name, piece, transposed=entry.transposed)
-        codes, scales = (rows[part].load(quantised, piece.start, piece.stop) for part in ("codes", "scales"))
-        tallies.setdefault(piece.expert, Tally()).add(weight, codes, scales)
+        parts = {
+            part.name: rows[part.name].load(quantised, piece.start, piece.stop) for part in form.weight_parts
+        }
+        tally = tallies.setdefault(piece.expert, Tally())
+        if form is MXFP4:
+            tally.add(weight, parts["codes"], parts["scales"])
+        else:  # their scales are no bytes to count, so the values are compared
+            tally.add_plain(weight, form.dequantize(parts, torch.float32)[:, : weight.shape[-1]])
         if progress:
             progress(info.name, weight.nbytes)
     return _finish(tallies)

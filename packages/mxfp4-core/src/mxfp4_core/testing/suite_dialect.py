@@ -58,6 +58,23 @@ class Stored:
     interleaved: bool = False
 
 
+class Counted:
+    """A checkpoint that counts what is read of it.
+
+    Args:
+        checkpoint: the checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.nbytes = 0
+        self._checkpoint = checkpoint
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Read, and count."""
+        self.nbytes += len(buffer)
+        self._checkpoint.read_into(name, start, buffer)
+
+
 LINEARS = tuple(
     Stored(f"model.layers.0.{name}.weight", shape)
     for name, shape in (
@@ -203,6 +220,22 @@ class DialectConformance:
         assert dialect.recognise(source) and dialect.recognise(source) == dialect.recognise(source)
         assert dialect.read(source) == dialect.read(source)
         assert source.config == config
+
+    def test_a_range_reads_no_more_than_it_needs(self, dialect: Dialect, tmp_path: Path, format: str) -> None:
+        """One expert of a stack, or the first half of the rows, is read without the rest: memory is bounded."""
+        target, _ = self.write(dialect, tmp_path, format)
+        checkpoint = open_checkpoint(target)
+        counted = Counted(checkpoint)
+        for name, entry in dialect.read(Source.of(checkpoint)).entries.items():
+            for part, recipe in entry.parts.items():
+                if len(recipe.shape) < 2:
+                    continue
+                counted.nbytes, half = 0, -(-recipe.shape[0] // 2)
+                recipe.load(counted, 0, 1 if len(recipe.shape) > 2 else half)
+                most = recipe.nbytes * (2 / recipe.shape[0] if len(recipe.shape) > 2 else 3 / 4)
+                assert counted.nbytes <= most, (
+                    f"{name}: {part} reads {counted.nbytes} of {recipe.nbytes} bytes"
+                )
 
     def test_recipes_are_plain_data(self, dialect: Dialect, tmp_path: Path) -> None:
         """A worker in another process gets entries by pickle."""
