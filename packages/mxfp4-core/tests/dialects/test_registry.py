@@ -68,6 +68,12 @@ class ReadsHalf(Toy):
         return replace(contents, entries=half)
 
 
+class ReadsAnotherName(Toy):
+    def read(self, source: Source) -> Contents:
+        contents = super().read(source)
+        return replace(contents, entries={"b.weight": contents.entries["a.weight"]})
+
+
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Add entry points to the installed ones: name to an object, or to the value of an entry point."""
@@ -105,7 +111,7 @@ def test_a_dialect_of_another_package_is_one_of_them(save: Save, install: Callab
         (RaisesLater(), "IndexError: row 3"),
         (SaysTrue(), "recognise returned True"),
         (ReadsNothing(), "read returned NoneType"),
-        (ReadsHalf(), "entry 'a.weight'"),
+        (ReadsAnotherName(), "entry 'a.weight' under the name 'b.weight'"),
     ],
 )
 def test_a_dialect_that_fails_is_named(
@@ -116,6 +122,13 @@ def test_a_dialect_that_fails_is_named(
         dialects.read(open_checkpoint(save(PAIR, config=TOY)))
     assert seen in caught.value.seen
     assert "update or uninstall it" in caught.value.fix
+
+
+def test_parts_that_are_not_those_of_the_format(save: Save, install: Callable[..., None]) -> None:
+    install("toy", ReadsHalf())
+    with pytest.raises(DialectError, match="not a valid toy checkpoint") as caught:
+        dialects.read(open_checkpoint(save(PAIR, config=TOY)))
+    assert caught.value.seen == "'a.weight' [2, 64] with codes U8 [4, 32], scales U8 [4, 2]"
 
 
 def test_two_dialects_recognise_one_checkpoint(save: Save, install: Callable[..., None]) -> None:

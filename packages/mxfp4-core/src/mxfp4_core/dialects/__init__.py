@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mxfp4_core.dialects.joins import concat as concat
     from mxfp4_core.dialects.joins import interleave as interleave
     from mxfp4_core.dialects.joins import stack as stack
+    from mxfp4_core.dialects.pairs import check_parts as check_parts
     from mxfp4_core.dialects.pairs import contradiction as contradiction
     from mxfp4_core.dialects.pairs import find_entries as find_entries
     from mxfp4_core.dialects.pairs import match_parts as match_parts
@@ -44,6 +45,7 @@ _HOMES = {
     "concat": "joins",
     "interleave": "joins",
     "stack": "joins",
+    "check_parts": "pairs",
     "contradiction": "pairs",
     "find_entries": "pairs",
     "match_parts": "pairs",
@@ -68,6 +70,7 @@ __all__ = [
     "Entry",
     "Recipe",
     "Source",
+    "check_parts",
     "concat",
     "contradiction",
     "default_for",

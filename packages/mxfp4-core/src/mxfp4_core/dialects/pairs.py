@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format, Part
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.dialects.base import Entry
@@ -114,6 +115,30 @@ def match_parts(
     return logical, parts
 
 
+def check_parts(dialect: str, entry: Entry) -> None:
+    """Check that the parts of an entry are those of its format, in dtype and shape.
+
+    Args:
+        dialect: name for messages.
+        entry: what a dialect has read.
+
+    Raises:
+        DialectError: they are not.
+        FormatError: no such format is installed.
+    """
+    form = formats.get(entry.format)
+    sizes = form.shapes(entry.shape)
+    want = {part.name: (DTYPES.get(part.dtype), sizes[part.name]) for part in form.parts}
+    have = {key: (recipe.dtype, recipe.shape) for key, recipe in entry.parts.items()}
+    if have != want:
+        seen = f"{entry.weight!r} {list(entry.shape)} with {_told(have)}"
+        contradiction(dialect, seen, f"format {form.name} has {_told(want)}")
+
+
+def _told(parts: Mapping[str, tuple[str | None, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in parts.items())
+
+
 def accepted(part: Part) -> tuple[str, ...]:
     """Return the dtypes under which a file may hold a part, the usual one first."""
     return (DTYPES[part.dtype], *(_ALIASES.get(part.name, ()) if part.dtype == "uint8" else ()))
@@ -172,5 +197,6 @@ def contradiction(dialect: str, seen: str, rule: str) -> NoReturn:
 
 
 __all__ = [
-    "DTYPES", "accepted", "contradiction", "find_entries", "match_parts", "name_list", "nothing", "shape_table",
+    "DTYPES", "accepted", "check_parts", "contradiction", "find_entries", "match_parts", "name_list", "nothing",
+    "shape_table",
 ]  # fmt: skip

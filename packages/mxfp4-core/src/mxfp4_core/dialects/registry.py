@@ -12,10 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from mxfp4_core._plugins import Broken, Plugin, plugins
-from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.dialects.base import Contents, Dialect
 from mxfp4_core.dialects.foreign import foreign_format
-from mxfp4_core.dialects.pairs import DTYPES
+from mxfp4_core.dialects.pairs import check_parts
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import ConfigError, DialectError, Mxfp4Error
 
@@ -132,14 +131,10 @@ def read(checkpoint: Checkpoint) -> tuple[Dialect, Contents] | None:
     if not isinstance(contents, Contents):
         _fault(plugin, checkpoint, f"read returned {type(contents).__name__}", "it returns Contents")
     for name, entry in contents.entries.items():
-        form = formats.get(entry.format)
-        want = {
-            part.name: (DTYPES.get(part.dtype), form.shapes(entry.shape)[part.name]) for part in form.parts
-        }
-        have = {key: (recipe.dtype, recipe.shape) for key, recipe in entry.parts.items()}
-        if have != want or name != entry.weight:
-            rule = f"the parts of {list(entry.shape)} in format {form.name} are {want}"
-            _fault(plugin, checkpoint, f"entry {entry.weight!r} under {name!r} has {have}", rule)
+        if name != entry.weight:
+            seen = f"entry {entry.weight!r} under the name {name!r}"
+            _fault(plugin, checkpoint, seen, "entries stand under their canonical names")
+        check_parts(dialect.name, entry)
     return dialect, contents
 
 
