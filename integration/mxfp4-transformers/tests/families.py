@@ -16,6 +16,30 @@ MODELS: dict[str, Any] = {
     },
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, eos_token_id=2)),
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+    # infinity in its config
+    "mamba2": lambda: transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(
+            hidden_size=64,
+            num_heads=4,
+            head_dim=32,
+            state_size=32,
+            num_hidden_layers=2,
+            n_groups=1,
+            vocab_size=96,
+        )
+    ),
+    # three-axis stacks that are no linears
+    "jetmoe": lambda: transformers.JetMoeForCausalLM(
+        transformers.JetMoeConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_key_value_heads=2,
+            kv_channels=32,
+            num_local_experts=2,
+            vocab_size=96,
+        )
+    ),
     "phi3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**SIZES, intermediate_size=96)),
 }
 

@@ -72,8 +72,15 @@ def test_what_the_library_cannot_hold_is_said_by_both(folders: dict[str, Path]) 
         load(folders["gpt2"], "gpt2", {})
 
 
+def test_large_weights_that_are_no_linears_are_noted(folders: dict[str, Path]) -> None:
+    (note,) = plan_checkpoint(folders["jetmoe"]).notes
+    assert "stays in high precision, since JetMoeParallelExperts is no linear layer" in note
+    assert int(note.partition("%")[0]) > 50
+    assert plan_checkpoint(folders["llama"]).notes == ()
+
+
 def test_what_a_model_keeps_stays_by_every_route(folders: dict[str, Path], tmp_path: Path) -> None:
-    quantize_checkpoint(folders["t5"], tmp_path / "q")
+    quantize_checkpoint(folders["t5"], tmp_path / "q", CoreConfig.from_dict({"dialect": "mxfp4-core"}))
     stored = {name.removesuffix("_scale") for name in tensors(tmp_path / "q") if name.endswith("_scale")}
     assert stored and not any(".wo." in name or name.startswith("shared") for name in stored)
     model = CLASSES["t5"].from_pretrained(tmp_path / "q")

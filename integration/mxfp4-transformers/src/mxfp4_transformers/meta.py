@@ -40,7 +40,8 @@ def empty(kind: type[PreTrainedModel], config: Mapping[str, Any]) -> PreTrainedM
         config: contents of config.json; what it says about quantisation is left out.
     """
     given = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
-    described = kind.config_class.from_dict(given)
+    # transformers writes infinity and NaN as {"__float__": "Infinity"}, and reads them so from a file only.
+    described = kind.config_class.from_dict(kind.config_class._decode_special_floats(given))
     described._attn_implementation = "eager"  # every model has it, whatever is installed
     if getattr(described, "use_pretrained_backbone", False):
         described.use_pretrained_backbone = False  # its weights would be downloaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.naming.braces import collapse
@@ -11,6 +12,9 @@ from mxfp4_core.naming.families import advice
 from mxfp4_core.naming.providers import Described, describe
 from mxfp4_core.naming.view import ModelView
 from mxfp4_core.naming.vocabulary import module_of
+
+_LARGE: Final = 0.01
+"""Share of a checkpoint from which on it is worth a note that something of it stays in high precision."""
 
 
 def describe_checkpoint(checkpoint: Checkpoint, models: str) -> Described:
@@ -47,11 +51,29 @@ def notes_of(checkpoint: Checkpoint, view: ModelView | None, quantized: Iterable
         for why, held in refused.items()
         if view
     ]
+    notes += _large_others(checkpoint, view)
     facts = ModelFacts.read(checkpoint.config)
     for source, patterns in advice(facts.model_type, map(module_of, names)).items():
         options = " ".join(f"--ignore {pattern}" for pattern in patterns)
         notes.append(f"others keep more of a {facts.model_type} in high precision ({source}): {options}")
     return tuple(notes)
+
+
+def _large_others(checkpoint: Checkpoint, view: ModelView | None) -> list[str]:
+    """Return a note for each class of module whose weights are no linears and yet a good part of the model."""
+    total = sum(info.nbytes for info in checkpoint.tensors.values())
+    held: dict[str, dict[str, int]] = {}
+    for name, info in checkpoint.tensors.items():
+        known = view.find(name) if view else ()
+        if known and len(info.shape) > 1 and all(each.kind == "other" for each in known):
+            held.setdefault(known[0].module, {})[name] = info.nbytes
+    shares = {module: sum(sizes.values()) / total for module, sizes in held.items()}
+    return [
+        f"{shares[module]:.0%} of the checkpoint stays in high precision, since {module} is no linear layer: "
+        f"{', '.join(collapse(sizes))}"
+        for module, sizes in held.items()
+        if shares[module] >= _LARGE
+    ]
 
 
 __all__ = ["describe_checkpoint", "notes_of"]
