@@ -68,8 +68,18 @@ def test_sizes_reach_the_question() -> None:
 
 
 def test_what_no_backend_offers_is_said() -> None:
-    done = doctor("--activation", "fp8", "--device", "cpu")
-    assert done.exit_code == 1 and "does not offer activation:fp8" in done.output
+    done = doctor("--dtype", "float64", "--device", "cpu")
+    assert done.exit_code == 1 and "does not offer dtype:float64" in done.output
+
+
+def test_what_is_true_for_the_problem_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReferenceBackend, "packages", ("no-such-package", "safetensors"), raising=False)
+    done = doctor("--activation", "mxfp8", "--device", "cpu")
+    assert "rank 100, activation mxfp8, activation profile floor/even" in done.output
+    assert "no-such-package      not installed" in done.output
+    data = json.loads(doctor("--activation", "auto", "--device", "cpu", "--json").output)
+    assert data["trace"][-1]["numerics"]["activation"] == "none" and data["trace"][-1]["rank"] == 100
+    assert data["reason"].endswith("activation auto is none")
 
 
 def test_a_misspelt_backend_gets_a_near_miss(capsys: pytest.CaptureFixture[str]) -> None:

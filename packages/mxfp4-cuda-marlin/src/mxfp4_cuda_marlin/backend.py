@@ -70,6 +70,7 @@ class CudaMarlinBackend(Backend):
     )
     numerics = Numerics(scale_bytes=(0, LARGE_MAX), profiles=PROFILES)
     automatic_on = frozenset({"cuda"})
+    packages = ("cuda-bindings", "triton")
 
     def supports(self, problem: Problem) -> Verdict:
         """Accept SM90, bfloat16 activations, and sizes that 32-bit numbers hold; see ``Backend.supports``."""
@@ -89,7 +90,7 @@ class CudaMarlinBackend(Backend):
         if problem.op == "quantize":
             if problem.dtype not in ("bfloat16", "float16", "float32"):
                 return No(f"weights of {problem.dtype}", "quantise from bfloat16, float16 or float32")
-            return Yes("Triton")
+            return Yes(provider="triton")
         if problem.dtype != "bfloat16":
             return No(
                 f"activations of {problem.dtype}: the tensor cores want both operands in one dtype, and only bfloat16 "
@@ -106,7 +107,7 @@ class CudaMarlinBackend(Backend):
                 "cut the layer into shards",
             )
         if problem.op == "linear":
-            return Yes(f"layout {layout_id()}")
+            return Yes(layout=layout_id())
         if problem.experts > MAX_EXPERTS:
             return No(
                 f"{problem.experts} experts, the routing kernel takes {MAX_EXPERTS}", "use expert parallelism"
@@ -126,7 +127,7 @@ class CudaMarlinBackend(Backend):
 
             n, k = padded(problem.n, TILE), padded(problem.k, TILE)
             needed = compute.moe_bytes(problem.m, problem.top_k, problem.experts, n, k, problem.total_experts)
-        return Yes(f"layout {layout_id(rows_of(problem.gate.interleaved))}", needed)
+        return Yes("", needed, layout=layout_id(rows_of(problem.gate.interleaved)))
 
     def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
         """Return tiles of 64 by 64, with gate and up rows side by side for ``gate_up``."""

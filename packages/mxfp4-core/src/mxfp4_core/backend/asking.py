@@ -78,6 +78,11 @@ def check_options(backend: Backend, options: Mapping[str, Value]) -> None:
         member(options)
 
 
+def packages_of(backend: Backend) -> tuple[str, ...]:
+    """Return the packages whose versions matter to a backend; empty if it was written without this member."""
+    return tuple(getattr(backend, "packages", ()))
+
+
 def kernels_of(backend: Backend) -> Kernels | None:
     """Return what a backend compiles on this machine, None if nothing, or if it was written without this member.
 
@@ -95,4 +100,4 @@ def choices_of(backend: Backend, problem: Problem) -> tuple[Choice, ...]:
     return () if member is None else tuple(member(problem))
 
 
-__all__ = ["check_options", "choices_of", "kernels_of", "numerics_for", "verdict"]
+__all__ = ["check_options", "choices_of", "kernels_of", "numerics_for", "packages_of", "verdict"]

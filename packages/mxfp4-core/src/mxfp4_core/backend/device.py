@@ -57,6 +57,16 @@ class Device:
     def __str__(self) -> str:
         return f"{self.type} {self.arch}" + (f" ({self.name})" if self.name else "")
 
+    @property
+    def torch_type(self) -> str:
+        """The type that torch uses: it calls AMD's devices ``cuda``, too."""
+        return "cuda" if self.type == "hip" else self.type
+
+    @property
+    def torch_name(self) -> str:
+        """The device as torch names it, with its number: ``cuda:0``; ``cpu`` has none."""
+        return self.type if self.type == "cpu" else f"{self.torch_type}:{self.index}"
+
     @classmethod
     def current(cls) -> Device:
         """Return the device that a model would be put on by default: the first accelerator, else the CPU."""
@@ -74,7 +84,7 @@ class Device:
         if kind == "cpu":
             return cpu()
         for found in probe().devices:
-            if kind in (found.type, "cuda" if found.type == "hip" else "") and found.index == index:
+            if kind in (found.type, found.torch_type) and found.index == index:
                 return found
         return cls(kind, "unknown", index=index)
 

@@ -128,6 +128,7 @@ class Backend(Protocol):
             ``supports`` is asked.
         numerics: see ``Numerics``.
         automatic_on: device types on which it may be chosen without being named. Empty for emulations.
+        packages: names of other packages whose versions matter, for ``mxfp4 doctor``; optional.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Backend(Protocol):
     features: frozenset[str]
     numerics: Numerics
     automatic_on: frozenset[str]
+    packages: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

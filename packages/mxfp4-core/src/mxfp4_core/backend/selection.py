@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from mxfp4_core.backend.answers import Numerics
@@ -49,6 +49,21 @@ class Candidate:
     def order(self) -> tuple[bool, int]:
         """What is compared between automatic backends, larger first."""
         return not self.emulated, self.rank
+
+    @property
+    def details(self) -> str:
+        """What is true for this problem, in words; empty unless accepted."""
+        if self.numerics is None:
+            return ""
+        plain = Numerics(emulated=self.emulated)
+        said = [f"rank {self.rank}"]
+        said += [f"{key} {value}" for key in ("provider", "layout") if (value := getattr(self, key))]
+        for field in fields(Numerics):
+            value, usual = getattr(self.numerics, field.name), getattr(plain, field.name)
+            if value != usual and field.name not in ("profiles", "emulated"):
+                text = " to ".join(map(str, value)) if isinstance(value, tuple) else value
+                said.append(f"{field.name.replace('_', ' ')} {text}")
+        return ", ".join(said)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

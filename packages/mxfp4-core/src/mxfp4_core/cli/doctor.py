@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distributions, version
 from itertools import groupby
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mxfp4_core.backend.device import Device
     from mxfp4_core.backend.selection import Selection
 
-PACKAGES = ("torch", "numba", "triton", "cuda-bindings", "safetensors", "transformers")
+PACKAGES = ("torch", "numba", "safetensors", "transformers")
 TYPES = ("cpu", "cuda", "hip", "npu")
 MOST_ROWS = 16
 """A table of kernels with more rows than this is printed with its last rows merged."""
@@ -81,9 +81,9 @@ def doctor_command(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of the packages that matter, and of all packages of this project."""
+    """Return the versions of Python, of the packages that matter to the core or to a backend, and of this project's."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in dict.fromkeys([*PACKAGES, *_named_by_backends()]):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -92,6 +92,17 @@ def versions() -> dict[str, str]:
         dist.name: dist.version for dist in distributions() if dist.name and dist.name.startswith("mxfp4")
     }
     return found | dict(sorted(ours.items()))
+
+
+def _named_by_backends() -> Iterator[str]:
+    from mxfp4_core.backend.answers import No
+    from mxfp4_core.backend.asking import packages_of
+    from mxfp4_core.backend.registry import installed
+
+    for plugin in installed().values():
+        loaded = plugin.load()
+        if not isinstance(loaded, No):
+            yield from packages_of(loaded)
 
 
 def choices(selection: Selection) -> tuple[Choice, ...] | str:
@@ -161,6 +172,8 @@ def _print(devices: tuple[Device, ...], notes: list[str], selection: Selection) 
     typer.echo(f"backends for {selection.problem}")
     for line in selection.trace:
         typer.echo(f"  {line.name:<14} {line.status:<14} {line.reason}".rstrip())
+        if line.details:
+            typer.echo(f"  {'':<29} {line.details}")
         if line.distribution:
             typer.echo(f"  {'':<29} from {line.distribution}")
         if line.fix:
@@ -169,9 +182,9 @@ def _print(devices: tuple[Device, ...], notes: list[str], selection: Selection) 
         typer.echo(f"none is used: {selection.reason}\nfix: {selection.fix}")
         return
     typer.echo(f"{selection.choice.name} is used: {selection.reason}")
-    if selection.choice.numerics.emulated:
-        mib = selection.temporary_bytes / 2**20
-        memory = f", and up to {mib:.1f} MiB of temporary memory" if mib else ""
+    if selection.numerics is not None and selection.numerics.emulated:
+        need = selection.temporary_bytes
+        memory = f", and up to {size_text(need)} of temporary memory" if need else ""
         typer.echo(f"it widens the weights in every call: slow{memory}")
 
 

@@ -34,7 +34,7 @@ def device_names(device_map: Any) -> list[str]:
         return ["cpu"]
     if isinstance(device_map, str):
         device = Device.current()
-        return ["cpu" if device.type == "cpu" else _torch_name(device)]
+        return [device.torch_name]
     values = device_map.values() if isinstance(device_map, Mapping) else [device_map]
     names = [_name_of(value) for value in values]
     return [name for name in dict.fromkeys(names) if name not in ("meta", "disk")]
@@ -43,13 +43,9 @@ def device_names(device_map: Any) -> list[str]:
 def _name_of(value: Any) -> str:
     if type(value) is int:
         device = Device.current()
-        return f"{_torch_name(device).partition(':')[0]}:{value}"
+        return f"{device.torch_type}:{value}"
     name = str(value)
     return name if name in ("cpu", "meta", "disk") or ":" in name else f"{name}:{Device.of(name).index}"
-
-
-def _torch_name(device: Device) -> str:
-    return f"{'cuda' if device.type == 'hip' else device.type}:{device.index}"
 
 
 def likely_backends(config: Mxfp4Config, device_map: Any) -> dict[str, list[Backend]]:

@@ -65,12 +65,7 @@ class Fixtures:
     @pytest.fixture
     def device(self, here: Device) -> torch.device:
         """The device of ``here`` as torch calls it."""
-        return torch.device("cpu" if here.type == "cpu" else f"{torch_type(here)}:{here.index}")
-
-
-def torch_type(device: Device) -> str:
-    """Return the device type that torch uses."""
-    return "cuda" if device.type == "hip" else device.type
+        return torch.device(here.torch_name)
 
 
 def ordinary(backend: Backend, device: Device, op: str | None = None) -> Problem:
