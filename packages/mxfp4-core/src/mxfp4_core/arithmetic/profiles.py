@@ -127,16 +127,26 @@ def resolve_among(
     own = {one.name: one for one in known}
     if profile in own and rule is None and ties is None:
         return own[profile]
+    if profile is not None and "/" not in profile and rule is None and ties is None:
+        raise _unsuitable(form, profile)
     found = resolve(profile, rule="floor" if profile is None and rule is None else rule, ties=ties)
     if found.name in own:
         return own[found.name]
     if found.name in form.profiles or ("ceil_d(7.25)/even" in form.profiles and not found.peer):
         return found
-    raise ConfigError(
-        f"profile {found.name!r} does not make the format {form.name}",
-        seen=repr(found.name),
-        rule=f"its profiles are {', '.join(form.profiles)}",
-        fix=f"use {known[0].name!r}, the default of this format, or another format",
+    raise _unsuitable(form, found.name)
+
+
+def _unsuitable(form: _HasProfiles, profile: str) -> ConfigError:
+    names = form.profiles
+    near = nearest(profile, names, count=1)
+    return ConfigError(
+        f"profile {profile!r} does not make the format {form.name}",
+        seen=repr(profile),
+        rule=f"its profiles are {', '.join(names)}",
+        fix=f"did you mean {near[0]!r}?"
+        if near
+        else f"use {names[0]!r}, the default of this format, or another one",
     )
 
 
