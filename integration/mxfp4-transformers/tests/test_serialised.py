@@ -120,7 +120,8 @@ def test_gpt_oss_as_it_is_published(gpt_oss: Path, checkpoints: dict[str, Path])
     own = AutoModelForCausalLM.from_pretrained(
         gpt_oss, quantization_config=transformers.Mxfp4Config(dequantize=True), dtype=torch.float32
     )
-    torch.testing.assert_close(logits(model), logits(own), rtol=1e-4, atol=1e-4)
+    # 5.17 widens to bfloat16 whatever dtype is asked for; that holds every value exactly.
+    torch.testing.assert_close(logits(model), logits(own.float()), rtol=1e-4, atol=1e-4)
     source = quantize(
         tensors(checkpoints["gpt_oss"])["model.layers.0.mlp.experts.down_proj"].transpose(-1, -2),
         profile="triton-kernels",

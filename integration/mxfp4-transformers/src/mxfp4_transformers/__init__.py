@@ -15,6 +15,7 @@ from mxfp4_transformers import compat
 from mxfp4_transformers.config import METHOD, Mxfp4CoreConfig
 from mxfp4_transformers.loading import from_pretrained
 from mxfp4_transformers.quantizer import Mxfp4Quantizer
+from mxfp4_transformers.refitting import refit
 from mxfp4_transformers.saving import save
 from mxfp4_transformers.words import summary
 
@@ -22,4 +23,4 @@ Mxfp4Config = Mxfp4CoreConfig
 
 compat.register(METHOD, Mxfp4CoreConfig, Mxfp4Quantizer)
 
-__all__ = ["METHOD", "Mxfp4Config", "Mxfp4Quantizer", "from_pretrained", "save", "summary"]
+__all__ = ["METHOD", "Mxfp4Config", "Mxfp4Quantizer", "from_pretrained", "refit", "save", "summary"]

@@ -282,6 +282,11 @@ class Mxfp4Quantizer(HfQuantizer):
 
     # questions
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's activations."""
+        return self._dtype
+
     def is_serializable(self) -> bool:
         """Say that ``save_pretrained`` works."""
         return True
