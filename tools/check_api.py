@@ -17,25 +17,6 @@ import linked
 CORE = "mxfp4_core"
 CONTRACT = linked.ROOT / "api.txt"
 
-# Names that a file still imports from inside a room, while its replacement is on the way.
-EXEMPT: dict[str, frozenset[str]] = {
-    "mxfp4_transformers/compat.py": frozenset({"mxfp4_core.checkpoint.header.TensorInfo"}),
-    "mxfp4_transformers/config.py": frozenset({"mxfp4_core.dialects.native.NATIVE"}),
-    "mxfp4_transformers/feed.py": frozenset({"mxfp4_core.checkpoint.header.TensorInfo"}),
-    "mxfp4_transformers/plan.py": frozenset(
-        {
-            "mxfp4_core.checkpoint.header.TensorInfo",
-            "mxfp4_core.dialects.native.NATIVE",
-            "mxfp4_core.naming.resolver.Decision",
-        }
-    ),
-    "mxfp4_transformers/quantizer.py": frozenset(
-        {"mxfp4_core.checkpoint.header.TensorInfo", "mxfp4_core.jobs.quantize.FLOATS"}
-    ),
-    "mxfp4_transformers/saving.py": frozenset({"mxfp4_core.dialects.native.NATIVE"}),
-    "mxfp4_transformers/summary.py": frozenset({"mxfp4_core.naming.vocabulary.ranges"}),
-}
-
 
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield the line and the dotted name of everything that a module takes from the core.
@@ -56,9 +37,8 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def violations(folder: Path, agreed: frozenset[str]) -> Iterator[str]:
     """Yield one sentence for each import below a folder that the contract does not cover: its place, what to do."""
     for path in sorted(folder.rglob("*.py")):
-        exempt = EXEMPT.get(path.relative_to(folder).as_posix(), frozenset())
         for line, name in imported(ast.parse(path.read_text(encoding="utf-8"))):
-            if name not in agreed | exempt:
+            if name not in agreed:
                 yield f"{path}:{line}: imports {name}, which is not public; {_advice(name, agreed)}"
 
 

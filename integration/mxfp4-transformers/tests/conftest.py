@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,10 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
 
 from families import MODELS
-from tiny import CONFIGS, NAMES, tensors
+from tiny import CONFIGS, NAMES, load, settings, tensors
+
+import mxfp4_transformers
+from mxfp4_core import quantize
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,3 +78,40 @@ def edited(tmp_path: Path) -> Callable[[Path, dict[str, torch.Tensor | None]], P
         return target
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def made(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """Return a quantised copy of a tiny model in a dialect."""
+    root = tmp_path_factory.mktemp("serialised")
+
+    def make(model: str, dialect: str) -> Path:
+        path = root / f"{model}-{dialect}"
+        if not path.exists():
+            loaded = load(checkpoints[model], settings(profile="quark"))
+            mxfp4_transformers.save(loaded, path, dialect=dialect)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gpt_oss(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as OpenAI stores its models: experts in blocks of 16 bytes, all else in high precision."""
+    path = tmp_path_factory.mktemp("gpt_oss")
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors(checkpoints["gpt_oss"]).items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            packed = quantize(tensor.transpose(-1, -2).contiguous(), profile="triton-kernels")
+            stored[f"{name}_blocks"] = packed.codes.unflatten(-1, (-1, 16)).contiguous()
+            stored[f"{name}_scales"] = packed.scales
+        else:
+            stored[name] = tensor
+    save_file(stored, path / "model.safetensors", {"format": "pt"})
+    config = json.loads((checkpoints["gpt_oss"] / "config.json").read_text())
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    (path / "config.json").write_text(json.dumps(config))
+    return path

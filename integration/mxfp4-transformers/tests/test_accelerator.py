@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import DEVICE, PROMPT, load, logits, settings
+from tiny import DEVICE, PROMPT, load, logits, settings, tensors
 
+import mxfp4_transformers
 from mxfp4_core.backend import Device, Problem, explain
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
 from mxfp4_transformers import Mxfp4Config
@@ -54,3 +56,48 @@ def test_saving_gives_the_bytes_of_the_reference(checkpoint: Path, chosen: str, 
     state, want = model.state_dict(), named.state_dict()
     assert state.keys() == want.keys()
     assert all(torch.equal(state[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-compressed-tensors", "qwen3_moe-quark", "qwen3_moe-mxfp4-core", "gpt_oss"]
+)
+def test_a_quantised_folder_runs_on_it(
+    name: str, made: Callable[[str, str], Path], gpt_oss: Path, chosen: str
+) -> None:
+    path = gpt_oss if name == "gpt_oss" else made(*name.split("-", 1))
+    named, model = (
+        mxfp4_transformers.from_pretrained(path, config, device_map=DEVICE, dtype=torch.bfloat16)
+        for config in (settings(), Mxfp4Config())
+    )
+    assert backends(named) == {"reference"} and backends(model) == {chosen}
+    state, want = model.state_dict(), named.state_dict()
+    assert all(torch.equal(state[key], want[key]) for key in want)
+    got, expected = logits(model).float(), logits(named).float()
+    assert (got - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gpt_oss"])
+def test_a_captured_graph_gives_the_new_result_after_a_refit(
+    name: str, checkpoints: dict[str, Path], chosen: str
+) -> None:
+    path = checkpoints[name]
+    model = load(path, Mxfp4Config(), dtype=torch.bfloat16)
+    mlp = model.model.layers[1].mlp
+    layer = mlp.up_proj if name == "llama" else mlp.experts
+    x = torch.randn(4, 64, dtype=torch.bfloat16, device=DEVICE)
+    routes = (torch.arange(8, device=DEVICE).view(4, 2) % 4, torch.rand(4, 2, device=DEVICE).bfloat16())
+    arguments = (x,) if name == "llama" else (x, *routes)
+    with torch.no_grad():
+        for _ in range(3):
+            layer(*arguments)
+        torch.accelerator.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = layer(*arguments)
+        graph.replay()
+        before = result.clone()
+        torch.manual_seed(5)
+        sent = {key: (t + 0.1 * torch.randn(t.shape)).to(t.dtype) for key, t in tensors(path).items()}
+        mxfp4_transformers.refit(model, sent)
+        graph.replay()
+        assert torch.equal(result, layer(*arguments)) and not torch.equal(result, before)

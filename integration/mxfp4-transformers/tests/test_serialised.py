@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from tiny import DEVICE, load, logits, settings, tensors, widened_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
@@ -40,43 +39,6 @@ def from_pretrained(path: Path, config: Mxfp4Config | None = None, **keywords: A
     if DEVICE != "cpu":
         keywords.setdefault("device_map", DEVICE)
     return mxfp4_transformers.from_pretrained(path, config or Mxfp4Config(backend="reference"), **keywords)
-
-
-@pytest.fixture(scope="module")
-def made(
-    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], Path]:
-    """Return a quantised copy of a tiny model in a dialect."""
-    root = tmp_path_factory.mktemp("serialised")
-
-    def make(model: str, dialect: str) -> Path:
-        path = root / f"{model}-{dialect}"
-        if not path.exists():
-            loaded = load(checkpoints[model], settings(profile="quark"))
-            mxfp4_transformers.save(loaded, path, dialect=dialect)
-        return path
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def gpt_oss(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as OpenAI stores its models: experts in blocks of 16 bytes, all else in high precision."""
-    path = tmp_path_factory.mktemp("gpt_oss")
-    stored: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors(checkpoints["gpt_oss"]).items():
-        if name.endswith(("gate_up_proj", "down_proj")):
-            packed = quantize(tensor.transpose(-1, -2).contiguous(), profile="triton-kernels")
-            stored[f"{name}_blocks"] = packed.codes.unflatten(-1, (-1, 16)).contiguous()
-            stored[f"{name}_scales"] = packed.scales
-        else:
-            stored[name] = tensor
-    save_file(stored, path / "model.safetensors", {"format": "pt"})
-    config = json.loads((checkpoints["gpt_oss"] / "config.json").read_text())
-    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
-    (path / "config.json").write_text(json.dumps(config))
-    return path
 
 
 def rounding(path: Path, root: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mxfp4_core.config import Mxfp4Config as CoreConfig
-from mxfp4_core.dialects.native import NATIVE
+from mxfp4_core.dialects import NATIVE
 from mxfp4_core.errors import ConfigError
 
 if TYPE_CHECKING:

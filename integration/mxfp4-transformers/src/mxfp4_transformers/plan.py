@@ -1,16 +1,18 @@
-"""What the load of a quantised checkpoint will do, decided from its headers before a weight is read."""
+"""What a load will read, decided from headers before a weight is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from transformers.core_model_loading import WeightTransform
+
 from mxfp4_core.checkpoint import TensorInfo
-from mxfp4_core.dialects import Source
-from mxfp4_core.dialects.native import NATIVE
+from mxfp4_core.dialects import NATIVE, Source
 from mxfp4_core.errors import CheckpointError, LoadError
-from mxfp4_core.modules import ModelPlan, Stored, plan_stored
+from mxfp4_core.jobs import FLOATS
+from mxfp4_core.modules import ModelPlan, Stored, Weight, plan_stored
 from mxfp4_transformers import converters
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.view import view_of
@@ -83,3 +85,38 @@ def _check_places(
                 rule=f"the model needs codes of {' and '.join(str(list(shape)) for shape in shapes)} there",
                 fix="complete the checkpoint, or use the config.json that belongs to it",
             )
+
+
+def sources(
+    headers: Mapping[str, TensorInfo],
+    weights: Mapping[str, Weight],
+    conversions: Sequence[WeightTransform],
+    model: Any,
+) -> dict[str, list[str]]:
+    """Return the names in the checkpoint of each weight that a load quantises; empty where they cannot be known.
+
+    Raises:
+        LoadError: a weight is not in the checkpoint, or is not in high precision there.
+    """
+    found: dict[str, list[str]] = {}
+    for source, targets in converters.destinations(headers, conversions, model).items():
+        for target in targets:
+            found.setdefault(target, []).append(source)
+    if headers and (lost := [name for name in weights if name not in found]):
+        raise LoadError(
+            "the checkpoint lacks weights that are to be quantised",
+            seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+            rule="a weight is quantised from the checkpoint, never from random numbers",
+            fix="complete the checkpoint, or keep these names with ignore",
+        )
+    for name in weights:
+        for source in found.get(name, ()):
+            if (dtype := headers[source].dtype) not in FLOATS:
+                # The loader casts to the dtype of the model, and then codes look like weights.
+                raise LoadError(
+                    f"{source} cannot be quantised",
+                    seen=f"dtype {dtype}",
+                    rule=f"a weight is {', '.join(FLOATS)}",
+                    fix="load the checkpoint in high precision from which this one was made",
+                )
+    return found

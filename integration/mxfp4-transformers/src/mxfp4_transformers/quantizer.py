@@ -13,8 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.checkpoint import TensorInfo
-from mxfp4_core.errors import ConfigError, LoadError
-from mxfp4_core.jobs.quantize import FLOATS
+from mxfp4_core.errors import ConfigError
 from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, QuantTarget, count_modules
 from mxfp4_core.modules import (
     ModelPlan,
@@ -35,7 +34,7 @@ from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.ops import Converter, Direct, FillOp, QuantizeOp
 from mxfp4_transformers.packer import Packer
-from mxfp4_transformers.plan import plan_reload
+from mxfp4_transformers.plan import plan_reload, sources
 from mxfp4_transformers.saving import facts, for_saving, with_scales
 from mxfp4_transformers.view import view_of
 
@@ -166,7 +165,7 @@ class Mxfp4Quantizer(HfQuantizer):
             result.append(entry)
         result.append(Direct(self._packer, model.base_model_prefix))
         self._operation = QuantizeOp(self._packer)
-        self._packer.sources = self._sources(result, model)
+        self._packer.sources = sources(self._headers, self.plan.weights, result, model)
         return result
 
     def _bound(self, session: LoadSession, model: Any, *, exact: bool) -> dict[str, QuantTarget]:
@@ -187,31 +186,6 @@ class Mxfp4Quantizer(HfQuantizer):
 
     def _device_of(self, name: str) -> torch.device:
         return compat.device_of(self._device_map, name)
-
-    def _sources(self, conversions: Sequence[WeightTransform], model: Any) -> dict[str, list[str]]:
-        """Return the names in the checkpoint of each weight, empty where they cannot be known."""
-        found: dict[str, list[str]] = {}
-        for source, targets in converters.destinations(self._headers, conversions, model).items():
-            for target in targets:
-                found.setdefault(target, []).append(source)
-        if self._headers and (lost := [name for name in self.plan.weights if name not in found]):
-            raise LoadError(
-                "the checkpoint lacks weights that are to be quantised",
-                seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
-                rule="a weight is quantised from the checkpoint, never from random numbers",
-                fix="complete the checkpoint, or keep these names with ignore",
-            )
-        for name in self.plan.weights:
-            for source in found.get(name, ()):
-                if (dtype := self._headers[source].dtype) not in FLOATS:
-                    # The loader casts to the dtype of the model, and then codes look like weights.
-                    raise LoadError(
-                        f"{source} cannot be quantised",
-                        seen=f"dtype {dtype}",
-                        rule=f"a weight is {', '.join(FLOATS)}",
-                        fix="load the checkpoint in high precision from which this one was made",
-                    )
-        return found
 
     # during the load
 

@@ -13,8 +13,7 @@ import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform, revert_weight_conversion
 
 from mxfp4_core.arithmetic import BLOCK
-from mxfp4_core.dialects import get
-from mxfp4_core.dialects.native import NATIVE
+from mxfp4_core.dialects import NATIVE, get
 from mxfp4_core.errors import ConfigError, OutputError
 from mxfp4_core.jobs import convert_checkpoint
 from mxfp4_core.modules import ModelPlan

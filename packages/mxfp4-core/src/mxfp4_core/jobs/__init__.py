@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mxfp4_core.jobs.output import Result as Result
     from mxfp4_core.jobs.plan import Plan as Plan
     from mxfp4_core.jobs.plan import plan_checkpoint as plan_checkpoint
+    from mxfp4_core.jobs.quantize import FLOATS as FLOATS
     from mxfp4_core.jobs.quantize import quantize_checkpoint as quantize_checkpoint
     from mxfp4_core.jobs.verify import Finding as Finding
     from mxfp4_core.jobs.verify import Verification as Verification
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mxfp4_core.jobs.workers import processes as processes
 
 _HOMES = {
+    "FLOATS": "quantize",
     "plan_checkpoint": "plan",
     "quantize_checkpoint": "quantize",
     "convert_checkpoint": "convert",
@@ -34,6 +36,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "FLOATS",
     "Finding",
     "Plan",
     "Result",
