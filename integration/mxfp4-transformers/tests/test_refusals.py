@@ -16,6 +16,7 @@ from transformers import Mxfp4Config as GptOssConfig
 
 from mxfp4_core import quantize
 from mxfp4_core.backend import DeviceQuantizers
+from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.errors import (
     BackendError,
     CheckpointError,
@@ -123,7 +124,10 @@ def test_a_backend_that_is_not_there(checkpoints: dict[str, Path]) -> None:
 
 
 @pytest.mark.usefixtures("nothing_read")
-def test_activations_that_no_backend_quantises(checkpoints: dict[str, Path]) -> None:
+def test_activations_that_no_backend_quantises(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReferenceBackend, "features", ReferenceBackend.features - {"activation:fp8"})
     with pytest.raises(BackendError, match="fp8"):
         load(checkpoints["llama"], settings(activation="fp8"))
 

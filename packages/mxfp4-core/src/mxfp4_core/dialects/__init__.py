@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mxfp4_core.dialects.joins import concat as concat
     from mxfp4_core.dialects.joins import interleave as interleave
     from mxfp4_core.dialects.joins import stack as stack
-    from mxfp4_core.dialects.pairs import check_parts as check_parts
     from mxfp4_core.dialects.native import NATIVE as NATIVE
+    from mxfp4_core.dialects.pairs import check_parts as check_parts
     from mxfp4_core.dialects.pairs import contradiction as contradiction
     from mxfp4_core.dialects.pairs import find_entries as find_entries
     from mxfp4_core.dialects.pairs import match_parts as match_parts
