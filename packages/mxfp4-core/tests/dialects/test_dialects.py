@@ -176,7 +176,9 @@ def test_a_description_that_contradicts_the_tensors(
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_any_description_is_read_or_refused(data: st.DataObject) -> None:
-    base = data.draw(st.sampled_from([native(shapes={"a.weight": [4, 64]}, transposed=[]), CT, QUARK]))
+    fp8 = {"quant_method": "fp8", "expert_dtype": "fp4", "weight_block_size": [4, 64]}
+    ours = native(shapes={"a.weight": [4, 64]}, transposed=[])
+    base = data.draw(st.sampled_from([ours, CT, QUARK, {"quant_method": "mxfp4"}, fp8]))
     described = json.loads(json.dumps(base))
     junk = st.recursive(
         st.none()
@@ -198,11 +200,27 @@ def test_any_description_is_read_or_refused(data: st.DataObject) -> None:
         "ignore",
         "transform_config",
     ]
-    keys += ["global_quant_config", "layer_quant_config", "exclude", "provider"]
+    keys += [
+        "global_quant_config",
+        "layer_quant_config",
+        "exclude",
+        "provider",
+        "weights_format",
+        "interleaved",
+    ]
+    keys += ["modules_to_not_convert", "weight_block_size", "expert_dtype"]
     for key in data.draw(st.lists(st.sampled_from(keys), max_size=2)):
         described[key] = data.draw(junk)
     tensors = {"a.weight": ("U8", (4, 32)), "a.weight_scale": ("U8", (4, 2))}
     tensors |= {"b.weight_packed": ("U8", (4, 32)), "b.weight_scale": ("U8", (4, 2))}
+    tensors |= {"c.down_proj_blocks": ("U8", (2, 4, 2, 16)), "c.down_proj_scales": ("U8", (2, 4, 2))}
+    tensors |= {"d.weight": ("I8", (4, 32)), "d.scale": ("F8_E8M0", (4, 2))}
+    tensors |= {"e.weight": ("F8_E4M3", (4, 64)), "e.scale": ("F8_E8M0", (1, 1))}
+    strange = st.tuples(
+        st.sampled_from(["U8", "I8", "F4", "BF16"]), st.lists(st.integers(0, 70), max_size=4).map(tuple)
+    )
+    for name in data.draw(st.lists(st.sampled_from(sorted(tensors)), max_size=2)):
+        tensors[name] = data.draw(strange)
     for name in dialects.names():
         dialect, source = dialects.get(name), Source({"quantization_config": described}, tensors)
         if dialect.recognise(source):

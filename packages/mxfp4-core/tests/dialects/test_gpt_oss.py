@@ -11,7 +11,7 @@ import torch
 from mxfp4_core import Mxfp4Config, dequantize, dialects, quantize
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.errors import DialectError
-from mxfp4_core.jobs import convert_checkpoint, quantize_checkpoint, verify_checkpoint
+from mxfp4_core.jobs import convert_checkpoint, processes, quantize_checkpoint, verify_checkpoint
 
 Save = Callable[..., Path]
 E, H, I = 3, 64, 96  # noqa: E741 - experts, hidden, intermediate
@@ -151,6 +151,19 @@ def test_openai_files_come_out_under_the_names_of_transformers(save: Save) -> No
     assert written.config["model_type"] == "gpt_oss"
     assert (written.config["num_local_experts"], written.config["num_experts_per_tok"]) == (E, 2)
     assert written.config["rope_parameters"]["beta_fast"] == 32.0
+
+
+def test_workers_convert_it_to_the_same_bytes(published: Path) -> None:
+    with processes(2) as executor:
+        convert_checkpoint(
+            published, published.parent / "many", "mxfp4-core", max_shard_bytes=9000, executor=executor
+        )
+    convert_checkpoint(published, published.parent / "one", "mxfp4-core", max_shard_bytes=9000)
+    files = sorted(path.name for path in (published.parent / "one").iterdir())
+    assert len(files) > 3
+    for name in files:
+        one, many = (published.parent / folder / name for folder in ("one", "many"))
+        assert one.read_bytes() == many.read_bytes(), name
 
 
 PAIR = packed()

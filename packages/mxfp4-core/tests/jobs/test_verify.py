@@ -203,3 +203,23 @@ def test_a_run_that_did_not_finish_is_noted(target: Path) -> None:
     result = verify_checkpoint(target)
     assert result.ok
     assert "did not finish" in result.notes[0]
+
+
+def test_static_scales_of_activations_are_noted(save: Save) -> None:
+    weight = torch.randn(4, 64)
+    packed = quantize(weight, profile="quark")
+    spec = {"dtype": "fp4", "group_size": 32, "scale_format": "e8m0"}
+    spec |= {"scale_calculation_mode": "even", "round_method": "half_even"}
+    scheme = {"weight": spec, "input_tensors": {"dtype": "fp8_e4m3", "is_dynamic": False}}
+    stored = {
+        "a.proj.weight": packed.codes,
+        "a.proj.weight_scale": packed.scales,
+        "a.proj.input_scale": torch.ones(()),
+    }
+    described = {"quant_method": "quark", "global_quant_config": scheme}
+    target = save(stored, config={"quantization_config": described}, name="target")
+    result = verify_checkpoint(target, save({"a.proj.weight": weight}))
+    assert result.ok
+    assert any(
+        "1 static scale(s) of activations, for example a.proj.input_scale" in note for note in result.notes
+    )

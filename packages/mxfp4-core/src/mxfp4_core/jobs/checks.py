@@ -143,7 +143,7 @@ class FileCheck:
 def high_precision(contents: Contents) -> dict[str, Recipe]:
     """Return what a checkpoint holds beside its MXFP4 weights, by canonical name; FP8 counts by its values in BF16."""
     widened = {name: each.widened for name, each in contents.beside.items()}
-    return {**contents.tensors, **contents.static, **widened}
+    return {**contents.tensors, **widened}
 
 
 def _scales(entry: Entry) -> dict[str, Recipe]:

@@ -101,6 +101,10 @@ def verify_checkpoint(
     config, known = settings_of(checkpoint, dialect, contents)
     result = Verification(checkpoint.path, dialect.name, known, len(contents.entries))
     result.checks.append(f"headers of {len(checkpoint.files)} file(s) and the {dialect.name} description")
+    if contents.static:
+        first = next(iter(contents.static))
+        told = f"{len(contents.static)} static scale(s) of activations, for example {first}"
+        result.notes.append(f"{told}: data of calibration, which no source tells")
     manifest = _read_manifest(checkpoint, result)
     _check_small_files(checkpoint, manifest, result)
     original = None if source is None else open_checkpoint(source)
