@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from loader_layers import weights
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from mxfp4_core import Mxfp4Config, quantize
 from mxfp4_core.arithmetic.formats.registry import get
@@ -19,6 +21,7 @@ from mxfp4_core.errors import BackendError, FormatError, LoadError, NonFiniteErr
 from mxfp4_core.loader import Key, LoadReportBuilder, LoadSession, QuantTarget, Region
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
 from mxfp4_core.testing import EmulatedBackend
+from mxfp4_core.testing import engine_loaders as engines
 from mxfp4_core.testing.samples import random_routes, random_x
 
 N, K, E = 40, 96, 3
@@ -330,6 +333,31 @@ def test_other_shapes_are_refused_before_anything_is_written() -> None:
     with pytest.raises(LoadError, match=r"up\.weight"):
         opened.close()
     assert same(run(built), old) and places(built) == before
+
+
+def test_an_engine_sends_fused_weights_and_single_experts_in_threads() -> None:
+    """As trainers do: one expert's projections at a time, by the engine's loader, into a model that computes."""
+    moe = engines.FusedMoE(E, K, N, rank=0, tp=1)
+    built, opened = fresh("emulated", 0)["experts"], session("emulated")
+    opened.bind(built, prefix="experts")
+    names = {"w13": "experts.gate_up_proj", "w2": "experts.down_proj"}
+    loaders = {short: opened.wrap(name, moe.weight_loader) for short, name in names.items()}
+    places_of = {"w13": torch.empty(E, 2 * N, K, device="meta"), "w2": torch.empty(E, K, N, device="meta")}
+    before, new = places(built), values(10)
+    opened.begin()
+
+    def send(expert: int) -> None:
+        gate, up = new["experts.gate_up_proj"][expert].chunk(2)
+        down = new["experts.down_proj"][expert]
+        for short, source, shard in (("w2", down, "w2"), ("w13", up, "w3"), ("w13", gate, "w1")):
+            loaders[short](Parameter(places_of[short], requires_grad=False), source, "weight", shard, expert)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(send, reversed(range(E))))
+    opened.close()
+    assert places(built) == before
+    arguments = random_x(5, K), *random_routes(5, E, 2)
+    assert torch.equal(built(*arguments), fresh("emulated", 10)["experts"](*arguments))
 
 
 # Parts that are quantised already.

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mxfp4_core import Mxfp4Config, quantize
-from mxfp4_core.loader import LoadSession
+from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend.problem import Matrix, Problem
+from mxfp4_core.backend.protocol import Layout
+from mxfp4_core.backend.reference.backend import CanonicalLayout, ReferenceBackend
+from mxfp4_core.loader import LoadSession, QuantTarget
 from mxfp4_core.loader import target as target_module
 from mxfp4_core.loader.twin import is_twin
+from mxfp4_core.modules import Mxfp4Linear
 
 torch.set_num_threads(1)
 
@@ -182,3 +188,57 @@ def test_every_live_tensor_is_accounted_for(
     # A chunk that ends inside a block is wider when padded (58 columns become 64); constants take some bytes.
     copies = extra_copies * chunk * torch.bfloat16.itemsize * 64 // 58
     assert live.peak <= quantised + unit + copies + 64
+
+
+class InPlace(ReferenceBackend):
+    """Packs in the memory of the canonical bytes."""
+
+    def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
+        return Flipped()
+
+
+class Flipped(CanonicalLayout):
+    id = "flipped"
+
+    def pack(self, weight: MxTensor, bias: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {name: ~part for name, part in weight.parts.items()}
+
+    def pack_in_place(self, weight: MxTensor, bias: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {name: part.bitwise_not_() for name, part in weight.parts.items()}
+
+    def unpack(self, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> MxTensor:
+        return MxTensor(~tensors["codes"], ~tensors["scales"], torch.Size(shape))
+
+
+@pytest.mark.parametrize("subset", [None, False, True], ids=["first load", "refit", "refit layer by layer"])
+def test_bound_modules_hold_the_result_and_one_piece(subset: bool | None) -> None:
+    """A refit has the new weights beside the old ones: all of them, or those of one layer."""
+    rows, k, layers = 64, 256, 5
+    model = nn.ModuleDict({str(number): Mxfp4Linear(rows, k, device="meta") for number in range(layers)})
+    session = LoadSession()
+
+    def load(targets: Iterable[QuantTarget]) -> None:
+        for target in targets:
+            source = torch.full((rows, k), 0.5, dtype=torch.bfloat16)
+            target.quantize(source)
+            del source
+        session.close()
+
+    with LiveBytes() as live:
+        quantize(torch.ones(1, 32, dtype=torch.bfloat16))  # its tables stay
+        live.start()
+        targets = session.bind(model, backend=InPlace())
+        load(targets.values())
+        quantised = sum(target.bytes_after for target in targets.values())
+        unit = rows * k * torch.bfloat16.itemsize
+        assert live.peak <= quantised + unit + 64, "the first load"
+        if subset is None:
+            return
+        live.start()
+        for some in [[each] for each in targets.values()] if subset else [list(targets.values())]:
+            session.begin(subset=subset)
+            load(some)
+            del some
+    collected = quantised // layers if subset else quantised
+    # A subset is unpacked first: the bytes of one weight in the layout and out of it.
+    assert live.peak <= collected + unit + (collected if subset else 0) + 64

@@ -108,6 +108,21 @@ def test_new_weights_go_to_the_same_addresses(backend: Backend, kind: str, consu
     assert torch.equal(run(module), run(other.prepare(backend)))
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_torchs_own_dtypes_for_the_same_bits_are_taken(prepared: bool) -> None:
+    module, other = build("linear"), build("linear", seed=5)
+    if prepared:
+        module.prepare(BACKENDS[1])
+    state = other.state_dict()
+    module.load_state_dict(
+        {
+            "weight": state["weight"].view(torch.float4_e2m1fn_x2),
+            "weight_scale": state["weight_scale"].view(torch.float8_e8m0fnu),
+        }
+    )
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+
+
 @backends
 def test_some_weights_only(backend: Backend) -> None:
     module, other = build("moe").prepare(backend), build("moe", seed=5)
