@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from wrong_backends import experts, gates, layouts, linears, quantizers, verdicts
+from wrong_backends import experts, gates, layouts, linears, others, quantizers, verdicts
 from wrong_backends.base import WRONG, Wrong
 
 from mxfp4_core.backend import Backend
@@ -20,7 +20,7 @@ from mxfp4_core.backend.device import Device, cpu
 from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.testing.conformance import BackendConformance
 
-KINDS = (experts, gates, layouts, linears, quantizers, verdicts)
+KINDS = (experts, gates, layouts, linears, others, quantizers, verdicts)
 
 
 def call(
@@ -60,7 +60,7 @@ def test_the_suite_catches_the_defect(wrong: Wrong, tmp_path: Path, monkeypatch:
 
 def test_every_defect_is_in_the_table() -> None:
     registered = {wrong.backend for wrong in WRONG}
-    assert len(registered) == len(WRONG) >= 90
+    assert len(registered) == len(WRONG) >= 140
     for kind in KINDS:
         classes = [
             one for one in vars(kind).values() if inspect.isclass(one) and one.__module__ == kind.__name__
