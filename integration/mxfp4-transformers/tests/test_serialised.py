@@ -283,6 +283,13 @@ def test_weights_are_read_in_pieces(
     assert len(sizes) > 100 and max(sizes) == expert
 
 
+@pytest.mark.parametrize("device_map", ["auto", {"": DEVICE}, "sequential"])
+def test_device_maps(made: Callable[[str, str], Path], device_map: Any) -> None:
+    model = from_pretrained(made("qwen3_moe", "quark"), device_map=device_map)
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {torch.device(DEVICE).type}
+    same(model, from_pretrained(made("qwen3_moe", "quark")))
+
+
 def test_linears_that_the_folder_keeps(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     config = settings(ignore=["layers.0.mlp"], overrides=[{"pattern": "lm_head", "keep": False}])
     source = load(checkpoints["llama"], config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 
 from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.checkpoint import Checkpoint
-from mxfp4_core.loader import Key, LoadReportBuilder, QuantTarget, Region
+from mxfp4_core.loader import Key, LoadReportBuilder, Region
 from mxfp4_core.modules import Weight
 from mxfp4_transformers.compose import Composed
+from mxfp4_transformers.targets import Targets
 
 _PIECE = 8 << 20  # bytes that are read at a time
 
@@ -22,20 +23,18 @@ class Filler:
     """Fills the weights of one load with what a checkpoint has.
 
     Attributes:
-        targets: where the weights go that stay quantised, by name.
+        targets: where the weights go that stay quantised.
         widened: what it holds in high precision although the checkpoint has it quantised.
         composed: what each of them is made of.
         checkpoint: the files.
-        device_of: where a weight goes.
         report: counts the time.
         dtype: of what is widened.
     """
 
-    targets: Mapping[str, QuantTarget]
+    targets: Targets
     widened: Mapping[str, Weight]
     composed: Mapping[str, Composed]
     checkpoint: Checkpoint
-    device_of: Callable[[str], torch.device]
     report: LoadReportBuilder
     dtype: torch.dtype
 
@@ -43,16 +42,16 @@ class Filler:
         # transformers copies a converter for every parameter; one load has one filler.
         return self
 
-    def fill(self, name: str) -> dict[str, torch.Tensor]:
+    def fill(self, name: str, device: torch.device) -> dict[str, torch.Tensor]:
         """Return the parts of a weight, by their names in the model, or the weight itself where it is widened."""
         if name in self.widened:
             weight = self.widened[name]
-            parts = weight.empty(self.device_of(name))
+            parts = weight.empty(device)
             for part, start, piece in self._pieces(name):
                 parts[part][start : start + len(piece)].copy_(piece.view(parts[part].dtype))
             values = MxTensor.from_parts(weight.kind, parts, weight.shape).dequantize(self.dtype)
             return {name: values.transpose(-1, -2).contiguous() if weight.transposed else values}
-        target = self.targets[name]
+        target = self.targets.at(name, device)
         for part, start, piece in self._pieces(name):
             rows = start, start + len(piece)
             whole = target.whole

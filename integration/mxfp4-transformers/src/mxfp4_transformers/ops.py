@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from mxfp4_transformers import converters
+from mxfp4_transformers import compat, converters
 from mxfp4_transformers.filler import Filler
 from mxfp4_transformers.packer import Packer
 
@@ -62,7 +62,7 @@ class Converter(WeightConverter):
     ) -> dict[str, Any]:
         """Return the parameters that are made of the collected tensors, quantised where they should be."""
         packer = self.packer
-        if packer is not None and layer_name in packer.targets and converters.stacks(self):
+        if packer is not None and layer_name in packer.targets.weights and converters.stacks(self):
             columns = [self.collected_tensors.pop(pattern, []) for pattern in self.source_patterns]
             names = packer.feed.collected.get(layer_name, {})
             return dict(packer.stack(layer_name, columns, [names.get(p, []) for p in self.source_patterns]))
@@ -93,7 +93,9 @@ class Direct(WeightConverter):
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
         """Claim the name of a weight to quantise, which the loader may still give a prefix or take it away."""
         names = (source_key, f"{self.prefix}{source_key}", source_key.removeprefix(self.prefix))
-        return source_key, self.PATTERN if any(name in self.packer.targets for name in names) else None
+        return source_key, self.PATTERN if any(
+            name in self.packer.targets.weights for name in names
+        ) else None
 
     def convert(
         self,
@@ -134,9 +136,9 @@ class Placed(WeightConverter):
         hf_quantizer: Any = None,
         loading_info: Any = None,
     ) -> dict[str, Any]:
-        """Read the parts of the weight."""
-        self.collected_tensors.clear()
-        return dict(self.filler.fill(layer_name))
+        """Read the parts of the weight onto the device where transformers puts its marker."""
+        (entry,) = self.collected_tensors.pop(self.PATTERN)
+        return dict(self.filler.fill(layer_name, compat.materialised(entry).device))
 
 
 class FillOp(ConversionOps):
@@ -153,4 +155,8 @@ class FillOp(ConversionOps):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Read the parts of each weight; ``input_dict`` has full names."""
-        return {name: tensor for key in input_dict for name, tensor in self.filler.fill(key).items()}
+        result: dict[str, Any] = {}
+        for name, entry in input_dict.items():
+            marker = entry[0] if isinstance(entry, list) else entry
+            result |= self.filler.fill(name, marker.device)
+        return result

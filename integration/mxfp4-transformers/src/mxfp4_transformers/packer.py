@@ -13,6 +13,7 @@ from mxfp4_core.errors import LoadError, NonFiniteError
 from mxfp4_core.loader import Key, LoadReportBuilder, QuantTarget, Region
 from mxfp4_transformers import compat
 from mxfp4_transformers.feed import Feed, in_order, wait
+from mxfp4_transformers.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Packer:
     """Quantises the weights of one load.
 
     Attributes:
-        targets: where the weights go, by name.
+        targets: where the weights go.
         report: counts the time.
         feed: reads ahead what can be.
         sources: names in the checkpoint by name of the weight, for messages; it may lack some.
         bytes_read: bytes of each weight as it came from the checkpoint.
     """
 
-    targets: Mapping[str, QuantTarget]
+    targets: Targets
     report: LoadReportBuilder
     feed: Feed = field(default_factory=Feed)
     sources: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
@@ -63,10 +64,10 @@ class Packer:
         result: dict[str, torch.Tensor] = {}
         for name, entry in tensors.items():
             value = entry[0] if isinstance(entry, list) else entry
-            if name not in self.targets:
+            if name not in self.targets.weights:
                 result[name] = value
                 continue
-            target = self.targets[name]
+            target = self.targets.at(name, value.device)
             if target.transposed:
                 value = value.transpose(-1, -2)
             names = self.sources.get(name, [])
@@ -74,10 +75,10 @@ class Packer:
             if value.shape != target.shape:
                 raise _misfit(target, source, f"{list(value.shape)}")
             if value.ndim == 2:
-                result |= self._load(target, iter([Piece(None, 0, value, source)]))
+                result |= self._load(name, iter([Piece(None, 0, value, source)]))
             else:
                 pieces = (Piece(e, 0, value[e], f"{source}[{e}]") for e in range(value.shape[0]))
-                result |= self._load(target, pieces)
+                result |= self._load(name, pieces)
         return result
 
     def stack(
@@ -90,8 +91,7 @@ class Packer:
             columns: for each part of an expert (gate, up), one entry of the loader per expert.
             names: the names in the checkpoint that belong to ``columns``.
         """
-        target = self.targets[name]
-        experts = target.shape[0]
+        experts = self.targets.weights[name].shape[0]
         for column, names_of_column in zip(columns, names, strict=True):
             if len(column) != experts:
                 raise LoadError(
@@ -101,7 +101,7 @@ class Packer:
                     fix="complete the checkpoint; a shard may be missing",
                 )
 
-        streamed = self._stream(target, in_order(names))
+        streamed = self._stream(name, in_order(names))
         if streamed is not None:
             return streamed
 
@@ -118,7 +118,7 @@ class Packer:
                     row += value.shape[0]
                     del value
 
-        return self._load(target, pieces())
+        return self._load(name, pieces())
 
     def single(self, name: str, entry: Any, source: str) -> dict[str, torch.Tensor]:
         """Quantise a weight that is one tensor of the checkpoint, still to be read.
@@ -128,20 +128,22 @@ class Packer:
             entry: what the loader has for it.
             source: its name in the checkpoint.
         """
-        streamed = self._stream(self.targets[name], [source]) if name in self.targets else None
+        streamed = self._stream(name, [source]) if name in self.targets.weights else None
         if streamed is not None:
             return streamed
         with self.report.timing("reading"):
             value = compat.materialised(entry)
         return self.convert({name: value})
 
-    def _load(self, target: QuantTarget, pieces: Iterator[Piece]) -> dict[str, torch.Tensor]:
-        self.bytes_read[target.name] = 0
+    def _load(self, name: str, pieces: Iterator[Piece]) -> dict[str, torch.Tensor]:
+        self.bytes_read[name] = 0
+        target: QuantTarget | None = None
         for piece in pieces:
             value, expert = piece.value, piece.expert or 0
+            target = target or self.targets.at(name, value.device)
             self._check(target, piece)
             rows = piece.row, piece.row + value.shape[0]
-            self.bytes_read[target.name] += value.numel() * value.element_size()
+            self.bytes_read[name] += value.numel() * value.element_size()
             with self.report.timing("quantising"):
                 region = Region((expert, expert + 1), rows, (0, value.shape[1]))
                 try:
@@ -150,15 +152,15 @@ class Packer:
                     raise _of_source(error, target, piece) from None
             self.report.sample()
             del piece, value
-        return _filled(target)
+        return _filled(target or self.targets.at(name, torch.device("cpu")))
 
-    def _stream(self, target: QuantTarget, names: Sequence[str]) -> dict[str, torch.Tensor] | None:
+    def _stream(self, name: str, names: Sequence[str]) -> dict[str, torch.Tensor] | None:
         """Quantise a weight from what was read ahead, or return None where that is not possible."""
-        fed = self.feed.rows(target.name, names)
+        fed = self.feed.rows(name, names)
         if fed is None:
             return None
         device, chunks = fed
-        row = 0
+        target, row = self.targets.at(name, device), 0
         try:
             for chunk in self.report.timed(chunks):
                 with self.report.timing("quantising"):
@@ -172,7 +174,7 @@ class Packer:
                 self.report.sample()
         except NonFiniteError:
             return None  # read again the ordinary way, the error names the tensor and the index in it
-        self.bytes_read[target.name] = target.shape.numel() * self.feed.dtype.itemsize
+        self.bytes_read[name] = target.shape.numel() * self.feed.dtype.itemsize
         return _filled(target)
 
     @staticmethod

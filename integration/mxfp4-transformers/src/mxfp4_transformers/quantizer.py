@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.checkpoint import TensorInfo
 from mxfp4_core.errors import ConfigError
-from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, QuantTarget, count_modules
+from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, count_modules
 from mxfp4_core.modules import (
     ModelPlan,
     Mxfp4Module,
@@ -36,6 +36,7 @@ from mxfp4_transformers.ops import Converter, Direct, FillOp, QuantizeOp
 from mxfp4_transformers.packer import Packer
 from mxfp4_transformers.plan import plan_reload, sources
 from mxfp4_transformers.saving import facts, for_saving, with_scales
+from mxfp4_transformers.targets import Targets
 from mxfp4_transformers.view import view_of
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self.plan = ModelPlan()
         self._builder: LoadReportBuilder | None = None
         self._packer: Packer | None = None
-        self._session: LoadSession | None = None
+        self._targets: Targets | None = None
         self._operation: ConversionOps | None = None
         self._headers: dict[str, TensorInfo] = {}
         self._device_map: dict[str, Any] | None = None
@@ -147,12 +148,10 @@ class Mxfp4Quantizer(HfQuantizer):
             return with_scales(weight_conversions, self.plan)
         builder = self._builder or LoadReportBuilder()
         serialised = self.quantization_config.serialised
-        self._session = LoadSession(
-            self.quantization_config.core, report=builder, quantizers=self._quantizers
-        )
-        targets = self._bound(self._session, model, exact=serialised is not None)
+        session = LoadSession(self.quantization_config.core, report=builder, quantizers=self._quantizers)
+        self._targets = targets = Targets(session, model, self.plan, self._dtype, serialised is not None)
         if serialised is not None:
-            placed = serialised.placed(targets, self._device_of, builder, model, self._dtype)
+            placed = serialised.placed(targets, builder, model, self._dtype)
             self._operation = FillOp(placed.filler)
             return [placed, *weight_conversions]
         feed = Feed(self.plan.weights, self._headers, self._dtype, self._device_of)
@@ -167,22 +166,6 @@ class Mxfp4Quantizer(HfQuantizer):
         self._operation = QuantizeOp(self._packer)
         self._packer.sources = sources(self._headers, self.plan.weights, result, model)
         return result
-
-    def _bound(self, session: LoadSession, model: Any, *, exact: bool) -> dict[str, QuantTarget]:
-        """Bind the modules of the plan to a session, each on its device."""
-        targets: dict[str, QuantTarget] = {}
-        for site in self.plan.sites:
-            targets |= session.bind(
-                model.get_submodule(site.path),
-                prefix=site.path,
-                dtype=self._dtype,
-                device=self._device_of(site.path),
-                exact=exact,
-                prepare=False,
-                transposed=site.transposed,
-                reason=self.plan.reasons[site.path],
-            )
-        return targets
 
     def _device_of(self, name: str) -> torch.device:
         return compat.device_of(self._device_map, name)
@@ -212,8 +195,8 @@ class Mxfp4Quantizer(HfQuantizer):
         builder, core = self._builder or LoadReportBuilder(), self.quantization_config.core
         if self._packer is not None:
             self._packer.feed.close()
-        if self._session is not None:
-            self._session.check()
+        if self._targets is not None:
+            self._targets.check()
         with builder.timing("preparing"):
             for site in self.plan.sites:
                 settle(model.get_submodule(site.path), site, self.plan.weights)
@@ -242,7 +225,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self.report = model.mxfp4_report = builder.build()
         logger.info("%s", self.report.line())
         # What only the load needed: the quantizer is copied and pickled with its model.
-        self._packer = self._builder = self._model = self._operation = self._session = None
+        self._packer = self._builder = self._model = self._operation = self._targets = None
         self._headers, self._device_map, self._quantizers = {}, None, DeviceQuantizers()
         return model
 

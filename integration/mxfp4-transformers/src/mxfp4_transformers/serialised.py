@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from mxfp4_core.config import ACTIVATIONS
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import concat, interleave
 from mxfp4_core.errors import DialectError, LoadError
-from mxfp4_core.loader import LoadReportBuilder, QuantTarget
+from mxfp4_core.loader import LoadReportBuilder
 from mxfp4_core.modules import (
     ModelPlan,
     Site,
@@ -35,6 +35,7 @@ from mxfp4_transformers.compose import Composed, compose
 from mxfp4_transformers.filler import Filler
 from mxfp4_transformers.folder import Folder, Marker
 from mxfp4_transformers.ops import Placed
+from mxfp4_transformers.targets import Targets
 from mxfp4_transformers.view import view_of
 
 _LOG = logging.getLogger("mxfp4_transformers")
@@ -104,16 +105,13 @@ class Serialised:
 
     def placed(
         self,
-        targets: Mapping[str, QuantTarget],
-        device_of: Callable[[str], torch.device],
+        targets: Targets,
         report: LoadReportBuilder,
         model: Any,
         dtype: torch.dtype,
     ) -> Placed:
         """Return the converter that fills the quantised weights; it comes before those of the model."""
-        filler = Filler(
-            targets, self.widened, self.composed, self.folder.checkpoint, device_of, report, dtype
-        )
+        filler = Filler(targets, self.widened, self.composed, self.folder.checkpoint, report, dtype)
         return Placed(filler, model.base_model_prefix)
 
     def undone(self, model: Any, conversions: list[WeightTransform]) -> list[WeightTransform]:

@@ -1,0 +1,77 @@
+"""The targets of one load: each module is bound to the session where its first piece arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from mxfp4_core.loader import LoadSession, QuantTarget
+from mxfp4_core.modules import ModelPlan, Site, Weight
+
+
+@dataclass
+class Targets:
+    """Targets by name of the weight.
+
+    transformers resolves a ``device_map`` such as ``"auto"`` after it has asked for conversions. So the device of a
+    module is that of what comes first.
+
+    Attributes:
+        session: what they belong to.
+        model: with the empty modules in place.
+        plan: which modules those are.
+        dtype: of the model.
+        exact: the weights come quantised.
+    """
+
+    session: LoadSession
+    model: Any
+    plan: ModelPlan
+    dtype: torch.dtype
+    exact: bool
+    _made: dict[str, QuantTarget] = field(default_factory=dict[str, QuantTarget])
+
+    @cached_property
+    def _sites(self) -> dict[str, Site]:
+        return {site.name(name): site for site in self.plan.sites for name in site.weights}
+
+    @property
+    def weights(self) -> Mapping[str, Weight]:
+        """The weights that have a target."""
+        return self.plan.weights
+
+    def at(self, name: str, device: torch.device) -> QuantTarget:
+        """Return the target of a weight; its module gets memory on ``device`` unless a piece came before."""
+        if name not in self._made:
+            self._bind(self._sites[name], device)
+        return self._made[name]
+
+    def check(self) -> None:
+        """Check that every range of every weight was loaded once.
+
+        Raises:
+            LoadError: as `LoadSession.check`.
+        """
+        for site in self.plan.sites:
+            if site.name(next(iter(site.weights))) not in self._made:
+                self._bind(site, torch.device("cpu"))
+        self.session.check()
+
+    def _bind(self, site: Site, device: torch.device) -> None:
+        self._made |= self.session.bind(
+            self.model.get_submodule(site.path),
+            prefix=site.path,
+            dtype=self.dtype,
+            device=device,
+            exact=self.exact,
+            prepare=False,
+            transposed=site.transposed,
+            reason=self.plan.reasons[site.path],
+        )
+
+
+__all__ = ["Targets"]
