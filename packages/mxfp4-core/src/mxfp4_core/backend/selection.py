@@ -58,9 +58,12 @@ class Candidate:
         plain = Numerics(emulated=self.emulated)
         said = [f"rank {self.rank}"]
         said += [f"{key} {value}" for key in ("provider", "layout") if (value := getattr(self, key))]
+        skipped = {"profiles", "emulated"}
+        if self.numerics.activation == "none":
+            skipped |= {"activation_profile", "hidden"}
         for field in fields(Numerics):
             value, usual = getattr(self.numerics, field.name), getattr(plain, field.name)
-            if value != usual and field.name not in ("profiles", "emulated"):
+            if value != usual and field.name not in skipped:
                 text = " to ".join(map(str, value)) if isinstance(value, tuple) else value
                 said.append(f"{field.name.replace('_', ' ')} {text}")
         return ", ".join(said)
