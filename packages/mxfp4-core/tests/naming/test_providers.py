@@ -143,6 +143,16 @@ def test_a_provider_that_cannot_be_imported_is_said(install: Install) -> None:
     assert "provider 'bad' cannot say: importing" in describe(CONFIG, {}).source
 
 
+def test_two_packages_with_one_name_are_no_provider(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = tuple(EntryPoint("toys", f"toys{number}:provider", "mxfp4.models") for number in (1, 2))
+    monkeypatch.setattr("mxfp4_core.naming.providers.plugins", lambda group: {"toys": Plugin("toys", points)})
+    with pytest.raises(ModelError, match="more than one distribution registers the name 'toys'"):
+        describe(CONFIG, {}, "toys")
+    assert "more than one distribution" in describe(CONFIG, {}).source
+
+
 def test_unknown_names_and_named_providers_that_do_not_know(install: Install) -> None:
     install("toys", provider("toys"))
     with pytest.raises(ConfigError, match="did you mean 'toys'"):

@@ -96,6 +96,10 @@ class Resolver:
         Raises:
             PatternError: patterns split a fused module or the experts of a layer, or two overrides differ.
         """
+        return self._decide(name, shape)[0]
+
+    def _decide(self, name: str, shape: Sequence[int] | None) -> tuple[Decision, bool]:
+        """Return the decision, and whether the nature of the tensor made it."""
         module = self._checkpoint_name(module_of(name))
         self._offered[module] = None
         verdicts = {leaf: self._decide_leaf(leaf) for leaf in self._leaves(module, shape)}
@@ -103,14 +107,14 @@ class Resolver:
             # A norm is a vector, but that it is a norm tells a reader more.
             role = self._by_default(module) if self.config.keep_defaults else None
             bare = module_of(name) == name
-            return Decision(module if bare else self._weight_of(name, module), False, role or nature)
+            return Decision(module if bare else self._weight_of(name, module), False, role or nature), True
         if len({found.outcome for found in verdicts.values()}) > 1:
             every = self._leaves(module, shape, every=True)
             refuse_split(module, {leaf: self._decide_leaf(leaf) for leaf in every})
         decision = next(iter(verdicts.values()))
         if decision.quantize:
             self._effective.update(text for leaf in verdicts for text in self._matcher.hits(leaf))
-        return replace(decision, name=self._weight_of(name, module))
+        return replace(decision, name=self._weight_of(name, module)), False
 
     def decide_all(self, names: Iterable[tuple[str, Sequence[int] | None]]) -> list[Decision]:
         """Decide about every tensor of a model, then check that every pattern had something to do.
@@ -123,9 +127,9 @@ class Resolver:
         """
         decisions, units = [], []
         for name, shape in names:
-            decision = self.decide(name, shape)
+            decision, by_nature = self._decide(name, shape)
             decisions.append(decision)
-            if self._by_nature(name, shape) is None:
+            if not by_nature:
                 units.append(decision)
         self._check_agreement(units)
         self.check_patterns()
@@ -231,7 +235,9 @@ class Resolver:
 
     def _by_nature(self, name: str, shape: Sequence[int] | None) -> str | None:
         """Return why a tensor can never be MXFP4: the model's library knows best, where it is asked."""
-        known = self.view.find(name) if self.view else ()
+        if self.view is None:
+            return kept_by_nature(name, shape)
+        known = self.view.find(name)
         if known and shape is not None and len(shape) >= 2 and 0 not in shape:
             return next((each.by_nature for each in known if each.by_nature), None)
         return kept_by_nature(name, shape) or next((each.by_nature for each in known if each.by_nature), None)
