@@ -166,18 +166,20 @@ class WeightBuffers(nn.Module):
         return not overwritten and all(part.data_ptr() in kept for part in weight.parts.values())
 
     def _take(self, matrix: Matrix) -> Packed:
+        # Every call of the module comes here: no names are made, and nothing is looked up twice.
         layout, names, shape = self._packed[matrix]
-        tensors = {name: cast(Tensor, self._buffers[f"packed_{matrix}_{name}"]) for name in names}
+        buffers = self._buffers
+        tensors: dict[str, Any] = {name: buffers[buffer] for name, buffer in names}
         return Packed(layout, tensors, shape)
 
     def _packed_buffers(self, matrix: Matrix) -> dict[str, Tensor]:
-        names = (f"packed_{matrix}_{name}" for name in self._packed[matrix][1])
-        return {name: cast(Tensor, self._buffers[name]) for name in names}
+        return {name: cast(Tensor, self._buffers[name]) for _, name in self._packed[matrix][1]}
 
     def _register(self, matrix: Matrix, packed: Packed) -> None:
-        self._packed[matrix] = (packed.layout, tuple(packed.tensors), packed.shape)
-        for name, tensor in packed.tensors.items():
-            self.register_buffer(f"packed_{matrix}_{name}", tensor, persistent=False)
+        names = tuple((name, f"packed_{matrix}_{name}") for name in packed.tensors)
+        self._packed[matrix] = (packed.layout, names, packed.shape)
+        for name, buffer in names:
+            self.register_buffer(buffer, packed.tensors[name], persistent=False)
 
     def _forget(self) -> None:
         self.backend, self._packed = None, {}

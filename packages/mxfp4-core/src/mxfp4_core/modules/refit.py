@@ -13,8 +13,8 @@ from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Packed
 from mxfp4_core.errors import FormatError, LoadError, Mxfp4Error, ShapeError
 
-Kept = tuple[str, tuple[str, ...], tuple[int, ...]]
-"""What is known of a packed weight beside its tensors: layout, names of the tensors, physical shape."""
+Kept = tuple[str, tuple[tuple[str, str], ...], tuple[int, ...]]
+"""What is known of a packed weight beside its tensors: layout, name and buffer of each tensor, physical shape."""
 
 
 @dataclass(frozen=True)
