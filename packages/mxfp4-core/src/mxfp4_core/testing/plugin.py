@@ -29,6 +29,7 @@ _SUITES = (
     "suite_activations",
     "suite_dialect",
     "suite_format",
+    "suite_format_parts",
     "suite_gates",
     "suite_large",
     "suite_layout",

@@ -3,14 +3,16 @@
     class TestMine(FormatConformance):
         format_name = "mine"
 
-A format decides its own arithmetic, so the suite does not judge values. It judges what everything else relies on: parts
-that belong together, blocks that can be quantised apart from each other, padding that is worth zero, and errors.
+A format decides its own arithmetic, so the suite judges values only against the ``reference`` that the subclass may
+give: a method that makes the parts of a weight slowly. Beside that it judges what everything else relies on: parts that
+belong together, blocks that can be quantised apart from each other, padding that is worth zero, and errors.
 """
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,27 +22,19 @@ from mxfp4_core import MxTensor, dequantize, quantize, quantize_into
 from mxfp4_core.arithmetic import Format, get_format
 from mxfp4_core.errors import ConfigError, FormatError, Mxfp4Error, NonFiniteError, ShapeError
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
+from mxfp4_core.testing.suite_format_parts import PartsSuite, same
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def same(one: Tensor, two: Tensor) -> bool:
-    """Compare bits: NaN equals itself."""
-    return one.shape == two.shape and one.dtype == two.dtype and torch.equal(_bits(one), _bits(two))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(-1).view(torch.uint8)
-
-
-class FormatConformance:
+class FormatConformance(PartsSuite):
     """Everything that a format must be right about.
 
     Attributes:
         format_name: name of the entry point.
     """
 
-    format_name: str = "mxfp4"
+    format_name: ClassVar[str] = "mxfp4"
 
     @pytest.fixture
     def format(self) -> Format:
@@ -73,8 +67,9 @@ class FormatConformance:
         assert format.profiles and format.resolve().name == format.profiles[0]
         for name in format.profiles:
             assert format.resolve(name).name == name
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError) as caught:
             format.resolve("no profile has this name")
+        assert format.profiles[0] in str(caught.value), "the error does not list the profiles"
 
     def test_there_is_one_object(self, format: Format) -> None:
         """Tensors are sent to other processes with their format."""
