@@ -151,7 +151,7 @@ class TinyBecomesNan(Right):
 
 class RoundsTwice(Right):
     def dequantize(self, parts: Any, dtype: torch.dtype) -> torch.Tensor:
-        return super().dequantize(parts, torch.float16).to(dtype)
+        return super().dequantize(parts, torch.float16 if dtype is torch.bfloat16 else dtype).to(dtype)
 
 
 class HalfTheValue(Right):
