@@ -189,15 +189,14 @@ def plan_checkpoint(
         for info, decision in zip(infos, decisions, strict=True)
     ]
     entries = [
-        planned(info.name, info.shape, kn, facts.model_type)
+        planned(info.name, info.shape, kn, facts.model_type) if decision.quantize else None
         for info, decision, kn in zip(infos, decisions, first, strict=True)
-        if decision.quantize
     ]
-    dialect, why = chosen(checkpoint, config, entries)
+    dialect, why = chosen(checkpoint, config, [entry for entry in entries if entry is not None])
     done = counted(sum(info.nbytes for info in infos), progress)
     rows = []
-    for info, decision, kn in zip(infos, decisions, first, strict=True):
-        rows.append(row_of(info, decision, config, dialect, parallel, facts, kn))
+    for info, decision, entry in zip(infos, decisions, entries, strict=True):
+        rows.append(row_of(info, decision, entry, config, dialect, parallel, facts))
         done(info.nbytes)
     result = Plan(str(source), facts.model_type, config, parallel, tuple(rows), view=described.view)
     result = replace(result, dialect=dialect.name, why=why)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from mxfp4_core import dialects
 from mxfp4_core.arithmetic.format import BLOCK
@@ -30,10 +32,16 @@ def planned(weight: str, shape: Sequence[int], transposed: bool, model_type: str
         model_type: as in config.json.
     """
     logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
+    return Entry(weight, logical, _parts(logical), "mxfp4", transposed, alternates(weight, model_type))
+
+
+@functools.lru_cache(maxsize=256)  # the weights of a model have few shapes
+def _parts(shape: tuple[int, ...]) -> Mapping[str, Read]:
     form = formats.get("mxfp4")
-    sizes = form.shapes(logical)
-    parts = {part.name: Read(DTYPES[part.dtype], sizes[part.name], part.name) for part in form.parts}
-    return Entry(weight, logical, parts, form.name, transposed, alternates(weight, model_type))
+    sizes = form.shapes(shape)
+    return MappingProxyType(
+        {part.name: Read(DTYPES[part.dtype], sizes[part.name], part.name) for part in form.parts}
+    )
 
 
 def chosen(checkpoint: Checkpoint, config: Mxfp4Config, entries: Sequence[Entry]) -> tuple[Dialect, str]:

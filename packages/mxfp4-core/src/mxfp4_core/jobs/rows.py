@@ -9,9 +9,9 @@ from typing import Any
 from mxfp4_core.arithmetic.shapes import mx_bytes
 from mxfp4_core.checkpoint.reader import TensorInfo
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Dialect
+from mxfp4_core.dialects.base import Dialect, Entry
 from mxfp4_core.errors import Mxfp4Error, ShapeError
-from mxfp4_core.jobs.planned import planned, stored_as
+from mxfp4_core.jobs.planned import stored_as
 from mxfp4_core.jobs.quantize import FLOATS
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
@@ -71,25 +71,25 @@ class Row:
 def row_of(
     info: TensorInfo,
     decision: Decision,
+    entry: Entry | None,
     config: Mxfp4Config,
     dialect: Dialect,
     parallel: Parallel,
     facts: ModelFacts,
-    first: bool,
 ) -> Row:
     """Return the plan for one tensor; what stands against it is its ``problem``.
 
     Args:
         info: the tensor.
         decision: what happens to it.
+        entry: how it would be stored; None where it is kept.
         config: the settings that it happens by.
         dialect: what it is to be written in.
         parallel: sizes of the parallel groups.
         facts: what config.json says about the model.
-        first: whether the file holds K before N.
     """
-    shape = (*info.shape[:-2], info.shape[-1], info.shape[-2]) if first else info.shape
-    if not decision.quantize:
+    if entry is None:
+        shape = info.shape
         return Row(
             info.name,
             shape,
@@ -99,6 +99,7 @@ def row_of(
             info.nbytes,
             _kept_bytes(info, shape, parallel, facts),
         )
+    shape = entry.shape
     after = mx_bytes(shape)
     row = Row(info.name, shape, info.dtype, decision, info.nbytes, after, after, info.nbytes)
     problem = None
@@ -110,7 +111,7 @@ def row_of(
                 rule=f"a weight is one of {', '.join(FLOATS)}",
                 fix="add its name to ignore, or convert the source",
             )
-        stored_as(planned(info.name, info.shape, first, facts.model_type), config, dialect)
+        stored_as(entry, config, dialect)
     except Mxfp4Error as error:
         problem = _one_line(error)
     try:

@@ -102,7 +102,7 @@ def weight_of(module: str) -> str:
     return module if expert is not None and expert.index is None else module + WEIGHT_SUFFIX
 
 
-@functools.lru_cache(maxsize=256)  # whoever asks about a name asks several times before the next one
+@functools.lru_cache(maxsize=1 << 15)  # every step of a plan asks again about every name
 def parse_expert(module: str) -> ExpertName | None:
     """Read a name below ``experts``; None where there is no such component or no expert weight below it."""
     head, found, tail = f"{module}.".rpartition("experts.")
