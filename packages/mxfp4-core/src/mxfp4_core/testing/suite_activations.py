@@ -105,12 +105,14 @@ class ActivationSuite(Fixtures):
         if not takes(backend, problem):
             return
         numerics, [values] = numerics_for(backend, problem), random_biases(problem)
-        weight, x = random_weight(96, 288), random_x(33, 288)
+        weight, x = random_weight(96, 288), random_x(300, 288)
         packed = calls.pack(
             backend, problem, weight.to(device), None if values is None else values.to(device)
         )
-        got = calls.linear(backend, x.to(device), packed, problem)
-        judge.linear(rounded(x, numerics), weight, values, numerics).rounded(x.dtype).check(got)
+        answer = judge.linear(rounded(x, numerics), weight, values, numerics).rounded(x.dtype)
+        for m in (33, 1, 300):
+            got = calls.linear(backend, x[:m].to(device), packed, problem)
+            judge.Answer(answer.value[:m], answer.bound[:m]).check(got, f"m={m}")
 
     @pytest.mark.parametrize("value", NOT_FINITE, ids=str)
     @pytest.mark.parametrize("word", WORDS[:-1])

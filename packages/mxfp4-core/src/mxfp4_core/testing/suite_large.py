@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mxfp4_core.backend import Backend, Device, Problem, calls, numerics_for
+from mxfp4_core.backend import Activation, Backend, Device, Problem, calls, numerics_for
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures, takes
 from mxfp4_core.testing.layer import Layer
-from mxfp4_core.testing.samples import random_routes, random_weight, random_x
+from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 
 LINEAR = {
     "many tokens": (1100, 64, 128),
@@ -37,27 +37,44 @@ MOE = {
 class LargeSuite(Fixtures):
     """One size at a time is large, so that the tests stay short."""
 
+    @pytest.mark.parametrize("word", ["none", "mxfp4"])
     @pytest.mark.parametrize("sizes", LINEAR.values(), ids=LINEAR)
     def test_large_linear(
-        self, backend: Backend, here: Device, device: torch.device, sizes: tuple[int, int, int]
+        self,
+        backend: Backend,
+        here: Device,
+        device: torch.device,
+        sizes: tuple[int, int, int],
+        word: Activation,
     ) -> None:
-        """Every element is right, the last ones too."""
+        """Every element is right, the last ones too, with a bias where the backend takes one."""
         m, n, k = sizes
-        problem = Problem(op="linear", n=n, k=k, device=here)
+        problem = Problem(
+            op="linear", n=n, k=k, activation=word, bias=with_bias(backend, "linear"), device=here
+        )
         if not takes(backend, problem):
             return
-        weight, x = random_weight(n, k, seed=n + k), random_x(m, k)
-        packed = calls.pack(backend, problem, weight.to(device))
+        weight, x, [bias] = random_weight(n, k, seed=n + k), random_x(m, k), random_biases(problem)
+        packed = calls.pack(backend, problem, weight.to(device), None if bias is None else bias.to(device))
         got = calls.linear(backend, x.to(device), packed, problem)
-        judge.linear(x, weight, None, numerics_for(backend, problem)).check(got, f"m={m} n={n} k={k}")
+        judge.linear(x, weight, bias, numerics_for(backend, problem), word).check(got, f"m={m} n={n} k={k}")
 
+    @pytest.mark.parametrize("word", ["none", "mxfp4"])
     @pytest.mark.parametrize("sizes", MOE.values(), ids=MOE)
     def test_large_moe(
-        self, backend: Backend, here: Device, device: torch.device, sizes: tuple[int, int, int, int, int]
+        self,
+        backend: Backend,
+        here: Device,
+        device: torch.device,
+        sizes: tuple[int, int, int, int, int],
+        word: Activation,
     ) -> None:
         """Every token, every expert and every slot counts."""
         experts, top_k, m, n, k = sizes
-        problem = Problem(op="moe", n=n, k=k, experts=experts, top_k=top_k, device=here)
+        bias = with_bias(backend, "moe")
+        problem = Problem(
+            op="moe", n=n, k=k, experts=experts, top_k=top_k, activation=word, bias=bias, device=here
+        )
         if not takes(backend, problem):
             return
         layer, x, routes = (
@@ -67,3 +84,8 @@ class LargeSuite(Fixtures):
         )
         assert routes[0].unique().numel() == experts, "an expert has no token"
         layer.answer(backend, x, *routes).check(layer.call(backend, x, *routes), f"{sizes}")
+
+
+def with_bias(backend: Backend, op: str) -> bool:
+    """Say whether the backend takes biases of an op."""
+    return not {"bias", f"{op}:bias"}.isdisjoint(backend.features)

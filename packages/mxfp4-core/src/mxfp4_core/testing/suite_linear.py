@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import MxTensor
-from mxfp4_core.backend import Backend, Device, Packed, Problem, calls
+from mxfp4_core.backend import Backend, Device, Packed, Problem, calls, numerics_for
 from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures, takes
@@ -58,10 +58,13 @@ class LinearSuite(Fixtures):
         problem = Problem(op="linear", n=130, k=288, bias=bias, dtype=str(dtype)[6:], device=here)
         if not takes(backend, problem):
             return
-        weight, x, [values] = random_weight(130, 288), random_x(17, 288, dtype), random_biases(problem)
-        got = calls.linear(backend, x.to(device), self.run(backend, device, problem, weight, values), problem)
-        assert got.dtype == dtype
-        judge.linear(x, weight, values, backend.numerics).check(got)
+        weight, x, [values] = random_weight(130, 288), random_x(300, 288, dtype), random_biases(problem)
+        packed = self.run(backend, device, problem, weight, values)
+        answer = judge.linear(x, weight, values, numerics_for(backend, problem))
+        for m in (17, 1, 300):
+            got = calls.linear(backend, x[:m].to(device), packed, problem)
+            assert got.dtype == dtype
+            judge.Answer(answer.value[:m], answer.bound[:m]).check(got, f"m={m}")
 
     def test_linear_any_shape_and_strides_of_x(
         self, backend: Backend, here: Device, device: torch.device

@@ -59,10 +59,10 @@ class MoeSuite(Fixtures):
             random_x(20, 96, dtype),
             random_routes(20, 4, 2),
         )
-        weights = weights.to(torch.bfloat16)
-        got = layer.call(backend, x, ids.to(torch.int64), weights)
-        assert got.dtype == dtype
-        layer.answer(backend, x, ids, weights).check(got)
+        for factors in (weights, weights.to(torch.bfloat16)):
+            got = layer.call(backend, x, ids.to(torch.int64), factors)
+            assert got.dtype == dtype
+            layer.answer(backend, x, ids, factors).check(got)
 
     def test_moe_nan_stays_in_its_token(self, backend: Backend, here: Device, device: torch.device) -> None:
         """A NaN activation makes its own token NaN, and no other, whatever the clamp does."""

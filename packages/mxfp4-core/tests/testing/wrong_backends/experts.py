@@ -129,7 +129,7 @@ class RepeatedExpertCountsOnce(Steps):
         return tokens, hits[tokens].int().argmax(1)
 
 
-@caught_by("test_large_moe", sizes=MOE["many tokens"])
+@caught_by("test_large_moe", word="none", sizes=MOE["many tokens"])
 class TokensFrom1025AreZero(Steps):
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         out = super().moe(x, gate_up, down, routes, problem)
@@ -137,38 +137,38 @@ class TokensFrom1025AreZero(Steps):
         return out
 
 
-@caught_by("test_large_moe", sizes=MOE["many tokens for one expert"])
+@caught_by("test_large_moe", word="none", sizes=MOE["many tokens for one expert"])
 class RowsOfAnExpertFrom1025AreDropped(Steps):
     def slots(self, ids: Tensor, expert: int) -> tuple[Tensor, Tensor]:
         tokens, slots = super().slots(ids, expert)
         return tokens[:1024], slots[:1024]
 
 
-@caught_by("test_large_moe", sizes=MOE["sixteen experts"])
+@caught_by("test_large_moe", word="none", sizes=MOE["sixteen experts"])
 class SixteenthExpertIsZero(Steps):
     def slots(self, ids: Tensor, expert: int) -> tuple[Tensor, Tensor]:
         return super().slots(ids, expert if expert < 15 else -5)
 
 
-@caught_by("test_large_moe", sizes=MOE["128 experts"])
+@caught_by("test_large_moe", word="none", sizes=MOE["128 experts"])
 class ExpertsFrom65AreZero(Steps):
     def slots(self, ids: Tensor, expert: int) -> tuple[Tensor, Tensor]:
         return super().slots(ids, expert if expert < 64 else -5)
 
 
-@caught_by("test_large_moe", sizes=MOE["top-k over eight"])
+@caught_by("test_large_moe", word="none", sizes=MOE["top-k over eight"])
 class SlotsFromTheNinthAreDropped(Steps):
     def slots(self, ids: Tensor, expert: int) -> tuple[Tensor, Tensor]:
         return super().slots(ids[:, :8], expert)
 
 
-@caught_by("test_large_moe", sizes=MOE["a large hidden size"])
+@caught_by("test_large_moe", word="none", sizes=MOE["a large hidden size"])
 class ColumnsFrom4097AreIgnored(Steps):
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         return super().product(x[:, :4096], weight[:, :4096])
 
 
-@caught_by("test_large_moe", sizes=MOE["a large intermediate size"])
+@caught_by("test_large_moe", word="none", sizes=MOE["a large intermediate size"])
 class IntermediateFrom4097IsIgnored(Steps):
     def widen_hidden(self, hidden: Tensor, problem: Problem) -> Tensor:
         hidden[:, 4096:] = 0
@@ -261,3 +261,21 @@ class RemembersTheFirstLayerOfAShape(Steps):
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         first, second = self.layers.setdefault(gate_up.shape, (gate_up, down))
         return super().moe(x, first, second, routes, problem)
+
+
+@caught_by("test_moe_dtypes", dtype=torch.float32)
+class WeightsOfTheRouterInBfloat16(Steps):
+    def weigh(self, result: Tensor, bias: Tensor | float, weight: Tensor) -> Tensor:
+        return super().weigh(result, bias, weight.bfloat16().float())
+
+
+@caught_by("test_large_moe", word="mxfp4", sizes=MOE["sixteen experts"])
+class SixteenthQuantisedExpertIsZero(Steps):
+    quantised = False
+
+    def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
+        self.quantised = problem.activation == "mxfp4"
+        return super().moe(x, gate_up, down, routes, problem)
+
+    def slots(self, ids: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+        return super().slots(ids, -5 if expert == 15 and self.quantised else expert)

@@ -87,7 +87,7 @@ class OneTokenTakesAnotherPath(ReferenceBackend):
         return out * 2 if x.shape[0] == 1 else out
 
 
-@caught_by("test_large_linear", sizes=LINEAR["many tokens"])
+@caught_by("test_large_linear", word="none", sizes=LINEAR["many tokens"])
 class TokensFrom1025AreZero(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         out = super().linear(x, weight, problem)
@@ -95,7 +95,7 @@ class TokensFrom1025AreZero(ReferenceBackend):
         return out
 
 
-@caught_by("test_large_linear", sizes=LINEAR["more tokens than 16 bits"])
+@caught_by("test_large_linear", word="none", sizes=LINEAR["more tokens than 16 bits"])
 class TokensFrom65536AreZero(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         out = super().linear(x, weight, problem)
@@ -103,7 +103,7 @@ class TokensFrom65536AreZero(ReferenceBackend):
         return out
 
 
-@caught_by("test_large_linear", sizes=LINEAR["long rows"])
+@caught_by("test_large_linear", word="none", sizes=LINEAR["long rows"])
 class ColumnsFrom4097AreIgnored(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         cut = x.clone()
@@ -111,7 +111,7 @@ class ColumnsFrom4097AreIgnored(ReferenceBackend):
         return super().linear(cut, weight, problem)
 
 
-@caught_by("test_large_linear", sizes=LINEAR["more features than 16 bits"])
+@caught_by("test_large_linear", word="none", sizes=LINEAR["more features than 16 bits"])
 class FeaturesFrom65536AreZero(ReferenceBackend):
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         out = super().linear(x, weight, problem)
@@ -257,3 +257,30 @@ class SaysThatAutoQuantises(ReferenceBackend):
     def supports(self, problem: Problem) -> Verdict:
         chosen = "mxfp4" if problem.activation == "auto" else None
         return Yes(numerics=replace(self.numerics, activation=chosen))
+
+
+@caught_by("test_linear_dtypes_and_bias", dtype=torch.bfloat16, bias=True)
+class BiasOfOneTokenDropped(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x, without_bias(weight) if x.shape[0] == 1 else weight, problem)
+
+
+@caught_by("test_large_linear", word="none", sizes=LINEAR["many tokens"])
+class BiasOfManyTokensDropped(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        return super().linear(x, without_bias(weight) if x.shape[0] > 1024 else weight, problem)
+
+
+@caught_by("test_large_linear", word="mxfp4", sizes=LINEAR["long rows"])
+class LongQuantisedRowsAreCut(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        cut = x.clone()
+        cut[:, 4096 if problem.activation == "mxfp4" else x.shape[1] :] = 0
+        return super().linear(cut, weight, problem)
+
+
+@caught_by("test_linear_quantised_activations", word="mxfp4", bias=False)
+class OneTokenIsNotQuantised(ReferenceBackend):
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        asked = replace(problem, activation="none") if x.shape[0] == 1 else problem
+        return super().linear(x, weight, asked)
