@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mxfp4_core.errors import LoadError, NonFiniteError
-from mxfp4_core.loader import Key, LoadReportBuilder, QuantTarget, Region
+from mxfp4_core.loader import Key, LoadReportBuilder, QuantTarget, Region, quantize_rows
 from mxfp4_transformers import compat
 from mxfp4_transformers.feed import Feed, in_order, wait
 from mxfp4_transformers.targets import Targets
@@ -165,9 +165,7 @@ class Packer:
             for chunk in self.report.timed(chunks):
                 with self.report.timing("quantising"):
                     value = chunk.to(device, non_blocking=True)
-                    for region, piece in _regions(target, row, value):
-                        expert = region.experts[0] if target.stacked else None
-                        target.quantize(piece, region, key=Key(None, expert))
+                    quantize_rows(target, value, row)
                     wait(device)  # before the memory of the chunk is filled again
                     row += value.shape[0]
                     del value
@@ -189,17 +187,6 @@ class Packer:
                 rule="a weight in high precision is quantised; this one is not",
                 fix="load the checkpoint in high precision from which this one was made",
             )
-
-
-def _regions(target: QuantTarget, row: int, value: torch.Tensor) -> Iterator[tuple[Region, torch.Tensor]]:
-    """Cut rows of all experts, one below the other, where an expert ends."""
-    n, k = target.shape[-2:]
-    done = 0
-    while done < value.shape[0]:
-        expert, first = divmod(row + done, n)
-        count = min(n - first, value.shape[0] - done)
-        yield Region((expert, expert + 1), (first, first + count), (0, k)), value[done : done + count]
-        done += count
 
 
 def _filled(target: QuantTarget) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
     from mxfp4_core.loader.counting import count_modules as count_modules
+    from mxfp4_core.loader.flat import quantize_rows as quantize_rows
     from mxfp4_core.loader.keys import Key as Key
     from mxfp4_core.loader.memory import MemoryMeter as MemoryMeter
     from mxfp4_core.loader.memory import MemoryUse as MemoryUse
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.target import QuantTarget as QuantTarget
 
 _HOMES = {
+    "quantize_rows": "flat",
     "count_modules": "counting",
     "Key": "keys",
     "Region": "regions",
@@ -54,6 +56,7 @@ __all__ = [
     "QuantTarget",
     "Region",
     "count_modules",
+    "quantize_rows",
 ]
 
 if not TYPE_CHECKING:
