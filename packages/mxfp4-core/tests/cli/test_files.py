@@ -16,7 +16,7 @@ from mxfp4_core._text import disk_text
 from mxfp4_core.cli import main
 from mxfp4_core.cli.output import shard_bytes
 from mxfp4_core.errors import ConfigError, PatternError
-from mxfp4_core.jobs import quantize as job
+from mxfp4_core.jobs import opened
 
 Save = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -172,7 +172,7 @@ def test_an_interruption_is_exit_code_130(run: Run, source: Path, monkeypatch: p
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "open_checkpoint", interrupt)
+    monkeypatch.setattr(opened, "open_checkpoint", interrupt)
     code, out, err = run("quantize", source, source.parent / "target")
     assert (code, out) == (130, "")
     assert "Traceback" not in err
@@ -182,7 +182,7 @@ def test_too_little_memory_is_a_message(run: Run, source: Path, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(job, "open_checkpoint", fail)
+    monkeypatch.setattr(opened, "open_checkpoint", fail)
     code, _, err = run("quantize", source, source.parent / "target")
     assert code == 1
     assert err.startswith("mxfp4: out of memory")

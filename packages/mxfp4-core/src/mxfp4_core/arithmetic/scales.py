@@ -17,12 +17,12 @@ the exponent is the smallest integer ``E`` such that
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mxfp4_core._text import did_you_mean
 from mxfp4_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,12 +89,11 @@ class ScaleRule:
                 rule=f"D is the largest quotient of a block; {low:g} <= D <= {high:g}, since E2M1 ends at 6",
                 fix="use ceil_d(7.25), or a D inside the range",
             )
-        near = difflib.get_close_matches(name, [*RULES, "ceil_d(7.25)"], n=1, cutoff=0.5)
         raise ConfigError(
             "no scale rule has that name",
             seen=repr(name),
             rule=f"a scale rule is one of {', '.join(RULES)} or ceil_d(D)",
-            fix=f"did you mean {near[0]!r}?" if near else "use 'even', the default",
+            fix=did_you_mean(name, [*RULES, "ceil_d(7.25)"], "use 'even', the default"),
         )
 
 

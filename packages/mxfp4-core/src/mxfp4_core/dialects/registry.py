@@ -6,12 +6,12 @@ of a checkpoint that nobody reads; one that raises over a checkpoint is named as
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from mxfp4_core._plugins import Broken, Plugin, plugins
+from mxfp4_core._text import did_you_mean
 from mxfp4_core.dialects.base import Contents, Dialect
 from mxfp4_core.dialects.foreign import foreign_format
 from mxfp4_core.dialects.pairs import check_parts
@@ -42,12 +42,11 @@ def get(name: str) -> Dialect:
     """
     plugin = plugins(GROUP).get(name)
     if plugin is None:
-        near = difflib.get_close_matches(name, names(), 1, 0.4)
         raise ConfigError(
             f"unknown dialect {name!r}",
             seen=repr(name),
             rule=f"a dialect is one of {', '.join(names())}",
-            fix=f"did you mean {near[0]!r}?" if near else "pass one of these names",
+            fix=did_you_mean(name, names(), "pass one of these names", cutoff=0.4),
         )
     found = _load(plugin)
     if isinstance(found, Broken):

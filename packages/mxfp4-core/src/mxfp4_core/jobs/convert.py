@@ -10,7 +10,7 @@ from typing import Any
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest, source_fingerprint
-from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
@@ -19,6 +19,7 @@ from mxfp4_core.dialects.default import AUTO, default_for
 from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
+from mxfp4_core.jobs.opened import open_quantized
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
 from mxfp4_core.jobs.planned import check_expressible
 from mxfp4_core.jobs.units import CopyUnit, PartsUnit
@@ -66,16 +67,7 @@ def convert_checkpoint(
         raise unknown_name("beside", beside, BESIDE)
     named, folder = None if to == AUTO else dialects.get(to), Path(target)
     check_apart(Path(source), folder)
-    checkpoint = open_checkpoint(source)
-    found = dialects.read(checkpoint)
-    if found is None:
-        raise DialectError(
-            f"cannot convert {checkpoint.path}",
-            seen="no quantised weights",
-            rule="convert reads MXFP4 checkpoints",
-            fix="`mxfp4 quantize` makes one from high precision",
-        )
-    origin, contents = found
+    checkpoint, origin, contents = open_quantized(source, "convert")
     _refuse_static_scales(checkpoint, origin, contents)
     config, profile = settings_of(checkpoint, origin, contents)
     entries = list(contents.entries.values())

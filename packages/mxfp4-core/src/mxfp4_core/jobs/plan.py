@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core.backend.device import Device
-from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
 from mxfp4_core.jobs.fit import Fit, biased, fits
+from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, counted
 from mxfp4_core.jobs.planned import chosen, planned
-from mxfp4_core.jobs.quantize import refuse_quantized
 from mxfp4_core.jobs.rows import Row, row_of
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.facts import ModelFacts
@@ -177,8 +176,7 @@ def plan_checkpoint(
         BackendError: no backend has that name.
     """
     config, parallel = config or Mxfp4Config(), Parallel(tp, ep)
-    checkpoint = open_checkpoint(source)
-    refuse_quantized(checkpoint)
+    checkpoint = open_high_precision(source)
     facts = ModelFacts.read(checkpoint.config)
     infos = list(checkpoint.tensors.values())
     described = describe_checkpoint(checkpoint, models)

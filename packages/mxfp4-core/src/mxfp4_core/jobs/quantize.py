@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mxfp4_core import dialects
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
-from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
-from mxfp4_core.errors import ConfigError, DialectError, FormatError
+from mxfp4_core.errors import ConfigError, FormatError
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
+from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, write_result
 from mxfp4_core.jobs.planned import chosen, description, planned, stored_as
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
@@ -74,8 +74,7 @@ def quantize_checkpoint(
     """
     config, folder = config or Mxfp4Config.from_dict({}), Path(target)
     check_apart(Path(source), folder)
-    checkpoint = open_checkpoint(source)
-    refuse_quantized(checkpoint)
+    checkpoint = open_high_precision(source)
     known = describe_checkpoint(checkpoint, models)
     weights = planned_weights(checkpoint, config, known.view)
     entries = [entry for entry, _ in weights.values()]
@@ -175,16 +174,4 @@ def quantize_units(
     return units
 
 
-def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Raise DialectError for a checkpoint that is quantised, by whatever method."""
-    if found := dialects.identify(checkpoint):
-        name, reason, dialect = found
-        raise DialectError(
-            f"{checkpoint.path} is quantised already",
-            seen=f"format {name} ({reason})",
-            rule="weights are quantised once, from high precision",
-            fix="`mxfp4 convert` changes its dialect" if dialect else "use the checkpoint it was made from",
-        )
-
-
-__all__ = ["FLOATS", "planned_weights", "quantize_checkpoint", "quantize_units", "refuse_quantized"]
+__all__ = ["FLOATS", "planned_weights", "quantize_checkpoint", "quantize_units"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mxfp4_core import dialects
 from mxfp4_core.checkpoint.files import MANIFEST, inside
 from mxfp4_core.checkpoint.hashing import file_sha256
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
@@ -16,10 +15,11 @@ from mxfp4_core.checkpoint.staging import STAGING
 from mxfp4_core.checkpoint.tasks import Executor, run_tasks
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Contents
-from mxfp4_core.errors import ConfigError, DialectError
+from mxfp4_core.errors import ConfigError
 from mxfp4_core.jobs.checks import FileCheck, FileFacts, Finding, high_precision
 from mxfp4_core.jobs.convert import settings_of
 from mxfp4_core.jobs.described import describe_checkpoint
+from mxfp4_core.jobs.opened import open_quantized
 from mxfp4_core.jobs.output import Report, counted
 from mxfp4_core.jobs.units import QuantizeUnit
 from mxfp4_core.naming.resolver import Resolver
@@ -88,16 +88,7 @@ def verify_checkpoint(
         DialectError: no MXFP4 checkpoint, or a description that contradicts the tensors.
         ConfigError: ``source`` is given, and neither the file nor ``profile`` says how the codes were made.
     """
-    checkpoint = open_checkpoint(path)
-    found = dialects.read(checkpoint)
-    if found is None:
-        raise DialectError(
-            f"cannot verify {checkpoint.path}",
-            seen="no quantised weights and no quantization_config",
-            rule="verify reads MXFP4 checkpoints",
-            fix="`mxfp4 quantize` makes one from high precision",
-        )
-    dialect, contents = found
+    checkpoint, dialect, contents = open_quantized(path, "verify")
     config, known = settings_of(checkpoint, dialect, contents)
     result = Verification(checkpoint.path, dialect.name, known, len(contents.entries))
     result.checks.append(f"headers of {len(checkpoint.files)} file(s) and the {dialect.name} description")
