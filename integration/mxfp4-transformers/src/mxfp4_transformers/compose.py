@@ -98,7 +98,8 @@ def _is_whole(group: Group) -> bool:
 
 def _applied(operation: Any, columns: list[list[Parts]], group: Group) -> list[list[Parts]]:
     dim = getattr(operation, "dim", None)
-    rows = columns[0][0]["codes" if "codes" in columns[0][0] else next(iter(columns[0][0]))].shape[:-1]
+    # All parts of the weight have its rows; a part of the input has none.
+    rows = max((part.shape[:-1] for part in columns[0][0].values()), key=len)
     if isinstance(operation, MergeModulelist) and dim == 0:
         sizes = {len(column) for column in columns}
         if len(sizes) > 1:

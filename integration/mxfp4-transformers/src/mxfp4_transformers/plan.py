@@ -10,14 +10,15 @@ from transformers.core_model_loading import WeightTransform
 
 from mxfp4_core.checkpoint import TensorInfo
 from mxfp4_core.dialects import NATIVE, Source
-from mxfp4_core.errors import CheckpointError, LoadError
+from mxfp4_core.errors import CheckpointError, ConfigError, LoadError
 from mxfp4_core.jobs import FLOATS
 from mxfp4_core.modules import ModelPlan, Stored, Weight, plan_stored
 from mxfp4_transformers import converters
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.view import view_of
 
-SCALE = "_scale"
+_PLAIN = "mxfp4"
+_SCALE = "_scale"
 
 
 def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, TensorInfo]) -> ModelPlan:
@@ -27,7 +28,8 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, Tenso
         CheckpointError: the checkpoint is not in safetensors files.
         LoadError: scales, codes or experts are missing.
         DialectError: shapes or dtypes are not those of our dialect.
-        ConfigError: the config and the tensors contradict each other.
+        ConfigError: the config and the tensors contradict each other, or the weights have another format than
+            ``mxfp4``.
     """
     if not headers:
         raise CheckpointError(
@@ -39,6 +41,7 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, Tenso
     _check_pairs(headers)
     tensors = {name: (header.dtype, header.shape) for name, header in headers.items()}
     contents = NATIVE.read(Source({"quantization_config": config.to_dict()}, tensors))
+    _check_formats({entry.format for entry in contents.entries.values()})
     codes = [entry.parts["codes"].names[0] for entry in contents.entries.values()]
     packed: dict[tuple[str, ...], list[str]] = {}
     for source, targets in converters.destinations(
@@ -52,13 +55,24 @@ def plan_reload(model: Any, config: Mxfp4CoreConfig, headers: Mapping[str, Tenso
     return plan
 
 
+def _check_formats(formats: set[str]) -> None:
+    if others := sorted(formats - {_PLAIN}):
+        raise ConfigError(
+            "the quantised weights cannot be read",
+            seen=f"weights of the format {', '.join(others)}",
+            rule=f"from_pretrained of transformers casts floats to the dtype of the model, and of all formats only {_PLAIN} "
+            "has no part in floats",
+            fix="load the folder with mxfp4_transformers.from_pretrained",
+        )
+
+
 def _check_pairs(headers: Mapping[str, TensorInfo]) -> None:
-    codes = {name for name, header in headers.items() if header.dtype == "U8" and not name.endswith(SCALE)}
-    lost = sorted(f"{name}{SCALE}" for name in codes if f"{name}{SCALE}" not in headers)
+    codes = {name for name, header in headers.items() if header.dtype == "U8" and not name.endswith(_SCALE)}
+    lost = sorted(f"{name}{_SCALE}" for name in codes if f"{name}{_SCALE}" not in headers)
     lost += sorted(
-        name.removesuffix(SCALE)
+        name.removesuffix(_SCALE)
         for name, header in headers.items()
-        if header.dtype == "U8" and name.endswith(SCALE) and name.removesuffix(SCALE) not in headers
+        if header.dtype == "U8" and name.endswith(_SCALE) and name.removesuffix(_SCALE) not in headers
     )
     if lost:
         raise LoadError(

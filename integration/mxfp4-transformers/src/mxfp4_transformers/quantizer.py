@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.checkpoint import TensorInfo
-from mxfp4_core.errors import ConfigError
+from mxfp4_core.errors import ConfigError, DialectError
 from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, count_modules
 from mxfp4_core.modules import (
     ModelPlan,
@@ -35,7 +35,7 @@ from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.ops import Converter, Direct, FillOp, QuantizeOp
 from mxfp4_transformers.packer import Packer
 from mxfp4_transformers.plan import plan_reload, sources
-from mxfp4_transformers.saving import facts, for_saving, with_scales
+from mxfp4_transformers.saving import facts, for_saving, unsayable, with_parts
 from mxfp4_transformers.targets import Targets
 from mxfp4_transformers.view import view_of
 
@@ -66,6 +66,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self._device_map: dict[str, Any] | None = None
         self._quantizers = DeviceQuantizers()
         self._model: Any = None
+        self._unsayable: DialectError | None = None
         self._dtype: torch.dtype = torch.bfloat16
 
     # before the load
@@ -145,7 +146,7 @@ class Mxfp4Quantizer(HfQuantizer):
         """Let the conversions of the model quantise, or carry scales along with codes."""
         model = self._model
         if self.pre_quantized:
-            return with_scales(weight_conversions, self.plan)
+            return with_parts(weight_conversions, self.plan)
         builder = self._builder or LoadReportBuilder()
         serialised = self.quantization_config.serialised
         session = LoadSession(self.quantization_config.core, report=builder, quantizers=self._quantizers)
@@ -212,10 +213,11 @@ class Mxfp4Quantizer(HfQuantizer):
             undone = for_saving(converters.conversions_of(model), self.plan)
         else:
             used = serialised.undone(model, converters.default_conversions(model))
-            undone = list(with_scales(used, self.plan))
+            undone = list(with_parts(used, self.plan))
             self.quantization_config.core = serialised.config or core
             self.quantization_config.serialised = None
         converters.set_conversions(model, undone)
+        self._unsayable = unsayable(undone, self.plan)
         self.quantization_config.facts = facts(model, self.plan)
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
         builder.quantizer = ", ".join(self._quantizers.names)
@@ -245,7 +247,13 @@ class Mxfp4Quantizer(HfQuantizer):
         return self._dtype
 
     def is_serializable(self) -> bool:
-        """Say that ``save_pretrained`` works."""
+        """Say that ``save_pretrained`` works.
+
+        Raises:
+            DialectError: our dialect cannot say everything about the weights.
+        """
+        if self._unsayable is not None:
+            raise self._unsayable
         return True
 
     @property

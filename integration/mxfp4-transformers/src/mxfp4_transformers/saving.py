@@ -1,4 +1,4 @@
-"""Names on disk: codes and scales of experts are saved under the names that the experts came from."""
+"""Names on disk: the parts of experts are saved under the names that the experts came from."""
 
 from __future__ import annotations
 
@@ -12,47 +12,54 @@ from typing import Any
 import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform, revert_weight_conversion
 
-from mxfp4_core.arithmetic import BLOCK
 from mxfp4_core.dialects import NATIVE, get
-from mxfp4_core.errors import ConfigError, OutputError
+from mxfp4_core.errors import ConfigError, DialectError, OutputError
 from mxfp4_core.jobs import convert_checkpoint
 from mxfp4_core.modules import ModelPlan
 from mxfp4_transformers import converters
 from mxfp4_transformers.ops import Converter, Direct
-from mxfp4_transformers.plan import SCALE
+
+_PLAIN = "mxfp4"  # the format of a checkpoint that names none
 
 
-def with_scales(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[WeightTransform]:
-    """Return conversions that treat codes and scales alike.
+def with_parts(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[WeightTransform]:
+    """Return conversions that treat the parts of a weight alike.
 
-    A converter whose names end where the names of weights end gets a companion for the scales; one for whole modules
-    takes them along by itself. One that does more than move whole rows (a transposition) is left out: our files have
-    those weights as the module here holds them.
+    A converter whose names end where the names of weights end gets a companion for each further part; one for whole
+    modules takes them along by itself. One that does more than move whole rows (a transposition) is left out: our files
+    have those weights as the module here holds them.
     """
-    return list(_with_scales(conversions, plan))
+    return list(_with_parts(conversions, plan))
 
 
-def _with_scales(conversions: Iterable[WeightTransform], plan: ModelPlan) -> Iterator[WeightTransform]:
+def _with_parts(conversions: Iterable[WeightTransform], plan: ModelPlan) -> Iterator[WeightTransform]:
+    suffixes = _suffixes(plan)
     for entry in conversions:
         if not isinstance(entry, WeightConverter) or not converters.feeds(entry, plan.weights):
             yield entry
         elif converters.keeps_rows_whole(entry):
             yield converters.rebuilt(Converter, entry)
             if converters.names_weights(entry, plan.weights):
-                yield converters.rebuilt(Converter, entry, SCALE)
+                yield from (converters.rebuilt(Converter, entry, suffix) for suffix in suffixes)
+
+
+def _suffixes(plan: ModelPlan) -> tuple[str, ...]:
+    """Return what is appended to the name of a weight for its parts but the first."""
+    kinds = dict.fromkeys(weight.kind for weight in plan.weights.values())
+    return tuple(dict.fromkeys(part.suffix for kind in kinds for part in kind.parts if part.suffix))
 
 
 def for_saving(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[WeightTransform]:
     """Return what ``save_pretrained`` is to undo, from what the load used.
 
-    The converters of a load that quantised lack the companions for scales, which the checkpoint did not have.
+    The converters of a load that quantised lack the companions for further parts, which the checkpoint did not have.
     """
     companions = {
         pattern
         for entry in conversions
         if isinstance(entry, WeightConverter)
         for pattern in entry._original_target_patterns
-        if pattern.endswith(SCALE)
+        if pattern.endswith(_suffixes(plan))
     }
     plain = [
         entry
@@ -60,24 +67,59 @@ def for_saving(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[
         if not isinstance(entry, Direct)
         and not (isinstance(entry, WeightConverter) and set(entry._original_target_patterns) & companions)
     ]
-    return with_scales(plain, plan)
+    return with_parts(plain, plan)
+
+
+def unsayable(conversions: Iterable[WeightTransform], plan: ModelPlan) -> DialectError | None:
+    """Return the error of saving weights about which our dialect cannot say everything, or None.
+
+    Args:
+        conversions: what ``save_pretrained`` will undo.
+        plan: the weights: of several formats, or with a part of the input beside a weight that is saved as several.
+    """
+    kinds = sorted({weight.format for weight in plan.weights.values()})
+    if len(kinds) > 1:
+        return _unsayable(f"formats {', '.join(kinds)}", "all weights of a checkpoint have one format")
+    shared = [
+        name
+        for name, weight in plan.weights.items()
+        if any(part.operand == "input" for part in weight.kind.parts)
+    ]
+    for entry in conversions:
+        if isinstance(entry, WeightConverter) and shared and converters.feeds(entry, shared):
+            return _unsayable(
+                f"the format {kinds[0]} in weights that are saved as several: {entry._original_target_patterns[0]}",
+                "a part of the input belongs to one weight",
+            )
+    return None
+
+
+def _unsayable(seen: str, rule: str) -> DialectError:
+    return DialectError(
+        f"the model cannot be saved in the dialect {NATIVE.name}",
+        seen=seen,
+        rule=rule,
+        fix="keep the checkpoint from which it was loaded",
+    )
 
 
 def facts(model: Any, plan: ModelPlan) -> dict[str, Any]:
     """Return what ``quantization_config`` says about single weights, under the names that they are saved with."""
-    odd = {
-        name: weight for name, weight in plan.weights.items() if weight.transposed or weight.shape[-1] % BLOCK
-    }
-    saved: dict[str, tuple[bool, list[int]]] = {}
-    for name, weight in odd.items():
-        meta = torch.empty(weight.shapes["codes"], dtype=torch.uint8, device="meta")
+    saved: dict[str, list[int]] = {}
+    transposed: list[str] = []
+    for name, weight in plan.weights.items():
+        k, kind = weight.shape[-1], weight.kind
+        if not (weight.transposed or k % kind.block):
+            continue
+        meta = torch.empty(weight.shapes[kind.parts[0].name], dtype=torch.uint8, device="meta")
         for each, tensor in revert_weight_conversion(model, {name: meta}).items():
-            saved[each] = weight.transposed, [*tensor.shape[:-1], weight.shape[-1]]
-    return {
-        "weights_profile": plan.profile,
-        "shapes": {name: shape for name, (_, shape) in saved.items() if shape[-1] % BLOCK},
-        "transposed": sorted(name for name, (transposed, _) in saved.items() if transposed),
-    }
+            if k % kind.block:
+                saved[each] = [*tensor.shape[:-1], k]
+            if weight.transposed:
+                transposed.append(each)
+    formats = sorted({weight.format for weight in plan.weights.values()} - {_PLAIN})
+    found = {"weights_profile": plan.profile, "shapes": saved, "transposed": sorted(transposed)}
+    return {**found, "weights_format": formats[0]} if formats else found
 
 
 def save(

@@ -1,0 +1,108 @@
+"""Folders of other formats than mxfp4: loaded, saved with every part, and loaded again as the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import CONFIGS, DEVICE, SIZES, logits, tensors
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import mxfp4_transformers
+from mxfp4_core import quantize
+from mxfp4_core.errors import ConfigError, DialectError, LoadError
+from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
+from mxfp4_transformers import Mxfp4Config
+
+FORMATS = ["mxfp4-dual", "mxfp8", "mxfp4+input_scale"]
+
+
+def folder(path: Path, format: str, config: Any) -> Path:
+    """Write a checkpoint of our dialect whose linears have this format; their K is padded to whole blocks."""
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(path)
+    stored: dict[str, torch.Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, weight in tensors(path).items():
+        if weight.ndim != 2 or any(word in name for word in ("embed", "lm_head", "gate.weight")):
+            stored[name] = weight
+            continue
+        made = quantize(weight, format=format, tail="pad")
+        for part in made.format.parts:
+            stored[f"{name}{part.suffix}"] = made.parts[part.name].contiguous()
+        if weight.shape[-1] % made.format.block:
+            shapes[name] = list(weight.shape)
+    save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
+    described = json.loads((path / "config.json").read_text())
+    described["quantization_config"] = {
+        "quant_method": "mxfp4-core",
+        "weights_format": format,
+        "shapes": shapes,
+        "tail": "pad",
+    }
+    (path / "config.json").write_text(json.dumps(described))
+    return path
+
+
+def load(path: Path) -> Any:
+    keywords: dict[str, Any] = {} if DEVICE == "cpu" else {"device_map": DEVICE}
+    return mxfp4_transformers.from_pretrained(path, Mxfp4Config(backend="reference"), **keywords)
+
+
+def check_again(model: Any, path: Path) -> None:
+    model.save_pretrained(path)
+    again = load(path)
+    state, wanted = again.state_dict(), model.state_dict()
+    assert list(state) == list(wanted)
+    for name in state:
+        assert state[name].dtype == wanted[name].dtype, name
+        assert torch.equal(state[name].view(torch.uint8), wanted[name].view(torch.uint8)), name
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_linears_of_every_format_survive_a_round_trip(tmp_path: Path, format: str) -> None:
+    config = LlamaConfig(**SIZES, intermediate_size=96)
+    model = load(folder(tmp_path / "first", format, config))
+    found = {module.format.name for module in model.modules() if isinstance(module, Mxfp4Linear)}
+    assert found == {format}
+    check_again(model, tmp_path / "second")
+
+
+@pytest.mark.parametrize("format", ["mxfp4-dual", "mxfp8"])
+def test_experts_of_every_format_survive_a_round_trip(tmp_path: Path, format: str) -> None:
+    model = load(folder(tmp_path / "first", format, CONFIGS["qwen3_moe"]()))
+    found = {module.format.name for module in model.modules() if isinstance(module, Mxfp4Experts)}
+    assert found == {format}
+    check_again(model, tmp_path / "second")
+    assert any(name.endswith("experts.0.up_proj.weight_scale") for name in tensors(tmp_path / "second"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_transformers_alone_would_cast_parts_in_floats(tmp_path: Path, format: str) -> None:
+    path = folder(tmp_path / "first", format, LlamaConfig(**SIZES, intermediate_size=96))
+    with pytest.raises(ConfigError, match=r"mxfp4_transformers\.from_pretrained") as caught:
+        AutoModelForCausalLM.from_pretrained(path)
+    assert format in caught.value.seen
+
+
+def test_weights_of_several_formats_are_not_saved(tmp_path: Path) -> None:
+    model = load(folder(tmp_path / "first", "mxfp8", LlamaConfig(**SIZES, intermediate_size=96)))
+    quantizer = model.hf_quantizer
+    name, weight = next(iter(quantizer.plan.weights.items()))
+    odd = type(weight)(name, weight.shape, format="mxfp4")
+    plan = type(quantizer.plan)(weights={**quantizer.plan.weights, name: odd})
+    quantizer._unsayable = mxfp4_transformers.saving.unsayable([], plan)
+    with pytest.raises(DialectError, match="one format"):
+        model.save_pretrained(tmp_path / "second")
+    assert not (tmp_path / "second/model.safetensors").exists()
+
+
+def test_experts_with_a_multiplier_each_are_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path / "first", "mxfp4+input_scale", CONFIGS["qwen3_moe"]())
+    with pytest.raises(LoadError, match=r"experts\.\w+_proj cannot be filled"):
+        load(path)
