@@ -60,8 +60,7 @@ def _check_formats(formats: set[str]) -> None:
         raise ConfigError(
             "the quantised weights cannot be read",
             seen=f"weights of the format {', '.join(others)}",
-            rule=f"from_pretrained of transformers casts floats to the dtype of the model, and of all formats only {_PLAIN} "
-            "has no part in floats",
+            rule=f"transformers casts floats to the dtype of the model, so that it keeps the bytes of {_PLAIN} alone",
             fix="load the folder with mxfp4_transformers.from_pretrained",
         )
 
