@@ -161,6 +161,47 @@ def test_activations_can_be_left_alone_by_name(
         from_pretrained(path, Mxfp4Config(backend="reference", activation="fp8"))
 
 
+def no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take from the reference what a backend for weights alone does not offer."""
+    supports = ReferenceBackend.supports
+
+    def plain(self: ReferenceBackend, problem: Problem) -> Verdict:
+        return supports(self, problem) if problem.activation == "none" else No("weights only", "ask for none")
+
+    monkeypatch.setattr(ReferenceBackend, "supports", plain)
+
+
+def test_a_backend_for_weights_alone_runs_the_folder_and_says_so(
+    made: Callable[[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain, path = from_pretrained(made("llama", "quark")), rounding(made("llama", "quark"), tmp_path)
+    no_activations(monkeypatch)
+    with caplog.at_level(logging.WARNING, "mxfp4_core.modules"):
+        model = from_pretrained(path, Mxfp4Config(backend="reference"))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "mxfp4_core.modules"]
+    assert "made for activations in mxfp4" in said and "activation='mxfp4' insists" in said
+    assert torch.equal(logits(model), logits(plain))
+    same(plain, model)
+    assert "activations in high precision instead of mxfp4" in mxfp4_transformers.summary(model)
+    # What is saved says what the folder said.
+    model.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    assert saved["activation"] == "mxfp4"
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), logits(plain))
+
+
+def test_who_names_the_activation_gets_it_or_an_error(
+    made: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rounding(made("llama", "quark"), tmp_path)
+    no_activations(monkeypatch)
+    with pytest.raises(BackendError, match="weights only"):
+        from_pretrained(path, Mxfp4Config(backend="reference", activation="mxfp4"))
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(
     ("asked", "seen"),

@@ -37,7 +37,9 @@ def from_pretrained(
     Args:
         path: a folder, or the name of a repository on the Hub.
         config: what to quantise and for which backend; of a quantised checkpoint, the choice of the backend and
-            ``activation="none"``. Fields that say nothing about the checkpoint are not to be given.
+            ``activation``, which is ``"none"`` or what the checkpoint says: then a backend does that or refuses, while
+            without it x stays in high precision, with a warning, where no backend quantises it. Fields that say
+            nothing about the checkpoint are not to be given.
         auto_class: the class that loads, an Auto class or a model's own.
         **kwargs: further arguments of its ``from_pretrained``.
 
@@ -57,7 +59,7 @@ def from_pretrained(
     if folder is None:
         return auto_class.from_pretrained(path, quantization_config=config, **kwargs)
     own = Mxfp4CoreConfig(agreed(folder, config.core))
-    own.serialised = Serialised(folder)
+    own.serialised = Serialised(folder, insists="activation" in config.core.model_fields_set)
     for name in (*_HUB, "use_safetensors"):
         kwargs.pop(name, None)
     dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None)) or "auto"

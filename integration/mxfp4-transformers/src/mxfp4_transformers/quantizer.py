@@ -23,6 +23,7 @@ from mxfp4_core.modules import (
     device_names,
     empty_module,
     hold_place,
+    leave_activations,
     likely_backends,
     plan_model,
     prepare_model,
@@ -115,6 +116,7 @@ class Mxfp4Quantizer(HfQuantizer):
             self.plan = serialised.plan(model, core, devices, self._dtype)
         elif self.pre_quantized:
             self.plan = plan_reload(model, self.quantization_config, self._headers)
+            leave_activations(model, self.plan, core, devices, self._dtype)
         else:
             view = view_of(model, {name: (each.dtype, each.shape) for name, each in self._headers.items()})
             self.plan = plan_model(model, core, view, devices=devices, dtype=self._dtype)

@@ -26,6 +26,7 @@ from mxfp4_core.modules import (
     decide,
     find_gate,
     find_sites,
+    leave_activations,
     plan_stored,
     stored_config,
 )
@@ -52,6 +53,7 @@ class Serialised:
         composed: what each weight of the model is made of, by name.
         config: what a saved copy of the model says about itself.
         widened: weights that no backend takes and that are kept, by name.
+        insists: the caller named the activation of the checkpoint, so that a backend does that or refuses.
     """
 
     folder: Folder
@@ -59,6 +61,7 @@ class Serialised:
     composed: dict[str, Composed] = field(default_factory=dict[str, Composed])
     config: CoreConfig | None = None
     widened: dict[str, Weight] = field(default_factory=dict[str, Weight])
+    insists: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Serialised:
         # transformers copies configs, and one of them carries this to the quantizer; one load has one.
@@ -97,6 +100,8 @@ class Serialised:
             self._arrange(site)
         self._check_shapes(plan)
         self._check_rest(model, plan, view)
+        if not self.insists:
+            leave_activations(model, plan, core, devices, dtype)
         self.widened = ask_backends(model, plan, core, devices, dtype)
         self.config = stored_config(model, plan, core, view)
         self._say_what_is_left_out(plan)

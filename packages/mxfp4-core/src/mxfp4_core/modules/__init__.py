@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.sites import find_sites as find_sites
     from mxfp4_core.modules.stored import Stored as Stored
     from mxfp4_core.modules.stored import ask_backends as ask_backends
+    from mxfp4_core.modules.stored import leave_activations as leave_activations
     from mxfp4_core.modules.stored import plan_stored as plan_stored
     from mxfp4_core.modules.stored import stored_config as stored_config
     from mxfp4_core.modules.table import summary as summary
@@ -44,6 +45,7 @@ _HOMES = {
     "ask_backends": "stored",
     "decide": "decisions",
     "stored_config": "stored",
+    "leave_activations": "stored",
     "plan_stored": "stored",
     "Stored": "stored",
     "device_names": "ask",
@@ -88,6 +90,7 @@ __all__ = [
     "find_gate",
     "find_sites",
     "hold_place",
+    "leave_activations",
     "likely_backends",
     "plan_model",
     "plan_stored",

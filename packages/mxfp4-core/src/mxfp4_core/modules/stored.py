@@ -102,6 +102,47 @@ def plan_stored(
     return plan
 
 
+def leave_activations(
+    model: nn.Module,
+    plan: ModelPlan,
+    config: Mxfp4Config,
+    devices: Sequence[str],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Leave x in high precision where a checkpoint asks to quantise it and no backend does, and say so in a warning.
+
+    The bytes of the weights are the same either way, and the result is nearer to that of the model in high precision:
+    x was to be quantised for the speed of a device that has the arithmetic. What a checkpoint holds of x (scales that
+    a calibration found) is data of that arithmetic and stays unused.
+
+    Args:
+        model: with its own modules.
+        plan: made by `plan_stored`; its activations change.
+        config: which backend.
+        devices: where the model will run, as torch names them.
+        dtype: of the activations.
+    """
+    asked = {path: word for path, word in plan.activations.items() if word not in ("none", "auto")}
+    sites = [site for site in plan.sites if site.path in asked]
+    refused = {each.path: each for each in refused_by_backends(model, sites, config, plan, devices, dtype)}
+    if not refused:
+        return
+    plan.activations.update(dict.fromkeys(refused, "none"))
+    tried = [site for site in sites if site.path in refused]
+    lost = {each.path for each in refused_by_backends(model, tried, config, plan, devices, dtype)}
+    plan.activations.update({path: asked[path] for path in lost})
+    left = [path for path in refused if path not in lost]
+    for word in dict.fromkeys(asked[path] for path in left):
+        paths = [path for path in left if asked[path] == word]
+        _LOG.warning(
+            "the checkpoint was made for activations in %s, and no backend that is chosen quantises them in %s%s: they "
+            "stay in high precision there. activation=%r insists, activation='none' says so by name",
+            *(word, paths[0], f" and {len(paths) - 1} more" if len(paths) > 1 else "", word),
+        )
+        for path in paths:
+            plan.reasons[path] += f", activations in high precision instead of {word}"
+
+
 def ask_backends(
     model: nn.Module,
     plan: ModelPlan,
@@ -204,4 +245,4 @@ def _contradiction(seen: str, rule: str, fix: str = "write the checkpoint again"
     raise ConfigError("the config contradicts the checkpoint", seen=seen, rule=rule, fix=fix)
 
 
-__all__ = ["IN_CHECKPOINT", "Stored", "ask_backends", "plan_stored", "stored_config"]
+__all__ = ["IN_CHECKPOINT", "Stored", "ask_backends", "leave_activations", "plan_stored", "stored_config"]
