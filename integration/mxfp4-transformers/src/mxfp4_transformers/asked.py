@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from mxfp4_core.config import MACHINE
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.errors import ConfigError
 from mxfp4_transformers.folder import Folder
 
 _LOG = logging.getLogger("mxfp4_transformers")
 
-MACHINE = frozenset({"backend", "fallback", "backend_options", "refused"})
-"""Fields of a config that say nothing about the weights."""
 _ARITHMETIC = frozenset({"profile", "rule", "ties"})
 
 
@@ -28,7 +27,7 @@ def agreed(folder: Folder, asked: CoreConfig) -> CoreConfig:
         ConfigError: anything else contradicts the folder.
     """
     own = _own(folder)
-    given = asked.model_fields_set - MACHINE
+    given = asked.model_fields_set - {*MACHINE}
     pairs: dict[str, tuple[Any, Any]] = {
         key: (getattr(asked, key), getattr(own, key)) for key in sorted(given - _ARITHMETIC)
     }
@@ -36,7 +35,7 @@ def agreed(folder: Folder, asked: CoreConfig) -> CoreConfig:
         pairs["profile"] = asked.resolved_profile(), folder.contents.profile or "unknown"
     if "dialect" in pairs and asked.dialect == folder.dialect.name:
         del pairs["dialect"]
-    update = {key: getattr(asked, key) for key in MACHINE & set(type(asked).model_fields)}
+    update = {key: getattr(asked, key) for key in MACHINE}
     if pairs.get("activation", ("", ""))[0] == "none":
         _, stored = pairs.pop("activation")
         update["activation"] = "none"
@@ -67,4 +66,4 @@ def _own(folder: Folder) -> CoreConfig:
     )
 
 
-__all__ = ["MACHINE", "agreed"]
+__all__ = ["agreed"]

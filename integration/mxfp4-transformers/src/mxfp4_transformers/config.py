@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from mxfp4_core.config import MACHINE
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import NATIVE
 from mxfp4_core.errors import ConfigError
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 METHOD = NATIVE.name
 """``quant_method`` of our checkpoints; transformers' own ``mxfp4`` means gpt-oss's experts."""
-
-_MACHINE = ("backend", "fallback", "backend_options", "refused")
 
 
 class Mxfp4CoreConfig(QuantizationConfigMixin):
@@ -63,7 +62,7 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
 
         ``save_pretrained`` writes our own dialect, whichever one the config names for `mxfp4_transformers.save`.
         """
-        settings = {key: value for key, value in self.core.to_dict().items() if key not in _MACHINE}
+        settings = {key: value for key, value in self.core.to_dict().items() if key not in MACHINE}
         return {"quant_method": METHOD, **settings, "dialect": METHOD, **copy.deepcopy(self.facts)}
 
     def get_loading_attributes(self) -> dict[str, Any]:
@@ -82,7 +81,7 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
     @requested.setter
     def requested(self, other: CoreConfig) -> None:
         arithmetic = {"profile", "rule", "ties"}
-        plain = other.model_fields_set - {*_MACHINE, *arithmetic}
+        plain = other.model_fields_set - {*MACHINE, *arithmetic}
         pairs = {key: (getattr(other, key), getattr(self.core, key)) for key in sorted(plain)}
         if other.model_fields_set & arithmetic:
             pairs["profile"] = other.resolved_profile(), self.core.resolved_profile()
@@ -96,4 +95,4 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
                 rule="only the backend can be chosen for a quantised checkpoint (backend, fallback, backend_options)",
                 fix="drop these settings, or load the checkpoint in high precision",
             )
-        self.core = self.core.model_copy(update={key: getattr(other, key) for key in _MACHINE})
+        self.core = self.core.model_copy(update={key: getattr(other, key) for key in MACHINE})

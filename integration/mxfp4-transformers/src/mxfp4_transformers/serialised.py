@@ -14,7 +14,7 @@ from transformers.core_model_loading import WeightTransform
 from mxfp4_core.backend import Activation
 from mxfp4_core.config import ACTIVATIONS
 from mxfp4_core.config import Mxfp4Config as CoreConfig
-from mxfp4_core.dialects import concat, interleave
+from mxfp4_core.dialects import NATIVE, concat, interleave
 from mxfp4_core.errors import DialectError, LoadError
 from mxfp4_core.loader import LoadReportBuilder
 from mxfp4_core.modules import (
@@ -40,7 +40,6 @@ from mxfp4_transformers.targets import Targets
 from mxfp4_transformers.view import view_of
 
 _LOG = logging.getLogger("mxfp4_transformers")
-_NATIVE = "mxfp4-core"
 
 
 @dataclass
@@ -95,7 +94,7 @@ class Serialised:
             for name, each in self.composed.items()
         }
         view = view_of(model, self.folder.headers)
-        plan = plan_stored(model, stored, view, core if self.folder.dialect.name == _NATIVE else None)
+        plan = plan_stored(model, stored, view, core if self.folder.dialect.name == NATIVE.name else None)
         for site in plan.sites:
             self._arrange(site)
         self._check_shapes(plan)
@@ -128,7 +127,7 @@ class Serialised:
         if core.activation == "none":
             return "none"
         found = made.first.activation or self.folder.contents.activation
-        if self.folder.dialect.name == _NATIVE and found == core.activation:
+        if self.folder.dialect.name == NATIVE.name and found == core.activation:
             return None
         known = next((word for word in ACTIVATIONS if word == found), None)
         if known is None:
@@ -154,7 +153,7 @@ class Serialised:
         name = site.name("gate_up_proj")
         made = self.composed[name]
         described = self.folder.checkpoint.config.get("quantization_config")
-        silent = self.folder.dialect.name == _NATIVE and "interleaved" not in (described or {})
+        silent = self.folder.dialect.name == NATIVE.name and "interleaved" not in (described or {})
         alternate = made.first.interleaved
         # Experts that were apart come together as the model's conversions put them, which is its own order.
         if len(made.entries) > 1 or silent or alternate == gate.interleaved:

@@ -9,8 +9,10 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Final
 
+# Groups whose names a config may use without importing any of them.
+BACKENDS: Final = "mxfp4.backends"
+DIALECTS: Final = "mxfp4.dialects"
 PROFILES: Final = "mxfp4.profiles"
-"""The group of profiles of other packages, which a config may name without importing any."""
 
 
 @dataclass(frozen=True)
@@ -95,4 +97,4 @@ def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
-__all__ = ["PROFILES", "Broken", "Plugin", "plugins", "refresh"]
+__all__ = ["BACKENDS", "DIALECTS", "PROFILES", "Broken", "Plugin", "plugins", "refresh"]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxfp4_core import dialects, profiles
-from mxfp4_core.config.checks import dialect_names
+from mxfp4_core.config.known import dialect_names
 from mxfp4_core.config.schema import CONFIG_VERSION, PROFILE_NAMES, TIES, Mxfp4Config, Override
 from mxfp4_core.config.words import ACTIVATIONS
 from mxfp4_core.errors import ConfigError, PatternError

@@ -94,7 +94,7 @@ class DeviceQuantizers:
         """Who has quantised so far."""
         return tuple(dict.fromkeys(each.name for each in self._found.values()))
 
-    def start(self, profiles: Iterable[str], dtype: torch.dtype, format: Format = MXFP4) -> None:
+    def start(self, profiles: Iterable[str], dtype: torch.dtype) -> None:
         """Let a thread load the kernels that this load will need, which takes a while, long before they are needed."""
         names, earlier = list(dict.fromkeys(profiles)), self._started
         each = [(name, device) for device in self._backends if device != "cpu" for name in names]
@@ -106,11 +106,11 @@ class DeviceQuantizers:
             # Whatever is wrong comes up again where a weight is quantised, and belongs there.
             with contextlib.suppress(Exception), quick_turns():
                 for profile, device in each:
-                    chosen = device_quantizer(self._backends[device], profile, dtype, device, format)
+                    chosen = device_quantizer(self._backends[device], profile, dtype, device, MXFP4)
                     if chosen.backend is None:
                         continue
-                    weight = torch.zeros(1, format.block, dtype=dtype, device=device)
-                    chosen.into(weight, format.empty(weight.shape, device))
+                    weight = torch.zeros(1, MXFP4.block, dtype=dtype, device=device)
+                    chosen.into(weight, MXFP4.empty(weight.shape, device))
 
         if each:
             self._started = threading.Thread(target=load, name="mxfp4-kernels")

@@ -16,7 +16,7 @@ from mxfp4_core.backend.answers import No, Numerics
 from mxfp4_core.backend.problem import Op
 from mxfp4_core.backend.protocol import Backend
 
-GROUP = "mxfp4.backends"
+GROUP = _plugins.BACKENDS
 
 
 class Plugin(_plugins.Plugin):

@@ -45,12 +45,11 @@ def tensor_pieces(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
         yield piece
 
 
-def tensor_sha256(checkpoint: Checkpoint, name: str, progress: Progress = lambda nbytes: None) -> str:
-    """Return the sha256 of a tensor's data as hexadecimal text; ``progress`` hears of the bytes since its last call."""
+def tensor_sha256(checkpoint: Checkpoint, name: str) -> str:
+    """Return the sha256 of a tensor's data as hexadecimal text."""
     digest = hashlib.sha256()
     for piece in tensor_pieces(checkpoint, name):
         digest.update(piece)
-        progress(piece.nbytes)
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ import typer
 
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
 from mxfp4_core.cli.settings import Jobs
-from mxfp4_core.config.checks import dialect_names
+from mxfp4_core.config.known import dialect_names
 
 
 def convert_command(

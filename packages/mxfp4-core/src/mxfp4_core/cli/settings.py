@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mxfp4_core.config.checks import dialect_names
+from mxfp4_core.config.known import dialect_names
 from mxfp4_core.config.words import ACTIVATIONS
 
 if TYPE_CHECKING:

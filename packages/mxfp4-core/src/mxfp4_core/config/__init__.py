@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from mxfp4_core.config.schema import Mxfp4Config as Mxfp4Config
     from mxfp4_core.config.schema import Override as Override
     from mxfp4_core.config.words import ACTIVATIONS as ACTIVATIONS
+    from mxfp4_core.config.words import MACHINE as MACHINE
 
 _HOMES = {
     "ACTIVATIONS": "words",
+    "MACHINE": "words",
     "CONFIG_VERSION": "schema",
     "Mxfp4Config": "schema",
     "Override": "schema",
@@ -29,6 +31,7 @@ __all__ = [
     "ACTIVATIONS",
     "CONFIG_VERSION",
     "KNOWN_BACKENDS",
+    "MACHINE",
     "PROFILE_NAMES",
     "TIES",
     "Mxfp4Config",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from mxfp4_core._plugins import PROFILES, plugins
+from mxfp4_core._plugins import BACKENDS, PROFILES, plugins
 from mxfp4_core.arithmetic.scales import ScaleRule
 from mxfp4_core.config.known import KNOWN
 from mxfp4_core.config.messages import contradiction, listed, unknown_name
@@ -39,9 +39,6 @@ TIES: Final = ("even", "away", "zero")
 KNOWN_BACKENDS: Final = ("reference", *KNOWN)
 """Backends of this project, installed or not. Third-party ones are found by their entry points."""
 
-_BACKEND_GROUP: Final = "mxfp4.backends"
-_DIALECT_GROUP: Final = "mxfp4.dialects"
-
 
 class _Override(Protocol):
     @property
@@ -52,11 +49,6 @@ class _Override(Protocol):
     def ties(self) -> str | None: ...
     @property
     def keep(self) -> bool | None: ...
-
-
-def dialect_names() -> tuple[str, ...]:
-    """Return the installed dialects, our own first; as ``mxfp4_core.dialects.names``, which is above this room."""
-    return tuple(sorted(plugins(_DIALECT_GROUP), key=lambda name: (name != "mxfp4-core", name)))
 
 
 def profile_name(profile: str | None, rule: str | None, ties: str | None) -> str:
@@ -91,7 +83,7 @@ def check_backend(key: str, name: str | None) -> None:
     # says what is missing.
     if name is None:
         return
-    known = dict.fromkeys([*KNOWN_BACKENDS, *plugins(_BACKEND_GROUP)])
+    known = dict.fromkeys([*KNOWN_BACKENDS, *plugins(BACKENDS)])
     if name not in known:
         error = unknown_name(key, name, list(known), cutoff=0.75)
         if "did you mean" in error.fix or not name:
@@ -184,6 +176,5 @@ __all__ = [
     "check_inheritance",
     "check_options",
     "check_patterns",
-    "dialect_names",
     "profile_name",
 ]

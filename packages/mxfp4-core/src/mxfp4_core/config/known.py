@@ -1,10 +1,12 @@
-"""The backends of this project, which may be named in a config where they are not installed."""
+"""Names that a config may use: backends of this project, installed or not, and the dialects that are installed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+from mxfp4_core._plugins import DIALECTS, plugins
 
 
 @dataclass(frozen=True)
@@ -30,4 +32,13 @@ KNOWN: Final = MappingProxyType(
 )
 """By name; the reference backend is no part of it, because it comes with the core."""
 
-__all__ = ["KNOWN", "Known"]
+NATIVE_NAME: Final = "mxfp4-core"
+"""Our own dialect."""
+
+
+def dialect_names() -> tuple[str, ...]:
+    """Return the names of all installed dialects, our own first. Nothing is imported."""
+    return tuple(sorted(plugins(DIALECTS), key=lambda name: (name != NATIVE_NAME, name)))
+
+
+__all__ = ["KNOWN", "NATIVE_NAME", "Known", "dialect_names"]

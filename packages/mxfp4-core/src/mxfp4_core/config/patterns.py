@@ -159,13 +159,15 @@ class PatternSet:
         return sorted(found, key=self._order.__getitem__)
 
 
-def near_misses(text: str, names: Sequence[str], *, count: int = 3) -> list[str]:
-    """Return patterns like ``text`` that match one of ``names``: an unknown component replaced by its nearest.
+_NEAR = 3  # what a message has room for
+
+
+def near_misses(text: str, names: Sequence[str]) -> list[str]:
+    """Return at most three patterns like ``text`` that match a name: an unknown component replaced by its nearest.
 
     Args:
         text: a pattern that matches nothing.
         names: the names that were offered.
-        count: how many to return at most.
     """
     plain = text.removeprefix("=").removeprefix("re:").removesuffix(WEIGHT_SUFFIX)
     if text.startswith("re:"):
@@ -176,13 +178,13 @@ def near_misses(text: str, names: Sequence[str], *, count: int = 3) -> list[str]
     for word in words:
         if word.isdigit() or word in vocabulary:
             continue
-        repaired += [plain.replace(word, better) for better in nearest(word, sorted(vocabulary), count=count)]
+        repaired += [plain.replace(word, better) for better in nearest(word, sorted(vocabulary))]
     templates = list(dict.fromkeys(_template(name) for name in names))
     candidates = [candidate for candidate in repaired if _hits(candidate, names)]
-    candidates += nearest(plain, templates, count=count)
+    candidates += nearest(plain, templates)
     for word in reversed(words):
         candidates += [template for template in templates if word in template.split(".")]
-    return [candidate for candidate in dict.fromkeys(candidates) if candidate != text][:count]
+    return [candidate for candidate in dict.fromkeys(candidates) if candidate != text][:_NEAR]
 
 
 def _template(name: str) -> str:

@@ -32,9 +32,9 @@ from mxfp4_core.config.checks import (
     check_inheritance,
     check_options,
     check_patterns,
-    dialect_names,
     profile_name,
 )
+from mxfp4_core.config.known import dialect_names
 from mxfp4_core.config.messages import contradiction, explain, listed, unknown_name
 from mxfp4_core.config.patterns import Pattern
 from mxfp4_core.config.words import Activation

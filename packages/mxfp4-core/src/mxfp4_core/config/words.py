@@ -1,4 +1,4 @@
-"""Closed lists of words that a config, a command line and a question to a backend share."""
+"""Closed lists of words that a config, a command line, a file and a question to a backend share."""
 
 from __future__ import annotations
 
@@ -9,4 +9,7 @@ Activation = Literal["none", "mxfp4", "mxfp8", "fp8", "auto"]
 
 ACTIVATIONS: Final[tuple[Activation, ...]] = get_args(Activation)
 
-__all__ = ["ACTIVATIONS", "Activation"]
+MACHINE: Final = ("backend", "backend_options", "fallback", "refused")
+"""Fields of a config that belong to the machine it is used on: a file says nothing about them."""
+
+__all__ = ["ACTIVATIONS", "MACHINE", "Activation"]

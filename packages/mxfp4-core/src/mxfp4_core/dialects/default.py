@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.dialects.base import Description, Dialect
-from mxfp4_core.dialects.registry import NATIVE_NAME, get
+from mxfp4_core.dialects.registry import get
 from mxfp4_core.errors import Mxfp4Error
 
 AUTO = "auto"

@@ -18,6 +18,8 @@ from typing import Any
 
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.config.known import NATIVE_NAME
+from mxfp4_core.config.words import MACHINE
 from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, alternates
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list, shape_table
 from mxfp4_core.dialects.recipes import Recipe
@@ -25,15 +27,13 @@ from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError, FormatError
 from mxfp4_core.naming.facts import ModelFacts
 
-# Which backend runs the weights belongs to a machine, not to a file.
-_MACHINE = ("backend", "backend_options", "fallback", "refused")
 _FACTS = ("weights_profile", "weights_format", "shapes", "transposed", "interleaved")
 
 
 class NativeDialect(Dialect):
     """Read and write ``quant_method: mxfp4-core``."""
 
-    name = "mxfp4-core"
+    name = NATIVE_NAME
     linear_only = False
     readers = "transformers with mxfp4_transformers"
 
@@ -91,7 +91,7 @@ class NativeDialect(Dialect):
         told = {e.weight for e in entries if alternates(e.weight, model_type)}
         if alternating := sorted(e.weight for e in entries if e.interleaved and e.weight not in told):
             facts["interleaved"] = alternating
-        settings = {key: value for key, value in description.config.to_dict().items() if key not in _MACHINE}
+        settings = {key: value for key, value in description.config.to_dict().items() if key not in MACHINE}
         return {
             "quant_method": self.name,
             **settings,

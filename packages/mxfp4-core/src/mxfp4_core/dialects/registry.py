@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from mxfp4_core._plugins import Broken, Plugin, plugins
+from mxfp4_core._plugins import DIALECTS, Broken, Plugin, plugins
 from mxfp4_core._text import did_you_mean
+from mxfp4_core.config.known import dialect_names
 from mxfp4_core.dialects.base import Contents, Dialect
 from mxfp4_core.dialects.foreign import foreign_format
 from mxfp4_core.dialects.pairs import check_parts
@@ -23,15 +24,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-GROUP = "mxfp4.dialects"
-"""Entry points of dialects."""
-
-NATIVE_NAME = "mxfp4-core"
-
 
 def names() -> tuple[str, ...]:
     """Return the names of all installed dialects, the native one first. Nothing is imported."""
-    return tuple(sorted(plugins(GROUP), key=lambda name: (name != NATIVE_NAME, name)))
+    return dialect_names()
 
 
 def get(name: str) -> Dialect:
@@ -40,7 +36,7 @@ def get(name: str) -> Dialect:
     Raises:
         ConfigError: no such dialect, with the near misses, or the package that provides it is broken.
     """
-    plugin = plugins(GROUP).get(name)
+    plugin = plugins(DIALECTS).get(name)
     if plugin is None:
         raise ConfigError(
             f"unknown dialect {name!r}",
@@ -68,7 +64,7 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
     """
     source = Source.of(checkpoint)
     claims: list[tuple[Dialect, str]] = []
-    for plugin in plugins(GROUP).values():
+    for plugin in plugins(DIALECTS).values():
         dialect = _load(plugin)
         if isinstance(dialect, Broken):
             continue
@@ -102,7 +98,7 @@ def detect(checkpoint: Checkpoint) -> Dialect | None:
         return None
     name, reason, dialect = found
     if dialect is None:
-        broken = {key: _load(plugin) for key, plugin in plugins(GROUP).items()}
+        broken = {key: _load(plugin) for key, plugin in plugins(DIALECTS).items()}
         dead = [
             f"{key} cannot be used: {one.reason}" for key, one in broken.items() if isinstance(one, Broken)
         ]
@@ -125,7 +121,7 @@ def read(checkpoint: Checkpoint) -> tuple[Dialect, Contents] | None:
     dialect = detect(checkpoint)
     if dialect is None:
         return None
-    plugin = plugins(GROUP)[dialect.name]
+    plugin = plugins(DIALECTS)[dialect.name]
     contents = _guarded(plugin, checkpoint, partial(dialect.read, Source.of(checkpoint)))
     if not isinstance(contents, Contents):
         _fault(plugin, checkpoint, f"read returned {type(contents).__name__}", "it returns Contents")
@@ -168,4 +164,4 @@ def _fault(
     ) from cause
 
 
-__all__ = ["GROUP", "NATIVE_NAME", "detect", "get", "identify", "names", "read"]
+__all__ = ["detect", "get", "identify", "names", "read"]

@@ -16,13 +16,13 @@ from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.options import Value
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Packed
-from mxfp4_core.backend.select import select_backend
 from mxfp4_core.backend.selection import Selection
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import LoadError
 from mxfp4_core.loader.report import LoadReportBuilder
 from mxfp4_core.loader.storage import shares
 from mxfp4_core.loader.target import QuantTarget
+from mxfp4_core.modules.ask import select_for
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.prepare import alone
 
@@ -213,14 +213,7 @@ def bind(
             continue
         words = str(dtype).removeprefix("torch.")
         problem = replace(module.problem, dtype=words, device=Device.of(str(where)))
-        if problem not in selections:
-            selections[problem] = select_backend(
-                problem,
-                backend=config.backend,
-                fallback=config.fallback,
-                backend_options=config.backend_options,
-            )
-        selection = selections[problem]
+        selection = select_for(problem, config, selections)
         yield Bound(name, module, where, selection.backend, dtype, selection.problem.options)
 
 

@@ -109,6 +109,22 @@ def refused_by_backends(
     return list(found.values())
 
 
+def select_for(problem: Problem, config: Mxfp4Config, known: dict[Problem, Selection]) -> Selection:
+    """Select the backend that a config asks for, once for all modules that ask the same.
+
+    Args:
+        problem: what is to be computed.
+        config: which backend, with which options.
+        known: the selections so far, which this one joins.
+
+    Raises:
+        BackendError, ConfigError: as `select_backend`.
+    """
+    if problem not in known:
+        known[problem] = select_backend(problem, **_choice(config))
+    return known[problem]
+
+
 def _choice(config: Mxfp4Config) -> dict[str, Any]:
     return {
         "backend": config.backend,
@@ -121,4 +137,4 @@ def _at(problem: Problem, device: str, dtype: torch.dtype) -> Problem:
     return replace(problem, device=Device.of(device), dtype=str(dtype).removeprefix("torch."))
 
 
-__all__ = ["chosen_backends", "device_names", "likely_backends", "refused_by_backends"]
+__all__ = ["chosen_backends", "device_names", "likely_backends", "refused_by_backends", "select_for"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.quantizers import DeviceQuantizers
-from mxfp4_core.backend.select import select_backend
 from mxfp4_core.backend.selection import Selection
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.modules.ask import chosen_backends
+from mxfp4_core.modules.ask import chosen_backends, select_for
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.empty import empty_module
 from mxfp4_core.modules.model_plan import ModelPlan
@@ -88,6 +88,7 @@ def quantize_(
     plan = plan_model(model, config, view, devices=devices, dtype=dtype)
     quantizers = _quantizers(model, plan, config, devices, dtype)
     selections: dict[str, Selection] = {}
+    answers: dict[Problem, Selection] = {}
     for site in plan.sites:
         module = empty_module(
             model, site, activation=plan.activation_of(site), profile=plan.profile_of(site), dtype=dtype
@@ -95,12 +96,7 @@ def quantize_(
         _fill(module, site, plan.weights, quantizers, config)
         module.train(site.module.training)
         problem = module.question(dtype)
-        selection = select_backend(
-            problem,
-            backend=config.backend,
-            fallback=config.fallback,
-            backend_options=config.backend_options,
-        )
+        selection = select_for(problem, config, answers)
         options = selection.problem.options
         module.prepare(selection.backend, dtype=dtype, consume=True, options=options, name=site.path)
         model.set_submodule(site.path, module)
