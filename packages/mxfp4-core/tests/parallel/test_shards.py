@@ -59,6 +59,7 @@ def test_one_rank_holds_its_part(name: str, shape: tuple[int, ...], parallel: Pa
 @pytest.mark.parametrize(
     ("name", "shape", "parallel", "words"),
     [
+        (f"{LAYER}.mlp.experts.gate_up_proj", (8, 511, 128), Parallel(1), "N = 511"),
         (f"{LAYER}.mlp.down_proj", (128, 192), Parallel(4), "here it would be 48"),
         (f"{LAYER}.mlp.up_proj", (130, 128), Parallel(4), "equal parts"),
         (f"{LAYER}.mlp.gate_up_proj", (260, 128), Parallel(4), r"\(part 0\)"),

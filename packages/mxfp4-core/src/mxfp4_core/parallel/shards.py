@@ -134,6 +134,13 @@ def _expert_shard(
     facts: ModelFacts,
     tail: Tail,
 ) -> Shard:
+    if n % len(expert.parts):
+        raise ShapeError(
+            f"{name} cannot be cut",
+            seen=f"N = {n} for {' and '.join(expert.parts)}",
+            rule="the parts of a fused weight have as many rows each",
+            fix="use the config.json and the files that belong together",
+        )
     count = stack[0] if stack else facts.experts
     held = count
     if parallel.ep > 1 and count:
