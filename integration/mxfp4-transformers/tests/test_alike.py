@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from families import CLASSES, MODELS
-from tiny import settings, tensors
+from tiny import SIZES, settings, tensors
 from transformers import AutoModelForCausalLM
 
+import mxfp4_transformers
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.errors import ConfigError, PatternError
 from mxfp4_core.jobs import plan_checkpoint, quantize_checkpoint, verify_checkpoint
@@ -89,3 +92,36 @@ def test_what_a_model_keeps_stays_by_every_route(folders: dict[str, Path], tmp_p
     by_names = plan_checkpoint(folders["t5"], models="none")
     assert "shared.weight" in {row.name for row in by_names.quantized}  # what names alone cannot tell
     assert by_names.kinds == "kinds by names: models = 'none'"
+
+
+@pytest.mark.parametrize("ignore", [["o_a_proj"], ["attn.wo_a", "layers.1.ffn.experts"]], ids=str)
+def test_names_that_differ_in_several_words(tmp_path: Path, ignore: list[str]) -> None:
+    """DeepSeek-V4: ``model.layers.0.self_attn.q_a_proj`` in the model is ``layers.0.attn.wq_a`` in the file."""
+    config = transformers.DeepseekV4Config(
+        **{**SIZES, "head_dim": 64, "num_key_value_heads": 1},
+        moe_intermediate_size=96,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        q_lora_rank=64,
+        qk_rope_head_dim=32,
+        o_lora_rank=32,
+        o_groups=2,
+        index_head_dim=32,
+        index_n_heads=2,
+        index_topk=8,
+    )
+    source = tmp_path / "source"
+    transformers.DeepseekV4ForCausalLM(config).to(torch.bfloat16).save_pretrained(source)
+    plan = plan_checkpoint(source, CoreConfig(ignore=ignore))
+    assert plan.view is not None
+    by_command = {name for row in plan.quantized for name in plan.view.tensors[row.name].parameters}
+    model = load(source, "deepseek_v4", {"ignore": ignore})
+    assert set(model.hf_quantizer.plan.weights) == by_command
+    assert "model.layers.0.self_attn.q_a_proj.weight" in by_command
+    # A tensor of the file is called hc_scale, and is none of the scales.
+    quantize_checkpoint(source, tmp_path / "q", CoreConfig(ignore=ignore, dialect="mxfp4-core"))
+    stored = mxfp4_transformers.from_pretrained(tmp_path / "q", settings())
+    assert set(stored.hf_quantizer.plan.weights) == by_command
+    held, wanted = stored.state_dict(), model.state_dict()  # 5.17 cannot compute with this model in bfloat16
+    assert list(held) == list(wanted)
+    assert all(torch.equal(held[name], wanted[name]) for name in wanted)

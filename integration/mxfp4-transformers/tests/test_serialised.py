@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tiny import DEVICE, load, logits, settings, tensors, widened_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
@@ -20,6 +22,7 @@ import mxfp4_transformers
 from mxfp4_core import quantize
 from mxfp4_core.backend import No, Problem, Verdict
 from mxfp4_core.backend.reference.backend import ReferenceBackend
+from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.errors import (
     BackendError,
     CheckpointError,
@@ -34,7 +37,7 @@ Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 DIALECTS = ("mxfp4-core", "compressed-tensors", "quark")
 
 
-def from_pretrained(path: Path, config: Mxfp4Config | None = None, **keywords: Any) -> Any:
+def from_pretrained(path: Path, config: Any = None, **keywords: Any) -> Any:
     """Load onto the reference backend of the device of this run."""
     if DEVICE != "cpu":
         keywords.setdefault("device_map", DEVICE)
@@ -89,6 +92,47 @@ def test_gpt_oss_as_it_is_published(gpt_oss: Path, checkpoints: dict[str, Path])
         profile="triton-kernels",
     )
     assert torch.equal(model.state_dict()["model.layers.0.mlp.experts.down_proj"].cpu(), source.codes)
+
+
+ORIGINAL = (
+    (r"model\.layers\.(\d+)\.input_layernorm\.weight", r"block.\1.attn.norm.scale"),
+    (r"model\.layers\.(\d+)\.self_attn\.o_proj\.", r"block.\1.attn.out."),
+    (r"model\.layers\.(\d+)\.self_attn\.sinks", r"block.\1.attn.sinks"),
+    (r"model\.layers\.(\d+)\.post_attention_layernorm\.weight", r"block.\1.mlp.norm.scale"),
+    (r"model\.layers\.(\d+)\.mlp\.router\.", r"block.\1.mlp.gate."),
+    (r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj_(blocks|scales)", r"block.\1.mlp.mlp1_weight.\2"),
+    (r"model\.layers\.(\d+)\.mlp\.experts\.down_proj_(blocks|scales)", r"block.\1.mlp.mlp2_weight.\2"),
+    (r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj_bias", r"block.\1.mlp.mlp1_bias"),
+    (r"model\.layers\.(\d+)\.mlp\.experts\.down_proj_bias", r"block.\1.mlp.mlp2_bias"),
+    (r"model\.embed_tokens\.", "embedding."),
+    (r"model\.norm\.weight", "norm.scale"),
+    (r"lm_head\.", "unembedding."),
+)
+
+
+def test_gpt_oss_in_the_files_of_openai(gpt_oss: Path, tmp_path: Path) -> None:
+    """Their config.json names no model_type, and calls the sizes by other names."""
+    stored, written = tensors(gpt_oss), dict[str, torch.Tensor]()
+    for name, tensor in stored.items():
+        for pattern, new in ORIGINAL:
+            if re.match(pattern, name):
+                written[re.sub(pattern, new, name)] = tensor
+    for layer in range(2):
+        for kind in ("weight", "bias"):
+            parts = [stored[f"model.layers.{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            written[f"block.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+    save_file(written, tmp_path / "model.safetensors")
+    described = json.loads((gpt_oss / "config.json").read_text())
+    names = {"num_local_experts": "num_experts", "num_experts_per_tok": "experts_per_token"}
+    sizes = {
+        names.get(key, key): value
+        for key, value in described.items()
+        if type(value) in (int, float)
+        and key.startswith(("num_", "hidden", "vocab", "head", "inter", "sliding"))
+    }
+    rope = {"rope_theta": 10000.0, "rope_scaling_factor": 1.0, "initial_context_length": 128}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, **rope, "swiglu_limit": 7.0}))
+    same(from_pretrained(tmp_path), from_pretrained(gpt_oss))
 
 
 def test_gpt_oss_saved_in_our_dialect(gpt_oss: Path, tmp_path: Path) -> None:
@@ -296,6 +340,44 @@ def test_weights_of_another_model(made: Callable[[str, str], Path], tmp_path: Pa
         (path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(LoadError, match=match):
             from_pretrained(path)
+
+
+def test_a_bias_is_missing(gpt_oss: Path, checkpoints: dict[str, Path], edited: Edit) -> None:
+    """transformers would leave it to whatever is in memory."""
+    name = "model.layers.1.mlp.experts.gate_up_proj_bias"
+    for path in (gpt_oss, checkpoints["gpt_oss"]):
+        with pytest.raises(LoadError, match=rf"lacks biases(.|\n)*{name}"):
+            from_pretrained(edited(path, {name: None}))
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        ({"model_type": None}, "model_type"),
+        ({"model_type": "nobody"}, "nobody"),
+        ({"hidden_size": "x"}, "hidden"),
+    ],
+)
+def test_a_config_json_that_describes_no_model(
+    made: Callable[[str, str], Path], tmp_path: Path, change: dict[str, Any], seen: str
+) -> None:
+    shutil.copytree(made("llama", "quark"), tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    config = {key: value for key, value in {**config, **change}.items() if value is not None}
+    (tmp_path / "other/config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=rf"describes no model\n  seen: (.|\n)*{seen}"):
+        from_pretrained(tmp_path / "other")
+
+
+@pytest.mark.parametrize("config", [CoreConfig(backend="reference"), {"backend": "reference"}], ids=str)
+def test_any_config_of_ours_will_do(made: Callable[[str, str], Path], config: Any) -> None:
+    model = from_pretrained(made("llama", "quark"), config)
+    assert model.mxfp4_report.backend == "reference"
+
+
+def test_a_config_of_somebody_else(made: Callable[[str, str], Path]) -> None:
+    with pytest.raises(ConfigError, match=r"cannot take this config\n  seen: a transformers\."):
+        from_pretrained(made("llama", "quark"), transformers.Mxfp4Config())
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

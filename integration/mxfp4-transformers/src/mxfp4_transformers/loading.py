@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from mxfp4_core.errors import CheckpointError
+from mxfp4_core.config import Mxfp4Config as CoreConfig
+from mxfp4_core.errors import CheckpointError, ConfigError
 from mxfp4_transformers import compat
 from mxfp4_transformers.asked import agreed
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.folder import Folder
+from mxfp4_transformers.meta import VERSION
 from mxfp4_transformers.serialised import Serialised
 
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -23,7 +25,7 @@ _DESCRIPTIONS = ("quantization_config", "compression_config")
 
 def from_pretrained(
     path: str | os.PathLike[str],
-    config: Mxfp4CoreConfig | Mapping[str, Any] | None = None,
+    config: Mxfp4CoreConfig | CoreConfig | Mapping[str, Any] | None = None,
     auto_class: Any = AutoModelForCausalLM,
     **kwargs: Any,
 ) -> Any:
@@ -39,7 +41,8 @@ def from_pretrained(
         config: what to quantise and for which backend; of a quantised checkpoint, the choice of the backend and
             ``activation``, which is ``"none"`` or what the checkpoint says: then a backend does that or refuses, while
             without it x stays in high precision, with a warning, where no backend quantises it. Fields that say
-            nothing about the checkpoint are not to be given.
+            nothing about the checkpoint are not to be given. It is the config of this package, that of the core, or a
+            dictionary.
         auto_class: the class that loads, an Auto class or a model's own.
         **kwargs: further arguments of its ``from_pretrained``.
 
@@ -47,13 +50,13 @@ def from_pretrained(
         The model, or what ``from_pretrained`` returns with these arguments.
 
     Raises:
-        ConfigError: the config contradicts the checkpoint, or asks for what the model cannot do.
+        ConfigError: the config contradicts the checkpoint, or asks for what the model cannot do; or config.json
+            describes no model of transformers.
         DialectError: the checkpoint is quantised in a way that no dialect reads.
         LoadError: weights are missing, or have no place in the model.
         BackendError: no backend takes a weight.
     """
-    if not isinstance(config, Mxfp4CoreConfig):
-        config = Mxfp4CoreConfig(**(config or {}))
+    config = _config_of(config)
     local = _local(path, kwargs)
     folder = Folder.open(local)
     if folder is None:
@@ -63,7 +66,7 @@ def from_pretrained(
     for name in (*_HUB, "use_safetensors"):
         kwargs.pop(name, None)
     dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None)) or "auto"
-    model_config, kwargs = AutoConfig.from_pretrained(local, return_unused_kwargs=True, **kwargs)
+    model_config, kwargs = _model_config(local, folder, kwargs)
     _undescribed(model_config, folder)
     if dtype == "auto":
         dtype = getattr(model_config.get_text_config(), "dtype", None) or folder.dtype()
@@ -101,6 +104,39 @@ def _local(path: str | os.PathLike[str], kwargs: Mapping[str, Any]) -> Path:
         local = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **hub))
     subfolder = kwargs.get("subfolder")
     return local / subfolder if subfolder else local
+
+
+def _config_of(given: Any) -> Mxfp4CoreConfig:
+    if isinstance(given, Mxfp4CoreConfig):
+        return given
+    if isinstance(given, CoreConfig):
+        return Mxfp4CoreConfig(given)
+    if given is None or isinstance(given, Mapping):
+        return Mxfp4CoreConfig(**dict(given or {}))
+    raise ConfigError(
+        "from_pretrained cannot take this config",
+        seen=f"a {type(given).__module__}.{type(given).__name__}",
+        rule="config is a Mxfp4Config of mxfp4_transformers or mxfp4_core, or a dictionary of its fields",
+        fix="pass one of these",
+    )
+
+
+def _model_config(local: Path, folder: Folder, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the config of the model, and the arguments that are none of its fields."""
+    written, dialect = folder.checkpoint.config, folder.contents.model
+    try:
+        if dialect is not None and "model_type" in dialect and "model_type" not in written:
+            kind = CONFIG_MAPPING[dialect["model_type"]]
+            return kind.from_dict(dict(dialect), return_unused_kwargs=True, **kwargs)
+        return AutoConfig.from_pretrained(local, return_unused_kwargs=True, **kwargs)
+    except Exception as error:  # a config is any JSON: whatever transformers raises means the same
+        raise ConfigError(
+            f"config.json of {local} describes no model",
+            seen=f"{type(error).__name__}: {error}",
+            rule=f"it has a model_type that transformers {VERSION} knows, and fields that this type has",
+            fix="complete config.json, or install a transformers that knows the model; where the checkpoint brings "
+            "code of its own, pass trust_remote_code=True",
+        ) from error
 
 
 def _undescribed(model_config: Any, folder: Folder) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -98,6 +99,40 @@ def _check_places(
                 rule=f"the model needs codes of {' and '.join(str(list(shape)) for shape in shapes)} there",
                 fix="complete the checkpoint, or use the config.json that belongs to it",
             )
+
+
+def check_biases(model: Any, plan: ModelPlan, names: Collection[str]) -> None:
+    """Check that the checkpoint has whatever else the modules hold whose weights become MXFP4.
+
+    transformers fills what is missing with the numbers that a class of its own begins with; of a module that is not
+    its own any more it knows none, and leaves what was in the memory.
+
+    Args:
+        model: with its own modules.
+        plan: what is replaced.
+        names: all tensors of the checkpoint.
+
+    Raises:
+        LoadError: a bias is missing.
+    """
+    found = converters.destinations(names, converters.default_conversions(model), model)
+    there = {target for targets in found.values() for target in targets}
+    ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    lost = [
+        name
+        for site in plan.sites
+        for name in (site.name(own) for own, _ in site.module.named_parameters(recurse=False))
+        if name not in plan.weights
+        and name not in there
+        and not any(re.search(pattern, name) for pattern in ignored)
+    ]
+    if lost:
+        raise LoadError(
+            "the checkpoint lacks biases of quantised modules",
+            seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+            rule="a bias is read from the checkpoint, never left to what was in memory",
+            fix="complete the checkpoint, or use the config.json that belongs to it",
+        )
 
 
 def sources(

@@ -35,7 +35,7 @@ from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.ops import Converter, Direct, FillOp, QuantizeOp
 from mxfp4_transformers.packer import Packer
-from mxfp4_transformers.plan import plan_reload, sources
+from mxfp4_transformers.plan import check_biases, plan_reload, sources
 from mxfp4_transformers.saving import facts, for_saving, unsayable, with_parts
 from mxfp4_transformers.targets import Targets
 from mxfp4_transformers.view import view_of
@@ -120,6 +120,8 @@ class Mxfp4Quantizer(HfQuantizer):
         else:
             view = view_of(model, {name: (each.dtype, each.shape) for name, each in self._headers.items()})
             self.plan = plan_model(model, core, view, devices=devices, dtype=self._dtype)
+        if names := self._headers if serialised is None else serialised.folder.names:
+            check_biases(model, self.plan, names)
         for site in self.plan.sites:
             module = self._empty(model, site)
             if not self.pre_quantized:

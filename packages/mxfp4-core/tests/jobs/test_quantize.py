@@ -23,6 +23,7 @@ from mxfp4_core.errors import (
     ShapeError,
 )
 from mxfp4_core.jobs import units as units_module
+from mxfp4_core.jobs.convert import convert_checkpoint
 from mxfp4_core.jobs.plan import plan_checkpoint
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 
@@ -110,6 +111,41 @@ def test_the_default_loads_in_other_programs(save: Save, dense: dict[str, torch.
     assert plan.to_dict()["dialect"] == {"name": "compressed-tensors", "why": result.why}
     manifest = json.loads((source.parent / "target" / "mxfp4_manifest.json").read_text())
     assert (manifest["dialect"], manifest["config"]["dialect"]) == ("compressed-tensors",) * 2
+
+
+@pytest.mark.parametrize(
+    ("named", "dialect", "line"),
+    [
+        (
+            "LlamaForCausalLM",
+            "auto",
+            "import transformers; transformers.LlamaForCausalLM.from_pretrained('{}')",
+        ),
+        ("X", "mxfp4-core", "import mxfp4_transformers, transformers; transformers.X.from_pretrained('{}')"),
+        # transformers' own loader gives it linears without a weight, which its code asks for
+        (
+            "T5EncoderModel",
+            "auto",
+            "import mxfp4_transformers, transformers; "
+            "mxfp4_transformers.from_pretrained('{}', auto_class=transformers.T5EncoderModel)",
+        ),
+        (
+            "not a name",
+            "auto",
+            "import transformers; transformers.AutoModelForCausalLM.from_pretrained('{}')",
+        ),
+    ],
+)
+def test_the_result_says_which_class_loads_it(
+    save: Save, dense: dict[str, torch.Tensor], named: str, dialect: str, line: str
+) -> None:
+    source = save(dense, config={"architectures": [named]})
+    target = source.parent / "target"
+    result = quantize_checkpoint(source, target, config(dialect=dialect), models="none")
+    assert result.load.partition("  #")[0] == line.format(target)
+    other = source.parent / "other"
+    again = convert_checkpoint(target, other, result.dialect)
+    assert again.load.partition("  #")[0] == line.format(other)
 
 
 CANNOT: dict[str, tuple[dict[str, torch.Tensor], dict[str, object], str]] = {

@@ -143,7 +143,7 @@ class Acme(Dialect):
     def describe(self, description: Description) -> dict[str, Any]:
         return {"quant_method": "twin"}
 
-    def how_to_load(self, path: str) -> str:
+    def how_to_load(self, path: str, model: str = "") -> str:
         return f"twin {path}"
 
 
@@ -193,7 +193,7 @@ class ChangesTheConfig(Acme):
 
 
 class TellsNoFolder(Acme):
-    def how_to_load(self, path: str) -> str:
+    def how_to_load(self, path: str, model: str = "") -> str:
         return "twin"
 
 

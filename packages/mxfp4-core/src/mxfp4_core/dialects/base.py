@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.dialects.beside import Beside
@@ -138,6 +138,10 @@ def one_activation(dialect: str, description: Description) -> str:
     return found[0]
 
 
+AUTO_CLASS: Final = "AutoModelForCausalLM"
+"""The class of transformers that loads a model of which nothing else is known."""
+
+
 class Dialect(ABC):
     """One public kind of checkpoint. Stateless; one object a dialect.
 
@@ -184,8 +188,13 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def how_to_load(self, path: str) -> str:
-        """Return the line of Python or shell that loads a checkpoint of this dialect."""
+    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
+        """Return the line of Python or shell that loads a checkpoint of this dialect.
+
+        Args:
+            path: the folder.
+            model: class of transformers that loads the model.
+        """
 
     def documents(self, description: Description) -> dict[str, dict[str, Any]]:
         """Return the JSON documents of a checkpoint by file name: ``config.json`` and what stands beside it.
@@ -238,4 +247,4 @@ class Dialect(ABC):
                 )
 
 
-__all__ = ["Contents", "Description", "Dialect", "Entry", "alternates", "one_activation"]
+__all__ = ["AUTO_CLASS", "Contents", "Description", "Dialect", "Entry", "alternates", "one_activation"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, one_activation
+from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, one_activation
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -62,9 +62,17 @@ class CompressedTensorsDialect(Dialect):
         codes, scales = entry.parts["codes"], entry.parts["scales"]
         return {f"{entry.weight}_packed": codes, f"{entry.weight}_scale": scales}
 
-    def how_to_load(self, path: str) -> str:
-        """Load through transformers' own integration, which needs the package compressed-tensors."""
-        return f"AutoModelForCausalLM.from_pretrained({path!r})  # pip install compressed-tensors"
+    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
+        """Load through transformers' own integration, which needs the package compressed-tensors.
+
+        Its linears have no ``weight``, which models such as T5 ask for: what is no causal language model is loaded
+        through the adapter of this project.
+        """
+        if model.endswith("ForCausalLM"):
+            call = f"transformers.{model}.from_pretrained({path!r})"
+            return f"import transformers; {call}  # pip install compressed-tensors"
+        call = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
+        return f"import mxfp4_transformers, transformers; {call}"
 
     def describe(self, description: Description) -> dict[str, Any]:
         """Write the scheme MXFP4A16, MXFP4 or MXFP4xFP8, by the activation mode.

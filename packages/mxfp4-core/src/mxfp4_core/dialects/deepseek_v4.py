@@ -14,7 +14,7 @@ from typing import Any
 
 from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, one_activation
+from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, one_activation
 from mxfp4_core.dialects.beside import Beside
 from mxfp4_core.dialects.pairs import contradiction, match_parts, nothing
 from mxfp4_core.dialects.recipes import Recipe
@@ -109,7 +109,7 @@ class DeepSeekV4Dialect(Dialect):
         """Store values and scales as they are."""
         return {beside.weight: beside.values, _stored_scales(beside.weight): beside.scales}
 
-    def how_to_load(self, path: str) -> str:
+    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load in an engine that runs DeepSeek-V4."""
         return f"vllm serve {path}"
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, one_activation
+from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, one_activation
 from mxfp4_core.dialects.original import config_of, name_of, others_of
 from mxfp4_core.dialects.pairs import contradiction, name_list, nothing
 from mxfp4_core.dialects.recipes import Recipe
@@ -95,9 +95,9 @@ class GptOssDialect(Dialect):
         blocks = entry.parts["codes"].reshape(*scales.shape, BLOCK // 2)
         return {f"{entry.weight}_blocks": blocks, f"{entry.weight}_scales": scales}
 
-    def how_to_load(self, path: str) -> str:
+    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load through transformers' own integration."""
-        return f"AutoModelForCausalLM.from_pretrained({path!r})  # or: vllm serve {path}"
+        return f"import transformers; transformers.{model}.from_pretrained({path!r})  # or: vllm serve {path}"
 
     def describe(self, description: Description) -> dict[str, Any]:
         """Write ``modules_to_not_convert`` as published, with names that its patterns do not cover.

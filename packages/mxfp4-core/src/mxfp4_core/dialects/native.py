@@ -4,10 +4,10 @@ Tensors: each part under the name of the weight and the suffix that its format g
 ``X.weight`` codes U8 ``[N, K/2]`` with ``X.weight_scale`` U8 ``[N, K/32]``, and for stacked experts ``X.gate_up_proj``
 U8 ``[E, N, K/2]`` with ``X.gate_up_proj_scale``. K is always the last axis, also where the model holds ``[E, K, N]``.
 
-``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` but the backend, and facts about the tensors:
-``weights_profile`` (the resolved profile that made the codes, empty when unknown), ``shapes`` (logical shapes of padded
-weights), ``transposed`` (weights that the model holds with K before N), and where the model type does not tell
-``weights_format`` and ``interleaved`` (fused weights of experts whose rows of gate and up alternate).
+``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` that are about weights, and facts about the
+tensors: ``weights_profile`` (the resolved profile that made the codes, empty when unknown), ``shapes`` (logical shapes
+of padded weights), ``transposed`` (weights that the model holds with K before N), and where the model type does not
+tell ``weights_format`` and ``interleaved`` (fused weights of experts whose rows of gate and up alternate).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.config.words import MACHINE
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, alternates
+from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, alternates
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list, shape_table
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -60,9 +60,9 @@ class NativeDialect(Dialect):
         parts = formats.get(entry.format).parts
         return {f"{entry.weight}{part.suffix}": entry.parts[part.name] for part in parts}
 
-    def how_to_load(self, path: str) -> str:
+    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load through the transformers adapter of this project."""
-        return f"import mxfp4_transformers; AutoModelForCausalLM.from_pretrained({path!r})"
+        return f"import mxfp4_transformers, transformers; transformers.{model}.from_pretrained({path!r})"
 
     def describe(self, description: Description) -> dict[str, Any]:
         """Write the `Mxfp4Config` and the facts about the tensors.

@@ -67,9 +67,11 @@ def find_entries(
         entries[weight] = Entry(weight, shape, parts, form.name, weight in transposed)
         used.update(names.values())
     for part in others:
-        ends = (linear[part.name], *([stacked[part.name]] if stacked else []))
-        for name in source.tensors:
-            if name.endswith(ends) and name not in used:
+        end, short = linear[part.name], stacked[part.name] if stacked else ""
+        for name, (dtype, _) in source.tensors.items():
+            # Behind the name of a stack stands a word that tensors in high precision end in, too: hc_head.hc_scale.
+            lost = name.endswith(end) or (short and name.endswith(short) and dtype in accepted(part))
+            if lost and name not in used:
                 rule = f"each tensor of {part.name} belongs to one of {first.name}"
                 contradiction(dialect, f"{part.name} {name!r} without {first.name}", rule)
     if not entries:

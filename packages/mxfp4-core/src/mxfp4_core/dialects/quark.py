@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry, one_activation
+from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, one_activation
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -47,7 +47,7 @@ class QuarkDialect(Dialect):
         """Keep the name for codes and append ``_scale`` for scales."""
         return {entry.weight: entry.parts["codes"], f"{entry.weight}_scale": entry.parts["scales"]}
 
-    def how_to_load(self, path: str) -> str:
+    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load in an engine that reads Quark checkpoints."""
         return f"vllm serve {path}  # or transformers with the package amd-quark"
 

@@ -20,7 +20,15 @@ from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
 from mxfp4_core.jobs.opened import open_quantized
-from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, linear_modules, write_result
+from mxfp4_core.jobs.output import (
+    Report,
+    Result,
+    check_apart,
+    content_of,
+    linear_modules,
+    loading_class,
+    write_result,
+)
 from mxfp4_core.jobs.planned import check_expressible
 from mxfp4_core.jobs.units import CopyUnit, PartsUnit
 from mxfp4_core.naming.resolver import Resolver
@@ -89,6 +97,7 @@ def convert_checkpoint(
         content,
         dialect,
         len(entries),
+        model=loading_class(model),
         max_shard_bytes=max_shard_bytes,
         force=force,
         dry_run=dry_run,

@@ -14,10 +14,11 @@ from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, p
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
-from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.dialects.base import AUTO_CLASS, Dialect, Entry
 from mxfp4_core.dialects.foreign import DESCRIPTIONS
 from mxfp4_core.errors import OutputError
 from mxfp4_core.jobs.units import CopyUnit
+from mxfp4_core.naming.view import ModelView
 
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe")
 
@@ -117,12 +118,28 @@ def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) 
     return found
 
 
+def loading_class(model: Mapping[str, Any], view: ModelView | None = None) -> str:
+    """Return the class of transformers that loads a model: its own where it is known.
+
+    Args:
+        model: contents of config.json. Its ``architectures`` count where no code of the checkpoint is to be run.
+        view: what a model provider says.
+    """
+    if view is not None:
+        return view.model if view.provider.startswith("transformers ") else AUTO_CLASS
+    named = model.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    sound = isinstance(name, str) and name.isidentifier() and "auto_map" not in model
+    return str(name) if sound else AUTO_CLASS
+
+
 def write_result(
     folder: Path,
     content: Content,
     dialect: Dialect,
     quantized: int,
     *,
+    model: str = AUTO_CLASS,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     dry_run: bool = False,
@@ -136,6 +153,7 @@ def write_result(
         content: what it consists of.
         dialect: how its weights are stored.
         quantized: weights that are MXFP4 in it.
+        model: class of transformers that loads it.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the folder, and discard what another run left there.
         dry_run: write nothing.
@@ -158,7 +176,7 @@ def write_result(
         resumed=0,
         seconds=0.0,
         dry_run=dry_run,
-        load=dialect.how_to_load(str(folder)),
+        load=dialect.how_to_load(str(folder), model),
     )
     if dry_run:
         return result
@@ -186,4 +204,13 @@ def counted(total: int, report: Report | None) -> Progress:
     return add
 
 
-__all__ = ["Report", "Result", "check_apart", "content_of", "counted", "linear_modules", "write_result"]
+__all__ = [
+    "Report",
+    "Result",
+    "check_apart",
+    "content_of",
+    "counted",
+    "linear_modules",
+    "loading_class",
+    "write_result",
+]

@@ -176,8 +176,11 @@ class Resolver:
         return text in self._targets or (text in self._overrides and not self._overrides[text].keep)
 
     def _checkpoint_name(self, module: str) -> str:
+        known = self.view is not None and self.view.knows(module)
         for engine, checkpoint in self._renames:
-            if (renamed := rename(module, engine, checkpoint)) != module:
+            renamed = rename(module, engine, checkpoint)
+            # A name that takes several renames is half a name after one, which nobody knows.
+            if renamed != module and (not known or (self.view and self.view.knows(renamed))):
                 return renamed
         return module
 
