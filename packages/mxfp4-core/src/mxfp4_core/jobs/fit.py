@@ -14,7 +14,7 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.naming.facts import ModelFacts
-from mxfp4_core.naming.families import GatedActivation, gate_of
+from mxfp4_core.naming.families import gate_of
 from mxfp4_core.naming.view import ModelView
 from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names, module_of, parse_expert
 from mxfp4_core.parallel.shards import Shard
@@ -128,14 +128,14 @@ def _nbytes(problem: Problem, n: int, k: int) -> int:
     return mx_bytes((problem.experts, 2 * n, k)) + mx_bytes((problem.experts, k, n))
 
 
-def _gate(facts: ModelFacts, told: GatedActivation | None) -> Gate:
+def _gate(facts: ModelFacts, told: Gate | None) -> Gate:
     """Return the gate of the family's experts; a clamp that config.json states replaces that of the table."""
     if told is not None:
-        return Gate(told.alpha, told.limit, told.up_offset, told.interleaved)
+        return told
     known = gate_of(facts.model_type)
     if known is None:
         return SILU if facts.limit is None else replace(SILU, limit=facts.limit)
-    return Gate(known.alpha, known.limit and (facts.limit or known.limit), known.up_offset, known.interleaved)
+    return replace(known, limit=known.limit and (facts.limit or known.limit))
 
 
 def _problems(

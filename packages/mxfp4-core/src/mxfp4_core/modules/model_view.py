@@ -10,7 +10,6 @@ from torch import nn
 
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.modules.sites import Site, find_gate, find_sites, top_k_of
-from mxfp4_core.naming.families import GatedActivation
 from mxfp4_core.naming.view import Kind, ModelView, Parameter
 
 _ROUTER: Final = re.compile(r"Router|TopK|Mo[eE]Gate")
@@ -94,7 +93,7 @@ class _Describer:
             if site is not None and name in site.weights:
                 shape, k_first, refusal = site.weights[name], site.transposed, site.refusal
                 if kind == "experts" and not refusal:
-                    gate, top_k = _gate(module), _top_k(self._model, site)
+                    gate, top_k = find_gate(module), _top_k(self._model, site)
             elif kind in ("linear", "head", "router"):
                 k_first = isinstance(module, self._turned)
                 shape = (shape[1], shape[0]) if k_first else shape
@@ -133,13 +132,6 @@ class _Describer:
             return True
         experts, weight = self._blocks.get(path.rpartition(".")[0], 0), getattr(module, "weight", None)
         return experts > 1 and isinstance(weight, nn.Parameter) and weight.shape[0] == experts
-
-
-def _gate(module: nn.Module) -> GatedActivation | None:
-    gate = find_gate(module)
-    if gate is None:
-        return None
-    return GatedActivation(gate.alpha, gate.limit, gate.up_offset, gate.interleaved)
 
 
 def _top_k(model: nn.Module, site: Site) -> int:

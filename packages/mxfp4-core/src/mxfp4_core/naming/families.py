@@ -11,24 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from mxfp4_core.arithmetic.gate import GPT_OSS_SWIGLU, Gate
 from mxfp4_core.config.patterns import PatternSet
 
-
-@dataclass(frozen=True)
-class GatedActivation:
-    """The gated activation of a family's experts; see `mxfp4_core.backend.Gate` for what the numbers mean.
-
-    Attributes:
-        alpha: factor inside the sigmoid.
-        limit: clamp, None for no clamp.
-        up_offset: what is added to ``up``.
-        interleaved: rows of the gate-up weight are gate 0, up 0, gate 1, up 1, and so on.
-    """
-
-    alpha: float = 1.0
-    limit: float | None = None
-    up_offset: float = 0.0
-    interleaved: bool = False
+GatedActivation = Gate
+"""What this room calls it: see `mxfp4_core.backend.Gate`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,7 @@ class Family:
 
     types: frozenset[str]
     source: str
-    gate: GatedActivation | None = None
+    gate: Gate | None = None
     k_first_experts: bool = False
     k_first_always: bool = False
     k_first_linears: frozenset[str] = frozenset()
@@ -58,7 +45,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family(
         types=frozenset({"gpt_oss", "openai_privacy_filter"}),
         source="transformers 5.23, GptOssExperts: is_transposed, not is_concatenated, alpha and limit",
-        gate=GatedActivation(alpha=1.702, limit=7.0, up_offset=1.0, interleaved=True),
+        gate=GPT_OSS_SWIGLU,
         k_first_experts=True,
         k_first_always=True,
     ),
@@ -75,7 +62,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family(
         types=frozenset({"deepseek_v4"}),
         source="DeepSeek-V4 config.json, swiglu_limit; SGLang 0.5.23 fused_marlin_moe.py",
-        gate=GatedActivation(limit=10.0),
+        gate=Gate(limit=10.0),
     ),
     Family(
         types=frozenset({"deepseek_v3", "deepseek_v32", "deepseek_v4"}),
@@ -108,7 +95,7 @@ def rows(model_type: str) -> Iterator[Family]:
     return (row for row in FAMILIES if model_type in row.types)
 
 
-def gate_of(model_type: str) -> GatedActivation | None:
+def gate_of(model_type: str) -> Gate | None:
     """Return the gated activation of a model type's experts, or None where it is plain SiLU as far as we know."""
     return next((row.gate for row in rows(model_type) if row.gate is not None), None)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
+from mxfp4_core.arithmetic.gate import Gate
 from mxfp4_core.errors import ModelError
-from mxfp4_core.naming.families import GatedActivation
 from mxfp4_core.naming.vocabulary import module_of, parse_expert
 
 Kind = Literal["linear", "embedding", "head", "router", "experts", "norm", "convolution", "other"]
@@ -54,7 +54,7 @@ class Parameter:
     tied_to: str = ""
     keep: str = ""
     refusal: str = ""
-    gate: GatedActivation | None = None
+    gate: Gate | None = None
     top_k: int = 0
 
     def __post_init__(self) -> None:
