@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mxfp4_core import Mxfp4Config, dialects
+from mxfp4_core.arithmetic import Part
 from mxfp4_core.checkpoint.hashing import tensor_sha256
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.dialects.base import Entry
 from mxfp4_core.dialects.foreign import foreign_format
+from mxfp4_core.dialects.pairs import accepted
 from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import ConfigError, DialectError
@@ -360,3 +362,12 @@ def test_tied_heads_and_routers_are_named(save: Save, dense: dict[str, torch.Ten
     )
     described = open_checkpoint(source.parent / "target").config["quantization_config"]
     assert described["ignore"] == ["model.layers.0.mlp.gate", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [("uint8", ("U8", "F8_E8M0")), ("float16", ("F16",)), ("bfloat16", ("BF16",)), ("int8", ("I8",))],
+)
+def test_a_part_of_any_dtype_of_safetensors_has_a_word(dtype: str, words: tuple[str, ...]) -> None:
+    part = Part("scales", "_scale", dtype, getattr(torch, dtype).itemsize, 32)
+    assert accepted(part) == words

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mxfp4_core.arithmetic.format import E8M0_BIAS
+from mxfp4_core.arithmetic.format import E8M0_BIAS, E8M0_NAN
 from mxfp4_core.dialects.raw import Bytes, misfit
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
@@ -115,7 +115,7 @@ def _factors(scales: torch.Tensor) -> torch.Tensor:
         return scales.double()
     exponents = scales.view(torch.uint8).double()
     factors = torch.exp2(exponents - E8M0_BIAS)
-    return torch.where(exponents == 255, torch.nan, factors)
+    return torch.where(exponents == E8M0_NAN, torch.nan, factors)
 
 
 __all__ = ["Beside", "Widen"]

@@ -8,13 +8,14 @@ from typing import Any, NoReturn
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format, Part
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
+from mxfp4_core.checkpoint.reader import TORCH_DTYPES
 from mxfp4_core.dialects.base import Entry
 from mxfp4_core.dialects.foreign import named_like
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
 
-DTYPES = {"uint8": "U8", "float32": "F32", "float8_e4m3fn": "F8_E4M3"}
+DTYPES = {name: word for word, name in TORCH_DTYPES.items()}
 """Words of safetensors for the dtypes of parts."""
 
 # What else a file may call the same bytes: torch has dtypes of its own for both.
@@ -130,14 +131,14 @@ def check_parts(dialect: str, entry: Entry) -> None:
     """
     form = formats.get(entry.format)
     sizes = form.shapes(entry.shape)
-    want = {part.name: (DTYPES.get(part.dtype), sizes[part.name]) for part in form.parts}
+    want = {part.name: (DTYPES[part.dtype], sizes[part.name]) for part in form.parts}
     have = {key: (recipe.dtype, recipe.shape) for key, recipe in entry.parts.items()}
     if have != want:
         seen = f"{entry.weight!r} {list(entry.shape)} with {_told(have)}"
         contradiction(dialect, seen, f"format {form.name} has {_told(want)}")
 
 
-def _told(parts: Mapping[str, tuple[str | None, tuple[int, ...]]]) -> str:
+def _told(parts: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in parts.items())
 
 
