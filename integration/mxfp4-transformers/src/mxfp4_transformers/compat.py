@@ -1,8 +1,8 @@
 """The only module, beside `meta`, that touches what transformers changes between releases, or keeps to itself.
 
-Checked with 5.17.0 and 5.23.0. What differs between them, and what is done about it:
+Checked with 5.17.0 and 5.24.0. What differs between them, and what is done about it:
 
-* ``update_weight_conversions`` is called with the model in 5.23 only: the quantizer remembers the model.
+* ``update_weight_conversions`` is called with the model since 5.23: the quantizer remembers the model.
 * 5.17 casts a tensor from the checkpoint to the dtype of the placeholder before it is quantised: placeholders
   have the dtype of the model (`mxfp4_core.modules.hold_place`).
 * 5.17 ends no pattern at a name boundary, so ``w1.weight`` also matches ``w1.weight_scale``: ``bounded`` does.

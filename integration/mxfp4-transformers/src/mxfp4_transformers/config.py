@@ -22,7 +22,8 @@ METHOD = NATIVE.name
 class Mxfp4CoreConfig(QuantizationConfigMixin):
     """What to quantise while a model loads, and how; every field of `mxfp4_core.config.Mxfp4Config` is a keyword.
 
-    With a checkpoint that is quantised already, only ``backend`` and ``fallback`` may differ from what it says.
+    With a checkpoint that is quantised already, only what belongs to the machine (``backend``, ``fallback``,
+    ``backend_options``, ``refused``) may differ from what it says.
 
     Args:
         core: a config of the core, instead of keywords.

@@ -6,7 +6,7 @@ from typing import overload
 
 import torch
 
-from mxfp4_core.arithmetic.fast.decode import check_pair, target
+from mxfp4_core.arithmetic.fast.decode import check_pair, room_for
 from mxfp4_core.arithmetic.fast.decode import dequantize as _decode
 from mxfp4_core.arithmetic.formats.mxfp4 import CODES, MXFP4, SCALES
 from mxfp4_core.arithmetic.tensor import MxTensor
@@ -80,7 +80,7 @@ def dequantize(
     if codes.format is MXFP4 and codes.shape == codes.physical_shape:
         return _decode(codes.parts["codes"], codes.parts["scales"], dtype, out=out, threads=threads)
     values = codes.dequantize(dtype)
-    return values if out is None else target(tuple(codes.shape), dtype, codes.device, out).copy_(values)
+    return values if out is None else room_for(tuple(codes.shape), dtype, codes.device, out).copy_(values)
 
 
 __all__ = ["check_pair", "dequantize"]

@@ -110,8 +110,7 @@ def quantize_into(
 
     Raises:
         FormatError, ShapeError, NonFiniteError, ConfigError: as for :func:`mxfp4_core.quantize`, and for outputs that
-            do not fit.
-            After a NonFiniteError the outputs hold unspecified bytes.
+            do not fit. After a NonFiniteError the outputs hold unspecified bytes.
     """
     form = MXFP4 if format == "mxfp4" else get(format)
     if isinstance(codes, Mapping):

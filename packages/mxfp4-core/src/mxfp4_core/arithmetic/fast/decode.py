@@ -30,7 +30,7 @@ def dequantize(
     """Return the values of ``mxfp4``; arguments as for :func:`mxfp4_core.dequantize`."""
     check_pair(codes, scales, "codes and scales")
     shape = (*codes.shape[:-1], codes.shape[-1] * 2)
-    out = target(shape, dtype, codes.device, out)
+    out = room_for(shape, dtype, codes.device, out)
     kernels = cpu_kernels() if codes.device.type == "cpu" else None
     if dtype is torch.float64:  # wider than what the fast paths build: bytes 253 and 254 stay finite
         out.copy_(reference.dequantize(codes, scales))
@@ -78,7 +78,7 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def target(
+def room_for(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, out: torch.Tensor | None
 ) -> torch.Tensor:
     """Return ``out`` if values can be written there, or new memory."""
@@ -158,4 +158,4 @@ def check_pair(codes: torch.Tensor, scales: torch.Tensor, name: str) -> None:
         )
 
 
-__all__ = ["check_dtype", "check_pair", "dequantize", "dequantize_dual", "dequantize_e4m3", "target"]
+__all__ = ["check_dtype", "check_pair", "dequantize", "dequantize_dual", "dequantize_e4m3", "room_for"]
