@@ -11,9 +11,8 @@ import threading
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
-import mxfp4_transformers
+from mxfp4_transformers import from_pretrained
 
 
 def anonymous() -> int:
@@ -40,11 +39,10 @@ class Watch(threading.Thread):
 def main(warm_up: str, path: str) -> None:
     """Load a small model first, so that imports and compiled kernels do not count."""
     torch.set_num_threads(1)
-    config = mxfp4_transformers.Mxfp4Config()
-    AutoModelForCausalLM.from_pretrained(warm_up, quantization_config=config)
+    from_pretrained(warm_up)
     watch = Watch()
     watch.start()
-    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=config)
+    model = from_pretrained(path)
     watch.done.set()
     watch.join()
     result = sum(tensor.nbytes for tensor in model.state_dict().values())
