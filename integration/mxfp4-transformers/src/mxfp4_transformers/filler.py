@@ -15,7 +15,7 @@ from mxfp4_core.modules import Weight
 from mxfp4_transformers.compose import Composed
 from mxfp4_transformers.targets import Targets
 
-_PIECE = 2 << 20  # bytes that are read at a time; joins hold them twice
+_PIECE = 1 << 20  # bytes that are read at a time; joins hold them twice
 
 
 @dataclass
