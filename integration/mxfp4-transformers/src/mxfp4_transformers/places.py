@@ -71,7 +71,8 @@ def _of_weight(model: Any, name: str, weight: Weight) -> dict[str, Place]:
     for source, index in {**revert_weight_conversion(model, {name: turned}), name: turned}.items():
         k_first = index.shape[-2] == 1 and (n > 1 or weight.transposed)
         shape = (*index.shape[:-2], k, index.shape[-1]) if k_first else (*index.shape[:-1], k)
-        found[source] = Place(name, _region(index, n, k), None, tuple(shape), k_first)
+        if (region := _region(index, n, k)) is not None:  # else it has no place that a target could take
+            found[source] = Place(name, region, None, tuple(shape), k_first)
     return found
 
 
