@@ -105,14 +105,13 @@ def _kept(model: nn.Module) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for path, module in model.named_modules():
         if isinstance(module, Mxfp4Module):
-            names = {module._bias_name(name) for name in module.matrices.values()}
-            own = {name: module._buffers[name] for name in names}
+            own = module.named_biases
         else:
             own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-            own |= {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+            volatile = module._non_persistent_buffers_set
+            own |= {k: v for k, v in module.named_buffers(recurse=False) if k not in volatile}
         for name, tensor in own.items():
-            if tensor is not None:
-                found[f"{path}.{name}".lstrip(".")] = tensor.detach()
+            found[f"{path}.{name}".lstrip(".")] = tensor.detach()
     return found
 
 

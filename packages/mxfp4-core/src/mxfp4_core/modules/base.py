@@ -214,7 +214,6 @@ class Mxfp4Module(WeightBuffers):
             write(cast(Tensor, self._buffers[name]), cast(Tensor, new[name]))
 
     def _snapshot(self, backend: Backend) -> Snapshot:
-        biases = {self._bias_name(self.matrices[matrix]): bias for matrix, bias in self.biases.items()}
         return Snapshot(
             backend=backend,
             problem=self.problem,
@@ -222,7 +221,7 @@ class Mxfp4Module(WeightBuffers):
             packed=dict(self._packed),
             buffers=dict(self._buffers),
             volatile=frozenset(self._non_persistent_buffers_set),
-            biases={name: bias.clone() for name, bias in biases.items()},
+            biases={name: bias.clone() for name, bias in self.named_biases.items()},
             device=self.where,
         )
 

@@ -69,6 +69,11 @@ class WeightBuffers(nn.Module):
         found = {matrix: self._buffers[self._bias_name(name)] for matrix, name in self.matrices.items()}
         return {matrix: bias for matrix, bias in found.items() if bias is not None}
 
+    @property
+    def named_biases(self) -> dict[str, Tensor]:
+        """The biases by the name of their buffer."""
+        return {self._bias_name(self.matrices[matrix]): bias for matrix, bias in self.biases.items()}
+
     def canonical(self, matrix: Matrix) -> MxTensor:
         """Return one weight as canonical bytes; of a packed weight it is a copy."""
         if self.backend is not None and matrix in self._packed and self._held(matrix) is None:
