@@ -16,6 +16,7 @@ from mxfp4_core.jobs import FLOATS
 from mxfp4_core.modules import ModelPlan, Stored, Weight, plan_stored
 from mxfp4_transformers import converters
 from mxfp4_transformers.config import Mxfp4CoreConfig
+from mxfp4_transformers.messages import some
 from mxfp4_transformers.view import view_of
 
 _PLAIN = "mxfp4"
@@ -77,7 +78,7 @@ def _check_pairs(headers: Mapping[str, TensorInfo]) -> None:
     if lost:
         raise LoadError(
             "the checkpoint is incomplete",
-            seen=f"missing: {', '.join(lost[:5])}" + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+            seen=f"missing: {some(lost)}",
             rule="every tensor of codes has its scales, and every tensor of scales its codes",
             fix="write or download the checkpoint again",
         )
@@ -129,7 +130,7 @@ def check_biases(model: Any, plan: ModelPlan, names: Collection[str]) -> None:
     if lost:
         raise LoadError(
             "the checkpoint lacks biases of quantised modules",
-            seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+            seen=some(lost),
             rule="a bias is read from the checkpoint, never left to what was in memory",
             fix="complete the checkpoint, or use the config.json that belongs to it",
         )
@@ -153,7 +154,7 @@ def sources(
     if headers and (lost := [name for name in weights if name not in found]):
         raise LoadError(
             "the checkpoint lacks weights that are to be quantised",
-            seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+            seen=some(lost),
             rule="a weight is quantised from the checkpoint, never from random numbers",
             fix="complete the checkpoint, or keep these names with ignore",
         )

@@ -33,6 +33,7 @@ from mxfp4_core.modules import (
 from mxfp4_transformers import compat, converters
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.feed import Feed
+from mxfp4_transformers.messages import some
 from mxfp4_transformers.ops import Converter, Direct, FillOp, QuantizeOp
 from mxfp4_transformers.packer import Packer
 from mxfp4_transformers.plan import check_biases, plan_reload, sources
@@ -83,7 +84,7 @@ class Mxfp4Quantizer(HfQuantizer):
             # accelerate would move MXFP4 weights, which are buffers, to the accelerator for good.
             raise ConfigError(
                 "device_map offloads modules",
-                seen=", ".join(away[:5]) + (f" and {len(away) - 5} more" if len(away) > 5 else ""),
+                seen=some(away),
                 rule="MXFP4 weights stay where they compute",
                 fix="use more devices or a smaller model; MXFP4 takes about a quarter of BF16",
             )

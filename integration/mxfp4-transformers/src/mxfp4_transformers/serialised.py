@@ -35,6 +35,7 @@ from mxfp4_transformers import converters
 from mxfp4_transformers.compose import Composed, compose
 from mxfp4_transformers.filler import Filler
 from mxfp4_transformers.folder import Folder, Marker
+from mxfp4_transformers.messages import some
 from mxfp4_transformers.ops import Placed
 from mxfp4_transformers.targets import Targets
 from mxfp4_transformers.view import view_of
@@ -182,7 +183,7 @@ class Serialised:
         if lost:
             raise LoadError(
                 f"{len(lost)} quantised weights have no place in {type(model).__name__}",
-                seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+                seen=some(lost),
                 rule="a quantised weight of the checkpoint becomes a weight of the model",
                 fix="use the class of model and the config.json that belong to the checkpoint",
             )
@@ -220,7 +221,7 @@ class Serialised:
         if lost:
             raise LoadError(
                 "the checkpoint lacks weights of the model",
-                seen=", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""),
+                seen=some(lost),
                 rule="every linear and every expert is in the checkpoint, quantised or not",
                 fix="complete the checkpoint; a shard may be missing",
             )
