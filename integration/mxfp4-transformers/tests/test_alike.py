@@ -67,12 +67,28 @@ def test_what_splits_is_refused_by_both(folders: dict[str, Path], pattern: str) 
         load(folders["mixtral"], "mixtral", {"ignore": [pattern]})
 
 
-def test_what_the_library_cannot_hold_is_said_by_both(folders: dict[str, Path]) -> None:
+def test_what_the_library_cannot_hold_is_said_by_both(folders: dict[str, Path], tmp_path: Path) -> None:
     plan = plan_checkpoint(folders["gpt2"])
     assert any("cannot compute with" in note and "Conv1D" in note for note in plan.notes)
     assert all(".attn.c_" in row.name or ".mlp.c_" in row.name for row in plan.quantized)
     with pytest.raises(ConfigError, match="Conv1D"):
         load(folders["gpt2"], "gpt2", {})
+    result = quantize_checkpoint(folders["gpt2"], tmp_path / "q")
+    assert result.load == "" and any("Conv1D" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt_oss", "t5"])
+def test_the_line_that_loads_a_result_works(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    load_it = quantize_checkpoint(folders[name], tmp_path / "q").load
+    *imports, call = load_it.partition("  #")[0].split("; ")
+    space: dict[str, Any] = {}
+    exec("; ".join(imports), space)
+    model = eval(call, space)
+    assert type(model).__name__ in call
+    ids = torch.arange(3, 9)[None]
+    given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    assert model(ids, **given).logits.isfinite().all()
 
 
 def test_large_weights_that_are_no_linears_are_noted(folders: dict[str, Path]) -> None:

@@ -95,7 +95,12 @@ def print_result(result: Result, *, as_json: bool) -> None:
         return
     resumed = f", {result.resumed} file(s) were there from an earlier run" if result.resumed else ""
     typer.echo(f"{result.seconds:.1f} s{resumed}")
-    typer.echo(f"wrote {result.path} - load it with: {result.load}")
+    how = (
+        f"load it with: {result.load}"
+        if result.load
+        else "the library of the model cannot load it: see the notes"
+    )
+    typer.echo(f"wrote {result.path} - {how}")
 
 
 __all__ = ["print_result", "progress_bar", "shard_bytes"]

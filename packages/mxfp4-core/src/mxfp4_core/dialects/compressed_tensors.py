@@ -65,14 +65,14 @@ class CompressedTensorsDialect(Dialect):
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load through transformers' own integration, which needs the package compressed-tensors.
 
-        Its linears have no ``weight``, which models such as T5 ask for: what is no causal language model is loaded
-        through the adapter of this project.
+        Its linears have no ``weight``, which the code of T5, Mamba and others asks for: what is no causal language
+        model is loaded through the adapter of this project, and any other can be.
         """
-        if model.endswith("ForCausalLM"):
-            call = f"transformers.{model}.from_pretrained({path!r})"
-            return f"import transformers; {call}  # pip install compressed-tensors"
-        call = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
-        return f"import mxfp4_transformers, transformers; {call}"
+        own = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
+        if not model.endswith("ForCausalLM"):
+            return f"import mxfp4_transformers, transformers; {own}"
+        call = f"import transformers; transformers.{model}.from_pretrained({path!r})"
+        return f"{call}  # pip install compressed-tensors; or: {own}"
 
     def describe(self, description: Description) -> dict[str, Any]:
         """Write the scheme MXFP4A16, MXFP4 or MXFP4xFP8, by the activation mode.

@@ -32,6 +32,11 @@ def describe_checkpoint(checkpoint: Checkpoint, models: str) -> Described:
     return describe(checkpoint.config, headers, models)
 
 
+def is_refused(view: ModelView | None, quantized: Iterable[str]) -> bool:
+    """Say whether the library that owns the model cannot compute with one of these tensors as MXFP4."""
+    return view is not None and any(each.refusal for name in quantized for each in view.find(name))
+
+
 def notes_of(checkpoint: Checkpoint, view: ModelView | None, quantized: Iterable[str]) -> tuple[str, ...]:
     """Return what a reader of a plan should know though nothing stands against it.
 
@@ -76,4 +81,4 @@ def _large_others(checkpoint: Checkpoint, view: ModelView | None) -> list[str]:
     ]
 
 
-__all__ = ["describe_checkpoint", "notes_of"]
+__all__ = ["describe_checkpoint", "is_refused", "notes_of"]

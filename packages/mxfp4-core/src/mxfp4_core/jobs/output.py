@@ -43,7 +43,7 @@ class Result:
         resumed: weight files that an earlier run had finished.
         seconds: time that it took; 0 for a dry run.
         dry_run: whether nothing was written.
-        load: how the result is loaded.
+        load: how the result is loaded; empty where the library of the model cannot compute with it.
         kinds: who said what the weights are, in words; empty where nothing was decided.
         notes: what a reader should know though nothing is wrong.
         why: why this dialect.
@@ -153,7 +153,7 @@ def write_result(
         content: what it consists of.
         dialect: how its weights are stored.
         quantized: weights that are MXFP4 in it.
-        model: class of transformers that loads it.
+        model: class of transformers that loads it; empty if none does.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the folder, and discard what another run left there.
         dry_run: write nothing.
@@ -176,7 +176,7 @@ def write_result(
         resumed=0,
         seconds=0.0,
         dry_run=dry_run,
-        load=dialect.how_to_load(str(folder), model),
+        load=dialect.how_to_load(str(folder), model) if model else "",
     )
     if dry_run:
         return result

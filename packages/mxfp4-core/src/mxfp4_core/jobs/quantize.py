@@ -16,7 +16,7 @@ from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
 from mxfp4_core.errors import ConfigError, FormatError
-from mxfp4_core.jobs.described import describe_checkpoint, notes_of
+from mxfp4_core.jobs.described import describe_checkpoint, is_refused, notes_of
 from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, loading_class, write_result
 from mxfp4_core.jobs.planned import chosen, description, planned, stored_as
@@ -92,7 +92,7 @@ def quantize_checkpoint(
         content,
         dialect,
         len(entries),
-        model=loading_class(checkpoint.config, known.view),
+        model="" if is_refused(known.view, weights) else loading_class(checkpoint.config, known.view),
         max_shard_bytes=max_shard_bytes,
         force=force,
         dry_run=dry_run,
