@@ -46,7 +46,8 @@ def test_quantize_convert_verify(run: Run, source: Path) -> None:
     assert "7 weights in MXFP4, 5 tensors unchanged, profile floor/even" in out
     last = out.strip().splitlines()[-1]
     assert last == (
-        f"wrote {native} - load it with: import mxfp4_transformers; AutoModelForCausalLM.from_pretrained('{native}')"
+        f"wrote {native} - load it with: import mxfp4_transformers, transformers; "
+        f"transformers.AutoModelForCausalLM.from_pretrained('{native}')"
     )
     code, out, err = run("convert", native, quark, "--to", "quark")
     assert code == 0, err
