@@ -57,8 +57,9 @@ def agreed(folder: Folder, asked: CoreConfig) -> CoreConfig:
 
 def _own(folder: Folder) -> CoreConfig:
     contents = folder.contents
-    if settings := getattr(folder.dialect, "settings", None):
-        return CoreConfig.from_dict(settings(folder.checkpoint.config["quantization_config"]))
+    settings = folder.dialect.settings(folder.checkpoint.config.get("quantization_config") or {})
+    if settings is not None:
+        return CoreConfig.from_dict(settings)
     rule, pair, ties = contents.profile.partition("/")
     named = {"profile": contents.profile} if contents.profile else {}
     return CoreConfig.from_dict(

@@ -196,6 +196,10 @@ class Dialect(ABC):
             model: class of transformers that loads the model.
         """
 
+    def settings(self, quantization_config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what `Mxfp4Config.from_dict` takes, where the file holds all of it; None where it does not."""
+        return None
+
     def documents(self, description: Description) -> dict[str, dict[str, Any]]:
         """Return the JSON documents of a checkpoint by file name: ``config.json`` and what stands beside it.
 

@@ -138,8 +138,7 @@ class NativeDialect(Dialect):
         except FormatError as error:
             contradiction(self.name, f"weights_format = {name!r}: {error.seen}", error.rule)
 
-    @staticmethod
-    def settings(quantization_config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, quantization_config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of ``quantization_config`` that `Mxfp4Config.from_dict` takes."""
         return {
             key: value for key, value in quantization_config.items() if key not in ("quant_method", *_FACTS)

@@ -16,7 +16,6 @@ from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Contents, Description, Dialect
 from mxfp4_core.dialects.default import AUTO, default_for
-from mxfp4_core.dialects.native import NATIVE
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
 from mxfp4_core.jobs.opened import open_quantized
@@ -110,8 +109,8 @@ def convert_checkpoint(
 def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) -> tuple[Mxfp4Config, str]:
     """Return the config that describes a quantised checkpoint, and the profile of its codes ("" if unknown).
 
-    The manifest says both, if it belongs to these files. Otherwise the native dialect says both; for other
-    dialects the config is made so that it decides about every name as the file does.
+    The manifest says both, if it belongs to these files. Otherwise a dialect that stores the whole config says it; for
+    others the config is made so that it decides about every name as the file does.
 
     Raises:
         ConfigError: settings in the file that are not valid.
@@ -119,9 +118,9 @@ def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) ->
     manifest = read_manifest(checkpoint.path) if checkpoint.path.is_dir() else None
     if manifest is not None and manifest.dialect == dialect.name and _describes(manifest, checkpoint):
         return Mxfp4Config.from_dict(manifest.config), manifest.profile
-    if dialect is NATIVE:
-        described = checkpoint.config["quantization_config"]
-        return Mxfp4Config.from_dict(NATIVE.settings(described)), contents.profile
+    settings = dialect.settings(checkpoint.config.get("quantization_config") or {})
+    if settings is not None:
+        return Mxfp4Config.from_dict(settings), contents.profile
     return _derived_config(checkpoint, dialect, contents), contents.profile
 
 
