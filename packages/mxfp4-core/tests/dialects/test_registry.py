@@ -147,6 +147,19 @@ def test_two_packages_of_one_name(save: Save, install: Callable[..., None]) -> N
     assert "more than one distribution registers the name 'quark'" in caught.value.seen
 
 
+def test_a_checkpoint_of_a_dialect_that_two_packages_provide(
+    save: Save, install: Callable[..., None]
+) -> None:
+    install("quark", Toy())
+    with pytest.raises(DialectError, match="cannot read") as caught:
+        dialects.read(open_checkpoint(save(PAIR, config={"quantization_config": {"quant_method": "quark"}})))
+    assert "quark cannot be used: more than one distribution" in caught.value.seen
+    assert "quark" not in caught.value.rule
+    assert caught.value.fix.startswith(
+        "if it is of quark: uninstall all but one of them; use the checkpoint in high"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "seen"),
     [

@@ -98,15 +98,15 @@ def detect(checkpoint: Checkpoint) -> Dialect | None:
         return None
     name, reason, dialect = found
     if dialect is None:
-        broken = {key: _load(plugin) for key, plugin in plugins(DIALECTS).items()}
-        dead = [
-            f"{key} cannot be used: {one.reason}" for key, one in broken.items() if isinstance(one, Broken)
-        ]
+        loaded = {key: _load(plugin) for key, plugin in plugins(DIALECTS).items()}
+        broken = {key: one for key, one in loaded.items() if isinstance(one, Broken)}
+        dead = [f"{key} cannot be used: {one.reason}" for key, one in broken.items()]
+        fixes = [f"if it is of {key}: {one.fix}" for key, one in broken.items()]
         raise DialectError(
             f"cannot read the quantised weights of {checkpoint.path}",
             seen="; ".join([f"{name} ({reason})", *dead]),
-            rule=f"dialects that are read: {', '.join(names())}",
-            fix="use the checkpoint in high precision from which this one was made",
+            rule=f"dialects that are read: {', '.join(key for key in names() if key not in broken)}",
+            fix="; ".join([*fixes, "use the checkpoint in high precision from which this one was made"]),
         )
     return dialect
 
