@@ -14,7 +14,7 @@ from mxfp4_core import _plugins, dialects, quantize, select_backend
 from mxfp4_core.arithmetic import Part, get_format, resolve
 from mxfp4_core.arithmetic.formats.mxfp4 import Mxfp4
 from mxfp4_core.backend import Problem, registry
-from mxfp4_core.errors import FormatError, Mxfp4Error
+from mxfp4_core.errors import ConfigError, FormatError, Mxfp4Error
 from mxfp4_core.naming import load_provider, providers
 
 Install = Callable[..., None]
@@ -78,6 +78,13 @@ def test_two_packages_that_register_one_name(install: Install, group: str) -> No
     said = str(refused(group))
     assert "more than one distribution registers the name 'twin'" in said
     assert "first_package:made" in said and "second_package:made" in said
+
+
+def test_a_profile_that_takes_the_name_of_one_of_ours(install: Install) -> None:
+    install("mxfp4.profiles", "quark", "other_package:made")
+    with pytest.raises(ConfigError, match="other_package:made registers the same name"):
+        resolve("quark")
+    assert resolve("gguf").name == "gguf"
 
 
 @pytest.mark.parametrize("group", GROUPS)

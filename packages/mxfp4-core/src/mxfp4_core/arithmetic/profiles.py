@@ -32,11 +32,10 @@ def resolve(profile: str | None = None, *, rule: str | None = None, ties: str | 
         ties: ``even``, ``away`` or ``zero``; ``even`` if not given.
 
     Raises:
-        ConfigError: unknown names, or a profile together with a rule or ties.
+        ConfigError: unknown names, names that two packages claim, or a profile together with a rule or ties.
     """
-    other = profile is not None and profile not in _BY_NAME and profile in plugins(PROFILES)
-    if other and rule is None and ties is None:
-        return _installed(str(profile))
+    if profile is not None and rule is None and ties is None and profile in plugins(PROFILES):
+        return _installed(profile)
     return _resolve(profile, rule, ties)
 
 
@@ -72,6 +71,13 @@ def _resolve(profile: str | None, rule: str | None, ties: str | None) -> Profile
 
 def _installed(name: str) -> Profile:
     plugin = plugins(PROFILES)[name]
+    if name in _BY_NAME:
+        raise ConfigError(
+            f"profile {name!r} is not one thing",
+            seen=f"the core has it, and {plugin.distribution} registers the same name",
+            rule="a profile has one meaning: its name stands for bytes",
+            fix=plugin.advice,
+        )
     found = plugin.object()
     if isinstance(found, Broken):
         raise ConfigError(
