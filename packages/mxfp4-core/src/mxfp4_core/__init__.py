@@ -5,9 +5,11 @@ Nothing is imported until it is used: ``import mxfp4_core`` costs nothing, and w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mxfp4_core._exports import exports
+
+TYPE_CHECKING = (
+    False  # a type checker knows better; importing typing would cost most of the time of this import
+)
 
 # A module must not share the name of a public function: importing it would put the module in the function's place.
 if TYPE_CHECKING:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from mxfp4_core._plugins import Broken, plugins
+from collections.abc import Mapping
+
+from mxfp4_core._plugins import Broken, Plugin, plugins
 from mxfp4_core.arithmetic.formats.base import GROUP, Format
 from mxfp4_core.errors import FormatError
+
+_FOUND: dict[str, tuple[Mapping[str, Plugin], Format]] = {}
+"""What was found, with the list of plug-ins that it was found in: a new list is looked through again."""
 
 
 def formats() -> tuple[str, ...]:
@@ -18,7 +23,17 @@ def get(name: str) -> Format:
     Raises:
         FormatError: no such format, or the package that provides it is broken.
     """
-    plugin = plugins(GROUP).get(name)
+    listed = plugins(GROUP)
+    made_from, found = _FOUND.get(name, (None, None))
+    if found is not None and made_from is listed:  # operators ask in every call
+        return found
+    found = _load(name, listed)
+    _FOUND[name] = (listed, found)
+    return found
+
+
+def _load(name: str, listed: Mapping[str, Plugin]) -> Format:
+    plugin = listed.get(name)
     if plugin is None:
         raise FormatError(
             f"format {name!r} is not known",

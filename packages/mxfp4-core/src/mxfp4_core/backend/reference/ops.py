@@ -24,15 +24,24 @@ from mxfp4_core.errors import BackendError, ShapeError
 def _matmul(x: Tensor, weight: list[Tensor], bias: Tensor | None, format: Format) -> Tensor:
     """Return float32 ``x @ weight.T + bias`` for float32 x, widening a slice of rows at a time."""
     step, rows = slice_rows(x.shape[1]), weight[0].shape[0]
-    out = x.new_empty((x.shape[0], rows))
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        slices = {
-            each.name: each.of_bytes(tensor if each.operand == "input" else tensor[part])
-            for each, tensor in zip(format.parts, weight, strict=True)
-        }
-        out[:, part] = x @ format.dequantize(slices, torch.float32).T
+    if rows <= step:  # a small weight is one slice, and its call should cost little more than the product
+        out = x @ _widened(weight, format).T
+    else:
+        out = x.new_empty((x.shape[0], rows))
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            slices = [
+                tensor if each.operand == "input" else tensor[part]
+                for each, tensor in zip(format.parts, weight, strict=True)
+            ]
+            out[:, part] = x @ _widened(slices, format).T
     return out if bias is None else out.add_(bias.to(torch.float32))
+
+
+def _widened(weight: list[Tensor], format: Format) -> Tensor:
+    """Return the values of a weight, or of a slice of its rows, in float32."""
+    parts = {each.name: each.of_bytes(tensor) for each, tensor in zip(format.parts, weight, strict=True)}
+    return format.dequantize(parts, torch.float32)
 
 
 def _scale(weight: list[Tensor], format: Format) -> Tensor | None:
