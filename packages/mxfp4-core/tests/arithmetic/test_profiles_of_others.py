@@ -65,8 +65,11 @@ def test_a_near_miss_knows_it(install: Callable[..., None]) -> None:
 
 
 def test_a_peer_is_never_replaced(install: Callable[..., None]) -> None:
+    before = profiles()["quark"]
     install(quark=replace(OWN, name="quark"))
-    assert resolve("quark") is profiles()["quark"]
+    assert profiles()["quark"] is before
+    with pytest.raises(ConfigError, match="registers the same name"):
+        resolve("quark")
 
 
 @pytest.mark.parametrize(
