@@ -47,3 +47,4 @@ def test_the_suite_captures_graphs() -> None:
     suite.test_module_cuda_graph(Capturable(), gpu, device, "linear")
     with pytest.raises(RuntimeError, match="captur"):
         suite.test_module_cuda_graph(Synchronising(), gpu, device, "linear")
+    torch.rand(1, device=device)  # the capture that failed left the device's generator as it found it

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,22 @@ def inputs(problem: Problem, device: torch.device, m: int = 9) -> tuple[Tensor, 
         return (x,)
     ids, weights = random_routes(m, problem.experts, problem.top_k)
     return x, ids.to(device), weights.to(device)
+
+
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Capture into a graph; where that fails, the device's random generator can be used as before.
+
+    ``torch.cuda.graph`` leaves the generator in the state of capture when the capture was broken off, and every later
+    test in the process that draws a random number would fail for it (``CUDAGraph::capture_end``).
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    try:
+        with torch.cuda.graph(graph):
+            yield
+    except BaseException:
+        generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+        raise
 
 
 class _Recorder(TorchDispatchMode):
@@ -246,7 +264,7 @@ class ModuleSuite(Fixtures):
                 module(*arguments)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with _capture(graph):
                 out = module(*arguments)
             for static, new in zip(arguments, fresh, strict=True):
                 static.copy_(new)
