@@ -29,7 +29,7 @@ nox.options.error_on_missing_interpreters = True
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 TORCH = "torch==2.13.0"
-OPTIONAL = ("compressed-tensors", "gguf", "pytest-cov")  # of the group "test": tests do without
+OPTIONAL = ("compressed-tensors", "gguf", "pytest-cov", "triton")  # tests do without
 EXTRAS = ("cpu", "cli")  # of the members: what their users install, and the tests need
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -139,7 +139,8 @@ def setup(session: nox.Session) -> None:
     install_torch(session)
     # All members in one command: alone, one of them would fetch its siblings by name from the package index.
     members = [argument for path in linked.members() for argument in ("-e", with_extras(path))]
-    session.install(*members, *group("types", "test", "docs"), TORCH)
+    beside_torch = () if shutil.which("nvidia-smi") else group("triton")
+    session.install(*members, *group("types", "test", "docs"), *beside_torch, TORCH)
     stamp.write_text(digest)
 
 
@@ -202,13 +203,15 @@ def bench(session: nox.Session) -> None:
 
 def check_needs(session: nox.Session) -> None:
     """Stop where a package that the tests need is not installed, and name all of them."""
-    texts = group("test")
+    texts = group("test", "triton")
     for member in linked.members():
         texts += tuple(nox.project.load_toml(member / "pyproject.toml")["project"]["dependencies"])
         texts += tuple(text for needs in extras(member).values() for text in needs)
     absent = []
     for text in texts:
         requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
         try:
             found = None if requirement.name.startswith("mxfp4-") else version(requirement.name)
         except PackageNotFoundError:
