@@ -18,3 +18,13 @@ class TestEmulated(BackendConformance):
     @pytest.fixture
     def backend(self) -> Backend:
         return EmulatedBackend()
+
+
+class TestQuantising(BackendConformance):
+    """A kernel that multiplies quantised activations and nothing else."""
+
+    backend_name = "emulated"
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return EmulatedBackend(quantises=True)

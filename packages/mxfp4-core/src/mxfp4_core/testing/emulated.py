@@ -140,6 +140,9 @@ class EmulatedBackend(Backend):
     """The emulated device, on any torch device that the tensors are on.
 
     It has one option, ``tile``: ``auto`` (by the number of rows) or ``narrow`` (always 48 rows).
+
+    Args:
+        quantises: whether it multiplies quantised activations only, as a kernel does that knows no others.
     """
 
     name = "emulated"
@@ -156,8 +159,13 @@ class EmulatedBackend(Backend):
     )
     automatic_on: frozenset[str] = frozenset()
 
+    def __init__(self, *, quantises: bool = False) -> None:
+        self.quantises = quantises
+
     def supports(self, problem: Problem) -> Verdict:
         """Refuse a single column tile of many experts, so that a refusal by shape is tested too."""
+        if self.quantises and problem.activation == "none":
+            return No("activations in high precision: the device multiplies FP4", "ask for activation='auto'")
         if problem.experts > 4096:
             return No(f"{problem.experts} experts, at most 4096", "use expert parallelism")
         numerics = self.numerics

@@ -71,7 +71,19 @@ class Fixtures:
 def ordinary(backend: Backend, device: Device, op: str | None = None) -> Problem:
     """Return an ordinary problem of ``op``, or of the first op that the backend offers."""
     chosen = op or next(name for name in ORDINARY if name in backend.features)
-    return Problem(op=chosen, device=device, **ORDINARY[chosen])  # type: ignore[arg-type]  # chosen is an Op
+    sizes = ORDINARY[chosen]
+    return posed(backend, Problem(op=chosen, device=device, **sizes))  # type: ignore[arg-type]  # chosen is an Op
+
+
+def posed(backend: Backend, problem: Problem) -> Problem:
+    """Return a problem as the backend can take it: a kernel that always quantises x is asked with ``auto``.
+
+    Where the backend takes x in high precision, and where it refuses both, the problem stays as it is.
+    """
+    if problem.op == "quantize" or not isinstance(verdict(backend, problem), No):
+        return problem
+    left = replace(problem, activation="auto")
+    return problem if isinstance(verdict(backend, left), No) else left
 
 
 def asking_for(problem: Problem, word: str) -> Problem:

@@ -114,7 +114,7 @@ def _factor(weight: MxTensor, k: int) -> Tensor:
 
 
 def linear(
-    x: Tensor, weight: MxTensor, bias: Tensor | None, numerics: Numerics, activation: str = "none"
+    x: Tensor, weight: MxTensor, bias: Tensor | None, numerics: Numerics, activation: str = ""
 ) -> Answer:
     """Answer ``x @ weight.T + bias``.
 
@@ -123,12 +123,13 @@ def linear(
         weight: canonical [n, k], of any format; with a multiplier of the input, x is multiplied by it first.
         bias: [n] or None.
         numerics: of the backend for the problem.
-        activation: how x is quantised; ``none`` also where x was quantised and widened already.
+        activation: how x is quantised, empty for what the numerics say; ``none`` where x was quantised and widened
+            already.
 
     Returns:
         [m, n], rounded to the dtype of x.
     """
-    inputs = _Inputs(weight, numerics, activation, x.dtype)
+    inputs = _Inputs(weight, numerics, activation or numerics.activation or "none", x.dtype)
     return _matmul(inputs.first(x, weight), _wide(weight), bias, inputs.product_error).rounded(x.dtype)
 
 

@@ -109,7 +109,7 @@ class ActivationSuite(Fixtures):
         packed = calls.pack(
             backend, problem, weight.to(device), None if values is None else values.to(device)
         )
-        answer = judge.linear(rounded(x, numerics), weight, values, numerics).rounded(x.dtype)
+        answer = judge.linear(rounded(x, numerics), weight, values, numerics, "none").rounded(x.dtype)
         for m in (33, 1, 300):
             got = calls.linear(backend, x[:m].to(device), packed, problem)
             judge.Answer(answer.value[:m], answer.bound[:m]).check(got, f"m={m}")
@@ -127,7 +127,7 @@ class ActivationSuite(Fixtures):
         x[4, 77] = value
         got = calls.linear(backend, x.to(device), calls.pack(backend, problem, weight.to(device)), problem)
         assert bool(got[4].isnan().all()), f"a block of x with {value} gives finite results"
-        judge.linear(rounded(x, numerics), weight, None, numerics).rounded(x.dtype).check(got)
+        judge.linear(rounded(x, numerics), weight, None, numerics, "none").rounded(x.dtype).check(got)
 
     @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
     @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mxfp4_core.arithmetic.formats.registry import formats
 from mxfp4_core.backend import SILU, Activation, Backend, Device, Gate, Problem, Routes, calls, numerics_for
 from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_core.testing import judge
-from mxfp4_core.testing.fixtures import Fixtures, accepts, takes
+from mxfp4_core.testing.fixtures import Fixtures, accepts, posed, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 
@@ -82,7 +82,9 @@ class FormatSuite(Fixtures):
     ) -> None:
         """What was packed comes back, every part of it, byte for byte and through copies."""
         for gate in (SILU, Gate(interleaved=True)):
-            problem = Problem(n=130, k=600, gate=gate, format=format, device=made_for, **sizes)
+            problem = posed(
+                backend, Problem(n=130, k=600, gate=gate, format=format, device=made_for, **sizes)
+            )
             if not accepts(backend, problem):
                 continue
             for matrix, shape in calls.shapes(problem).items():
@@ -99,7 +101,7 @@ class FormatSuite(Fixtures):
 
     def test_formats_have_layouts_of_their_own(self, backend: Backend, made_for: Device) -> None:
         """A packed weight of one format is never taken for that of another."""
-        plain = Problem(op="linear", n=130, k=600, device=made_for)
+        plain = posed(backend, Problem(op="linear", n=130, k=600, device=made_for))
         problems = [plain, *(replace(plain, format=name) for name in formats())]
         ids = {
             problem.format: backend.layout(problem).id for problem in problems if accepts(backend, problem)
@@ -115,7 +117,10 @@ class TokensSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, bias: bool
     ) -> None:
         """They see every token with weight 1, whatever the router says, also one that it sends nowhere."""
-        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, shared_experts=2, bias=bias, device=here)
+        problem = posed(
+            backend,
+            Problem(op="moe", n=64, k=96, experts=4, top_k=2, shared_experts=2, bias=bias, device=here),
+        )
         if not takes(backend, problem):
             return
         layer, x, (ids, weights) = (
@@ -129,7 +134,9 @@ class TokensSuite(Fixtures):
     @pytest.mark.parametrize("tokens", ["batched", "masked"])
     def test_moe_sorted_rows(self, backend: Backend, here: Device, device: torch.device, tokens: Any) -> None:
         """Each row gets its own expert, unweighted; rows behind the count are not read."""
-        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, tokens=tokens, device=here)
+        problem = posed(
+            backend, Problem(op="moe", n=64, k=96, experts=4, top_k=2, tokens=tokens, device=here)
+        )
         if not takes(backend, problem):
             return
         layer, x = layer_of(backend, device, problem), random_x(4 * 9, 96)
@@ -148,7 +155,9 @@ class TokensSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device
     ) -> None:
         """Rows of other experts, counts that are missing or too many, and ids beside them are refused."""
-        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, tokens="masked", device=here)
+        problem = posed(
+            backend, Problem(op="moe", n=64, k=96, experts=4, top_k=2, tokens="masked", device=here)
+        )
         if not takes(backend, problem):
             return
         layer, x = layer_of(backend, device, problem), random_x(4 * 9, 96).view(4, 9, 96).to(device)

@@ -7,7 +7,7 @@ import torch
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Gate, Problem, numerics_for
 from mxfp4_core.testing.crafted import ORDINARY_SCALE, close, gate_up_columns, one_hot
-from mxfp4_core.testing.fixtures import Fixtures, takes
+from mxfp4_core.testing.fixtures import Fixtures, posed, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_biases, random_routes, random_x
 
@@ -58,9 +58,11 @@ class GateSuite(Fixtures):
     @pytest.mark.parametrize("form", GATES.values(), ids=GATES)
     def test_moe_gate_values(self, backend: Backend, here: Device, device: torch.device, form: Gate) -> None:
         """Every pair of a gate value and an up value: weights copy x, so that the result is the gate's alone."""
-        problem = Problem(op="moe", n=HALF, k=2 * HALF, experts=2, top_k=1, gate=form, device=here)
-        if not takes(backend, problem):
-            return
+        problem = posed(
+            backend, Problem(op="moe", n=HALF, k=2 * HALF, experts=2, top_k=1, gate=form, device=here)
+        )
+        if not takes(backend, problem) or numerics_for(backend, problem).activation != "none":
+            return  # a quantised hidden state hides the values; `test_moe_gates_and_biases` goes beyond the limits
         places = gate_up_columns(range(HALF), range(HALF, 2 * HALF), form.interleaved)
         weights = (one_hot(places, 2 * HALF, 2), one_hot([i % HALF for i in range(2 * HALF)], HALF, 2))
         layer = Layer.of(backend, device, problem, weights)
@@ -76,7 +78,9 @@ class GateSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, form: Gate, bias: bool
     ) -> None:
         """Every gate with and without biases, for eight experts that all have work, beyond the limits too."""
-        problem = Problem(op="moe", n=80, k=96, experts=8, top_k=2, gate=form, bias=bias, device=here)
+        problem = posed(
+            backend, Problem(op="moe", n=80, k=96, experts=8, top_k=2, gate=form, bias=bias, device=here)
+        )
         if not takes(backend, problem):
             return
         layer, (ids, weights) = Layer.build(backend, device, problem), random_routes(40, 8, 2)
@@ -91,7 +95,9 @@ class GateSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, form: Gate
     ) -> None:
         """For x = 0 only biases are left, so that each of one expert shows, beside the others and alone."""
-        problem = Problem(op="moe", n=80, k=96, experts=8, top_k=1, gate=form, bias=True, device=here)
+        problem = posed(
+            backend, Problem(op="moe", n=80, k=96, experts=8, top_k=1, gate=form, bias=True, device=here)
+        )
         if not takes(backend, problem):
             return
         whole = Layer.build(backend, device, problem)
@@ -117,14 +123,15 @@ class GateSuite(Fixtures):
     ) -> None:
         """The first and last scale bytes mean in experts what the backend says, in each of the three matrices."""
         form = Gate(interleaved=interleaved)
-        problem = Problem(op="moe", n=32, k=64, experts=2, top_k=1, gate=form, device=here)
+        problem = posed(backend, Problem(op="moe", n=32, k=64, experts=2, top_k=1, gate=form, device=here))
         if not takes(backend, problem):
             return
         numerics = numerics_for(backend, problem)
         low, high = numerics.scale_bytes
-        if (byte == 255 and numerics.scale_byte_255 == "refused") or (
-            byte != 255 and not low <= byte <= high
-        ):
+        refused = numerics.scale_byte_255 == "refused" if byte == 255 else not low <= byte <= high
+        if (
+            refused or numerics.activation != "none"
+        ):  # the weights are one-hot, and x would have to come through as it is
             return
         gate_up = one_hot(gate_up_columns(range(32), range(32, 64), interleaved), 64, 2)
         gates, ups = (slice(0, 64, 2), slice(1, 64, 2)) if interleaved else (slice(0, 32), slice(32, 64))

@@ -21,7 +21,7 @@ from mxfp4_core.backend import (
     numerics_for,
 )
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.testing.fixtures import Fixtures, accepts, ordinary
+from mxfp4_core.testing.fixtures import Fixtures, accepts, ordinary, posed
 from mxfp4_core.testing.samples import random_biases, random_weight
 
 LINEAR = [
@@ -54,7 +54,7 @@ class LayoutSuite(Fixtures):
         self, backend: Backend, made_for: Device, sizes: dict[str, Any]
     ) -> None:
         """With padding, through copies that lose every mark, without touching the source."""
-        problem = Problem(device=made_for, **sizes)
+        problem = posed(backend, Problem(device=made_for, **sizes))
         if not accepts(backend, problem):
             return
         for (matrix, shape), bias in zip(calls.shapes(problem).items(), random_biases(problem), strict=True):
@@ -81,7 +81,7 @@ class LayoutSuite(Fixtures):
         self, backend: Backend, made_for: Device, sizes: dict[str, Any]
     ) -> None:
         """A layout has a name that stays, an alignment, and an unpack that refuses the tensors of another layout."""
-        problem = Problem(device=made_for, **sizes)
+        problem = posed(backend, Problem(device=made_for, **sizes))
         if not accepts(backend, problem):
             return
         for matrix, shape in calls.shapes(problem).items():
@@ -117,7 +117,7 @@ class LayoutSuite(Fixtures):
         self, backend: Backend, made_for: Device, sizes: dict[str, Any]
     ) -> None:
         """A layout refuses what it would cut, since vendor kernels do not."""
-        problem = Problem(device=made_for, **sizes)
+        problem = posed(backend, Problem(device=made_for, **sizes))
         if not accepts(backend, problem):
             return
         for matrix, shape in calls.shapes(problem).items():
@@ -132,7 +132,7 @@ class LayoutSuite(Fixtures):
 
     def test_layout_wrong_shapes_are_refused(self, backend: Backend, made_for: Device) -> None:
         """The weight of another layer does not slip in."""
-        problem = Problem(op="linear", n=64, k=128, bias=True, device=made_for)
+        problem = posed(backend, Problem(op="linear", n=64, k=128, bias=True, device=made_for))
         if not accepts(backend, problem):
             return
         for weight, bias in [
@@ -152,8 +152,10 @@ class LayoutSuite(Fixtures):
         A packed tensor is known by the id alone, so a variant without an id of its own is read wrongly one day.
         """
         found: dict[str, list[Layout]] = {}
-        wanted = [Problem(device=made_for, **sizes | {"n": n, "k": n}) for n in (32, 192, 1024)]
-        linear = [Problem(op="linear", n=n, k=n, device=made_for) for n in (32, 192, 1024)]
+        wanted = [
+            posed(backend, Problem(device=made_for, **sizes | {"n": n, "k": n})) for n in (32, 192, 1024)
+        ]
+        linear = [posed(backend, Problem(op="linear", n=n, k=n, device=made_for)) for n in (32, 192, 1024)]
         for problem in filter(lambda one: accepts(backend, one), wanted + linear):
             for matrix in calls.shapes(problem):
                 layout = backend.layout(problem, matrix)
@@ -173,7 +175,7 @@ class LayoutSuite(Fixtures):
         self, backend: Backend, made_for: Device, sizes: dict[str, Any]
     ) -> None:
         """A finite scale that the device cannot represent is an error in every matrix and expert."""
-        problem = Problem(device=made_for, **sizes)
+        problem = posed(backend, Problem(device=made_for, **sizes))
         if not accepts(backend, problem):
             return
         low, high = numerics_for(backend, problem).scale_bytes
@@ -188,7 +190,7 @@ class LayoutSuite(Fixtures):
     @pytest.mark.parametrize("sizes", LINEAR[1:2] + MOE[:1], ids=_name)
     def test_layout_byte_255(self, backend: Backend, made_for: Device, sizes: dict[str, Any]) -> None:
         """A backend that cannot represent NaN scales refuses them when it packs, in every matrix and expert."""
-        problem = Problem(device=made_for, **sizes)
+        problem = posed(backend, Problem(device=made_for, **sizes))
         if not accepts(backend, problem):
             return
         for matrix, shape in calls.shapes(problem).items():

@@ -10,7 +10,7 @@ from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.backend import Backend, Device, Packed, Problem, calls, numerics_for
 from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_core.testing import judge
-from mxfp4_core.testing.fixtures import Fixtures, takes
+from mxfp4_core.testing.fixtures import Fixtures, posed, takes
 from mxfp4_core.testing.samples import random_biases, random_weight, random_x
 
 # A block, blocks of several alignments, shards of 2880 (gpt-oss) that end in the middle of a block, and whole layers.
@@ -38,12 +38,12 @@ class LinearSuite(Fixtures):
     @pytest.mark.parametrize("k", GRID_K)
     def test_linear_grid(self, backend: Backend, here: Device, device: torch.device, n: int, k: int) -> None:
         """Each shape is right, or refused before anything is loaded."""
-        problem = Problem(op="linear", n=n, k=k, device=here)
+        problem = posed(backend, Problem(op="linear", n=n, k=k, device=here))
         if not takes(backend, problem):
             return
         weight, x = random_weight(n, k, seed=n + k), random_x(max(GRID_M), k)
         packed = self.run(backend, device, problem, weight)
-        answer = judge.linear(x, weight, None, backend.numerics)
+        answer = judge.linear(x, weight, None, numerics_for(backend, problem))
         for m in GRID_M:
             got = calls.linear(backend, x[:m].to(device), packed, problem)
             assert got.dtype == x.dtype and got.device.type == device.type
@@ -55,7 +55,9 @@ class LinearSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, dtype: torch.dtype, bias: bool
     ) -> None:
         """Each dtype that is offered, with and without a bias."""
-        problem = Problem(op="linear", n=130, k=288, bias=bias, dtype=str(dtype)[6:], device=here)
+        problem = posed(
+            backend, Problem(op="linear", n=130, k=288, bias=bias, dtype=str(dtype)[6:], device=here)
+        )
         if not takes(backend, problem):
             return
         weight, x, [values] = random_weight(130, 288), random_x(300, 288, dtype), random_biases(problem)
@@ -70,7 +72,7 @@ class LinearSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device
     ) -> None:
         """One token, images, and views with gaps give what the plain matrix gives."""
-        problem = Problem(op="linear", n=64, k=160, device=here)
+        problem = posed(backend, Problem(op="linear", n=64, k=160, device=here))
         if not takes(backend, problem):
             return
         packed = self.run(backend, device, problem, random_weight(64, 160))
@@ -88,7 +90,7 @@ class LinearSuite(Fixtures):
 
     def test_linear_the_same_twice(self, backend: Backend, here: Device, device: torch.device) -> None:
         """The same input gives the same bits."""
-        problem = Problem(op="linear", n=512, k=2048, device=here)
+        problem = posed(backend, Problem(op="linear", n=512, k=2048, device=here))
         if not takes(backend, problem):
             return
         packed, x = (
@@ -100,7 +102,7 @@ class LinearSuite(Fixtures):
 
     def test_linear_nan_stays_in_its_row(self, backend: Backend, here: Device, device: torch.device) -> None:
         """A NaN activation makes its own token NaN, and no other."""
-        problem = Problem(op="linear", n=64, k=128, device=here)
+        problem = posed(backend, Problem(op="linear", n=64, k=128, device=here))
         if not takes(backend, problem):
             return
         weight, x = random_weight(64, 128), random_x(9, 128)
@@ -108,14 +110,14 @@ class LinearSuite(Fixtures):
         x[4, 77] = torch.nan
         got = calls.linear(backend, x.to(device), packed, problem)
         assert bool(got[4].isnan().all())
-        judge.linear(x, weight, None, backend.numerics).check(got)
+        judge.linear(x, weight, None, numerics_for(backend, problem)).check(got)
 
     @pytest.mark.parametrize("byte", [0, 1, 254, 255])
     def test_linear_ends_of_the_scale(
         self, backend: Backend, here: Device, device: torch.device, byte: int
     ) -> None:
         """The first and last scale bytes mean what the backend says."""
-        problem = Problem(op="linear", n=64, k=128, device=here)
+        problem = posed(backend, Problem(op="linear", n=64, k=128, device=here))
         low, high = backend.numerics.scale_bytes
         if not takes(backend, problem) or (byte != 255 and not low <= byte <= high):
             return
@@ -135,17 +137,17 @@ class LinearSuite(Fixtures):
                 x,
                 MxTensor(weight.codes[keep], weight.scales[keep], torch.Size((63, 128))),
                 None,
-                backend.numerics,
+                numerics_for(backend, problem),
             )
             answer.check(got[:, keep])
         elif byte == 0 and backend.numerics.scale_byte_0 == "zero":
             assert bool((got[:, 7] == 0).all())
         else:
-            judge.linear(x, weight, None, backend.numerics).check(got)
+            judge.linear(x, weight, None, numerics_for(backend, problem)).check(got)
 
     def test_linear_wrong_x_is_refused(self, backend: Backend, here: Device, device: torch.device) -> None:
         """Wrong sizes and dtypes are errors of ours, before a kernel sees them."""
-        problem = Problem(op="linear", n=64, k=128, device=here)
+        problem = posed(backend, Problem(op="linear", n=64, k=128, device=here))
         if not takes(backend, problem):
             return
         packed = self.run(backend, device, problem, random_weight(64, 128))

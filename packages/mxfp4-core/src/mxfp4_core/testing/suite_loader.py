@@ -10,7 +10,7 @@ from mxfp4_core.backend import Backend, Device, Problem
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.loader import LoadSession
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
-from mxfp4_core.testing.fixtures import Fixtures, takes
+from mxfp4_core.testing.fixtures import Fixtures, posed, takes
 from mxfp4_core.testing.samples import random_routes, random_x
 
 
@@ -41,10 +41,13 @@ class LoaderSuite(Fixtures):
 
     def test_loader_merged_columns(self, backend: Backend, here: Device, device: torch.device) -> None:
         """Shards that arrive one by one give the module that the whole weight gives; so does a second load."""
-        problem = Problem(op="linear", n=160, k=288, device=here)
+        problem = posed(backend, Problem(op="linear", n=160, k=288, device=here))
         if not takes(backend, problem):
             return
-        module, x = Mxfp4Linear(160, 288, profile="even/even", device=device), random_x(5, 288).to(device)
+        module, x = (
+            Mxfp4Linear(160, 288, profile="even/even", activation=problem.activation, device=device),
+            random_x(5, 288).to(device),
+        )
         for seed in (0, 1):
             whole = draw(160, 288, seed=seed)
             with module.unprepared():
@@ -59,7 +62,9 @@ class LoaderSuite(Fixtures):
                 for shard in (1, 0):
                     loader(module.weight, whole[80 * shard : 80 * shard + 80], shard)
                 session.close()
-            want = Mxfp4Linear.from_weight(quantize(whole).to(device)).prepare(backend)
+            want = Mxfp4Linear(160, 288, profile="even/even", activation=problem.activation, device=device)
+            want.fill("weight", quantize(whole).to(device))
+            want.prepare(backend)
             if module.backend is None:
                 module.prepare(backend)
             assert torch.equal(module.canonical("weight").codes, want.canonical("weight").codes)
@@ -67,11 +72,13 @@ class LoaderSuite(Fixtures):
 
     def test_loader_experts(self, backend: Backend, here: Device, device: torch.device) -> None:
         """Projections that arrive one by one give the experts that the whole tensors give."""
-        problem = Problem(op="moe", n=96, k=160, experts=3, top_k=2, device=here)
+        problem = posed(backend, Problem(op="moe", n=96, k=160, experts=3, top_k=2, device=here))
         if not takes(backend, problem):
             return
         gate_up, down = draw(3, 192, 160, seed=2), draw(3, 160, 96, seed=3)
-        module = Mxfp4Experts(3, 96, 160, top_k=2, profile="even/even", device=device)
+        module = Mxfp4Experts(
+            3, 96, 160, top_k=2, profile="even/even", activation=problem.activation, device=device
+        )
         session = LoadSession(Mxfp4Config.from_dict({}))
         for name, shape in (("gate_up_proj", (3, 192, 160)), ("down_proj", (3, 160, 96))):
             parts = {"codes": getattr(module, name), "scales": getattr(module, f"{name}_scale")}
@@ -82,7 +89,9 @@ class LoaderSuite(Fixtures):
             first(module.gate_up_proj, gate_up[expert, 96:], "w3.weight", "w3", expert)
             second(module.down_proj, down[expert], "w2.weight", "w2", expert)
         session.close()
-        want = Mxfp4Experts(3, 96, 160, top_k=2, profile="even/even", device=device)
+        want = Mxfp4Experts(
+            3, 96, 160, top_k=2, profile="even/even", activation=problem.activation, device=device
+        )
         want.fill("gate_up", quantize(gate_up).to(device))
         want.fill("down", quantize(down).to(device))
         x, (ids, weights) = random_x(5, 160).to(device), random_routes(5, 3, 2)

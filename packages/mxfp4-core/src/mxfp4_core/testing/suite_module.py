@@ -21,7 +21,7 @@ from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.backend import SILU, Backend, Device, Problem
 from mxfp4_core.errors import BackendError
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
-from mxfp4_core.testing.fixtures import Fixtures, takes
+from mxfp4_core.testing.fixtures import Fixtures, posed, takes
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 
 KINDS = (
@@ -31,21 +31,26 @@ KINDS = (
 """An op, and the format of the weights where it is not plain MXFP4."""
 
 
-def problem_of(kind: str, here: Device) -> Problem:
+def problem_of(backend: Backend, kind: str, here: Device) -> Problem:
     """Return a problem with sizes that most backends must pad."""
     op, _, format = kind.partition(" ")
     if op == "linear":
-        return Problem(op="linear", n=130, k=360, bias=True, format=format or "mxfp4", device=here)
-    return Problem(
-        op="moe",
-        n=90,
-        k=160,
-        experts=2 if format else 4,  # a format with large blocks is padded to large sizes
-        top_k=2,
-        bias=True,
-        gate=SILU,
-        format=format or "mxfp4",
-        device=here,
+        return posed(
+            backend, Problem(op="linear", n=130, k=360, bias=True, format=format or "mxfp4", device=here)
+        )
+    return posed(
+        backend,
+        Problem(
+            op="moe",
+            n=90,
+            k=160,
+            experts=2 if format else 4,  # a format with large blocks is padded to large sizes
+            top_k=2,
+            bias=True,
+            gate=SILU,
+            format=format or "mxfp4",
+            device=here,
+        ),
     )
 
 
@@ -71,6 +76,7 @@ def empty(problem: Problem, device: torch.device | str = "meta") -> Mxfp4Module:
             problem.k,
             bias=problem.bias,
             profile=profile,
+            activation=problem.activation,
             format=problem.format,
             device=device,
         )
@@ -81,6 +87,7 @@ def empty(problem: Problem, device: torch.device | str = "meta") -> Mxfp4Module:
         top_k=problem.top_k,
         bias=problem.bias,
         profile=profile,
+        activation=problem.activation,
         format=problem.format,
         device=device,
     )
@@ -140,7 +147,7 @@ class ModuleSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, kind: str, tmp_path: Path
     ) -> None:
         """What is saved is canonical whatever the layout, and a reloaded module computes the same bits."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module = build(problem, device)
@@ -161,7 +168,7 @@ class ModuleSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, kind: str
     ) -> None:
         """A prepared module takes new weights into the same memory, as a captured graph needs it."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module, other = build(problem, device).prepare(backend), build(problem, device, seed=5)
@@ -177,7 +184,10 @@ class ModuleSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, kind: str
     ) -> None:
         """Where the canonical bytes may be overwritten, nothing is lost: with sizes to pad, and without."""
-        for problem in (problem_of(kind, here), replace(problem_of(kind, here), n=256, k=512)):
+        for problem in (
+            problem_of(backend, kind, here),
+            replace(problem_of(backend, kind, here), n=256, k=512),
+        ):
             if not takes(backend, problem):
                 continue
             module = build(problem, device)
@@ -195,7 +205,7 @@ class ModuleSuite(Fixtures):
     @pytest.mark.parametrize("kind", KINDS)
     def test_module_copies(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
         """Deepcopy and pickle lose the marks that a vendor hangs on tensors; the result stays."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module = build(problem, device).prepare(backend)
@@ -207,7 +217,7 @@ class ModuleSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device
     ) -> None:
         """A dtype or a device for which nothing was prepared is an error with the way out, and keeps the codes."""
-        problem = problem_of("linear", here)
+        problem = problem_of(backend, "linear", here)
         if not takes(backend, problem):
             return
         module = build(problem, device)
@@ -224,7 +234,7 @@ class ModuleSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, kind: str
     ) -> None:
         """``torch.compile(fullgraph=True)`` works, for one token and for many."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module = build(problem, device).prepare(backend)
@@ -239,7 +249,7 @@ class ModuleSuite(Fixtures):
     @pytest.mark.parametrize("kind", KINDS)
     def test_module_operators(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
         """Every operator that a call reaches passes ``torch.library.opcheck``."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module = build(problem, device).prepare(backend)
@@ -251,7 +261,7 @@ class ModuleSuite(Fixtures):
     @pytest.mark.parametrize("kind", KINDS)
     def test_module_cuda_graph(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
         """On a GPU, what computes on the codes can be captured, and replayed with new inputs and with new weights."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem) or device.type != "cuda" or backend.numerics.emulated:
             return
         module = build(problem, device).prepare(backend)
@@ -281,7 +291,7 @@ class ModuleSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device
     ) -> None:
         """A gradient never stops silently: it is the right one, or backward raises."""
-        problem = problem_of("linear", here)
+        problem = problem_of(backend, "linear", here)
         if not takes(backend, problem):
             return
         module = build(problem, device).prepare(backend)

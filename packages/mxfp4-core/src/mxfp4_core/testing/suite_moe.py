@@ -7,7 +7,7 @@ import torch
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Gate, Problem
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_core.testing.fixtures import Fixtures, takes
+from mxfp4_core.testing.fixtures import Fixtures, posed, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_routes, random_x
 
@@ -33,7 +33,10 @@ class MoeSuite(Fixtures):
         """Each shape with each gate is right, or refused; gpt-oss's has biases and interleaved rows."""
         experts, top_k, n, k = shape
         bias = gate.interleaved
-        problem = Problem(op="moe", n=n, k=k, experts=experts, top_k=top_k, gate=gate, bias=bias, device=here)
+        problem = posed(
+            backend,
+            Problem(op="moe", n=n, k=k, experts=experts, top_k=top_k, gate=gate, bias=bias, device=here),
+        )
         if not takes(backend, problem):
             return
         layer = Layer.build(backend, device, problem)
@@ -51,7 +54,9 @@ class MoeSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, dtype: torch.dtype
     ) -> None:
         """Each dtype that is offered; ids of 64 bits and router weights of another dtype do as well."""
-        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, dtype=str(dtype)[6:], device=here)
+        problem = posed(
+            backend, Problem(op="moe", n=64, k=96, experts=4, top_k=2, dtype=str(dtype)[6:], device=here)
+        )
         if not takes(backend, problem):
             return
         layer, x, (ids, weights) = (
@@ -67,7 +72,9 @@ class MoeSuite(Fixtures):
     def test_moe_nan_stays_in_its_token(self, backend: Backend, here: Device, device: torch.device) -> None:
         """A NaN activation makes its own token NaN, and no other, whatever the clamp does."""
         for gate in (SILU, CLAMPED):
-            problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, gate=gate, device=here)
+            problem = posed(
+                backend, Problem(op="moe", n=64, k=96, experts=4, top_k=2, gate=gate, device=here)
+            )
             if not takes(backend, problem):
                 continue
             layer, x, (ids, weights) = (
@@ -82,7 +89,7 @@ class MoeSuite(Fixtures):
 
     def test_moe_the_same_twice(self, backend: Backend, here: Device, device: torch.device) -> None:
         """The same input gives the same bits, also where many tokens meet in one sum."""
-        problem = Problem(op="moe", n=96, k=256, experts=8, top_k=4, device=here)
+        problem = posed(backend, Problem(op="moe", n=96, k=256, experts=8, top_k=4, device=here))
         if not takes(backend, problem):
             return
         layer, x, routes = Layer.build(backend, device, problem), random_x(65, 256), random_routes(65, 8, 4)
@@ -91,7 +98,7 @@ class MoeSuite(Fixtures):
 
     def test_moe_strides_and_leading_axes(self, backend: Backend, here: Device, device: torch.device) -> None:
         """Views with gaps and batches give what the plain matrices give."""
-        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, device=here)
+        problem = posed(backend, Problem(op="moe", n=64, k=96, experts=4, top_k=2, device=here))
         if not takes(backend, problem):
             return
         layer, x, (ids, weights) = (
@@ -107,7 +114,7 @@ class MoeSuite(Fixtures):
 
     def test_moe_wrong_inputs_are_refused(self, backend: Backend, here: Device, device: torch.device) -> None:
         """Sizes that do not belong together and swapped arguments are errors of ours."""
-        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, device=here)
+        problem = posed(backend, Problem(op="moe", n=64, k=96, experts=4, top_k=2, device=here))
         if not takes(backend, problem):
             return
         layer, x, (ids, weights) = (

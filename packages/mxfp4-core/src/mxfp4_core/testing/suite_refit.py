@@ -72,7 +72,7 @@ class RefitSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, kind: str, arrive: Arrival
     ) -> None:
         """The old weights compute until the load is closed, the new ones afterwards, at the same addresses."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module, arguments = loaded(problem, backend, device, 0), inputs(problem, device)
@@ -93,7 +93,7 @@ class RefitSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, kind: str
     ) -> None:
         """What was not loaded again is had back from the device layout, bit for bit."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module, want = loaded(problem, backend, device, 0), empty(problem, device)
@@ -123,7 +123,7 @@ class RefitSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, kind: str
     ) -> None:
         """Parts that are quantised already get in byte for byte, at a first load and later."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module = empty(problem).to_empty(device=device)
@@ -145,7 +145,7 @@ class RefitSuite(Fixtures):
     @pytest.mark.parametrize("kind", KINDS)
     def test_refit_that_fails(self, backend: Backend, here: Device, device: torch.device, kind: str) -> None:
         """With holes, other shapes, parts that lack others, or bytes that it refuses, a module is what it was."""
-        problem = problem_of(kind, here)
+        problem = problem_of(backend, kind, here)
         if not takes(backend, problem):
             return
         module = build(problem, device).prepare(backend)

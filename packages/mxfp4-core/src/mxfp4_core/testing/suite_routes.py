@@ -7,7 +7,7 @@ import torch
 
 from mxfp4_core.backend import Backend, Device, Problem
 from mxfp4_core.errors import ShapeError
-from mxfp4_core.testing.fixtures import Fixtures, takes
+from mxfp4_core.testing.fixtures import Fixtures, posed, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_routes, random_x
 
@@ -19,7 +19,7 @@ class RoutesSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device
     ) -> None:
         """-1 adds nothing, a token may choose nobody or one expert twice, and an expert may have no token."""
-        problem = Problem(op="moe", n=64, k=96, experts=6, top_k=2, bias=True, device=here)
+        problem = posed(backend, Problem(op="moe", n=64, k=96, experts=6, top_k=2, bias=True, device=here))
         if not takes(backend, problem):
             return
         layer, x = Layer.build(backend, device, problem), random_x(5, 96)
@@ -31,7 +31,9 @@ class RoutesSuite(Fixtures):
 
     def test_moe_expert_parallel(self, backend: Backend, here: Device, device: torch.device) -> None:
         """With a map, the ids are the router's and experts of other ranks add nothing here."""
-        problem = Problem(op="moe", n=64, k=96, experts=3, total_experts=8, top_k=4, device=here)
+        problem = posed(
+            backend, Problem(op="moe", n=64, k=96, experts=3, total_experts=8, top_k=4, device=here)
+        )
         if not takes(backend, problem):
             return
         layer, x, (ids, weights) = (
@@ -49,7 +51,7 @@ class RoutesSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device
     ) -> None:
         """A router may leave anything in the weight of a slot that it leaves empty, NaN too."""
-        problem = Problem(op="moe", n=64, k=96, experts=6, top_k=2, bias=True, device=here)
+        problem = posed(backend, Problem(op="moe", n=64, k=96, experts=6, top_k=2, bias=True, device=here))
         if not takes(backend, problem):
             return
         layer = Layer.build(backend, device, problem)
@@ -65,7 +67,9 @@ class RoutesSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, wrong: int
     ) -> None:
         """An entry of the map that is no expert here is an error or empty: never another expert's weights."""
-        problem = Problem(op="moe", n=64, k=96, experts=3, total_experts=4, top_k=2, device=here)
+        problem = posed(
+            backend, Problem(op="moe", n=64, k=96, experts=3, total_experts=4, top_k=2, device=here)
+        )
         if not takes(backend, problem):
             return
         layer = Layer.build(backend, device, problem)
@@ -81,7 +85,7 @@ class RoutesSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device, wrong: int
     ) -> None:
         """An id that is no expert is an error or an empty slot: never another expert's weights."""
-        problem = Problem(op="moe", n=64, k=96, experts=4, top_k=2, device=here)
+        problem = posed(backend, Problem(op="moe", n=64, k=96, experts=4, top_k=2, device=here))
         if not takes(backend, problem):
             return
         layer, x, (ids, weights) = (
@@ -101,7 +105,7 @@ class RoutesSuite(Fixtures):
 
     def test_moe_repeated_experts(self, backend: Backend, here: Device, device: torch.device) -> None:
         """A token that chooses an expert twice gets it twice, each time with the weight of the slot."""
-        problem = Problem(op="moe", n=64, k=96, experts=3, top_k=3, device=here)
+        problem = posed(backend, Problem(op="moe", n=64, k=96, experts=3, top_k=3, device=here))
         if not takes(backend, problem):
             return
         layer, generator = Layer.build(backend, device, problem), torch.Generator().manual_seed(4)
@@ -115,8 +119,9 @@ class RoutesSuite(Fixtures):
 
     def test_moe_weights_of_any_size(self, backend: Backend, here: Device, device: torch.device) -> None:
         """Weights above 1, below 0 and of 0 count as they are: the router has normalised what it wanted to."""
-        problem = Problem(
-            op="moe", n=64, k=96, experts=4, top_k=2, bias="bias" in backend.features, device=here
+        problem = posed(
+            backend,
+            Problem(op="moe", n=64, k=96, experts=4, top_k=2, bias="bias" in backend.features, device=here),
         )
         if not takes(backend, problem):
             return
@@ -128,7 +133,10 @@ class RoutesSuite(Fixtures):
         self, backend: Backend, here: Device, device: torch.device
     ) -> None:
         """A bias belongs to the expert here, not to the router's id, and an absent expert brings none."""
-        problem = Problem(op="moe", n=64, k=96, experts=3, total_experts=6, top_k=2, bias=True, device=here)
+        problem = posed(
+            backend,
+            Problem(op="moe", n=64, k=96, experts=3, total_experts=6, top_k=2, bias=True, device=here),
+        )
         if not takes(backend, problem):
             return
         layer, x, (ids, weights) = (

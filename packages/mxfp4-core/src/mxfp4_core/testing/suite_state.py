@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mxfp4_core.backend import Backend, Device, Packed, Problem, calls, numerics_for
 from mxfp4_core.testing import judge
-from mxfp4_core.testing.fixtures import Fixtures, takes
+from mxfp4_core.testing.fixtures import Fixtures, posed, takes
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
 
@@ -31,7 +31,9 @@ class StateSuite(Fixtures):
 
     def test_linear_calls_leave_no_trace(self, backend: Backend, here: Device, device: torch.device) -> None:
         """Inputs and earlier results stay, whatever other layers and numbers of tokens come in between."""
-        problem = Problem(op="linear", n=96, k=160, bias="bias" in backend.features, device=here)
+        problem = posed(
+            backend, Problem(op="linear", n=96, k=160, bias="bias" in backend.features, device=here)
+        )
         if not takes(backend, problem):
             return
         [bias] = random_biases(problem)
@@ -59,8 +61,9 @@ class StateSuite(Fixtures):
 
     def test_moe_calls_leave_no_trace(self, backend: Backend, here: Device, device: torch.device) -> None:
         """The same for experts, with ids and weights."""
-        problem = Problem(
-            op="moe", n=64, k=96, experts=4, top_k=2, bias="bias" in backend.features, device=here
+        problem = posed(
+            backend,
+            Problem(op="moe", n=64, k=96, experts=4, top_k=2, bias="bias" in backend.features, device=here),
         )
         if not takes(backend, problem):
             return
@@ -85,7 +88,9 @@ class StateSuite(Fixtures):
 
     def test_moe_map_is_not_kept(self, backend: Backend, here: Device, device: torch.device) -> None:
         """The map of a call is the one that counts, and stays as it is."""
-        problem = Problem(op="moe", n=64, k=96, experts=2, total_experts=4, top_k=2, device=here)
+        problem = posed(
+            backend, Problem(op="moe", n=64, k=96, experts=2, total_experts=4, top_k=2, device=here)
+        )
         if not takes(backend, problem):
             return
         layer, x, routes = Layer.build(backend, device, problem), random_x(9, 96), random_routes(9, 4, 2)
@@ -102,7 +107,7 @@ class StateSuite(Fixtures):
     ) -> None:
         """Large terms that cancel leave the small ones, which a sum in 16 bits has lost by then."""
         sizes = {"experts": 2, "top_k": 1} if op == "moe" else {}
-        problem = Problem(op=op, n=64, k=1024, device=here, **sizes)  # type: ignore[arg-type]  # op is an Op
+        problem = posed(backend, Problem(op=op, n=64, k=1024, device=here, **sizes))  # type: ignore[arg-type]  # op is an Op
         if not takes(backend, problem):
             return
         x = random_x(7, 1024)
