@@ -131,6 +131,7 @@ class Mxfp4Module(WeightBuffers):
                 if before is not None and alike(before, new):
                     self._buffers[buffer] = write(before, new)
         self.problem, self.backend = problem, backend
+        self._prepared()
         return self
 
     def repack(self, weights: Mapping[Matrix, MxTensor], *, name: str = "") -> dict[Matrix, Packed]:
@@ -232,6 +233,7 @@ class Mxfp4Module(WeightBuffers):
         self._non_persistent_buffers_set = set(was.volatile)
         self.problem, self.backend, self.profile = was.problem, was.backend, was.profile
         self._packed = dict(was.packed)
+        self._prepared()
 
     def _ready(self) -> Backend:
         if self.backend is None:

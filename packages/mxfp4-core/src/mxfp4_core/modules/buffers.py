@@ -136,6 +136,11 @@ class WeightBuffers(nn.Module):
             for part, name in zip(self.format.parts, self.buffer_names(matrix).values(), strict=True):
                 if (held := self._buffers[name]) is not None:
                     self._buffers[name] = part.of_bytes(held)
+        if self.backend is not None:
+            self._prepared()
+
+    def _prepared(self) -> None:
+        """Note what every call needs, once the module has a backend."""
 
     def _held(self, matrix: Matrix) -> Tensor | None:
         """Return the canonical part that the weight is known by, or None where a backend holds the weight alone."""
@@ -191,6 +196,12 @@ class WeightBuffers(nn.Module):
         for name in [name for name in self._buffers if name.startswith("packed_")]:
             del self._buffers[name]
             self._non_persistent_buffers_set.discard(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the activations for which the module was prepared last."""
+        made: torch.dtype = getattr(torch, self.problem.dtype)
+        return made
 
     @property
     def where(self) -> torch.device:

@@ -7,6 +7,7 @@ bytes, and ``load_state_dict`` takes them, into the same device memory as before
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Self
 
 import torch
@@ -18,6 +19,8 @@ from mxfp4_core.backend.device import cpu
 from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.gradients import ExpertsGradient, LinearGradient, Recipe, Stacks, remember
+from mxfp4_core.modules.mixed import autocast_dtype, without_autocast
 
 
 class Mxfp4Linear(Mxfp4Module):
@@ -82,7 +85,28 @@ class Mxfp4Linear(Mxfp4Module):
         return self.problem.n
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [..., n] for x [..., k]."""
+        """Return [..., n] for x [..., k], of the dtype that `torch.nn.Linear` gives, also under autocast.
+
+        The gradient of x is that of the dequantised weight; see ``gradients``.
+        """
+        if (dtype := autocast_dtype(x, self.problem.device.torch_type)) is not None:
+            return without_autocast(self._run, x, dtype, self.dtype).to(dtype)
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            self._ready()
+            packed = self._take("weight").tensors.values()
+            made: Tensor = LinearGradient.apply(x, self._call, self._recipe, *packed)
+            return made
+        return self._call(x)
+
+    def _prepared(self) -> None:
+        layout, names, shape = self._packed["weight"]
+        tensors = tuple(name for name, _ in names)
+        self._recipe = remember(Recipe(self._ready(), self.problem, layout, tensors, shape))
+
+    def _call(self, x: Tensor) -> Tensor:
         return calls.linear(self._ready(), x, self._take("weight"), self.problem)
 
 
@@ -157,9 +181,33 @@ class Mxfp4Experts(Mxfp4Module):
         self.register_buffer("expert_map", expert_map, persistent=False)
 
     def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        """Return [..., k] for x [..., k] and the router's choice [..., top_k]."""
-        routes = Routes(topk_ids, topk_weights, self.expert_map)
+        """Return [..., k] of the dtype of x, for x [..., k] and the router's choice [..., top_k].
+
+        Gradients of x and of ``topk_weights`` are those of the dequantised weights; see ``gradients``.
+        """
+        run = partial(self._run, topk_ids, topk_weights)
+        if (dtype := autocast_dtype(x, self.problem.device.torch_type)) is not None:
+            return without_autocast(run, x, dtype, self.dtype).to(x.dtype)
+        return run(x)
+
+    def _run(self, ids: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+        if (x.requires_grad or weights.requires_grad) and torch.is_grad_enabled():
+            call = partial(self._call, ids)
+            made: Tensor = ExpertsGradient.apply(
+                x, weights, ids, self.expert_map, self.problem, call, self._stacks
+            )
+            return made
+        return self._call(ids, x, weights)
+
+    def _call(self, ids: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+        routes = Routes(ids, weights, self.expert_map)
         return calls.moe(self._ready(), x, self._take("gate_up"), self._take("down"), routes, self.problem)
+
+    def _stacks(self) -> Stacks:
+        biases = self.biases
+        return Stacks(
+            self.canonical("gate_up"), self.canonical("down"), biases.get("gate_up"), biases.get("down")
+        )
 
 
 __all__ = ["Mxfp4Experts", "Mxfp4Linear"]

@@ -23,6 +23,7 @@ from mxfp4_core.testing.suite_quantize import QuantizeSuite
 from mxfp4_core.testing.suite_refit import RefitSuite
 from mxfp4_core.testing.suite_routes import RoutesSuite
 from mxfp4_core.testing.suite_state import StateSuite
+from mxfp4_core.testing.suite_training import TrainingSuite
 from mxfp4_core.testing.suite_verdict import VerdictSuite
 
 
@@ -40,6 +41,7 @@ class BackendConformance(
     LargeSuite,
     StateSuite,
     ModuleSuite,
+    TrainingSuite,
     RefitSuite,
     LoaderSuite,
 ):

@@ -42,6 +42,7 @@ _SUITES = (
     "suite_refit",
     "suite_routes",
     "suite_state",
+    "suite_training",
     "suite_verdict",
 )
 pytest.register_assert_rewrite(*(f"mxfp4_core.testing.{name}" for name in _SUITES))

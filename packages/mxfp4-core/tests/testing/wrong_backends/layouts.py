@@ -53,6 +53,20 @@ class UnpackForgetsAStep(EmulatedBackend):
         return ScalesTurned(tile.rows, tile.halves)
 
 
+@caught_by("test_module_gradients", kind="linear")
+class GradientOfAnotherWeight(EmulatedBackend):
+    def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
+        tile = self._tile(problem, matrix)
+        return ScalesTurned(tile.rows, tile.halves)
+
+
+@caught_by("test_module_gradients", kind="moe")
+class GradientOfOtherHalves(EmulatedBackend):
+    def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
+        tile = self._tile(problem, matrix)
+        return HalvesForgotten(tile.rows, tile.halves)
+
+
 class HalvesForgotten(TileLayout):
     def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> MxTensor:
         return TileLayout(self.rows).unpack(tensors, shape)

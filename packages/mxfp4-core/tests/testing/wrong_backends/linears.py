@@ -239,19 +239,6 @@ class RemembersWeightsByAddress(ReferenceBackend):
         return super().linear(x, kept, problem)
 
 
-@caught_by("test_module_gradients_are_right_or_refused")
-class GradientLost(ReferenceBackend):
-    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
-        with torch.no_grad():
-            return super().linear(x, weight, problem)
-
-
-@caught_by("test_module_gradients_are_right_or_refused")
-class GradientOfAnotherFunction(ReferenceBackend):
-    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
-        return super().linear(x.detach(), weight, problem) + 0 * x.sum(dim=1, keepdim=True)
-
-
 @caught_by("test_linear_quantised_activations", word="auto", bias=False)
 class SaysThatAutoQuantises(ReferenceBackend):
     def supports(self, problem: Problem) -> Verdict:

@@ -232,8 +232,8 @@ def _no_gradient(context: Any, *gradients: Tensor) -> None:
     raise BackendError(
         "a gradient through an MXFP4 weight",
         seen="backward() reached an operator of the backend 'reference'",
-        rule="MXFP4 weights are frozen, and this backend computes no gradient of its input",
-        fix="run under torch.no_grad(), or train the BF16 model and quantise the result",
+        rule="weights are frozen, and the modules of mxfp4_core compute the gradient of the input, not an operator",
+        fix="call Mxfp4Linear or Mxfp4Experts, or run under torch.no_grad()",
     )
 
 

@@ -1,0 +1,233 @@
+"""The gradient of what goes into an MXFP4 module: its weights are dequantised, and stay as they are.
+
+It is the core's, and the same for every backend: that of the product with the dequantised weight, for x and for the
+weights of the router. Where a backend rounds its input (``activation``), the gradient passes through the rounding as if
+it were none (straight-through). Weights are widened a slice at a time, in float32, or in bfloat16 on an accelerator
+where that is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from mxfp4_core.arithmetic.formats.base import Format
+from mxfp4_core.arithmetic.gate import Gate
+from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend import calls
+from mxfp4_core.backend.problem import Problem
+from mxfp4_core.backend.protocol import Backend, Packed
+
+_SLICE_ELEMS = 1 << 24  # values of a weight that are widened at a time: 64 MiB of float32
+_EXACT = frozenset({"mxfp4", "mxfp4+input_scale"})  # an E2M1 value times a power of two is a bfloat16 value
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the canonical weight comes back from what a backend made of it.
+
+    Attributes:
+        backend: who made it.
+        problem: for what.
+        layout: as `Packed` says, like the next two.
+        names: of its tensors, in order.
+        shape: physical.
+    """
+
+    backend: Backend
+    problem: Problem
+    layout: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.backend.name} {self.layout} {self.names} {self.shape} {self.problem!r}"
+
+
+_RECIPES: Final[dict[str, Recipe]] = {}
+"""What operators, which take tensors and words, know by its text. Layers of one kind share one."""
+
+
+def remember(recipe: Recipe) -> str:
+    """Return the text by which `LinearGradient` knows a recipe."""
+    text = str(recipe)
+    _RECIPES[text] = recipe
+    return text
+
+
+class LinearGradient(torch.autograd.Function):
+    """``run(x)``, whose gradient is that of ``x @ weight.T``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], recipe: str, *packed: Tensor) -> Tensor:
+        """Compute ``run(x)``; ``recipe`` is from `remember`, and ``packed`` what it needs."""
+        ctx.recipe = recipe
+        ctx.save_for_backward(*packed)
+        return run(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of x."""
+        packed = ctx.saved_tensors
+        return _linear(list(packed), grad, ctx.recipe), None, None, *[None] * len(packed)
+
+
+class Stacks(NamedTuple):
+    """The weights of experts.
+
+    Attributes:
+        gate_up: canonical [experts, 2n, k].
+        down: canonical [experts, k, n].
+        gate_up_bias: [experts, 2n] or None.
+        down_bias: [experts, k] or None.
+    """
+
+    gate_up: MxTensor
+    down: MxTensor
+    gate_up_bias: Tensor | None
+    down_bias: Tensor | None
+
+
+class ExpertsGradient(torch.autograd.Function):
+    """``run(x, weights)``, whose gradients are those of the weighted sum over the chosen experts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        expert_map: Tensor | None,
+        problem: Problem,
+        run: Callable[[Tensor, Tensor], Tensor],
+        stacks: Callable[[], Stacks],
+    ) -> Tensor:
+        """Compute; ``stacks()`` gives the canonical weights when the gradients are asked for."""
+        ctx.save_for_backward(x, weights, ids, expert_map)
+        ctx.problem, ctx.stacks = problem, stacks
+        return run(x, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x and of the weights of the router."""
+        x, weights, ids, expert_map = ctx.saved_tensors
+        problem: Problem = ctx.problem
+        stacks: Stacks = ctx.stacks()
+        ids = ids.reshape(-1, problem.top_k).long()
+        if expert_map is not None:
+            ids = torch.where(ids < 0, ids, expert_map[ids.clamp(min=0)].long())
+        rows, grads = x.reshape(-1, problem.k), grad.reshape(-1, problem.k).to(torch.float32)
+        share = weights.reshape(-1, problem.top_k).to(torch.float32)
+        of_x = rows.new_zeros(rows.shape, dtype=torch.float32)
+        of_share = torch.zeros_like(share)
+        for expert in ids.unique().tolist():
+            if expert < 0:
+                continue
+            tokens, slots = torch.where(ids == expert)
+            given, inner = _expert(stacks, expert, rows[tokens], grads[tokens], share[tokens, slots], problem)
+            of_x.index_add_(0, tokens, given)
+            of_share[tokens, slots] = inner
+        return of_x.to(x.dtype).view(x.shape), of_share.to(weights.dtype).view(weights.shape), *[None] * 5
+
+
+def _expert(
+    stacks: Stacks, expert: int, x: Tensor, grad: Tensor, share: Tensor, problem: Problem
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the rows x [m, k] of one expert, and of their shares [m]."""
+    up, down = _Matrix.of(stacks.gate_up, expert), _Matrix.of(stacks.down, expert)
+    biases = stacks.gate_up_bias, stacks.down_bias
+    first, second = (None if bias is None else bias[expert].to(torch.float32) for bias in biases)
+    with torch.enable_grad():
+        both = up.forward(x, first).requires_grad_()
+        hidden = gated(both, problem.gate)
+    of_share = (down.forward(hidden.detach(), second) * grad).sum(1)
+    of_hidden = down.backward(grad * share[:, None], problem.n)
+    (of_both,) = torch.autograd.grad(hidden, both, of_hidden)
+    return up.backward(of_both, problem.k), of_share
+
+
+def gated(both: Tensor, gate: Gate) -> Tensor:
+    """Return the hidden state [m, n] for the product with the gate-up weight [m, 2n]."""
+    g, u = (both[:, 0::2], both[:, 1::2]) if gate.interleaved else both.chunk(2, dim=1)
+    if gate.limit is not None:
+        g, u = g.clamp(max=gate.limit), u.clamp(-gate.limit, gate.limit)
+    return (u + gate.up_offset) * g * torch.sigmoid(gate.alpha * g)
+
+
+class _Matrix(NamedTuple):
+    """One weight [n, k], padded, to multiply with a slice of its rows at a time."""
+
+    parts: Mapping[str, Tensor]
+    format: Format
+
+    @classmethod
+    def of(cls, weight: MxTensor, expert: int) -> _Matrix:
+        parts = {
+            part.name: weight.parts[part.name] if part.operand == "input" else weight.parts[part.name][expert]
+            for part in weight.format.parts
+        }
+        return cls(parts, weight.format)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``x @ weight.T + bias`` in float32, for x [m, k]."""
+        x = functional.pad(x.to(torch.float32), (0, self._k - x.shape[1]))
+        x = x if self._scale is None else x * self._scale
+        made = [(x.to(wide.dtype) @ wide.T).to(torch.float32) for _, wide in self._slices()]
+        return torch.cat(made, 1) if bias is None else torch.cat(made, 1) + bias
+
+    def backward(self, grad: Tensor, k: int) -> Tensor:
+        """Return ``grad @ weight`` in float32, its first k columns, for grad [m, n]."""
+        out = grad.new_zeros((grad.shape[0], self._k), dtype=torch.float32)
+        for rows, wide in self._slices():
+            out += grad[:, rows].to(wide.dtype) @ wide
+        return (out if self._scale is None else out * self._scale)[:, :k]
+
+    @property
+    def _k(self) -> int:
+        first = self.format.parts[0]
+        return self.parts[first.name].shape[-1] * first.values
+
+    @property
+    def _scale(self) -> Tensor | None:
+        """The multiplier of the input, if the format has one."""
+        inputs = (self.parts[part.name] for part in self.format.parts if part.operand == "input")
+        return next(inputs, None)
+
+    def _slices(self) -> Iterator[tuple[slice, Tensor]]:
+        first = self.parts[self.format.parts[0].name]
+        step = max(1, _SLICE_ELEMS // self._k)
+        fast = first.device.type != "cpu" and self.format.name in _EXACT
+        for start in range(0, first.shape[0], step):
+            rows = slice(start, start + step)
+            cut = {part.name: self.parts[part.name][rows] for part in self.format.weight_parts}
+            yield (
+                rows,
+                self.format.dequantize({**self.parts, **cut}, torch.bfloat16 if fast else torch.float32),
+            )
+
+
+# An operator, so that `torch.compile` takes the arithmetic of layouts and formats as it is.
+@torch.library.custom_op("mxfp4_core::linear_gradient", mutates_args=())
+def _linear(packed: list[Tensor], grad: Tensor, recipe: str) -> Tensor:
+    """Return ``grad @ weight`` [..., k] of the dtype of grad [..., n]."""
+    how = _RECIPES[recipe]
+    tensors = dict(zip(how.names, packed, strict=True))
+    weight = calls.unpack(how.backend, how.problem, Packed(how.layout, tensors, how.shape))
+    made = _Matrix(weight.parts, weight.format).backward(grad.reshape(-1, grad.shape[-1]), how.problem.k)
+    return made.to(grad.dtype).reshape(*grad.shape[:-1], how.problem.k)
+
+
+@_linear.register_fake
+def _(packed: list[Tensor], grad: Tensor, recipe: str) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], _RECIPES[recipe].problem.k))
+
+
+__all__ = ["ExpertsGradient", "LinearGradient", "Recipe", "Stacks", "gated", "remember"]
