@@ -230,4 +230,17 @@ def _(packed: list[Tensor], grad: Tensor, recipe: str) -> Tensor:
     return grad.new_empty((*grad.shape[:-1], _RECIPES[recipe].problem.k))
 
 
-__all__ = ["ExpertsGradient", "LinearGradient", "Recipe", "Stacks", "gated", "remember"]
+# torch has no annotation for it.
+linear_gradient: Callable[..., Any] = LinearGradient.apply
+experts_gradient: Callable[..., Any] = ExpertsGradient.apply
+
+__all__ = [
+    "ExpertsGradient",
+    "LinearGradient",
+    "Recipe",
+    "Stacks",
+    "experts_gradient",
+    "gated",
+    "linear_gradient",
+    "remember",
+]

@@ -8,7 +8,7 @@ bytes, and ``load_state_dict`` takes them, into the same device memory as before
 from __future__ import annotations
 
 from functools import partial
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from mxfp4_core.backend.device import cpu
 from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.modules.base import Mxfp4Module
-from mxfp4_core.modules.gradients import ExpertsGradient, LinearGradient, Recipe, Stacks, remember
+from mxfp4_core.modules.gradients import Recipe, Stacks, experts_gradient, linear_gradient, remember
 from mxfp4_core.modules.mixed import autocast_dtype, without_autocast
 
 
@@ -97,8 +97,7 @@ class Mxfp4Linear(Mxfp4Module):
         if x.requires_grad and torch.is_grad_enabled():
             self._ready()
             packed = self._take("weight").tensors.values()
-            made: Tensor = LinearGradient.apply(x, self._call, self._recipe, *packed)
-            return made
+            return cast(Tensor, linear_gradient(x, self._call, self._recipe, *packed))
         return self._call(x)
 
     def _prepared(self) -> None:
@@ -193,10 +192,10 @@ class Mxfp4Experts(Mxfp4Module):
     def _run(self, ids: Tensor, weights: Tensor, x: Tensor) -> Tensor:
         if (x.requires_grad or weights.requires_grad) and torch.is_grad_enabled():
             call = partial(self._call, ids)
-            made: Tensor = ExpertsGradient.apply(
-                x, weights, ids, self.expert_map, self.problem, call, self._stacks
+            stacks = self._stacks
+            return cast(
+                Tensor, experts_gradient(x, weights, ids, self.expert_map, self.problem, call, stacks)
             )
-            return made
         return self._call(ids, x, weights)
 
     def _call(self, ids: Tensor, x: Tensor, weights: Tensor) -> Tensor:
