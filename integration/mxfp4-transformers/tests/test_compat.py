@@ -32,9 +32,6 @@ def test_patterns_end_where_names_end() -> None:
     converter = converters.rebuilt(Converter, stacking())
     assert converter.rename_source_key("mlp.experts.3.w1.weight")[0] == "mlp.experts.gate_up_proj"
     assert converter.rename_source_key("mlp.experts.3.w1.weight_scale")[1] is None
-    scales = converters.rebuilt(Converter, stacking(), "_scale")
-    assert scales.rename_source_key("mlp.experts.3.w1.weight_scale")[0] == "mlp.experts.gate_up_proj_scale"
-    assert scales.rename_source_key("mlp.experts.3.w1.weight")[1] is None
 
 
 def test_experts_split_as_they_were_merged() -> None:
@@ -61,7 +58,6 @@ def test_targets_with_a_reference() -> None:
     converter = WeightConverter(r"blocks\.(\d+)\.ff", r"layers.\1.mlp.up_proj", [Concatenate(0)])
     assert converters.feeds(converter, ["model.layers.12.mlp.up_proj.weight"])
     assert not converters.feeds(converter, ["model.layers.12.mlp.down_proj.weight"])
-    assert not converters.names_weights(converter, ["model.layers.12.mlp.up_proj.weight"])
 
 
 def test_renames_are_read_from_conversions() -> None:

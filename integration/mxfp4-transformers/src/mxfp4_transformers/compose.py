@@ -6,8 +6,9 @@ of a block changes. A conversion that would do more cannot be applied to codes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 from transformers.core_model_loading import (
@@ -20,9 +21,11 @@ from transformers.core_model_loading import (
 
 from mxfp4_core.dialects import Entry, Recipe, concat, stack
 from mxfp4_core.errors import LoadError
-from mxfp4_transformers.converters import Group, groups
+from mxfp4_core.modules import Mxfp4Module
+from mxfp4_transformers.converters import Group, Split, groups
 
 Parts = Mapping[str, Recipe]
+_ROWS = "codes and scales can be stacked, joined and cut along their rows"
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Composed:
     Attributes:
         parts: the recipe of each part of the format, as the model's module holds it.
         entries: what it is made of.
+        group: it and the other weights that are made of the same, in the order of the conversion.
     """
 
     parts: Parts
     entries: tuple[Entry, ...]
+    group: tuple[str, ...]
 
     @property
     def first(self) -> Entry:
@@ -44,31 +49,35 @@ class Composed:
 
 
 def compose(
-    entries: Mapping[str, Entry], conversions: Sequence[WeightTransform], model: Any
+    entries: Mapping[str, Entry],
+    conversions: Sequence[WeightTransform],
+    model: Any,
+    known: Collection[str] | None = None,
 ) -> dict[str, Composed]:
     """Return what the weights of the model are made of, by their names in the model.
 
     Args:
         entries: the quantised weights of the checkpoint, by canonical name.
         conversions: how transformers turns a checkpoint of this model into its parameters.
-        model: the model on the meta device.
+        model: the model, which may be on the meta device.
+        known: names that it has; all of its ``state_dict`` if None.
 
     Raises:
         LoadError: a conversion cannot be applied to quantised weights, or experts are missing.
     """
     found: dict[str, Composed] = {}
-    for group in groups(entries, conversions, model):
+    for group in groups(entries, conversions, model, known):
         mine = tuple(entries[name] for name in group.names)
-        for target, parts in zip(group.targets, _converted(group, entries), strict=True):
+        for target, parts in zip(group.targets, _converted(group, entries, model), strict=True):
             if target in found:
                 raise _misfit(
                     group, f"{target} would be loaded twice", "each weight of the model comes from one place"
                 )
-            found[target] = Composed(parts, mine)
+            found[target] = Composed(parts, mine, group.targets)
     return found
 
 
-def _converted(group: Group, entries: Mapping[str, Entry]) -> list[Parts]:
+def _converted(group: Group, entries: Mapping[str, Entry], model: Any) -> list[Parts]:
     columns = [[entries[name].parts for name in names] for names in group.columns.values()]
     alike = {
         (entry.format, entry.profile, entry.activation) for entry in (entries[name] for name in group.names)
@@ -84,7 +93,7 @@ def _converted(group: Group, entries: Mapping[str, Entry]) -> list[Parts]:
             )
         return [columns[0][0]]
     for operation in group.converter.operations:
-        columns = _applied(operation, columns, group)
+        columns = _applied(operation, columns, group, model)
     return [column[0] for column in columns]
 
 
@@ -92,14 +101,15 @@ def _is_whole(group: Group) -> bool:
     """Say whether a dialect holds the weight as the module here does, so that the conversion has nothing to do."""
     converter: WeightConverter | None = group.converter
     kinds = {type(op) for op in converter.operations} if converter else set()
-    known = kinds <= {MergeModulelist, Concatenate, Chunk}
+    known = kinds <= {MergeModulelist, Concatenate, Chunk, Split}
     return not known and len(group.names) == len(group.targets) == 1
 
 
-def _applied(operation: Any, columns: list[list[Parts]], group: Group) -> list[list[Parts]]:
-    dim = getattr(operation, "dim", None)
-    # All parts of the weight have its rows; a part of the input has none.
-    rows = max((part.shape[:-1] for part in columns[0][0].values()), key=len)
+def _applied(operation: Any, columns: list[list[Parts]], group: Group, model: Any) -> list[list[Parts]]:
+    dim, first = getattr(operation, "dim", None), columns[0][0]
+    # All parts of the weight have its rows; a part of the input has none, and is the same for all of them.
+    rows = max((part.shape[:-1] for part in first.values()), key=len)
+    inputs = {name for name, part in first.items() if len(part.shape) <= len(rows)}
     if isinstance(operation, MergeModulelist) and dim == 0:
         sizes = {len(column) for column in columns}
         if len(sizes) > 1:
@@ -108,33 +118,53 @@ def _applied(operation: Any, columns: list[list[Parts]], group: Group) -> list[l
                 f"{sorted(sizes)} experts for its parts",
                 "the checkpoint has each part of every expert once",
             )
-        return [[_each(column, stack)] for column in columns]
-    if type(operation) is Concatenate and type(dim) is int and 0 <= dim < len(rows):
+        return [[_joined(column, stack, inputs, group)] for column in columns]
+    if type(dim) is not int or not 0 <= dim < len(rows):
+        raise _misfit(group, type(operation).__name__, _ROWS)
+    if type(operation) is Concatenate:
         every = [parts for column in columns for parts in column]
-        return [[_each(every, lambda recipes: concat(recipes, dim))]]
-    if (
-        type(operation) is Chunk
-        and type(dim) is int
-        and 0 <= dim < len(rows)
-        and len(columns) == len(columns[0]) == 1
-    ):
-        (parts,), count = columns[0], len(group.targets)
-        if rows[dim] % count:
+        return [[_joined(every, lambda recipes: concat(recipes, dim), inputs, group)]]
+    if type(operation) in (Chunk, Split) and len(columns) == len(columns[0]) == 1:
+        steps = [rows[dim] // len(group.targets)] * len(group.targets)
+        if type(operation) is Split:  # as its targets are
+            steps = [_shape(model, target)[dim] for target in group.targets]
+        if sum(steps) != rows[dim]:
             raise _misfit(
-                group, f"{rows[dim]} rows in {count} parts", "a fused weight is cut into equal parts"
+                group, f"{rows[dim]} rows in parts of {steps}", "a fused weight is cut as the model needs it"
             )
-        step = rows[dim] // count
+        ends = list(accumulate(steps, initial=0))
         return [
-            [{name: part.take(i * step, (i + 1) * step, axis=dim) for name, part in parts.items()}]
-            for i in range(count)
+            [
+                {
+                    name: part if name in inputs else part.take(start, stop, axis=dim)
+                    for name, part in first.items()
+                }
+            ]
+            for start, stop in pairwise(ends)
         ]
-    raise _misfit(
-        group, type(operation).__name__, "codes and scales can be stacked, joined and cut along their rows"
-    )
+    raise _misfit(group, type(operation).__name__, _ROWS)
 
 
-def _each(parts: Sequence[Parts], join: Callable[[Sequence[Recipe]], Recipe]) -> Parts:
-    return {name: join([each[name] for each in parts]) for name in parts[0]}
+def _shape(model: Any, name: str) -> tuple[int, ...]:
+    """Return the shape of a weight, in high precision or not."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(module, Mxfp4Module):
+        return next(module.shapes[matrix] for matrix, each in module.matrices.items() if each == own)
+    return tuple(getattr(module, own).shape)
+
+
+def _joined(
+    every: Sequence[Parts], join: Callable[[Sequence[Recipe]], Recipe], inputs: Collection[str], group: Group
+) -> Parts:
+    if inputs and len(every) > 1:
+        raise LoadError(
+            f"{', '.join(group.targets)} cannot be filled",
+            seen=f"{len(every)} weights that each have {', '.join(sorted(inputs))}",
+            rule="a part of the input belongs to one weight of the model",
+            fix="load the high-precision checkpoint from which it was made",
+        )
+    return {name: join([each[name] for each in every]) for name in every[0]}
 
 
 def _misfit(group: Group, seen: str, rule: str) -> LoadError:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from transformers import core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Chunk,
@@ -28,6 +29,9 @@ from transformers.core_model_loading import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Split: type[ConversionOps] | None = getattr(core_model_loading, "Split", None)
+"""Cuts a fused weight as its targets are; 5.17 does not have it."""
 
 
 def default_conversions(model: PreTrainedModel) -> list[WeightTransform]:
@@ -76,16 +80,20 @@ class Group:
 
 
 def groups(
-    names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
+    names: Iterable[str],
+    conversions: Sequence[WeightTransform],
+    model: PreTrainedModel,
+    known: Collection[str] | None = None,
 ) -> list[Group]:
     """Match the tensors of a checkpoint with the parameters of a model, as the loader does it.
 
     Args:
         names: names in the checkpoint.
         conversions: the list that the loader will get. It is not changed: matching leaves marks in it.
-        model: the model on the meta device.
+        model: the model, which may be on the meta device.
+        known: names that it has; all of its ``state_dict`` if None.
     """
-    return _matched(names, copy.deepcopy(list(conversions)), model)
+    return _matched(names, copy.deepcopy(list(conversions)), model, known)
 
 
 def used(
@@ -99,12 +107,15 @@ def used(
 
 
 def _matched(
-    names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
+    names: Iterable[str],
+    conversions: Sequence[WeightTransform],
+    model: PreTrainedModel,
+    own: Collection[str] | None = None,
 ) -> list[Group]:
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    known: dict[str, Any] = model.state_dict()
+    known = dict.fromkeys(model.state_dict() if own is None else own, True)
     found: dict[str, Group] = {}
     for name in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
@@ -128,6 +139,12 @@ def destinations(
 ) -> dict[str, tuple[str, ...]]:
     """Return the parameters of the model that each tensor of the checkpoint becomes; see `groups`."""
     return {name: group.targets for group in groups(names, conversions, model) for name in group.names}
+
+
+def renamed(names: Iterable[str], conversions: Sequence[WeightTransform]) -> dict[str, str]:
+    """Return each name of a checkpoint as the renamings of the model leave it, before any converter looks at it."""
+    renamings = [copy.deepcopy(entry) for entry in conversions if isinstance(entry, WeightRenaming)]
+    return {name: rename_source_key(name, renamings, [])[0] for name in sorted(names, key=dot_natural_key)}
 
 
 class SplitExperts(SplitModulelist):
@@ -176,23 +193,14 @@ def keeps_rows_whole(converter: WeightConverter) -> bool:
     """Say whether every operation only moves whole rows, so that it may be applied to codes and to scales."""
     if stacks(converter):
         return True
-    return all(type(op) in (Chunk, Concatenate) and op.dim == 0 for op in converter.operations)
+    return all(type(op) in (Chunk, Concatenate, Split) and op.dim == 0 for op in converter.operations)
 
 
 def feeds(converter: WeightConverter, names: Iterable[str]) -> bool:
     """Say whether one of the parameters ``names`` may come out of a converter."""
-    return bool(_targets(converter, "").search("\n".join(names)))
-
-
-def names_weights(converter: WeightConverter, names: Iterable[str]) -> bool:
-    """Say whether the patterns of a converter reach to the end of the names of parameters, not just of modules."""
-    return bool(_targets(converter, "$").search("\n".join(names)))
-
-
-def _targets(converter: WeightConverter, end: str) -> re.Pattern[str]:
     # A target is plain text, but for a reference to what its source caught.
     texts = [re.escape(target.strip("$")).replace(r"\\1", ".+") for target in converter.target_patterns]
-    return re.compile("|".join(f"{text}{end}" for text in texts), re.MULTILINE)
+    return re.search("|".join(texts), "\n".join(names)) is not None
 
 
 def bounded(converter: WeightConverter) -> None:
@@ -205,24 +213,20 @@ def bounded(converter: WeightConverter) -> None:
     converter.compiled_sources = re.compile("|".join(branches))
 
 
-def rebuilt(cls: type[WeightConverter], converter: WeightConverter, suffix: str = "") -> WeightConverter:
-    """Return a converter like ``converter``, of another class and for the names with ``suffix`` appended."""
+def rebuilt(cls: type[WeightConverter], converter: WeightConverter) -> WeightConverter:
+    """Return a converter like ``converter``, of another class, whose way back drops no axis but that of the experts."""
     operations = [
         MergeExperts(0) if isinstance(op, MergeModulelist) and op.dim == 0 else copy.copy(op)
         for op in converter.operations
     ]
     result = cls(
-        [_suffixed(pattern, suffix) for pattern in converter._original_source_patterns],
-        [_suffixed(pattern, suffix) for pattern in converter._original_target_patterns],
+        list(converter._original_source_patterns),
+        list(converter._original_target_patterns),
         operations=operations,
         force_cpu=converter.force_cpu,
     )
     result.scope_prefix, result.base_model_prefix = converter.scope_prefix, converter.base_model_prefix
     return result
-
-
-def _suffixed(pattern: str, suffix: str) -> str:
-    return f"{pattern[:-1]}{suffix}$" if pattern.endswith("$") else f"{pattern}{suffix}"
 
 
 def conversions_of(model: PreTrainedModel) -> list[WeightTransform]:

@@ -1,13 +1,14 @@
-"""A checkpoint that is quantised already, as transformers is shown it: the rest by name, each weight by one name.
+"""A checkpoint that is quantised already: a folder of any dialect, or the files of ours that transformers has chosen.
 
-transformers gets a ``state_dict`` whose values are read when it asks for them. Everything in high precision is there
-under its canonical name and takes the ordinary way through the conversions of the model. Of the quantised weights there
-is one entry each, under the name of the parameter, which stands for it; the parts are read by `Filler`.
+Of a folder, transformers gets a ``state_dict`` whose values are read when it asks for them. Everything in high
+precision is there under its canonical name and takes the ordinary way through the conversions of the model. Of the
+quantised weights there is one entry for each group that is made together, under the name of a parameter, which stands
+for it; the parts are read by `Filler`. Of files, it gets what they hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,13 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.checkpoint import Checkpoint, open_checkpoint
-from mxfp4_core.dialects import Contents, Dialect, Recipe, read
+from mxfp4_core.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from mxfp4_core.dialects import NATIVE, Contents, Dialect, Recipe, Source, read
+from mxfp4_core.errors import CheckpointError, LoadError
+from mxfp4_transformers import compat
+from mxfp4_transformers.messages import some
+
+_SCALE = "_scale"
 
 
 class Lazy:
@@ -59,10 +65,40 @@ class Folder:
         Raises:
             CheckpointError: nothing to read, or damaged files.
             DialectError: it is quantised in a way that no dialect reads, or contradicts itself.
+            LoadError: codes without scales, or scales without codes, in our own dialect.
         """
         checkpoint = open_checkpoint(path)
+        described = checkpoint.config.get("quantization_config")
+        if isinstance(described, dict) and described.get("quant_method") == NATIVE.name:
+            _check_pairs(checkpoint.tensors)
         found = read(checkpoint)
         return None if found is None else cls(checkpoint, *found)
+
+    @classmethod
+    def of_files(cls, files: Sequence[str] | None, config: Mapping[str, Any]) -> Folder:
+        """Read what files of our own dialect hold.
+
+        Args:
+            files: those that transformers has chosen; None where it was given a state dict.
+            config: what ``config.json`` says.
+
+        Raises:
+            CheckpointError: they are no safetensors files, or damaged.
+            DialectError: the tensors contradict the config.
+            LoadError: codes without scales, or scales without codes.
+        """
+        paths = [Path(file) for file in files or ()]
+        tensors = compat.headers(files)
+        if not tensors:
+            raise CheckpointError(
+                "the quantised weights cannot be read",
+                seen="no safetensors files",
+                rule="MXFP4 checkpoints are safetensors files next to a config.json",
+                fix="pass the folder that save_pretrained or `mxfp4 quantize` wrote",
+            )
+        _check_pairs(tensors)
+        checkpoint = Checkpoint(paths[0].parent, tensors, dict.fromkeys(paths, ""), dict(config), ())
+        return cls(checkpoint, NATIVE, NATIVE.read(Source.of(checkpoint)))
 
     @cached_property
     def tensors(self) -> Mapping[str, Recipe]:
@@ -93,6 +129,21 @@ class Folder:
     def plain(self) -> dict[str, Lazy]:
         """Return what transformers loads by itself, by canonical name."""
         return {name: Lazy(recipe, self.checkpoint) for name, recipe in self.tensors.items()}
+
+
+def _check_pairs(headers: Mapping[str, TensorInfo]) -> None:
+    stored = {name: header.shape for name, header in headers.items() if header.dtype == "U8"}
+    # A model may have bytes of its own that are no codes: masks, tables.
+    codes = [name for name, shape in stored.items() if name.endswith(".weight") or len(shape) > 2]
+    lost = [f"{name}{_SCALE}" for name in codes if not name.endswith(_SCALE)]
+    lost += [name.removesuffix(_SCALE) for name in stored if name.endswith(_SCALE)]
+    if lost := sorted(name for name in lost if name not in headers):
+        raise LoadError(
+            "the checkpoint is incomplete",
+            seen=f"missing: {some(lost)}",
+            rule="every tensor of codes has its scales, and every tensor of scales its codes",
+            fix="write or download the checkpoint again",
+        )
 
 
 __all__ = ["Folder", "Lazy", "Marker"]

@@ -11,11 +11,13 @@ errors of operations.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from mxfp4_transformers import compat, converters
+from mxfp4_transformers import converters
 from mxfp4_transformers.filler import Filler
 from mxfp4_transformers.packer import Packer
 
@@ -111,22 +113,51 @@ class Direct(WeightConverter):
         return dict(self.packer.single(layer_name, entry, source))
 
 
+class Nothing(ConversionOps):
+    """What transformers is given as an operation where a converter of ours does all of it."""
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return what was given."""
+        return input_dict
+
+
 class Placed(WeightConverter):
-    """Takes the names that stand for quantised weights, and fills those from the checkpoint."""
+    """Takes the names under which a checkpoint has quantised weights, and fills those from it.
+
+    What transformers has found under these names is let go unread.
+
+    Args:
+        filler: reads the parts.
+        groups: names in the model of the weights that are filled together, by the first of them.
+        names: the first one of a group, by the names that stand for it behind the renamings of the model.
+        device_of: where transformers puts a parameter.
+    """
 
     PATTERN = "mxfp4: weights that are quantised already"
 
-    def __init__(self, filler: Filler, prefix: str) -> None:
-        super().__init__([self.PATTERN], [self.PATTERN], operations=[FillOp(filler)])
-        self.filler, self.prefix = filler, f"{prefix}."
+    def __init__(
+        self,
+        filler: Filler,
+        groups: Mapping[str, tuple[str, ...]],
+        names: Mapping[str, str],
+        device_of: Callable[[str], torch.device],
+    ) -> None:
+        super().__init__([self.PATTERN], [self.PATTERN], operations=[Nothing()])
+        self.filler, self.groups, self.names, self.device_of = filler, groups, names, device_of
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Placed:
-        return Placed(self.filler, self.prefix[:-1])
+        return Placed(self.filler, self.groups, self.names, self.device_of)
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
-        """Claim the name of a quantised weight, which the loader may still give a prefix or take it away."""
-        names = (source_key, f"{self.prefix}{source_key}", source_key.removeprefix(self.prefix))
-        return source_key, self.PATTERN if any(name in self.filler.composed for name in names) else None
+        """Claim a name that stands for quantised weights."""
+        target = self.names.get(source_key)
+        return (source_key, None) if target is None else (target, self.PATTERN)
 
     def convert(
         self,
@@ -136,27 +167,9 @@ class Placed(WeightConverter):
         hf_quantizer: Any = None,
         loading_info: Any = None,
     ) -> dict[str, Any]:
-        """Read the parts of the weight onto the device where transformers puts its marker."""
-        (entry,) = self.collected_tensors.pop(self.PATTERN)
-        return dict(self.filler.fill(layer_name, compat.materialised(entry).device))
-
-
-class FillOp(ConversionOps):
-    """The operation that transformers runs where a marker meets another converter than `Placed`."""
-
-    def __init__(self, filler: Filler) -> None:
-        self.filler = filler
-
-    def convert(
-        self,
-        input_dict: dict[str, Any],
-        source_patterns: list[str],
-        target_patterns: list[str],
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Read the parts of each weight; ``input_dict`` has full names."""
+        """Read the parts of a group onto the devices where transformers wants them."""
+        self.collected_tensors.clear()
         result: dict[str, Any] = {}
-        for name, entry in input_dict.items():
-            marker = entry[0] if isinstance(entry, list) else entry
-            result |= self.filler.fill(name, marker.device)
+        for name in self.groups[layer_name]:
+            result |= self.filler.fill(name, self.device_of(name))
         return result

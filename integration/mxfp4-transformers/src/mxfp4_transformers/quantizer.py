@@ -23,7 +23,6 @@ from mxfp4_core.modules import (
     device_names,
     empty_module,
     hold_place,
-    leave_activations,
     likely_backends,
     plan_model,
     prepare_model,
@@ -33,12 +32,16 @@ from mxfp4_core.modules import (
 from mxfp4_transformers import compat, converters
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.feed import Feed
+from mxfp4_transformers.folder import Folder
 from mxfp4_transformers.messages import some
-from mxfp4_transformers.ops import Converter, Direct, FillOp, QuantizeOp
+from mxfp4_transformers.ops import Converter, Direct, Nothing, QuantizeOp
 from mxfp4_transformers.packer import Packer
-from mxfp4_transformers.plan import check_biases, plan_reload, sources
-from mxfp4_transformers.saving import facts, for_saving, unsayable, with_parts
+from mxfp4_transformers.plan import check_biases, sources
+from mxfp4_transformers.refitting import kept_tensors
+from mxfp4_transformers.saving import check_readable, facts, unsayable
+from mxfp4_transformers.serialised import Serialised
 from mxfp4_transformers.targets import Targets
+from mxfp4_transformers.undo import Loaded, Undo
 from mxfp4_transformers.view import view_of
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,9 @@ class Mxfp4Quantizer(HfQuantizer):
     def __init__(self, quantization_config: Mxfp4CoreConfig, **kwargs: Any) -> None:
         # A copy: one config may load many models, and each model's says something about its own weights.
         super().__init__(copy.copy(quantization_config), **kwargs)
+        # transformers reads ahead and casts what it takes for quantised; a session fills the weights here.
+        self._reloads: bool = kwargs.get("pre_quantized", True)
+        self.pre_quantized = False
         self.report: LoadReport | None = None
         self.plan = ModelPlan()
         self._builder: LoadReportBuilder | None = None
@@ -69,6 +75,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self._quantizers = DeviceQuantizers()
         self._model: Any = None
         self._unsayable: DialectError | None = None
+        self._undo: Undo | None = None
         self._dtype: torch.dtype = torch.bfloat16
 
     # before the load
@@ -88,7 +95,7 @@ class Mxfp4Quantizer(HfQuantizer):
                 rule="MXFP4 weights stay where they compute",
                 fix="use more devices or a smaller model; MXFP4 takes about a quarter of BF16",
             )
-        if not self.pre_quantized:
+        if not self._reloads:
             # Likely the backend of the model, which is still to be made: kernels take half a second to start.
             self._quantizers = DeviceQuantizers(likely_backends(self.quantization_config.core, device_map))
             self._quantizers.start([self.quantization_config.core.resolved_profile()], self._dtype)
@@ -113,11 +120,12 @@ class Mxfp4Quantizer(HfQuantizer):
         core = self.quantization_config.core
         self._headers = compat.headers(checkpoint_files)
         self._dtype = dtype or model.dtype
+        if self._reloads:
+            described = {**model.config.to_dict(), "quantization_config": self.quantization_config.to_dict()}
+            folder = Folder.of_files(checkpoint_files, described)
+            self.quantization_config.serialised = Serialised(folder, files=True)
         if (serialised := self.quantization_config.serialised) is not None:
             self.plan = serialised.plan(model, core, devices, self._dtype)
-        elif self.pre_quantized:
-            self.plan = plan_reload(model, self.quantization_config, self._headers)
-            leave_activations(model, self.plan, core, devices, self._dtype)
         else:
             view = view_of(model, {name: (each.dtype, each.shape) for name, each in self._headers.items()})
             self.plan = plan_model(model, core, view, devices=devices, dtype=self._dtype)
@@ -125,14 +133,13 @@ class Mxfp4Quantizer(HfQuantizer):
             check_biases(model, self.plan, names)
         for site in self.plan.sites:
             module = self._empty(model, site)
-            if not self.pre_quantized:
-                hold_place(module, site, self._dtype)
+            hold_place(module, site, self._dtype)
             model.set_submodule(site.path, module)
         backends = chosen_backends(model, core, devices, self._dtype)
         if torch.cuda.is_available() and any(name.startswith("cuda") for name in devices):
             torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
         self._quantizers = DeviceQuantizers(backends, self._quantizers)
-        if not self.pre_quantized:
+        if serialised is None:
             self._quantizers.start((weight.profile for weight in self.plan.weights.values()), self._dtype)
         self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         self._model = model
@@ -148,17 +155,15 @@ class Mxfp4Quantizer(HfQuantizer):
     def update_weight_conversions(
         self, weight_conversions: list[WeightTransform], model: Any = None
     ) -> list[WeightTransform]:
-        """Let the conversions of the model quantise, or carry scales along with codes."""
+        """Let the conversions of the model quantise, or put one in front that fills weights with what a folder has."""
         model = self._model
-        if self.pre_quantized:
-            return with_parts(weight_conversions, self.plan)
         builder = self._builder or LoadReportBuilder()
         serialised = self.quantization_config.serialised
         session = LoadSession(self.quantization_config.core, report=builder, quantizers=self._quantizers)
         self._targets = targets = Targets(session, model, self.plan, self._dtype, serialised is not None)
         if serialised is not None:
-            placed = serialised.placed(targets, builder, model, self._dtype)
-            self._operation = FillOp(placed.filler)
+            placed = serialised.placed(targets, builder, weight_conversions, self._dtype, self._device_of)
+            self._operation = Nothing()
             return [placed, *weight_conversions]
         feed = Feed(self.plan.weights, self._headers, self._dtype, self._device_of)
         self._packer = Packer(targets, builder, feed)
@@ -180,7 +185,7 @@ class Mxfp4Quantizer(HfQuantizer):
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Say whether a parameter is quantised when it is read."""
-        return not self.pre_quantized and param_name in self.plan.weights
+        return param_name in self.plan.weights
 
     def get_quantize_ops(self) -> ConversionOps:
         """Return the operation for a weight that reaches none of our converters."""
@@ -190,7 +195,7 @@ class Mxfp4Quantizer(HfQuantizer):
 
     def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
         """Return the bytes per element that a parameter will take, for the device map and the warm-up allocation."""
-        if not self.pre_quantized and (weight := self.plan.weights.get(param_name)) is not None:
+        if (weight := self.plan.weights.get(param_name)) is not None:
             return weight.first_nbytes / param.numel()
         return param.element_size()
 
@@ -215,15 +220,15 @@ class Mxfp4Quantizer(HfQuantizer):
                 consume=True,
             )
         if (serialised := self.quantization_config.serialised) is None:
-            undone = for_saving(converters.conversions_of(model), self.plan)
+            used = converters.conversions_of(model)
         else:
             used = serialised.undone(model, converters.default_conversions(model))
-            undone = list(with_parts(used, self.plan))
             self.quantization_config.core = serialised.config or core
             self.quantization_config.serialised = None
-        converters.set_conversions(model, undone)
-        self._unsayable = unsayable(undone, self.plan)
-        self.quantization_config.facts = facts(model, self.plan)
+        self._undo = undo = Undo.of(used, self.plan)
+        converters.set_conversions(model, [Loaded(undo)])
+        self._unsayable = unsayable(undo.rows, self.plan)
+        self.quantization_config.facts = facts(undo, model, self.plan)
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
         builder.quantizer = ", ".join(self._quantizers.names)
         builder.profile = ", ".join(dict.fromkeys(weight.profile for weight in self.plan.weights.values()))
@@ -236,12 +241,12 @@ class Mxfp4Quantizer(HfQuantizer):
         self._headers, self._device_map, self._quantizers = {}, None, DeviceQuantizers()
         return model
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         """Put the model's own modules back, with the values of the MXFP4 weights in ``dtype``."""
+        # The config of a model that was saved has a word there.
+        wanted: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or self._dtype
         for site in self.plan.sites:
-            model.set_submodule(
-                site.path, widened(model.get_submodule(site.path), site, dtype or self._dtype)
-            )
+            model.set_submodule(site.path, widened(model.get_submodule(site.path), site, wanted))
         return model
 
     # questions
@@ -250,6 +255,16 @@ class Mxfp4Quantizer(HfQuantizer):
     def dtype(self) -> torch.dtype:
         """The dtype of the model's activations."""
         return self._dtype
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
+        """Check, before ``save_pretrained`` writes anything, that it will be read again.
+
+        Raises:
+            DialectError: it would not.
+        """
+        if self._undo is not None and not getattr(model, "_hf_peft_config_loaded", False):
+            check_readable(self._undo, model, self.plan, self.quantization_config, kept_tensors(model))
+        return None, {}
 
     def is_serializable(self) -> bool:
         """Say that ``save_pretrained`` works.

@@ -65,7 +65,7 @@ def refit(
         module = model.get_submodule(site.path)
         targets |= session.bind(module, prefix=site.path, dtype=quantizer.dtype, reason="refit")
     session.begin(subset=subset)
-    kept = _kept(model)
+    kept = kept_tensors(model)
     places = find_places(model, plan.weights, kept)
     staged: list[tuple[Place, torch.Tensor]] = []
     seen: dict[str, list[str]] = {}
@@ -100,7 +100,7 @@ def refit(
     return report
 
 
-def _kept(model: nn.Module) -> dict[str, torch.Tensor]:
+def kept_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return everything that a checkpoint has and that is not quantised, by name."""
     found: dict[str, torch.Tensor] = {}
     for path, module in model.named_modules():
@@ -171,4 +171,4 @@ def _check_kept(
         )
 
 
-__all__ = ["refit"]
+__all__ = ["kept_tensors", "refit"]

@@ -1,73 +1,29 @@
-"""Names on disk: the parts of experts are saved under the names that the experts came from."""
+"""Save a model in our dialect or another, after a check that it can be read again."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.core_model_loading import WeightConverter, WeightTransform, revert_weight_conversion
+from transformers.core_model_loading import WeightConverter, WeightTransform
 
-from mxfp4_core.dialects import NATIVE, get
-from mxfp4_core.errors import ConfigError, DialectError, OutputError
+from mxfp4_core.dialects import NATIVE, Source, get
+from mxfp4_core.errors import ConfigError, DialectError, LoadError, OutputError
 from mxfp4_core.jobs import convert_checkpoint
 from mxfp4_core.modules import ModelPlan
 from mxfp4_transformers import converters
-from mxfp4_transformers.ops import Converter, Direct
+from mxfp4_transformers.compose import compose
+from mxfp4_transformers.config import Mxfp4CoreConfig
+from mxfp4_transformers.messages import some
+from mxfp4_transformers.undo import Undo
 
 _PLAIN = "mxfp4"  # the format of a checkpoint that names none
-
-
-def with_parts(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[WeightTransform]:
-    """Return conversions that treat the parts of a weight alike.
-
-    A converter whose names end where the names of weights end gets a companion for each further part; one for whole
-    modules takes them along by itself. One that does more than move whole rows (a transposition) is left out: our files
-    have those weights as the module here holds them.
-    """
-    return list(_with_parts(conversions, plan))
-
-
-def _with_parts(conversions: Iterable[WeightTransform], plan: ModelPlan) -> Iterator[WeightTransform]:
-    suffixes = _suffixes(plan)
-    for entry in conversions:
-        if not isinstance(entry, WeightConverter) or not converters.feeds(entry, plan.weights):
-            yield entry
-        elif converters.keeps_rows_whole(entry):
-            yield converters.rebuilt(Converter, entry)
-            if converters.names_weights(entry, plan.weights):
-                yield from (converters.rebuilt(Converter, entry, suffix) for suffix in suffixes)
-
-
-def _suffixes(plan: ModelPlan) -> tuple[str, ...]:
-    """Return what is appended to the name of a weight for its parts but the first."""
-    kinds = dict.fromkeys(weight.kind for weight in plan.weights.values())
-    return tuple(dict.fromkeys(part.suffix for kind in kinds for part in kind.parts if part.suffix))
-
-
-def for_saving(conversions: Iterable[WeightTransform], plan: ModelPlan) -> list[WeightTransform]:
-    """Return what ``save_pretrained`` is to undo, from what the load used.
-
-    The converters of a load that quantised lack the companions for further parts, which the checkpoint did not have.
-    """
-    companions = {
-        pattern
-        for entry in conversions
-        if isinstance(entry, WeightConverter)
-        for pattern in entry._original_target_patterns
-        if pattern.endswith(_suffixes(plan))
-    }
-    plain = [
-        entry
-        for entry in conversions
-        if not isinstance(entry, Direct)
-        and not (isinstance(entry, WeightConverter) and set(entry._original_target_patterns) & companions)
-    ]
-    return with_parts(plain, plan)
+_WORDS = {torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4M3", torch.float32: "F32"}
 
 
 def unsayable(conversions: Iterable[WeightTransform], plan: ModelPlan) -> DialectError | None:
@@ -103,23 +59,73 @@ def _unsayable(seen: str, rule: str) -> DialectError:
     )
 
 
-def facts(model: Any, plan: ModelPlan) -> dict[str, Any]:
+def facts(undo: Undo, model: Any, plan: ModelPlan) -> dict[str, Any]:
     """Return what ``quantization_config`` says about single weights, under the names that they are saved with."""
-    saved: dict[str, list[int]] = {}
+    shapes: dict[str, list[int]] = {}
     transposed: list[str] = []
-    for name, weight in plan.weights.items():
-        k, kind = weight.shape[-1], weight.kind
-        if not (weight.transposed or k % kind.block):
-            continue
-        meta = torch.empty(weight.shapes[kind.parts[0].name], dtype=torch.uint8, device="meta")
-        for each, tensor in revert_weight_conversion(model, {name: meta}).items():
-            if k % kind.block:
-                saved[each] = [*tensor.shape[:-1], k]
-            if weight.transposed:
-                transposed.append(each)
+    for block, turned in {(weight.kind.block, weight.transposed) for weight in plan.weights.values()}:
+        alike = {
+            name: torch.empty(weight.shape, dtype=torch.uint8, device="meta")
+            for name, weight in plan.weights.items()
+            if (weight.kind.block, weight.transposed) == (block, turned)
+            and (turned or weight.shape[-1] % block)
+        }
+        saved = undo.saved(model, alike) if alike else {}
+        shapes |= {name: list(tensor.shape) for name, tensor in saved.items() if tensor.shape[-1] % block}
+        transposed += saved if turned else ()
     formats = sorted({weight.format for weight in plan.weights.values()} - {_PLAIN})
-    found = {"weights_profile": plan.profile, "shapes": saved, "transposed": sorted(transposed)}
+    found = {"weights_profile": plan.profile, "shapes": shapes, "transposed": sorted(transposed)}
     return {**found, "weights_format": formats[0]} if formats else found
+
+
+def check_readable(
+    undo: Undo, model: Any, plan: ModelPlan, config: Mxfp4CoreConfig, kept: Mapping[str, torch.Tensor]
+) -> None:
+    """Check that what ``save_pretrained`` is about to write will be read as the weights that the model has.
+
+    Args:
+        undo: what saving undoes.
+        model: loaded.
+        plan: its quantised weights.
+        config: what ``config.json`` will say.
+        kept: everything else that is saved, by name in the model.
+
+    Raises:
+        DialectError: it would not; nothing was written.
+    """
+    state = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in kept.items()
+    }
+    for weight in plan.weights.values():
+        state |= {weight.names[part]: tensor for part, tensor in weight.empty("meta").items()}
+    saved = undo.saved(model, state)
+    headers = {
+        name: (_WORDS.get(tensor.dtype, "BF16"), tuple(tensor.shape)) for name, tensor in saved.items()
+    }
+    described = {**model.config.to_dict(), "quantization_config": config.to_dict()}
+    try:
+        entries = NATIVE.read(Source(described, headers)).entries
+        found = compose(entries, converters.default_conversions(model), model, known=state)
+    except (DialectError, LoadError) as error:
+        raise _unreadable(error.seen) from error
+    wrong = [
+        name
+        for name, weight in plan.weights.items()
+        if name not in found
+        or {part: made.shape for part, made in found[name].parts.items()} != weight.shapes
+    ]
+    wrong += [name for name in found if name not in plan.weights]
+    if wrong:
+        raise _unreadable(f"{some(wrong)} would come back otherwise")
+
+
+def _unreadable(seen: str) -> DialectError:
+    return DialectError(
+        "the model cannot be saved so that it can be read again",
+        seen=seen,
+        rule="a folder is written when every weight in it has its parts and its place in the model",
+        fix="keep the checkpoint from which it was loaded, or pass save_original_format=False",
+    )
 
 
 def save(

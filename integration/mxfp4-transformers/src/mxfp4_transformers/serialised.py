@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Serialised:
 
     Attributes:
         folder: the checkpoint.
+        files: transformers reads the files of the checkpoint; else it is given `state`.
         state: what transformers loads, which it was given before the model was there.
         composed: what each weight of the model is made of, by name.
         config: what a saved copy of the model says about itself.
@@ -57,6 +58,7 @@ class Serialised:
     """
 
     folder: Folder
+    files: bool = False
     state: dict[str, Any] = field(default_factory=dict[str, Any])
     composed: dict[str, Composed] = field(default_factory=dict[str, Composed])
     config: CoreConfig | None = None
@@ -85,7 +87,11 @@ class Serialised:
         composed = compose(contents.entries, conversions, model)
         known = set(dict(model.named_parameters(remove_duplicate=False)))
         self._check_places(composed, known, model)
-        self.composed = {name: each for name, each in composed.items() if name in known}
+        self.composed = {
+            name: replace(each, group=tuple(other for other in each.group if other in known))
+            for name, each in composed.items()
+            if name in known
+        }
         stored = {
             name: Stored(
                 each.first.format,
@@ -105,19 +111,40 @@ class Serialised:
         self.widened = ask_backends(model, plan, core, devices, dtype)
         self.config = stored_config(model, plan, core, view)
         self._say_what_is_left_out(plan)
-        self.state.update(self.folder.plain(), **{name: Marker() for name in self.composed})
+        self.state.update(self.folder.plain(), **{made.group[0]: Marker() for made in self.composed.values()})
         return plan
 
     def placed(
         self,
         targets: Targets,
         report: LoadReportBuilder,
-        model: Any,
+        conversions: list[WeightTransform],
         dtype: torch.dtype,
+        device_of: Callable[[str], torch.device],
     ) -> Placed:
-        """Return the converter that fills the quantised weights; it comes before those of the model."""
+        """Return the converter that fills the quantised weights; it comes before those of the model.
+
+        Args:
+            targets: where they go.
+            report: of the load.
+            conversions: those of the model.
+            dtype: of the model.
+            device_of: where transformers puts a parameter, once the load has begun.
+        """
         filler = Filler(targets, self.widened, self.composed, self.folder.checkpoint, report, dtype)
-        return Placed(filler, model.base_model_prefix)
+        groups = {made.group[0]: made.group for made in self.composed.values()}
+        found = {name: name for name in groups}
+        if self.files:
+            found = {
+                stored: made.group[0]
+                for made in self.composed.values()
+                for entry in made.entries
+                for stored in entry.names
+            }
+        arriving = converters.renamed(
+            self.folder.checkpoint.tensors if self.files else self.state, conversions
+        )
+        return Placed(filler, groups, {arriving[name]: target for name, target in found.items()}, device_of)
 
     def undone(self, model: Any, conversions: list[WeightTransform]) -> list[WeightTransform]:
         """Return what saving has to undo: what the names of the folder would have made use of."""
@@ -170,7 +197,7 @@ class Serialised:
                 key: interleave([part.take(0, n, axis=1), part.take(n, axis=1)], 1)
                 for key, part in made.parts.items()
             }
-        self.composed[name] = Composed(parts, made.entries)
+        self.composed[name] = replace(made, parts=parts)
 
     def _check_places(self, composed: Mapping[str, Composed], known: set[str], model: Any) -> None:
         ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()

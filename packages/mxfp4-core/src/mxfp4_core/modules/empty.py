@@ -62,13 +62,13 @@ def empty_module(
 
 
 def hold_place(module: Mxfp4Module, site: Site, dtype: torch.dtype) -> None:
-    """Give an empty module its weights as a checkpoint in high precision has them, for a loader to look at.
+    """Give an empty module its weights and biases as a checkpoint in high precision has them, for a loader to look at.
 
     Engines cast what they read to the dtype of the placeholder and look at its shape, through ``get_parameter``:
     therefore the placeholder of a buffer is a Parameter.
     """
     own = dict(site.module.named_parameters(recurse=False))
-    for name in site.weights:
+    for name in (*site.weights, *module.named_biases):
         placeholder = torch.empty(own[name].shape, dtype=dtype, device="meta")
         module._buffers[name] = nn.Parameter(placeholder, requires_grad=False)
 
