@@ -176,6 +176,12 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["setup"])
+def architectures(session: nox.Session) -> None:
+    """Try a tiny model of every type that transformers maps; arguments go along, ``--types gpt2`` for one."""
+    python(session, "tools/sweep_architectures.py", *session.posargs, OMP_NUM_THREADS="1")
+
+
+@nox.session(venv_backend="none", requires=["setup"])
 def docs(session: nox.Session) -> None:
     """Build the documentation with every warning an error, and run the code on the pages."""
     python(session, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs")

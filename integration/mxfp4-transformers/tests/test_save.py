@@ -52,6 +52,12 @@ def test_round_trip(checkpoint: Path, tmp_path: Path) -> None:
     assert "backend" not in configs[0]["quantization_config"]
 
 
+def test_a_saved_model_is_dequantised(checkpoint: Path, tmp_path: Path) -> None:
+    model, wanted = load(checkpoint, settings()), load(checkpoint, settings()).dequantize()
+    model.save_pretrained(tmp_path / "saved")  # which leaves a word for the dtype in the config of the model
+    same_state(model.dequantize(), wanted)
+
+
 def test_names_on_disk_are_those_of_the_source(checkpoint: Path, tmp_path: Path) -> None:
     load(checkpoint, settings()).save_pretrained(tmp_path / "saved")
     source, saved = tensors(checkpoint), tensors(tmp_path / "saved")

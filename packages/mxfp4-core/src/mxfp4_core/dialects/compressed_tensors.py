@@ -63,16 +63,13 @@ class CompressedTensorsDialect(Dialect):
         return {f"{entry.weight}_packed": codes, f"{entry.weight}_scale": scales}
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
-        """Load through transformers' own integration, which needs the package compressed-tensors.
+        """Load through the adapter of this project, which works for every model.
 
-        Its linears have no ``weight``, which the code of T5, Mamba and others asks for: what is no causal language
-        model is loaded through the adapter of this project, and any other can be.
+        transformers' own integration, with the package compressed-tensors, has linears without a ``weight``: the code
+        of T5, Mamba and others asks for it, and so does transformers itself where a linear is tied.
         """
-        own = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
-        if not model.endswith("ForCausalLM"):
-            return f"import mxfp4_transformers, transformers; {own}"
-        call = f"import transformers; transformers.{model}.from_pretrained({path!r})"
-        return f"{call}  # pip install compressed-tensors; or: {own}"
+        call = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
+        return f"import mxfp4_transformers, transformers; {call}"
 
     def describe(self, description: Description) -> dict[str, Any]:
         """Write the scheme MXFP4A16, MXFP4 or MXFP4xFP8, by the activation mode.
