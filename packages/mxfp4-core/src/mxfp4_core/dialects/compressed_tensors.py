@@ -68,6 +68,8 @@ class CompressedTensorsDialect(Dialect):
         transformers' own integration, with the package compressed-tensors, has linears without a ``weight``: the code
         of T5, Mamba and others asks for it, and so does transformers itself where a linear is tied.
         """
+        if model == AUTO_CLASS:  # what it takes by itself
+            return f"import mxfp4_transformers; mxfp4_transformers.from_pretrained({path!r})"
         call = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
         return f"import mxfp4_transformers, transformers; {call}"
 
