@@ -72,7 +72,7 @@ _NO_WIDTH: Final = re.compile(
     r"|theta|seed|step|steps|frame|frames|ids?|offset|stride|strides|kernel|kernels|image|img|factor|scale|time|mask"
     r"|num|n|index|layer|layers|bins|samples|depth|depths|count|groups|floor|temperature|threshold|compress|capacity"
     r"|negatives|radius|resolution|stack|hash|ngram|pad|scalar|divisor|multiple|labels|min|tile|tiles|height|width"
-    r"|minimum|maximum|grid|ratio|ratios|windows|merge|per|patch|sampling|hop|points|heads|version|cycles)(_.*)?"
+    r"|minimum|maximum|context|grid|ratio|ratios|windows|merge|per|patch|sampling|hop|points|heads|version|cycles)(_.*)?"
 )
 _WIDTH_ANYWAY: Final = frozenset(
     {
