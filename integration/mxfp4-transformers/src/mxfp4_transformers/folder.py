@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from mxfp4_core.checkpoint import Checkpoint, TensorInfo, is_adapter, open_checkpoint
 from mxfp4_core.dialects import NATIVE, Contents, Dialect, Recipe, Source, read
 from mxfp4_core.errors import CheckpointError, LoadError
 from mxfp4_transformers import compat
@@ -60,13 +60,15 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path) -> Folder | None:
-        """Open a folder; None for a checkpoint in high precision.
+        """Open a folder; None for high precision, and for an adapter, which transformers puts on its base.
 
         Raises:
             CheckpointError: nothing to read, or damaged files.
             DialectError: it is quantised in a way that no dialect reads, or contradicts itself.
             LoadError: codes without scales, or scales without codes, in our own dialect.
         """
+        if is_adapter(path):
+            return None
         checkpoint = open_checkpoint(path)
         described = checkpoint.config.get("quantization_config")
         if isinstance(described, dict) and described.get("quant_method") == NATIVE.name:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from mxfp4_core.checkpoint import hub_name, local_path
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.errors import CheckpointError, ConfigError
 from mxfp4_transformers import compat
@@ -91,19 +92,34 @@ def _local(path: str | os.PathLike[str], kwargs: Mapping[str, Any]) -> Path:
     """Return the folder with the files, which are fetched if they are on the Hub."""
     local = Path(path)
     if not local.is_dir():
-        if local.exists() or str(path).count("/") != 1:
+        if local.exists() or hub_name(path) != str(path):
             raise CheckpointError(
                 f"cannot load {path}",
                 seen="a file" if local.exists() else "no such folder",
                 rule="a checkpoint is a folder with config.json and safetensors files, or the name of one on the Hub",
                 fix="pass the folder",
             )
-        from huggingface_hub import snapshot_download
-
-        hub = {name: kwargs[name] for name in _HUB if name in kwargs}
-        local = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **hub))
+        local = _fetched(str(path), {name: kwargs[name] for name in _HUB if name in kwargs})
     subfolder = kwargs.get("subfolder")
     return local / subfolder if subfolder else local
+
+
+def _fetched(name: str, hub: dict[str, Any]) -> Path:
+    """Return the snapshot of a model on the Hub; where the Hub is out of reach, the one in the cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **hub))
+    except Exception as error:  # of several libraries: no network, no such name, no permission, no disk
+        cached = local_path(name)
+        if cached.is_dir() and not hub:
+            return cached
+        raise CheckpointError(
+            f"cannot load {name}",
+            seen=f"no such folder here, and the Hub does not give it: {type(error).__name__}: {error}",
+            rule="a checkpoint is a folder with config.json and safetensors files, or the name of one on the Hub",
+            fix="check the name, the network and the permission (`hf auth login`), or pass a folder",
+        ) from error
 
 
 def _config_of(given: Any) -> Mxfp4CoreConfig:

@@ -1,4 +1,4 @@
-"""Words that every room needs for its messages: near misses, and sizes."""
+"""Words that every room needs for its messages: near misses, sizes, and names that may come from anyone."""
 
 from __future__ import annotations
 
@@ -53,4 +53,23 @@ def disk_text(count: int) -> str:
     return f"{count} bytes"
 
 
-__all__ = ["BINARY_UNITS", "did_you_mean", "disk_text", "nearest", "short_size_text", "size_text"]
+def printable(text: str) -> str:
+    r"""Return a text with all escaped that does not show as itself: control characters, ends of lines, surrogates.
+
+    Names of tensors and files may come from anyone, and a terminal obeys what it is sent.
+
+    >>> printable("a\x1b[2J"), printable("\u00e9t\u00e9")
+    ('a\\x1b[2J', '\u00e9t\u00e9')
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+__all__ = [
+    "BINARY_UNITS",
+    "did_you_mean",
+    "disk_text",
+    "nearest",
+    "printable",
+    "short_size_text",
+    "size_text",
+]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save
 
 from mxfp4_core.checkpoint.header import MAX_HEADER_BYTES, read_header
@@ -61,9 +62,10 @@ BAD: dict[str, bytes] = {
     "an array": with_header(b"[]"),
     "leading space": with_header(b' {"a":1}'),
     "padded with zeros": with_header(b"{}\0\0\0\0"),
-    "padded with newlines": with_header(b"{}\n\n"),
+    "padded with vertical tabs": with_header(b"{}\v\v"),
     "garbage behind the object": with_header(b'{} "x"'),
     "NaN": with_header(b'{"a":NaN}'),
+    "a number out of range": with_header(b'{"a":1e999}'),
     "a key twice": with_header(
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
         b"x",
@@ -106,6 +108,36 @@ def test_refuses(tmp_path: Path, raw: bytes) -> None:
         read_header(file_of(tmp_path, raw))
     assert "model.safetensors" in caught.value.what
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("tail", [b"\n\n\n", b"\t \r\n"])
+@pytest.mark.parametrize("metadata", [{}, {"__metadata__": None}, {"__metadata__": {"format": "pt"}}])
+def test_reads_what_safetensors_reads(tmp_path: Path, metadata: dict[str, Any], tail: bytes) -> None:
+    raw = with_header(json.dumps({**metadata, "a": entry()}).encode() + tail, b"abcd")
+    path = file_of(tmp_path, raw)
+    with safe_open(path, "pt") as opened:
+        assert list(opened.keys()) == ["a"]
+    tensors, found, _ = read_header(path)
+    assert (tensors["a"].stop, found) == (len(raw), metadata.get("__metadata__") or {})
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (LFS, "Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+        (b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl", "torch.save"),
+        (b"\x80\x02}q\x00X\x01\x00\x00\x00aq", "a pickle"),
+        (b"GGUF\x03\x00\x00\x00\x10\x00\x00\x00", "GGUF"),
+    ],
+)
+def test_says_what_a_file_is_instead(tmp_path: Path, raw: bytes, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_header(file_of(tmp_path, raw))
+    assert "get the file again" not in caught.value.fix
 
 
 def test_a_huge_header_is_refused_unread(tmp_path: Path) -> None:

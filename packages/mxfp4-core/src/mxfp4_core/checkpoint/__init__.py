@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
+    from mxfp4_core.checkpoint.adapters import is_adapter as is_adapter
     from mxfp4_core.checkpoint.ahead import ReadAhead as ReadAhead
     from mxfp4_core.checkpoint.ahead import Rows as Rows
+    from mxfp4_core.checkpoint.cache import hub_name as hub_name
+    from mxfp4_core.checkpoint.cache import local_path as local_path
     from mxfp4_core.checkpoint.header import read_header as read_header
     from mxfp4_core.checkpoint.reader import Checkpoint as Checkpoint
     from mxfp4_core.checkpoint.reader import TensorInfo as TensorInfo
@@ -19,6 +22,9 @@ _HOMES = {
     "TensorInfo": "reader",
     "open_checkpoint": "reader",
     "read_header": "header",
+    "is_adapter": "adapters",
+    "hub_name": "cache",
+    "local_path": "cache",
     "ReadAhead": "ahead",
     "Rows": "ahead",
 }
@@ -28,6 +34,9 @@ __all__ = [
     "ReadAhead",
     "Rows",
     "TensorInfo",
+    "hub_name",
+    "is_adapter",
+    "local_path",
     "open_checkpoint",
     "read_header",
 ]

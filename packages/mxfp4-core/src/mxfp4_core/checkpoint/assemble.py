@@ -170,7 +170,7 @@ def write_checkpoint(
         "source": content.manifest.source,
         "layout": layout,
     }
-    index = _index(specs)
+    index = _index(specs, any("/" not in name for name in content.copies if name.endswith(".safetensors")))
     documents = {**content.documents, **index}
     names = {*specs, *documents, *content.copies, MANIFEST}
     with Target(folder, run, names, force=force) as target:
@@ -210,8 +210,9 @@ def _width(unit: Unit) -> int:
     return max(DTYPE_BITS[spec.dtype] for spec in unit.specs)
 
 
-def _index(specs: Mapping[str, Sequence[TensorSpec]]) -> dict[str, bytes]:
-    if len(specs) == 1:
+def _index(specs: Mapping[str, Sequence[TensorSpec]], beside: bool) -> dict[str, bytes]:
+    """Return the index; one file needs none, unless other weights lie beside it that are not to be read with it."""
+    if len(specs) == 1 and not beside:
         return {}
     weight_map = {spec.name: name for name, each in specs.items() for spec in each}
     total = sum(spec.nbytes for each in specs.values() for spec in each)

@@ -1,24 +1,24 @@
-"""Find the files of a checkpoint: which hold weights, which are carried over, none outside it."""
+"""Find the files of a checkpoint that hold weights, and read its documents; none outside of it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from mxfp4_core.checkpoint.cache import blobs_of, cache_folder, hub_name
+from mxfp4_core.checkpoint.families import SINGLES, check_complete, chosen_files, family
 from mxfp4_core.checkpoint.header import MAX_HEADER_BYTES, damaged, parse_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+INDEX_SUFFIX = ".safetensors.index.json"
 MANIFEST = "mxfp4_manifest.json"
+PIPELINE = "model_index.json"
+"""What diffusers writes into the folder around the models of a pipeline."""
 
-WEIGHT_SUFFIXES = frozenset({
-    ".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".pickle", ".pkl", ".pt", ".pth",
-    ".safetensors",
-})  # fmt: skip
-"""Suffixes of files that hold weights (or pickles), which are never carried over."""
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Suffixes of pickles, which can run any code when they are opened."""
 
 
 def locate_weights(root: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -28,60 +28,60 @@ def locate_weights(root: Path) -> tuple[list[Path], dict[str, str] | None]:
         The files in order of their names, and the ``weight_map`` of the index if there is one.
 
     Raises:
-        CheckpointError: no such path, no safetensors, an index that is damaged or leaves the folder.
+        CheckpointError: no such path, no model, several of them, a shard that is missing, or an index that is damaged
+            or leaves the folder.
     """
     if root.is_file():
         return [root], None
     if not root.is_dir():
-        damaged(
-            root, "no such file or folder", "a model is a folder with safetensors files", "check the path"
-        )
+        _nothing_there(root)
     present = _names(root)
-    found = [name for name in present if name.endswith(".safetensors")]
-    indices = [name for name in present if name.endswith(".safetensors.index.json")]
-    if INDEX in indices:
-        indices = [INDEX]
-    if len(indices) > 1:
+    if PIPELINE in present:
+        parts = ", ".join(folders_with_weights(root)) or "none"
         damaged(
-            root, f"several indices: {' '.join(indices)}", "a checkpoint has one index", "keep one of them"
+            root,
+            f"{PIPELINE}: a pipeline of several models (folders with weights: {parts})",
+            "weights are read, quantised and checked model by model",
+            "pass the folder of a component, such as the transformer; `mxfp4 plan` takes the whole pipeline",
         )
-    if indices:
-        weight_map = _weight_map(root / indices[0], root)
+    found = [name for name in present if name.endswith(".safetensors")]
+    if index := index_of(root):
+        weight_map = _weight_map(index, root)
         files = sorted(set(weight_map.values()))
         if WEIGHTS in found and WEIGHTS not in files:
-            seen = f"{WEIGHTS} beside {indices[0]}, which does not list it"
+            seen = f"{WEIGHTS} beside {index.name}, which does not list it"
             damaged(root, seen, "it is clear which files are the model", f"remove {WEIGHTS} or the index")
+        families = {family(name) for name in files} - {None}
+        check_complete(root, [name for name in found if family(name) in families])
         return [inside(root / name, root) for name in files], weight_map
     if not found:
         _no_safetensors(root, present)
-    names = [WEIGHTS] if WEIGHTS in found else found
-    return [inside(root / name, root) for name in names], None
+    return [inside(root / name, root) for name in chosen_files(root, found)], None
 
 
-def carried_files(root: Path) -> tuple[Path, ...]:
-    """List the files that a new checkpoint takes over unchanged, relative to the folder.
-
-    These are all but weights, index, manifest, hidden files and ``config.json``, which is rewritten. A link
-    is listed when it leads to a file of the same model.
+def index_of(root: Path) -> Path | None:
+    """Return the index that says which files are the model; None where there is none.
 
     Raises:
-        CheckpointError: a link that leads out of the folder.
+        CheckpointError: there are several, and none has a name that is looked for first.
     """
-    result: list[Path] = []
-    for folder, folders, names in os.walk(root):  # does not follow links to folders
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(folder, name)
-            ours = name in ("config.json", MANIFEST) and Path(folder) == root
-            if (
-                ours
-                or name.startswith(".")
-                or path.suffix in WEIGHT_SUFFIXES
-                or name.endswith(".safetensors.index.json")
-            ):
-                continue
-            result.append(inside(path, root).relative_to(root))
-    return tuple(result)
+    present = [name for name in _names(root) if name.endswith(INDEX_SUFFIX)]
+    first = [f"{name}.index.json" for name in SINGLES if f"{name}.index.json" in present]
+    if not first and len(present) > 1:
+        damaged(
+            root, f"several indices: {' '.join(present)}", "a checkpoint has one index", "keep one of them"
+        )
+    return next((root / name for name in (*first, *present)), None)
+
+
+def folders_with_weights(root: Path) -> list[str]:
+    """Return the names of the folders directly in this one that hold safetensors files."""
+    folders = [root / name for name in _names(root) if not name.startswith(".")]
+    return [
+        folder.name
+        for folder in folders
+        if folder.is_dir() and any(name.endswith(".safetensors") for name in _names(folder))
+    ]
 
 
 def read_json_file(path: Path, root: Path) -> dict[str, Any]:
@@ -90,15 +90,23 @@ def read_json_file(path: Path, root: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: outside of the folder, unreadable, too large, or no JSON object.
     """
+    return parse_json(read_small_file(path, root), path, constants=True)
+
+
+def read_small_file(path: Path, root: Path) -> bytes:
+    """Read a file of the checkpoint that holds a document.
+
+    Raises:
+        CheckpointError: outside of the folder, unreadable, or too large.
+    """
     inside(path, root)
     try:
         size = path.stat().st_size
         if size > MAX_HEADER_BYTES:
             damaged(path, f"{size} bytes", f"JSON files have at most {MAX_HEADER_BYTES} bytes")
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         damaged(path, str(error), "the file can be read", "check the permissions")
-    return parse_json(raw, path)
 
 
 def _weight_map(path: Path, root: Path) -> dict[str, str]:
@@ -144,7 +152,7 @@ def _names(root: Path) -> list[str]:
 
 
 def _no_safetensors(root: Path, present: list[str]) -> None:
-    pickles = [name for name in present if name.endswith(_PICKLES)]
+    pickles = [name for name in present if name.endswith(PICKLES)]
     if pickles:
         fix = "where you trust the file, load it and save it again with save_pretrained"
         damaged(
@@ -153,7 +161,21 @@ def _no_safetensors(root: Path, present: list[str]) -> None:
             "pickles run code and are never opened",
             fix,
         )
-    damaged(root, "no *.safetensors file", "a model is a folder with safetensors files", "check the path")
+    folders = folders_with_weights(root)
+    seen = "no *.safetensors file" + (f" here, but some in {', '.join(folders)}" if folders else "")
+    fix = "pass one of these folders" if folders else "check the path"
+    damaged(root, seen, "a model is a folder with safetensors files", fix)
+
+
+def _nothing_there(root: Path) -> NoReturn:
+    name = hub_name(root)
+    seen, fix = "no such file or folder", "check the path"
+    if os.path.lexists(root):
+        seen = "a link to nothing, or no regular file"
+    elif name:
+        seen += f", and no model {name} in the cache {cache_folder()}"
+        fix = f"check the path; a model on the Hub is fetched by `hf download {name}`"
+    damaged(root, seen, "a model is a folder with safetensors files", fix)
 
 
 def inside(path: Path, root: Path) -> Path:
@@ -166,13 +188,12 @@ def inside(path: Path, root: Path) -> Path:
         real, home = path.resolve(strict=True), root.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         damaged(path, str(error), "files and links of a checkpoint exist", "get the missing file")
-    # The download cache of huggingface_hub is <model>/snapshots/<revision>/file -> <model>/blobs/<hash>.
-    homes = [home, home.parent.parent] if home.parent.name == "snapshots" else [home]
-    if not any(real.is_relative_to(each) for each in homes):
+    blobs = blobs_of(home)
+    if not real.is_relative_to(home) and not (blobs and real.is_relative_to(blobs)):
         damaged(
             path,
             f"a link to {real}",
-            "a checkpoint stays inside its own folder",
+            "a checkpoint stays inside its own folder, or the blobs of its download cache",
             "replace the link by the file",
         )
     if not real.is_file():
@@ -183,6 +204,6 @@ def inside(path: Path, root: Path) -> Path:
 
 
 __all__ = [
-    "INDEX", "MANIFEST", "WEIGHTS", "WEIGHT_SUFFIXES", "carried_files", "inside", "locate_weights",
-    "read_json_file",
+    "INDEX", "INDEX_SUFFIX", "MANIFEST", "PICKLES", "PIPELINE", "WEIGHTS", "folders_with_weights", "index_of", "inside",
+    "locate_weights", "read_json_file", "read_small_file",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Parse and check the header of one safetensors file; torch-free.
 
-Layout of the file: 8 bytes little-endian length ``n``, ``n`` bytes of UTF-8 JSON (padded with spaces), then
+Layout of the file: 8 bytes little-endian length ``n``, ``n`` bytes of UTF-8 JSON (padded with white space), then
 the data. The format's own rules are checked here, before anything else looks at the file, because the bytes
 may come from anyone. Source: the safetensors format description,
 https://github.com/huggingface/safetensors#format.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mxfp4_core.checkpoint.magic import READ, recognised
 from mxfp4_core.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -32,6 +33,9 @@ DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 """Bits per element of every safetensors dtype."""
+
+_PADDING = b" \t\r\n"
+"""What may follow the header's JSON: the format says spaces, and safetensors reads all that JSON skips."""
 
 _AGAIN = "get the file again from where it was published and compare its size or hash"
 
@@ -108,19 +112,29 @@ def read_bytes(info: TensorInfo, start: int, buffer: memoryview) -> None:
         damaged(info.file, str(error), "the file can be read", "check the disk and the permissions")
 
 
-def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+def parse_json(raw: bytes, path: Path, *, constants: bool = False) -> dict[str, Any]:
     """Parse bytes from outside as one JSON object.
 
+    Args:
+        raw: the bytes.
+        path: where they are from.
+        constants: whether ``NaN`` and ``Infinity`` are read, which Python writes and JSON does not have.
+
     Raises:
-        CheckpointError: no UTF-8, no JSON, a key twice, NaN or Infinity, too deep, or no object.
+        CheckpointError: no UTF-8, no JSON, a key twice, a number that is out of range, too deep, or no object.
     """
+    constant = float if constants else _no_constant
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=constant, parse_float=_in_range
+        )
         if b"\\u" in raw:
             json.dumps(value, ensure_ascii=False).encode(
                 "utf-8"
             )  # a lone surrogate parses but cannot be printed
     except (ValueError, RecursionError) as error:
+        if told := recognised(raw[:READ]):
+            damaged(path, told[0], "the text is valid JSON in UTF-8", told[1])
         damaged(
             path,
             f"{type(error).__name__}: {str(error)[:200]}",
@@ -151,6 +165,8 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
                 )
             length = int.from_bytes(prefix, "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                if told := recognised(prefix + file.read(READ)):
+                    damaged(path, told[0], "weights are safetensors files", told[1])
                 rule = f"the header has 2 to {MAX_HEADER_BYTES} bytes and fits into the file"
                 damaged(path, f"header length {length} in a file of {size} bytes", rule)
             raw = file.read(length)
@@ -158,11 +174,11 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
         damaged(path, str(error), "the file can be read", "check the path and its permissions")
     if len(raw) != length:
         damaged(path, f"{len(raw)} of {length} header bytes", "the header is complete")
-    if raw[:1] != b"{" or raw.rstrip(b" ")[-1:] != b"}":
+    if raw[:1] != b"{" or raw.rstrip(_PADDING)[-1:] != b"}":
         damaged(
             path,
             f"header {raw[:8]!r} ... {raw[-8:]!r}",
-            "the header is one JSON object padded with spaces only",
+            "the header is one JSON object, and behind it only spaces and ends of lines",
         )
     return size, raw
 
@@ -176,11 +192,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _in_range(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is larger than any number of 64 bits")
+    return value
+
+
 def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON value")
 
 
 def _metadata(value: object, path: Path) -> dict[str, str]:
+    if value is None:  # safetensors reads null as nothing
+        return {}
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         damaged(path, f"__metadata__ = {str(value)[:80]}", "__metadata__ maps strings to strings")
     return {str(key): str(item) for key, item in value.items()}

@@ -10,14 +10,17 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mxfp4_core._text import nearest
-from mxfp4_core.checkpoint.files import carried_files, locate_weights, read_json_file
+from mxfp4_core.checkpoint.adapters import refuse_adapter
+from mxfp4_core.checkpoint.cache import local_path
+from mxfp4_core.checkpoint.files import locate_weights, read_json_file
 from mxfp4_core.checkpoint.header import DTYPE_BITS, TensorInfo, damaged, read_bytes, read_header
+from mxfp4_core.checkpoint.others import Others, look_around
 from mxfp4_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,7 +45,8 @@ class Checkpoint:
         tensors: every tensor, file by file and in the order of its data.
         files: sha256 of the header of every weight file, by path, in order.
         config: content of ``config.json``, empty when there is none.
-        other_files: files that belong to the model and hold no weights, relative to ``path``.
+        other_files: files that belong to the model beside its weights, relative to ``path``.
+        left: files in its folder that are no part of it, or that nobody opens, and why.
     """
 
     path: Path
@@ -50,6 +54,7 @@ class Checkpoint:
     files: Mapping[Path, str]
     config: dict[str, Any]
     other_files: tuple[Path, ...]
+    left: Mapping[str, str] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[object, ...]:
         # As paths and the hashes of headers: a task for another process stays small, whatever the model.
@@ -185,10 +190,14 @@ def _cut(info: TensorInfo, seen: str) -> NoReturn:
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a folder with safetensors files, or one such file, and check every header.
 
+    Args:
+        path: the folder or file; or the name of a model on the Hub, as far as it is in the cache of this machine.
+
     Raises:
-        CheckpointError: nothing to read, only pickles, a damaged or hostile file or index, a tensor twice.
+        CheckpointError: nothing to read, only pickles, an adapter, files of two models, a shard that is missing, a
+            damaged or hostile file or index, a tensor twice.
     """
-    root = Path(path)
+    root = local_path(path)
     files, weight_map = locate_weights(root)
     tensors: dict[str, TensorInfo] = {}
     headers: dict[Path, str] = {}
@@ -209,8 +218,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     folder = root if root.is_dir() else root.parent
     config_file = folder / "config.json"
     config = read_json_file(config_file, folder) if config_file.exists() else {}
-    others = carried_files(root) if root.is_dir() else ()
-    return Checkpoint(root, MappingProxyType(tensors), MappingProxyType(headers), config, others)
+    refuse_adapter(root, tensors)
+    others = look_around(root, frozenset(files), tensors) if root.is_dir() else Others()
+    checked = MappingProxyType(tensors), MappingProxyType(headers)
+    return Checkpoint(root, *checked, config, tuple(others.carried), others.left)
 
 
 def _check_weight_map(root: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
-from mxfp4_core._text import disk_text
+from mxfp4_core._text import disk_text, printable
 from mxfp4_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mxfp4_core.jobs.output import Result
 
+_SHOWN = 8  # of names in a line
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -74,6 +75,19 @@ def progress_bar(verb: str, *, shown: bool, pieces: bool = False) -> Iterator[Ca
             bar.stop()
 
 
+def beside_lines(copied: Sequence[str], left: Mapping[str, str]) -> list[str]:
+    """Say which weight files are taken over as they are, and which files are left behind, one line for each reason."""
+    lines = [f"copied as they are: {_listed(copied)}"] if copied else []
+    reasons = dict.fromkeys(left.values())
+    names = {reason: [name for name in left if left[name] == reason] for reason in reasons}
+    return lines + [f"left behind ({reason}): {_listed(found)}" for reason, found in names.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more; --json lists all" if len(names) > _SHOWN else ""
+    return ", ".join(map(printable, names[:_SHOWN])) + more
+
+
 def print_result(result: Result, *, as_json: bool) -> None:
     """Print what was done; the last line says where the result is and how to load it."""
     if as_json:
@@ -86,6 +100,8 @@ def print_result(result: Result, *, as_json: bool) -> None:
     typer.echo(
         f"{disk_text(before)} -> {disk_text(after)} ({ratio:.1%}) in {len(result.files)} file(s), {result.dialect}"
     )
+    for line in beside_lines(result.copied, result.left):
+        typer.echo(line)
     reason = f"dialect {result.dialect}: {result.why}" if result.why else ""
     for line in (reason, result.kinds, *(f"note: {note}" for note in result.notes)):
         if line:
@@ -103,4 +119,4 @@ def print_result(result: Result, *, as_json: bool) -> None:
     typer.echo(f"wrote {result.path} - {how}")
 
 
-__all__ = ["print_result", "progress_bar", "shard_bytes"]
+__all__ = ["beside_lines", "print_result", "progress_bar", "shard_bytes"]

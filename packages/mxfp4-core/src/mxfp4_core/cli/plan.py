@@ -25,7 +25,8 @@ from mxfp4_core.cli.settings import (
 
 def plan_command(
     model: Annotated[
-        Path, typer.Argument(help="Folder with safetensors files in high precision, or one file.")
+        Path,
+        typer.Argument(help="Folder with safetensors files in high precision, one file, or a pipeline."),
     ],
     config: ConfigFile = None,
     profile: Profile = None,
@@ -53,7 +54,7 @@ def plan_command(
     """
     import json
 
-    from mxfp4_core.jobs import plan_checkpoint
+    from mxfp4_core.jobs import is_pipeline, plan_checkpoint, plan_pipeline
 
     merged = merged_config(
         config,
@@ -78,13 +79,15 @@ def plan_command(
         )
     if device:
         place = asked_device(device)
-    result = plan_checkpoint(model, merged, tp=tp, ep=ep, backend=backend, device=place, models=models)
+    planner = plan_pipeline if is_pipeline(model) else plan_checkpoint
+    result = planner(model, merged, tp=tp, ep=ep, backend=backend, device=place, models=models)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        from mxfp4_core.cli.plan_text import print_plan
+        from mxfp4_core.cli.plan_text import print_pipeline, print_plan
+        from mxfp4_core.jobs import Plan
 
-        print_plan(result, full=full)
+        print_plan(result, full=full) if isinstance(result, Plan) else print_pipeline(result, full=full)
     if result.problems:
         raise typer.Exit(1)
 

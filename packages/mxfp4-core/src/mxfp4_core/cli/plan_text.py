@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mxfp4_core._text import disk_text
+from mxfp4_core._text import disk_text, printable
+from mxfp4_core.cli.output import beside_lines
 from mxfp4_core.jobs.fit import Fit
+from mxfp4_core.jobs.pipeline import PipelinePlan
 from mxfp4_core.jobs.plan import Plan
 from mxfp4_core.jobs.rows import Row
 from mxfp4_core.naming.braces import collapse, template
@@ -33,6 +35,20 @@ def print_plan(plan: Plan, *, full: bool = False) -> None:
     console.print(_table(plan, full))
     for line in summary(plan):
         console.print(escape(line), soft_wrap=True)
+
+
+def print_pipeline(pipeline: PipelinePlan, *, full: bool = False) -> None:
+    """Print the plans of the models of a pipeline one after the other, and what stands against them."""
+    for name, plan in pipeline.plans.items():
+        print(f"component {printable(name)}:")
+        print_plan(plan, full=full)
+        print()
+    for name, error in pipeline.errors.items():
+        print(f"component {printable(name)}: {error}\n")
+    if problems := pipeline.problems:
+        print("\n".join(printable(problem) for problem in problems))
+    else:
+        print("each component is quantised by itself: mxfp4 quantize FOLDER/COMPONENT TARGET")
 
 
 def _table(plan: Plan, full: bool) -> Table:
@@ -111,6 +127,7 @@ def summary(plan: Plan) -> list[str]:
         )
     lines += [_fit_line(fit) for fit in plan.fits if fit.backend]
     lines += [f"note: {note}" for note in plan.notes]
+    lines += beside_lines(plan.copied, plan.left)
     problems = plan.problems
     if problems:
         lines += ["", f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"]
@@ -126,4 +143,4 @@ def _fit_line(fit: Fit) -> str:
     return f"backend {fit.backend}: {fit.question}{pads} ({fit.reason}) for {where}"
 
 
-__all__ = ["grouped", "print_plan", "summary"]
+__all__ = ["grouped", "print_pipeline", "print_plan", "summary"]

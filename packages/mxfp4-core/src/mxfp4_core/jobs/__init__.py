@@ -13,6 +13,9 @@ from mxfp4_core._exports import exports
 if TYPE_CHECKING:
     from mxfp4_core.jobs.convert import convert_checkpoint as convert_checkpoint
     from mxfp4_core.jobs.output import Result as Result
+    from mxfp4_core.jobs.pipeline import PipelinePlan as PipelinePlan
+    from mxfp4_core.jobs.pipeline import is_pipeline as is_pipeline
+    from mxfp4_core.jobs.pipeline import plan_pipeline as plan_pipeline
     from mxfp4_core.jobs.plan import Plan as Plan
     from mxfp4_core.jobs.plan import plan_checkpoint as plan_checkpoint
     from mxfp4_core.jobs.quantize import FLOATS as FLOATS
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "FLOATS": "quantize",
     "plan_checkpoint": "plan",
+    "plan_pipeline": "pipeline",
+    "is_pipeline": "pipeline",
+    "PipelinePlan": "pipeline",
     "quantize_checkpoint": "quantize",
     "convert_checkpoint": "convert",
     "verify_checkpoint": "verify",
@@ -38,11 +44,14 @@ _HOMES = {
 __all__ = [
     "FLOATS",
     "Finding",
+    "PipelinePlan",
     "Plan",
     "Result",
     "Verification",
     "convert_checkpoint",
+    "is_pipeline",
     "plan_checkpoint",
+    "plan_pipeline",
     "processes",
     "quantize_checkpoint",
     "verify_checkpoint",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, plan_shards, write_checkpoint
+from mxfp4_core.checkpoint.cache import local_path
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
@@ -47,6 +48,8 @@ class Result:
         kinds: who said what the weights are, in words; empty where nothing was decided.
         notes: what a reader should know though nothing is wrong.
         why: why this dialect.
+        copied: weight files that are taken over as they are.
+        left: files of the source that the result does not have, and why.
     """
 
     path: Path
@@ -64,15 +67,26 @@ class Result:
     kinds: str = ""
     notes: tuple[str, ...] = ()
     why: str = ""
+    copied: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {**self.__dict__, "path": str(self.path), "files": list(self.files), "notes": list(self.notes)}
+        lists = {name: list(getattr(self, name)) for name in ("files", "notes", "copied")}
+        return {**self.__dict__, "path": str(self.path), **lists, "left": dict(self.left)}
 
 
 def check_apart(source: Path, target: Path) -> None:
     """Raise OutputError where source and target are one folder or one lies in the other."""
-    a, b = source.resolve(), target.resolve()
+    try:
+        a, b = local_path(source).resolve(), target.resolve()
+    except (OSError, RuntimeError) as error:  # a circle of links
+        raise OutputError(
+            f"cannot write into {target}",
+            seen=str(error),
+            rule="source and target are folders",
+            fix="choose a target that is no link",
+        ) from error
     if a == b or a in b.parents or b in a.parents:
         raise OutputError(
             f"cannot write into {target}",
@@ -93,9 +107,10 @@ def content_of(
         name: json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
         for name, content in documents.items()
     }
-    others = [path for path in checkpoint.other_files if path.as_posix() not in DESCRIPTIONS | texts.keys()]
-    copies = {path.as_posix(): checkpoint.path / path for path in others}
-    return Content(units, texts, copies, manifest)
+    others = [path.as_posix() for path in checkpoint.other_files]
+    copies = {name: checkpoint.path / name for name in others if name not in DESCRIPTIONS | texts.keys()}
+    old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
+    return Content(units, texts, copies, replace(manifest, left={**checkpoint.left, **old}))
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:
@@ -176,6 +191,8 @@ def write_result(
         resumed=0,
         seconds=0.0,
         dry_run=dry_run,
+        copied=copied_weights(content.copies),
+        left=content.manifest.left,
         load=dialect.how_to_load(str(folder), model) if model else "",
     )
     if dry_run:
@@ -189,6 +206,11 @@ def write_result(
         progress=counted(result.source_bytes, progress),
     )
     return replace(result, resumed=written.resumed, seconds=time.monotonic() - started)
+
+
+def copied_weights(names: Iterable[str | Path]) -> tuple[str, ...]:
+    """Return which of the files that are taken over hold weights."""
+    return tuple(str(name) for name in names if str(name).endswith(".safetensors"))
 
 
 def counted(total: int, report: Report | None) -> Progress:
@@ -209,6 +231,7 @@ __all__ = [
     "Result",
     "check_apart",
     "content_of",
+    "copied_weights",
     "counted",
     "linear_modules",
     "loading_class",

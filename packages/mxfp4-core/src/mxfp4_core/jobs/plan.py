@@ -6,7 +6,8 @@ instead of stopping at the first one; patterns that match nothing and damaged fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
 from mxfp4_core.jobs.fit import Fit, biased, fits
 from mxfp4_core.jobs.opened import open_high_precision
-from mxfp4_core.jobs.output import Report, counted
-from mxfp4_core.jobs.planned import chosen, planned
+from mxfp4_core.jobs.output import Report, copied_weights, counted
+from mxfp4_core.jobs.planned import chosen, decided, planned
 from mxfp4_core.jobs.rows import Row, row_of
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.facts import ModelFacts
@@ -42,6 +43,8 @@ class Plan:
         notes: what a reader should know though nothing stands against it.
         dialect: what would be written.
         why: why that dialect.
+        copied: weight files that are taken over as they are.
+        left: files of the checkpoint that the result would not have, and why.
     """
 
     path: str
@@ -55,6 +58,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     dialect: str = ""
     why: str = ""
+    copied: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def quantized(self) -> list[Row]:
@@ -135,6 +140,8 @@ class Plan:
             },
             "backend": [fit.to_dict() for fit in self.fits],
             "notes": list(self.notes),
+            "copied": list(self.copied),
+            "left": dict(self.left),
             "problems": self.problems,
             "tensors": [row.to_dict() for row in self.rows],
         }
@@ -181,7 +188,7 @@ def plan_checkpoint(
     infos = list(checkpoint.tensors.values())
     described = describe_checkpoint(checkpoint, models)
     resolver = Resolver.for_model(config, checkpoint.config, view=described.view)
-    decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
+    decisions = decided(resolver, infos)
     first = [
         decision.quantize and k_first(info.name, info.shape, facts, described.view)
         for info, decision in zip(infos, decisions, strict=True)
@@ -199,7 +206,8 @@ def plan_checkpoint(
     result = Plan(str(source), facts.model_type, config, parallel, tuple(rows), view=described.view)
     result = replace(result, dialect=dialect.name, why=why)
     notes = notes_of(checkpoint, described.view, (row.name for row in result.quantized))
-    result = replace(result, kinds=described.source, notes=notes)
+    copied = copied_weights(checkpoint.other_files)
+    result = replace(result, kinds=described.source, notes=notes, copied=copied, left=checkpoint.left)
     name = backend or config.backend
     if name is None:
         return result

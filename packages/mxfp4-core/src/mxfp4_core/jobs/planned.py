@@ -9,7 +9,7 @@ from types import MappingProxyType
 from mxfp4_core import dialects
 from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.arithmetic.formats import registry as formats
-from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Description, Dialect, Entry, alternates
 from mxfp4_core.dialects.default import AUTO, default_for
@@ -17,6 +17,10 @@ from mxfp4_core.dialects.pairs import DTYPES
 from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.errors import DialectError, ShapeError
 from mxfp4_core.jobs.output import linear_modules
+from mxfp4_core.naming.decision import Decision
+from mxfp4_core.naming.resolver import Resolver
+
+_INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
 Layouts = tuple[tuple[str, tuple[int, ...]], ...]
 """Dtype and shape of each stored part."""
@@ -33,6 +37,31 @@ def planned(weight: str, shape: Sequence[int], transposed: bool, model_type: str
     """
     logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
     return Entry(weight, logical, _parts(logical), "mxfp4", transposed, alternates(weight, model_type))
+
+
+def decided(resolver: Resolver, infos: Sequence[TensorInfo]) -> list[Decision]:
+    """Decide about every tensor of a checkpoint: by its name and shape, and by its dtype where that says it all.
+
+    A matrix of integers that is no ``.weight`` is a buffer, such as positions or a mask, and is kept; a pattern that
+    names it is an error later on, as is a weight of integers.
+
+    Args:
+        resolver: decides about names and shapes.
+        infos: all tensors.
+
+    Raises:
+        PatternError: as `Resolver.decide_all`.
+    """
+    found = resolver.decide_all([(info.name, info.shape) for info in infos])
+    return [
+        Decision(decision.name, False, f"a buffer of {info.dtype}, no weight")
+        if decision.quantize
+        and decision.pattern is None
+        and info.dtype in _INTEGERS
+        and not info.name.endswith(".weight")
+        else decision
+        for info, decision in zip(infos, found, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=256)  # the weights of a model have few shapes
@@ -117,4 +146,4 @@ def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> No
     dialect.check(entry)
 
 
-__all__ = ["Layouts", "check_expressible", "chosen", "description", "planned", "stored_as"]
+__all__ = ["Layouts", "check_expressible", "chosen", "decided", "description", "planned", "stored_as"]

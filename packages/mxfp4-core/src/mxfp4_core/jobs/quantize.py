@@ -19,7 +19,7 @@ from mxfp4_core.errors import ConfigError, FormatError
 from mxfp4_core.jobs.described import describe_checkpoint, is_refused, notes_of
 from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, loading_class, write_result
-from mxfp4_core.jobs.planned import chosen, description, planned, stored_as
+from mxfp4_core.jobs.planned import chosen, decided, description, planned, stored_as
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.orientation import k_first
@@ -118,7 +118,7 @@ def planned_weights(
     """
     resolver = Resolver.for_model(config, checkpoint.config, view=view)
     infos, facts = list(checkpoint.tensors.values()), ModelFacts.read(checkpoint.config)
-    decisions = resolver.decide_all([(info.name, info.shape) for info in infos])
+    decisions = decided(resolver, infos)
     model_type = ModelFacts.read(checkpoint.config).model_type
     found: dict[str, tuple[Entry, str]] = {}
     for info, decision in zip(infos, decisions, strict=True):

@@ -14,8 +14,12 @@ _NOT_A_WEIGHT: Final = re.compile(
     r"|num_batches_tracked|logit_scale|layer_scalar|.*_gating_factor"
 )
 _CONVOLUTION: Final = re.compile(r"conv|conv[123]d|conv\d+|.*_conv|.*_conv[123]d|conv_in|conv_out")
-_HEADS: Final = frozenset({"lm_head", "embed_out", "unembedding", "score", "classifier"})
+# `decoder` as the module that holds a weight is BERT's: cls.predictions.decoder; `output_layer` is ChatGLM's.
+_HEADS: Final = re.compile(r"embed_out|unembed(ding)?|score|classifier|decoder|output_layer|.*_heads?")
+_AROUND: Final = frozenset({"model", "transformer", "language_model", "encoder", "decoder"})
+"""What a model calls the whole that holds its layers; what lies beside the layers is read by it, not by one of them."""
 _EMBEDDING: Final = re.compile(r"wte|wpe|relative_attention_bias|(.*_)?embed(s|der|ding|dings)?(_.*)?")
+_TABLE: Final = re.compile(r"(.*_)?embs?|(.*_)?codebooks?")
 _ROUTERS: Final = frozenset({"router", "gate", "shared_expert_gate"})
 _NORM: Final = re.compile(r".*norm.*|ln_\w+|ln\d*", re.IGNORECASE)
 _DRAFT: Final = re.compile(r"mtp|mtp_\w+|nextn|nextn_\w+")
@@ -64,14 +68,27 @@ def kept_by_default(module: str, layers: int | None = None) -> str | None:
 
 
 def _head(parts: list[str]) -> str | None:
-    # DeepSeek's original names call it `head`, and its draft layers carry one of their own.
-    if parts[-1] in _HEADS or parts == ["head"] or parts[-2:] == ["shared_head", "head"]:
+    named = [part for part in parts if not part.isdigit()] or parts  # one of several: lm_heads.0
+    if _HEADS.fullmatch(named[-1]):
+        return f"{named[-1]!r} is an output head"
+    # DeepSeek's original names call it `head`, and its draft layers carry one of their own; Meta's call it `output`.
+    if parts == ["head"] or parts[-2:] == ["shared_head", "head"] or _beside_layers(parts, "output"):
         return f"{parts[-1]!r} is an output head"
     return None
 
 
+def _beside_layers(parts: list[str], name: str) -> bool:
+    return parts[-1] == name and set(parts[:-1]) <= _AROUND
+
+
 def _embedding(parts: list[str]) -> str | None:
-    return _first(parts, _EMBEDDING.fullmatch, "an embedding")
+    if reason := _first(parts, _EMBEDDING.fullmatch, "an embedding"):
+        return reason
+    named = [part for part in parts if not part.isdigit()] or parts
+    # T5 calls the table that its encoder and decoder share `shared`.
+    if _TABLE.fullmatch(named[-1]) or _beside_layers(parts, "shared"):
+        return f"{named[-1]!r} is an embedding or a table of codes"
+    return None
 
 
 def _router(parts: list[str]) -> str | None:

@@ -20,6 +20,7 @@ from mxfp4_core.dialects.base import Entry
 from mxfp4_core.errors import ConfigError, PatternError
 from mxfp4_core.jobs.convert import settings_of
 from mxfp4_core.jobs.described import describe_checkpoint
+from mxfp4_core.jobs.planned import decided
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.report.environment import environment
@@ -131,7 +132,7 @@ def compare(
     _refuse_quantised(source)
     view = describe_checkpoint(source, models).view
     resolver = Resolver.for_model(config or Mxfp4Config(), source.config, view=view)
-    decisions = resolver.decide_all((name, info.shape) for name, info in source.tensors.items())
+    decisions = decided(resolver, list(source.tensors.values()))
     lines, problems = Lines(), list[str]()
     for (name, info), decision in zip(source.tensors.items(), decisions, strict=True):
         if decision.quantize:
