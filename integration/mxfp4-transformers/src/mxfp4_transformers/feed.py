@@ -8,19 +8,22 @@ through pinned memory, in chunks that do not end where tensors end. Any other we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 
 from mxfp4_core.arithmetic import BLOCK
-from mxfp4_core.checkpoint import ReadAhead, Rows, TensorInfo
+from mxfp4_core.checkpoint import Checkpoint, ReadAhead, Rows, TensorInfo
 from mxfp4_core.modules import Weight
 
 DEVICES = frozenset({"cuda"})
 """Types of devices for which tensors are read ahead; others use the memory of the process, or were not tried."""
 
-_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+WORDS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+"""What files call the dtypes from which weights are quantised."""
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Feed:
         headers: every tensor of the checkpoint; empty where it is not in safetensors files.
         dtype: of the model, to which transformers casts what it reads.
         device_of: where a weight goes.
+        wide: the dtype in the checkpoint of the weights that a cast to `dtype` would round, by name.
         collected: names in the checkpoint for each weight, by pattern of its converter, in order.
     """
 
@@ -39,6 +43,7 @@ class Feed:
     headers: Mapping[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
     dtype: torch.dtype = torch.bfloat16
     device_of: Callable[[str], torch.device] = lambda name: torch.device("cpu")
+    wide: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
     collected: dict[str, dict[str, list[str]]] = field(default_factory=dict[str, dict[str, list[str]]])
     _jobs: dict[str, tuple[list[str], Rows]] = field(default_factory=dict[str, tuple[list[str], Rows]])
     _reader: ReadAhead | None = None
@@ -67,7 +72,27 @@ class Feed:
         if taken is None:
             return None
         k = self.weights[name].shape[-1]
-        return self.device_of(name), (chunk.view(self.dtype).view(-1, k) for chunk in taken)
+        return self.device_of(name), (chunk.view(self.dtype_of(name)).view(-1, k) for chunk in taken)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Return the dtype from which a weight is quantised."""
+        return self.wide.get(name, self.dtype)
+
+    def unrounded(self, names: Collection[str], source: str, entry: Any) -> Any:
+        """Return what reads a tensor as transformers would read it, but for a cast that rounds.
+
+        Args:
+            names: the parameters that are made of it.
+            source: its name in the checkpoint.
+            entry: what transformers has for it.
+        """
+        if source not in self.headers or not all(name in self.wide for name in names):
+            return entry
+        return partial(self._read, source, next(iter(names)))
+
+    def _read(self, source: str, name: str) -> torch.Tensor:
+        file = self.headers[source].file
+        return Checkpoint(file, self.headers, {file: ""}, {}, ()).load(source).to(self.device_of(name))
 
     def close(self) -> None:
         """Stop the threads."""
@@ -90,7 +115,9 @@ class Feed:
         readable = self.device_of(weight.name).type in DEVICES and not weight.transposed and k % BLOCK == 0
         if not readable or not infos or len(infos) != len(names):
             return None
-        if any(info.dtype != _DTYPES.get(self.dtype) or info.shape[-1:] != (k,) for info in infos):
+        if any(
+            info.dtype != WORDS.get(self.dtype_of(weight.name)) or info.shape[-1:] != (k,) for info in infos
+        ):
             return None
         if len(infos) == 1:
             return Rows(infos) if infos[0].shape == weight.shape and infos[0].nbytes else None
@@ -112,4 +139,4 @@ def in_order(columns: Sequence[Sequence[str]]) -> list[str]:
     return [name for row in zip(*columns, strict=False) for name in row]
 
 
-__all__ = ["DEVICES", "Feed", "in_order", "wait"]
+__all__ = ["DEVICES", "WORDS", "Feed", "in_order", "wait"]

@@ -50,9 +50,12 @@ class Converter(WeightConverter):
 
     def add_tensor(self, target_key: str, source_key: str, source_pattern: str, future: Any) -> None:
         """Collect a tensor for a parameter."""
-        super().add_tensor(target_key, source_key, source_pattern, future)
         if self.packer is not None:
+            first, *others = self.target_patterns
+            names = [target_key, *(target_key.replace(first, other) for other in others)]
+            future = self.packer.feed.unrounded(names, source_key, future)
             self.packer.feed.collect(target_key, self.source_patterns, source_pattern, source_key)
+        super().add_tensor(target_key, source_key, source_pattern, future)
 
     def convert(
         self,
@@ -89,6 +92,7 @@ class Direct(WeightConverter):
 
     def add_tensor(self, target_key: str, source_key: str, source_pattern: str, future: Any) -> None:
         """Collect the one tensor of a weight."""
+        future = self.packer.feed.unrounded([target_key], source_key, future)
         super().add_tensor(target_key, source_key, source_pattern, future)
         self.packer.feed.collect(target_key, self.source_patterns, source_pattern, source_key)
 

@@ -172,7 +172,7 @@ class Packer:
                 self.report.sample()
         except NonFiniteError:
             return None  # read again the ordinary way, the error names the tensor and the index in it
-        self.bytes_read[name] = target.shape.numel() * self.feed.dtype.itemsize
+        self.bytes_read[name] = target.shape.numel() * target.dtype.itemsize
         return _filled(target)
 
     @staticmethod

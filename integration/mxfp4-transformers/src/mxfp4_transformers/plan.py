@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers.core_model_loading import WeightTransform
 
 from mxfp4_core.checkpoint import TensorInfo
@@ -13,6 +14,7 @@ from mxfp4_core.errors import LoadError
 from mxfp4_core.jobs import FLOATS
 from mxfp4_core.modules import ModelPlan, Weight
 from mxfp4_transformers import converters
+from mxfp4_transformers.feed import WORDS
 from mxfp4_transformers.messages import some
 
 
@@ -83,3 +85,27 @@ def sources(
                     fix="load the checkpoint in high precision from which this one was made",
                 )
     return found
+
+
+def rounded(
+    headers: Mapping[str, TensorInfo], found: Mapping[str, list[str]], plan: ModelPlan, dtype: torch.dtype
+) -> dict[str, torch.dtype]:
+    """Return the dtype from which a weight is quantised that a cast to the dtype of the model would round, by name.
+
+    It is the dtype in the checkpoint, one for each module.
+
+    Args:
+        headers: what the checkpoint holds.
+        found: the names there of each weight, as `sources` returns them.
+        plan: what is quantised.
+        dtype: of the model.
+    """
+    known = {word: each for each, word in WORDS.items()}
+    result: dict[str, torch.dtype] = {}
+    for site in plan.sites:
+        names = [site.name(weight) for weight in site.weights]
+        stored = {known.get(headers[source].dtype) for name in names for source in found.get(name, ())}
+        wide = stored.pop() if len(stored) == 1 else torch.float32  # which holds what any other does
+        if wide is not None and dtype not in (wide, torch.float32):
+            result |= dict.fromkeys(names, wide)
+    return result

@@ -36,7 +36,7 @@ from mxfp4_transformers.folder import Folder
 from mxfp4_transformers.messages import some
 from mxfp4_transformers.ops import Converter, Direct, Nothing, QuantizeOp
 from mxfp4_transformers.packer import Packer
-from mxfp4_transformers.plan import check_biases, sources
+from mxfp4_transformers.plan import check_biases, rounded, sources
 from mxfp4_transformers.refitting import kept_tensors
 from mxfp4_transformers.saving import check_readable, facts, unsayable
 from mxfp4_transformers.serialised import Serialised
@@ -176,6 +176,7 @@ class Mxfp4Quantizer(HfQuantizer):
         result.append(Direct(self._packer, model.base_model_prefix))
         self._operation = QuantizeOp(self._packer)
         self._packer.sources = sources(self._headers, self.plan.weights, result, model)
+        targets.wide = feed.wide = rounded(self._headers, self._packer.sources, self.plan, self._dtype)
         return result
 
     def _device_of(self, name: str) -> torch.device:

@@ -26,6 +26,7 @@ class Targets:
         plan: which modules those are.
         dtype: of the model.
         exact: the weights come quantised.
+        wide: dtypes from which weights are quantised, by name, where that is not the dtype of the model.
     """
 
     session: LoadSession
@@ -33,6 +34,7 @@ class Targets:
     plan: ModelPlan
     dtype: torch.dtype
     exact: bool
+    wide: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
     _made: dict[str, QuantTarget] = field(default_factory=dict[str, QuantTarget])
 
     @cached_property
@@ -65,7 +67,7 @@ class Targets:
         self._made |= self.session.bind(
             self.model.get_submodule(site.path),
             prefix=site.path,
-            dtype=self.dtype,
+            dtype=self.wide.get(site.name(next(iter(site.weights))), self.dtype),
             device=device,
             exact=self.exact,
             prepare=False,

@@ -113,11 +113,14 @@ def test_stacked_and_padded_weights_are_read_back(save: Save) -> None:
     assert found[1].profile == "even/even"
 
 
-def test_a_tensor_in_high_precision_may_be_called_a_scale(save: Save) -> None:
-    tensors = {"a.weight": CODES, "a.weight_scale": SCALES, "hc_head.hc_scale": torch.ones(3)}
+@pytest.mark.parametrize(
+    "names", [["hc_head.hc_scale"], ["b", "b_scale"], ["b.weight", "b.weight_scale"]], ids=str
+)
+def test_tensors_in_high_precision_may_be_called_scales(save: Save, names: list[str]) -> None:
+    tensors = {"a.weight": CODES, "a.weight_scale": SCALES, **{name: torch.ones(3) for name in names}}
     found = dialects.read(open_checkpoint(save(tensors, config={"quantization_config": NATIVE})))
     assert found is not None
-    assert (list(found[1].entries), list(found[1].tensors)) == (["a.weight"], ["hc_head.hc_scale"])
+    assert (list(found[1].entries), sorted(found[1].tensors)) == (["a.weight"], names)
 
 
 def native(**facts: object) -> dict[str, Any]:

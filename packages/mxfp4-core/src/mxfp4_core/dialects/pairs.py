@@ -18,6 +18,8 @@ from mxfp4_core.errors import DialectError
 DTYPES = {name: word for word, name in TORCH_DTYPES.items()}
 """Words of safetensors for the dtypes of parts."""
 
+_FLOATS = ("BF16", "F16", "F32", "F64")
+
 # What else a file may call the same bytes: torch has dtypes of its own for both.
 _ALIASES = {"codes": ("I8", "F4"), "scales": ("F8_E8M0",)}
 
@@ -60,19 +62,25 @@ def find_entries(
             weight, names = name, {part: f"{name}{end}" for part, end in stacked.items()}
         else:
             continue
-        # A kept weight may have the name that codes have; the other parts tell them apart.
-        alone = not any(names[part.name] in source.tensors for part in others)
-        if alone and key == ".weight" and dtype not in accepted(first):
+        # A kept weight may have the name that codes have; the other parts tell them apart. Where a suffix makes the
+        # names of parts, tensors of the model may have them, too; then all are floats.
+        beside = [
+            source.tensors[names[part.name]][0] for part in others if names[part.name] in source.tensors
+        ]
+        if stacked and dtype in _FLOATS and all(word in _FLOATS for word in beside):
+            continue
+        if not beside and key == ".weight" and dtype not in accepted(first):
             continue
         shape, parts = match_parts(dialect, source, form, names, (shapes or {}).get(weight))
         entries[weight] = Entry(weight, shape, parts, form.name, weight in transposed)
         used.update(names.values())
     for part in others:
-        end, short = linear[part.name], stacked[part.name] if stacked else ""
+        end, words = linear[part.name], accepted(part)
+        if stacked and words[0] not in _FLOATS:
+            end = stacked[part.name]
         for name, (dtype, _) in source.tensors.items():
-            # Behind the name of a stack stands a word that tensors in high precision end in, too: hc_head.hc_scale.
-            lost = name.endswith(end) or (short and name.endswith(short) and dtype in accepted(part))
-            if lost and name not in used:
+            # Where a suffix makes the name of a part, tensors of the model end in it, too: hc_head.hc_scale.
+            if name.endswith(end) and name not in used and not (stacked and dtype not in words):
                 rule = f"each tensor of {part.name} belongs to one of {first.name}"
                 contradiction(dialect, f"{part.name} {name!r} without {first.name}", rule)
     if not entries:
