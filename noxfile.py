@@ -46,6 +46,10 @@ class Target:
         device: what torch calls an accelerator of this kind; the tests of the adapters then run on it, too.
         workers: processes of pytest-xdist that share it; 0 for none.
         sanitized: a script that NVIDIA's compute-sanitizer watches; it comes with the CUDA toolkit.
+        arch: type and beginning of the architecture of such a device. Where there is none, the session says so and
+            runs ``elsewhere``; without it, it fails there.
+        elsewhere: tests of what can be proven without the device.
+        vendor: the wheels of ``tools/vendor_wheels.py`` that these need; they are fetched, and nothing is skipped.
     """
 
     backend: str
@@ -53,6 +57,9 @@ class Target:
     device: str = ""
     workers: int = 0
     sanitized: str = ""
+    arch: tuple[str, str] = ("", "")
+    elsewhere: tuple[str, ...] = ()
+    vendor: tuple[str, ...] = ()
 
 
 # Tests of the core that are skipped where there is no GPU.
@@ -71,6 +78,14 @@ TARGETS = {
         device="cuda",
         workers=8,
         sanitized="packages/mxfp4-cuda-marlin/tests/sanitized.py",
+    ),
+    "gfx95x": Target(
+        "rocm",
+        ("packages/mxfp4-rocm/tests", *ON_ANY_GPU),
+        device="cuda",  # as torch calls AMD's, too
+        arch=("hip", "gfx95"),
+        elsewhere=("packages/mxfp4-rocm/tests",),
+        vendor=("amd-aiter",),
     ),
 }
 
@@ -233,12 +248,32 @@ def check_needs(session: nox.Session) -> None:
         session.error(f"not installed, but needed: pip install {' '.join(map(repr, needed))}")
 
 
+def has_device(session: nox.Session, kind: str, arch: str) -> bool:
+    """Say whether torch can use a device of this type and architecture here."""
+    code = "import sys; from mxfp4_core.backend import probe; "
+    code += "print(any(d.type == sys.argv[1] and d.arch.startswith(sys.argv[2]) for d in probe().devices))"
+    env = linked.environment() if shared_python == sys.executable else {}
+    said = session.run(shared_python, "-c", code, kind, arch, env=env, external=True, silent=True)
+    return str(said).strip() == "True"
+
+
+def prove_elsewhere(session: nox.Session, target: Target) -> None:
+    """Run what can be proven without the device: against the vendor's wheels, none of which may be missing."""
+    session.warn(f"no {' '.join(target.arch)} on this machine: what can be proven without one follows")
+    for wheel in target.vendor:
+        python(session, "tools/vendor_wheels.py", wheel)
+    python(session, "-m", "pytest", *target.elsewhere, *session.posargs, MXFP4_REQUIRE_VENDOR="1")
+
+
 def add_target(name: str, target: Target) -> None:
     """Make the session that holds one kind of hardware to all that must pass there, with no test skipped."""
 
     def run(session: nox.Session) -> None:
         if shared_python == sys.executable:
             check_needs(session)
+        if target.elsewhere and not has_device(session, *target.arch):
+            prove_elsewhere(session, target)
+            return
         # Each fails with what is missing and what to do: a device, a driver, a compiler.
         python(session, "-m", "mxfp4_core", "doctor", "--backend", target.backend)
         python(session, "-m", "mxfp4_core", "warmup", "--backend", target.backend)

@@ -1,0 +1,1 @@
+"""A task scheduler by somebody else, say."""
