@@ -8,12 +8,17 @@ reaches v alone, which is then an error, because the three share one kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from mxfp4_core.config.patterns import PatternSet
 from mxfp4_core.naming.vocabulary import Fused, fused_names, spellings
 
 Hits = Mapping[str, str]
 """Pattern to the spelling that it hit."""
+
+NO_HITS: Final[Hits] = MappingProxyType({})
+"""What hits where there are no patterns."""
 
 
 class Matcher:
@@ -53,6 +58,8 @@ class Matcher:
 
     def hits(self, leaf: str) -> Hits:
         """Return the patterns that hit a leaf, by itself or through a fused module."""
+        if not self._patterns.patterns:
+            return NO_HITS
         if (known := self._all.get(leaf)) is not None:
             return known
         hits = dict(self._own_hits(leaf))
@@ -69,7 +76,7 @@ class Matcher:
             return known
         hits: dict[str, str] = {}
         aliases = self._aliases(module) if self._aliases else ()
-        for name in (module, *aliases) if self._patterns.patterns else ():
+        for name in (module, *aliases):
             for spelling in spellings(name, self._renames):
                 guarded = self._guarded(spelling.guard)
                 for text in self._patterns.find(spelling.text):
