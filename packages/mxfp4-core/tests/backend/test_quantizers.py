@@ -186,7 +186,7 @@ def test_threads_take_quick_turns_only_while_it_lasts() -> None:
     assert sys.getswitchinterval() == before
 
 
-def test_kernels_are_loaded_ahead_once_for_each_profile() -> None:
+def test_kernels_are_loaded_ahead_once_for_each_profile(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[str, str]] = []
 
     class Noting(Device):
@@ -199,7 +199,8 @@ def test_kernels_are_loaded_ahead_once_for_each_profile() -> None:
     found.start(["even/even", "vllm", "even/even", "floor/even"], torch.bfloat16)
     chosen = found.of("even/even", torch.bfloat16, torch.device("meta"))
     assert chosen.name == "flipper" and found.of("even/even", torch.bfloat16, torch.device("meta")) is chosen
-    # On the meta device the first call fails; that is kept for the weights, and nothing else is tried.
+    # On the meta device the first call fails; that is said and kept for the weights, and nothing else is tried.
+    assert ["cannot be loaded ahead" in message for message in caplog.messages] == [True]
     assert seen == [("even/even", "meta")]
     assert found.of("floor/even", torch.bfloat16, torch.device("meta")).name == CORE
     assert found.of("even/even", torch.bfloat16, torch.device("cpu")).name == CORE

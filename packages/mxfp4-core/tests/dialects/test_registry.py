@@ -60,6 +60,11 @@ class ReadsNothing(Toy):
         return None
 
 
+class RaisesOurs(Toy):
+    def recognise(self, source: Source) -> Any:
+        raise DialectError("dialect 'toy' is lost", seen="a", rule="b", fix="c")
+
+
 class ReadsHalf(Toy):
     def read(self, source: Source) -> Contents:
         contents = super().read(source)
@@ -122,6 +127,28 @@ def test_a_dialect_that_fails_is_named(
         dialects.read(open_checkpoint(save(PAIR, config=TOY)))
     assert seen in caught.value.seen
     assert "update or uninstall it" in caught.value.fix
+
+
+@pytest.mark.parametrize("made", [Raises(), RaisesOurs(), SaysTrue()])
+def test_a_dialect_that_fails_stops_no_other_checkpoint(
+    save: Save, install: Callable[..., None], made: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    install("toy", made)
+    native = {"quantization_config": {"quant_method": "mxfp4-core"}}
+    found = dialects.identify(open_checkpoint(save(PAIR, config=native)))
+    assert found is not None and found[0] == "mxfp4-core"
+    plain = {"a.weight": torch.zeros(4, 64, dtype=torch.bfloat16)}
+    assert dialects.identify(open_checkpoint(save(plain, config={"model_type": "llama"}))) is None
+    assert len(caplog.messages) == 2 and all("'toy'" in message for message in caplog.messages)
+
+
+def test_a_dialect_that_fails_is_the_error_where_nobody_else_knows(
+    save: Save, install: Callable[..., None]
+) -> None:
+    install("toy", Raises())
+    other = {"quantization_config": {"quant_method": "another"}}
+    with pytest.raises(DialectError, match="dialect 'toy' failed on"):
+        dialects.read(open_checkpoint(save(PAIR, config=other)))
 
 
 def test_parts_that_are_not_those_of_the_format(save: Save, install: Callable[..., None]) -> None:

@@ -6,7 +6,7 @@ only: the torch operations of the core need twelve times the memory of what they
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import DTYPES, Problem
 from mxfp4_core.backend.protocol import Backend
 
+_LOG = logging.getLogger("mxfp4_core.backend")
 CORE = "mxfp4_core"
 """What a report calls the core's own quantizer."""
 
@@ -103,18 +104,23 @@ class DeviceQuantizers:
             if earlier is not None:  # two threads would do the same work twice
                 earlier.join()
             # Triton reads and hashes 400 MB of itself before its first kernel, in pieces of 1 MB, hence quick turns.
-            # Whatever is wrong comes up again where a weight is quantised, and belongs there.
-            with contextlib.suppress(Exception), quick_turns():
-                for profile, device in each:
-                    chosen = device_quantizer(self._backends[device], profile, dtype, device, MXFP4)
-                    if chosen.backend is None:
-                        continue
-                    weight = torch.zeros(1, MXFP4.block, dtype=dtype, device=device)
-                    chosen.into(weight, MXFP4.empty(weight.shape, device))
+            # Whatever is wrong is the error of the weight that is quantised so; here it costs time, and is said.
+            try:
+                with quick_turns():
+                    for profile, device in each:
+                        self._warm(profile, dtype, device)
+            except Exception as error:
+                _LOG.warning("kernels that quantise cannot be loaded ahead: %s: %s", type(error).__name__, error)
 
         if each:
             self._started = threading.Thread(target=load, name="mxfp4-kernels")
             self._started.start()
+
+    def _warm(self, profile: str, dtype: torch.dtype, device: str) -> None:
+        chosen = device_quantizer(self._backends[device], profile, dtype, device, MXFP4)
+        if chosen.backend is not None:
+            weight = torch.zeros(1, MXFP4.block, dtype=dtype, device=device)
+            chosen.into(weight, MXFP4.empty(weight.shape, device))
 
     def of(
         self, profile: str, dtype: torch.dtype, device: torch.device, format: Format = MXFP4

@@ -1,11 +1,13 @@
 """The installed dialects: entry points of the group ``mxfp4.dialects``. Their list is the registry, nothing else is.
 
 A checkpoint is shown to all of them. One whose import fails does not stop the others, and is named beside the refusal
-of a checkpoint that nobody reads; one that raises over a checkpoint is named as the cause.
+of a checkpoint that nobody reads. One that raises over a checkpoint does not stop the others either: it is warned of, and it
+is the error where config.json names it, or where the checkpoint is quantised and nobody else recognises it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -22,6 +24,7 @@ from mxfp4_core.errors import ConfigError, DialectError, Mxfp4Error
 if TYPE_CHECKING:
     from mxfp4_core.checkpoint.reader import Checkpoint
 
+_LOG = logging.getLogger("mxfp4_core.dialects")
 _T = TypeVar("_T")
 
 
@@ -60,19 +63,26 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
         high precision.
 
     Raises:
-        DialectError: a dialect raises, or more than one takes the checkpoint for its own.
+        DialectError: the dialect that config.json names raises, or one does where the checkpoint is quantised and nobody
+            else recognises it; or more than one takes the checkpoint for its own.
     """
     source = Source.of(checkpoint)
     claims: list[tuple[Dialect, str]] = []
+    failed: dict[str, Mxfp4Error] = {}
     for plugin in plugins(DIALECTS).values():
         dialect = _load(plugin)
         if isinstance(dialect, Broken):
             continue
-        reason = _guarded(plugin, checkpoint, partial(dialect.recognise, source))
-        if reason is not None and not isinstance(reason, str):
-            _fault(plugin, checkpoint, f"recognise returned {reason!r}", "it returns a reason or None")
-        if reason:
-            claims.append((dialect, reason))
+        try:
+            if reason := _recognised(plugin, checkpoint, partial(dialect.recognise, source)):
+                claims.append((dialect, reason))
+        except Mxfp4Error as error:
+            failed[plugin.name] = error
+    foreign = None if claims else foreign_format(source.config, source.tensors, source.files)
+    for name, error in failed.items():
+        if foreign or name == source.described.get("quant_method"):
+            raise error
+        _LOG.warning("%s, and is not asked about it: %s; %s", error.what, error.seen, error.fix)
     if len(claims) > 1:
         raise DialectError(
             f"it is not clear how {checkpoint.path} is stored",
@@ -83,8 +93,7 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
     if claims:
         dialect, reason = claims[0]
         return dialect.name, reason, dialect
-    found = foreign_format(source.config, source.tensors, source.files)
-    return (*found, None) if found else None
+    return (*foreign, None) if foreign else None
 
 
 def detect(checkpoint: Checkpoint) -> Dialect | None:
@@ -131,6 +140,13 @@ def read(checkpoint: Checkpoint) -> tuple[Dialect, Contents] | None:
             _fault(plugin, checkpoint, seen, "entries stand under their canonical names")
         check_parts(dialect.name, entry)
     return dialect, contents
+
+
+def _recognised(plugin: Plugin, checkpoint: Checkpoint, ask: Callable[[], object]) -> str | None:
+    reason = _guarded(plugin, checkpoint, ask)
+    if reason is not None and not isinstance(reason, str):
+        _fault(plugin, checkpoint, f"recognise returned {reason!r}", "it returns a reason or None")
+    return reason
 
 
 def _load(plugin: Plugin) -> Dialect | Broken:
