@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -59,10 +58,10 @@ def tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (VOCABULARY, HIDDEN)
 
 
-def write_headers(folder: Path) -> tuple[int, int]:
-    """Write a checkpoint whose data are holes; return the number of its tensors and of its bytes."""
+def write_headers(folder: Path, *more: tuple[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Write a checkpoint whose data are holes, with these tensors more; return the number of its tensors and bytes."""
     table, offset = {}, 0
-    for name, shape in tensors():
+    for name, shape in (*tensors(), *more):
         size = 2 * math.prod(shape)
         table[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
@@ -85,14 +84,6 @@ def write_headers(folder: Path) -> tuple[int, int]:
     }
     (folder / "config.json").write_text(json.dumps(config))
     return len(table), offset
-
-
-def write_unknown(folder: Path) -> None:
-    """Write the small checkpoint with a tensor that no table knows."""
-    shutil.copytree(SMALL, folder)
-    data = b'{"extra":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
-    (folder / "extra.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + bytes(4))
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
 
 
 def least(arguments: list[str], runs: int) -> tuple[float, float, bool]:
@@ -121,15 +112,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         large, odd = Path(name) / "large", Path(name) / "odd"
         large.mkdir()
+        odd.mkdir()
         count, size = write_headers(large)
-        write_unknown(odd)
+        write_headers(odd, ("model.extra.weight", (2,)))
         commands = {
             "`mxfp4 --help`": ["--help"],
             "`mxfp4 plan`": ["plan", str(SMALL)],
             f"the same, {count} tensors of {size / 1e9:.0f} GB": ["plan", str(large)],
+            "the same, and one that no table knows": ["plan", str(odd)],
             "`mxfp4 plan --models none`": ["plan", str(SMALL), "--models", "none"],
             "`mxfp4 doctor`": ["doctor"],
-            "`mxfp4 plan`, a model that no table knows": ["plan", str(odd)],
             "`mxfp4 plan --models none --backend reference`": [
                 *("plan", str(SMALL), "--models", "none", "--backend", "reference")
             ],
