@@ -3,9 +3,9 @@
 Usage: python tools/linked.py tools/known_models.py [--only ARCHITECTURE ...]
 
 Each class is built on the meta device from its default config and from probes, each with one setting changed; the
-view of the adapter is taken of each, under every kind of name that a file may have. What is the same in all of them is a
-row of the table; a setting that changes a row is held to the value for which it was seen; a name whose facts differ is
-left out. Each row is then held against the library, with several settings changed at once.
+view of the adapter is taken of each, under every kind of name that a file may have. What is the same in all of them is
+a row of the table; a setting that changes a row is held to the value for which it was seen; a name whose facts differ
+is left out. Each row is then held against the library, with several settings changed at once.
 """
 
 from __future__ import annotations

@@ -110,7 +110,9 @@ class DeviceQuantizers:
                     for profile, device in each:
                         self._warm(profile, dtype, device)
             except Exception as error:
-                _LOG.warning("kernels that quantise cannot be loaded ahead: %s: %s", type(error).__name__, error)
+                _LOG.warning(
+                    "kernels that quantise cannot be loaded ahead: %s: %s", type(error).__name__, error
+                )
 
         if each:
             self._started = threading.Thread(target=load, name="mxfp4-kernels")

@@ -1,8 +1,8 @@
 """The installed dialects: entry points of the group ``mxfp4.dialects``. Their list is the registry, nothing else is.
 
 A checkpoint is shown to all of them. One whose import fails does not stop the others, and is named beside the refusal
-of a checkpoint that nobody reads. One that raises over a checkpoint does not stop the others either: it is warned of, and it
-is the error where config.json names it, or where the checkpoint is quantised and nobody else recognises it.
+of a checkpoint that nobody reads. One that raises over a checkpoint does not stop the others either: it is warned of,
+and it is the error where config.json names it, or where the checkpoint is quantised and nobody else recognises it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
         high precision.
 
     Raises:
-        DialectError: the dialect that config.json names raises, or one does where the checkpoint is quantised and nobody
-            else recognises it; or more than one takes the checkpoint for its own.
+        DialectError: the dialect that config.json names raises, or one does where the checkpoint is quantised and
+            nobody else recognises it; or more than one takes the checkpoint for its own.
     """
     source = Source.of(checkpoint)
     claims: list[tuple[Dialect, str]] = []
