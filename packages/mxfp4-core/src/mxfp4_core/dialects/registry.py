@@ -77,12 +77,12 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
             if reason := _recognised(plugin, checkpoint, partial(dialect.recognise, source)):
                 claims.append((dialect, reason))
         except Mxfp4Error as error:
-            failed[plugin.name] = error
+            failed[plugin.name] = fault
     foreign = None if claims else foreign_format(source.config, source.tensors, source.files)
-    for name, error in failed.items():
+    for name, fault in failed.items():
         if foreign or name == source.described.get("quant_method"):
-            raise error
-        _LOG.warning("%s, and is not asked about it: %s; %s", error.what, error.seen, error.fix)
+            raise fault
+        _LOG.warning("%s, and is not asked about it: %s; %s", fault.what, fault.seen, fault.fix)
     if len(claims) > 1:
         raise DialectError(
             f"it is not clear how {checkpoint.path} is stored",
