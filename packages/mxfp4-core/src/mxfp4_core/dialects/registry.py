@@ -77,7 +77,7 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
             if reason := _recognised(plugin, checkpoint, partial(dialect.recognise, source)):
                 claims.append((dialect, reason))
         except Mxfp4Error as error:
-            failed[plugin.name] = fault
+            failed[plugin.name] = error
     foreign = None if claims else foreign_format(source.config, source.tensors, source.files)
     for name, fault in failed.items():
         if foreign or name == source.described.get("quant_method"):
