@@ -27,6 +27,7 @@ class WeightBuffers(nn.Module):
         format: which parts each weight has.
         profile: name of the profile that made the bytes.
         backend: who computes.
+        dtype: of the activations for which the module was prepared last.
     """
 
     matrices: ClassVar[Mapping[Matrix, str]]
@@ -38,10 +39,11 @@ class WeightBuffers(nn.Module):
         device: torch.device | str | None,
         bias_dtype: torch.dtype,
     ):
-        super().__init__()
+        nn.Module.__init__(self)  # a linear is torch's Linear, too, which would make a weight of its own
         self.problem, self.profile = problem, profile
         self.format: Format = get(problem.format)
         self.backend: Backend | None = None
+        self.dtype: torch.dtype = getattr(torch, problem.dtype)
         self._packed: dict[Matrix, Kept] = {}
         for matrix, shape in self.shapes.items():
             made = self.format.empty(shape, device)
@@ -141,6 +143,7 @@ class WeightBuffers(nn.Module):
 
     def _prepared(self) -> None:
         """Note what every call needs, once the module has a backend."""
+        self.dtype = getattr(torch, self.problem.dtype)
 
     def _held(self, matrix: Matrix) -> Tensor | None:
         """Return the canonical part that the weight is known by, or None where a backend holds the weight alone."""
@@ -196,12 +199,6 @@ class WeightBuffers(nn.Module):
         for name in [name for name in self._buffers if name.startswith("packed_")]:
             del self._buffers[name]
             self._non_persistent_buffers_set.discard(name)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the activations for which the module was prepared last."""
-        made: torch.dtype = getattr(torch, self.problem.dtype)
-        return made
 
     @property
     def where(self) -> torch.device:

@@ -69,7 +69,7 @@ class LinearGradient(torch.autograd.Function):
         """Compute ``run(x)``; ``recipe`` is from `remember`, and ``packed`` what it needs."""
         ctx.recipe = recipe
         ctx.save_for_backward(*packed)
-        return run(x)
+        return _own(run(x))
 
     @staticmethod
     @once_differentiable
@@ -112,7 +112,7 @@ class ExpertsGradient(torch.autograd.Function):
         """Compute; ``stacks()`` gives the canonical weights when the gradients are asked for."""
         ctx.save_for_backward(x, weights, ids, expert_map)
         ctx.problem, ctx.stacks = problem, stacks
-        return run(x, weights)
+        return _own(run(x, weights))
 
     @staticmethod
     @once_differentiable
@@ -136,6 +136,11 @@ class ExpertsGradient(torch.autograd.Function):
             of_x.index_add_(0, tokens, given)
             of_share[tokens, slots] = inner
         return of_x.to(x.dtype).view(x.shape), of_share.to(weights.dtype).view(weights.shape), *[None] * 5
+
+
+def _own(made: Tensor) -> Tensor:
+    """Return a result that may be changed in place, as adapters do: autograd forbids that to a view made in here."""
+    return made.clone() if made._is_view() else made
 
 
 def _expert(

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
@@ -20,11 +20,13 @@ from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.gradients import Recipe, Stacks, experts_gradient, linear_gradient, remember
-from mxfp4_core.modules.mixed import autocast_dtype, without_autocast
+from mxfp4_core.modules.mixed import autocast_dtype, converted, without_autocast
 
 
-class Mxfp4Linear(Mxfp4Module):
+class Mxfp4Linear(Mxfp4Module, nn.Linear):
     """A linear layer: ``y = x @ weight.T + bias``.
+
+    It is a `torch.nn.Linear`, so that libraries which look for linears (peft above all) take it for one.
 
     Args:
         n: output features.
@@ -40,6 +42,8 @@ class Mxfp4Linear(Mxfp4Module):
         weight: codes uint8 [n, padded(k)/2], None while a backend holds them in its own layout.
         weight_scale: scales uint8 [n, padded(k)/32], likewise.
         bias: [n] or None.
+        in_features: k, under the name that `torch.nn.Linear` uses; of the whole weight where ranks share it.
+        out_features: n, likewise.
     """
 
     matrices = {"weight": "weight"}  # noqa: RUF012, declared as a class variable by the base class
@@ -63,6 +67,7 @@ class Mxfp4Linear(Mxfp4Module):
             op="linear", n=n, k=k, bias=bias, activation=activation, format=format, device=cpu()
         )
         super().__init__(problem, profile, device, dtype)
+        self.in_features, self.out_features = k, n
 
     @classmethod
     def from_weight(cls, weight: MxTensor, bias: Tensor | None = None) -> Self:
@@ -74,23 +79,16 @@ class Mxfp4Linear(Mxfp4Module):
         module.fill("weight", weight, bias)
         return module
 
-    @property
-    def in_features(self) -> int:
-        """Input features k, under the name that ``torch.nn.Linear`` uses."""
-        return self.problem.k
-
-    @property
-    def out_features(self) -> int:
-        """Output features n, under the name that ``torch.nn.Linear`` uses."""
-        return self.problem.n
-
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., n] for x [..., k], of the dtype that `torch.nn.Linear` gives, also under autocast.
 
-        The gradient of x is that of the dequantised weight; see ``gradients``.
+        Floats of another dtype than the module's are rounded to it, with a warning, and the result has that dtype of
+        x. The gradient of x is that of the dequantised weight; see ``gradients``.
         """
         if (dtype := autocast_dtype(x, self.problem.device.torch_type)) is not None:
             return without_autocast(self._run, x, dtype, self.dtype).to(dtype)
+        if self.backend is not None and x.dtype is not self.dtype:
+            return self._run(converted(x, self.dtype)).to(x.dtype)
         return self._run(x)
 
     def _run(self, x: Tensor) -> Tensor:
@@ -101,6 +99,7 @@ class Mxfp4Linear(Mxfp4Module):
         return self._call(x)
 
     def _prepared(self) -> None:
+        super()._prepared()
         layout, names, shape = self._packed["weight"]
         tensors = tuple(name for name, _ in names)
         self._recipe = remember(Recipe(self._ready(), self.problem, layout, tensors, shape))
@@ -182,11 +181,13 @@ class Mxfp4Experts(Mxfp4Module):
     def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """Return [..., k] of the dtype of x, for x [..., k] and the router's choice [..., top_k].
 
-        Gradients of x and of ``topk_weights`` are those of the dequantised weights; see ``gradients``.
+        Floats of another dtype and gradients as for `Mxfp4Linear`; ``topk_weights`` have gradients, too.
         """
         run = partial(self._run, topk_ids, topk_weights)
         if (dtype := autocast_dtype(x, self.problem.device.torch_type)) is not None:
             return without_autocast(run, x, dtype, self.dtype).to(x.dtype)
+        if self.backend is not None and x.dtype is not self.dtype:
+            return run(converted(x, self.dtype)).to(x.dtype)
         return run(x)
 
     def _run(self, ids: Tensor, weights: Tensor, x: Tensor) -> Tensor:

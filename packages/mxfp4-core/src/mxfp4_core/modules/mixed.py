@@ -1,11 +1,17 @@
-"""What autocast makes of the input and of the result of a module."""
+"""Inputs of another dtype than the one that a module computes in: under autocast, and above layers that are trained."""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
+
+_LOG = logging.getLogger("mxfp4_core.modules")
+_FLOATS: Final = frozenset({torch.bfloat16, torch.float16, torch.float32})
 
 
 def autocast_dtype(x: Tensor, device: str) -> torch.dtype | None:
@@ -35,4 +41,21 @@ def without_autocast(
         return run(x.to(autocast).to(prepared))
 
 
-__all__ = ["autocast_dtype", "without_autocast"]
+def converted(x: Tensor, prepared: torch.dtype) -> Tensor:
+    """Return x in the dtype of a module, aloud; what is no float of 16 or 32 bits is returned as it is.
+
+    Whoever trains adapters holds everything around them in float32 (peft's ``prepare_model_for_kbit_training``), also
+    above weights whose backend computes in bfloat16 only.
+    """
+    if x.dtype not in _FLOATS:
+        return x
+    _say(str(x.dtype), str(prepared))
+    return x.to(prepared)
+
+
+@functools.lru_cache(maxsize=64)
+def _say(given: str, prepared: str) -> None:
+    _LOG.warning("MXFP4 modules that are prepared for %s get %s: they round it, and return that", prepared, given)
+
+
+__all__ = ["autocast_dtype", "converted", "without_autocast"]
