@@ -30,6 +30,7 @@ from mxfp4_core.modules import (
     widened,
 )
 from mxfp4_transformers import compat, converters
+from mxfp4_transformers.adapters import below_adapters
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.folder import Folder
@@ -247,7 +248,8 @@ class Mxfp4Quantizer(HfQuantizer):
         # The config of a model that was saved has a word there.
         wanted: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or self._dtype
         for site in self.plan.sites:
-            model.set_submodule(site.path, widened(model.get_submodule(site.path), site, wanted))
+            path = below_adapters(model, site.path)
+            model.set_submodule(path, widened(model.get_submodule(path), site, wanted))
         return model
 
     # questions
@@ -284,5 +286,5 @@ class Mxfp4Quantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Say that the weights are frozen."""
-        return False
+        """Say that adapters on top of the weights, which are frozen, can be trained."""
+        return True

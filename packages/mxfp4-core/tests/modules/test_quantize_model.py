@@ -87,7 +87,7 @@ def test_the_model_computes_with_the_values_of_its_codes() -> None:
     assert done.model is model
     kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, Mxfp4Module)}
     assert kinds == dict.fromkeys(weights, Mxfp4Linear)
-    assert isinstance(model.lm_head, nn.Linear) and "output head" in done.plan.reasons["lm_head"]
+    assert type(model.lm_head) is nn.Linear and "output head" in done.plan.reasons["lm_head"]
     for name, weight in weights.items():
         expected, state = quantize(weight), model.get_submodule(name).state_dict()
         assert torch.equal(state["weight"], expected.codes)
@@ -137,7 +137,7 @@ def test_tied_weights_stay() -> None:
     model = Model(Block())
     model.lm_head.weight = model.embed_tokens.weight
     done = quantize_(model, Mxfp4Config(keep_defaults=False))
-    assert isinstance(model.lm_head, nn.Linear)
+    assert type(model.lm_head) is nn.Linear
     assert "shares its weight" in done.plan.reasons["lm_head"]
 
 
@@ -157,7 +157,7 @@ def test_one_pattern_covers_what_is_refused_and_works_as_printed(model: Model, k
     patterns = printed_ignore(caught.value)
     assert len(patterns) == 1
     done = quantize_(model, Mxfp4Config(ignore=patterns))
-    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name for name, module in model.named_modules() if type(module) is nn.Linear}
     assert linears == kept | {"lm_head"}
     assert not done.refused
 
@@ -172,7 +172,7 @@ def test_parts_of_one_kernel_are_kept_together() -> None:
         quantize_(model)
     (pattern,) = printed_ignore(caught.value)
     quantize_(model, Mxfp4Config(ignore=[pattern]))
-    assert isinstance(model.layers[1].k_proj, nn.Linear)
+    assert type(model.layers[1].k_proj) is nn.Linear
     assert isinstance(model.layers[0].q_proj, Mxfp4Linear)
 
 
@@ -186,9 +186,7 @@ def test_keeping_what_is_refused_says_so(config: Mxfp4Config, caplog: pytest.Log
         "layers.1.down_proj stays in high precision" in record.getMessage() for record in caplog.records
     )
     assert "k = 80" in str(done)
-    assert isinstance(model.layers[1].down_proj, nn.Linear) and isinstance(
-        model.layers[1].up_proj, Mxfp4Linear
-    )
+    assert type(model.layers[1].down_proj) is nn.Linear and isinstance(model.layers[1].up_proj, Mxfp4Linear)
 
 
 def test_a_backend_that_takes_nothing() -> None:
@@ -198,7 +196,7 @@ def test_a_backend_that_takes_nothing() -> None:
     assert "ignore" not in caught.value.fix
     with pytest.raises(ConfigError, match="nothing is left"):
         quantize_(model, Mxfp4Config(backend="rocm", refused="keep"))
-    assert isinstance(model.layers[0].q_proj, nn.Linear)
+    assert type(model.layers[0].q_proj) is nn.Linear
 
 
 def test_words_that_are_none() -> None:

@@ -55,7 +55,9 @@ def converted(x: Tensor, prepared: torch.dtype) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _say(given: str, prepared: str) -> None:
-    _LOG.warning("MXFP4 modules that are prepared for %s get %s: they round it, and return that", prepared, given)
+    _LOG.warning(
+        "MXFP4 modules that are prepared for %s get %s: they round it, and return that", prepared, given
+    )
 
 
 __all__ = ["autocast_dtype", "converted", "without_autocast"]

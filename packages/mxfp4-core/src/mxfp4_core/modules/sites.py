@@ -16,6 +16,7 @@ from torch import nn
 
 from mxfp4_core.backend.problem import Gate
 from mxfp4_core.errors import ConfigError
+from mxfp4_core.modules.buffers import WeightBuffers
 
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
 
@@ -56,6 +57,8 @@ class Site:
 def find_sites(model: nn.Module) -> Iterator[Site]:
     """Yield every linear and every stack of experts, in the order of the model."""
     for path, module in model.named_modules():
+        if isinstance(module, WeightBuffers):  # an MXFP4 linear is torch's Linear, too
+            continue
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, nn.Linear):
             odd = type(module) is not nn.Linear
