@@ -49,7 +49,7 @@ class Mxfp4Linear(Mxfp4Module, nn.Linear):
     matrices = {"weight": "weight"}  # noqa: RUF012, declared as a class variable by the base class
     weight: Tensor
     weight_scale: Tensor
-    bias: Tensor | None
+    bias: Tensor | None  # type: ignore[assignment]  # a buffer, which torch declares as a parameter
 
     def __init__(
         self,
