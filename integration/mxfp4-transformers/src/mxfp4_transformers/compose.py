@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.core_model_loading import (
     Chunk,
     Concatenate,
     MergeModulelist,
-    WeightConverter,
+    Transpose,
     WeightTransform,
 )
 
@@ -23,8 +24,10 @@ from mxfp4_core.dialects import Entry, Recipe, concat, stack
 from mxfp4_core.errors import LoadError
 from mxfp4_core.modules import Mxfp4Module
 from mxfp4_transformers.converters import Group, Split, groups
+from mxfp4_transformers.rows import gathered, moved
 
 Parts = Mapping[str, Recipe]
+_KNOWN: set[Any] = {MergeModulelist, Concatenate, Chunk, Split}
 _ROWS = "codes and scales can be stacked, joined and cut along their rows"
 
 
@@ -86,30 +89,43 @@ def _converted(group: Group, entries: Mapping[str, Entry], model: Any) -> list[P
         raise _misfit(
             group, f"{len(alike)} kinds of weights", "what becomes one weight has one format and profile"
         )
-    if group.converter is None or _is_whole(group):
+    if group.converter is None:
         if len(group.names) != 1:
             raise _misfit(
                 group, f"{len(group.names)} weights", "each weight of the model comes from one place"
             )
         return [columns[0][0]]
-    for operation in group.converter.operations:
-        columns = _applied(operation, columns, group, model)
-    return [column[0] for column in columns]
+    kinds = {type(operation) for operation in group.converter.operations}
+    if kinds <= _KNOWN:
+        for operation in group.converter.operations:
+            columns = _applied(operation, columns, group, model)
+        return [column[0] for column in columns]
+    every = [parts for column in columns for parts in column]
+    rows = {name: _rows(entries[name].parts) for name in group.names}
+    index = moved(group, rows, model)
+    if index is None or any(target not in index for target in group.targets):
+        if kinds == {Transpose} and len(every) == len(group.targets) == 1:
+            return every  # a dialect holds the weight as the module here does
+        raise _misfit(group, ", ".join(sorted(kind.__name__ for kind in kinds)), _ROWS)
+    return [
+        _joined(every, partial(gathered, index=index[target]), _inputs(every[0]), group)
+        for target in group.targets
+    ]
 
 
-def _is_whole(group: Group) -> bool:
-    """Say whether a dialect holds the weight as the module here does, so that the conversion has nothing to do."""
-    converter: WeightConverter | None = group.converter
-    kinds = {type(op) for op in converter.operations} if converter else set()
-    known = kinds <= {MergeModulelist, Concatenate, Chunk, Split}
-    return not known and len(group.names) == len(group.targets) == 1
+def _rows(parts: Parts) -> tuple[int, ...]:
+    """Return the rows of a weight, which all of its parts have but those of the input."""
+    return max((part.shape[:-1] for part in parts.values()), key=len)
+
+
+def _inputs(parts: Parts) -> set[str]:
+    """Return the parts of the input: they have no rows, and are the same for all rows of a weight."""
+    return {name for name, part in parts.items() if len(part.shape) <= len(_rows(parts))}
 
 
 def _applied(operation: Any, columns: list[list[Parts]], group: Group, model: Any) -> list[list[Parts]]:
     dim, first = getattr(operation, "dim", None), columns[0][0]
-    # All parts of the weight have its rows; a part of the input has none, and is the same for all of them.
-    rows = max((part.shape[:-1] for part in first.values()), key=len)
-    inputs = {name for name, part in first.items() if len(part.shape) <= len(rows)}
+    rows, inputs = _rows(first), _inputs(first)
     if isinstance(operation, MergeModulelist) and dim == 0:
         sizes = {len(column) for column in columns}
         if len(sizes) > 1:
@@ -155,7 +171,7 @@ def _shape(model: Any, name: str) -> tuple[int, ...]:
 
 
 def _joined(
-    every: Sequence[Parts], join: Callable[[Sequence[Recipe]], Recipe], inputs: Collection[str], group: Group
+    every: Sequence[Parts], join: Callable[[list[Recipe]], Recipe], inputs: Collection[str], group: Group
 ) -> Parts:
     if inputs and len(every) > 1:
         raise LoadError(
@@ -164,7 +180,10 @@ def _joined(
             rule="a part of the input belongs to one weight of the model",
             fix="load the high-precision checkpoint from which it was made",
         )
-    return {name: join([each[name] for each in every]) for name in every[0]}
+    return {
+        name: one if name in inputs else join([each[name] for each in every])
+        for name, one in every[0].items()
+    }
 
 
 def _misfit(group: Group, seen: str, rule: str) -> LoadError:

@@ -227,7 +227,7 @@ class Mxfp4Quantizer(HfQuantizer):
             used = serialised.undone(model, converters.default_conversions(model))
             self.quantization_config.core = serialised.config or core
             self.quantization_config.serialised = None
-        self._undo = undo = Undo.of(used, self.plan)
+        self._undo = undo = Undo.of(used, self.plan, model)
         converters.set_conversions(model, [Loaded(undo)])
         self._unsayable = unsayable(undo.rows, self.plan)
         self.quantization_config.facts = facts(undo, model, self.plan)

@@ -35,13 +35,18 @@ class Undo:
     parts: Mapping[str, tuple[str, str]]
 
     @classmethod
-    def of(cls, conversions: Iterable[WeightTransform], plan: ModelPlan) -> Undo:
+    def of(cls, conversions: Iterable[WeightTransform], plan: ModelPlan, model: Any) -> Undo:
         """Sort the conversions that a load has made use of.
 
         Args:
             conversions: of the model, and ours.
             plan: the quantised weights.
+            model: loaded.
         """
+        rowless = {
+            name: torch.empty((*weight.shape[:-1], 1), dtype=torch.uint8, device="meta")
+            for name, weight in plan.weights.items()
+        }
         parts = {
             f"{name}{part.suffix}": (name, part.suffix)
             for name, weight in plan.weights.items()
@@ -57,7 +62,7 @@ class Undo:
                 rows.append(entry)
                 continue
             plain.append(converter := converters.rebuilt(WeightConverter, entry))
-            if converters.keeps_rows_whole(converter):
+            if converters.keeps_rows_whole(converter) or _moves_rows(converter, rowless, model):
                 rows.append(converter)
         return cls(tuple(plain), tuple(rows), parts)
 
@@ -133,6 +138,16 @@ class _With:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+
+def _moves_rows(converter: WeightConverter, columns: Mapping[str, torch.Tensor], model: Any) -> bool:
+    """Say whether undoing a converter only moves rows, from what it makes of weights with a single column."""
+    view: Any = _With(model, [converter])
+    try:
+        made = revert_weight_conversion(view, dict(columns))
+    except Exception:  # an operation may want anything of its tensors, and raise anything
+        return False
+    return all(tensor.dtype == torch.uint8 and tensor.shape[-1] == 1 for tensor in made.values())
 
 
 __all__ = ["Loaded", "Undo", "Undone"]
