@@ -28,7 +28,7 @@ MODELS: dict[str, Any] = {
             vocab_size=96,
         )
     ),
-    # three-axis stacks that are no linears
+    # stacks of experts under a name and a call of their own
     "jetmoe": lambda: transformers.JetMoeForCausalLM(
         transformers.JetMoeConfig(
             hidden_size=64,
@@ -39,6 +39,10 @@ MODELS: dict[str, Any] = {
             num_local_experts=2,
             vocab_size=96,
         )
+    ),
+    # weights with three axes that are no experts
+    "xlnet": lambda: transformers.XLNetLMHeadModel(
+        transformers.XLNetConfig(d_model=64, n_layer=1, n_head=4, d_inner=96, vocab_size=96)
     ),
     "phi3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**SIZES, intermediate_size=96)),
 }

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from mxfp4_core.modules import describe_parameters
 from mxfp4_core.naming import CheckpointTensor, Headers, ModelView, Parameter
@@ -34,7 +33,6 @@ def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
         heads=list(_heads(model)),
         ties={**{source: target for target, source in ties.items()}, **ties},
         keep=lambda path: "the model keeps it in float32" if any(p.search(path) for p in patterns) else "",
-        turned=(Conv1D,),
     )
     conversions = converters.default_conversions(model)
     tensors = {}

@@ -164,11 +164,13 @@ def test_one_pattern_covers_what_is_refused_and_works_as_printed(model: Model, k
 
 def test_parts_of_one_kernel_are_kept_together() -> None:
     class Odd(nn.Linear):
-        pass
+        def __init__(self, k: int, n: int) -> None:
+            super().__init__(k, n)
+            self.weight = nn.Parameter(torch.zeros(n, k, dtype=torch.int8), requires_grad=False)
 
     model = Model(Block(), Block())
     model.layers[1].q_proj = Odd(64, 64)
-    with pytest.raises(ConfigError, match="Odd is a linear") as caught:
+    with pytest.raises(ConfigError, match=r"Odd has a weight torch\.int8") as caught:
         quantize_(model)
     (pattern,) = printed_ignore(caught.value)
     quantize_(model, Mxfp4Config(ignore=[pattern]))

@@ -47,13 +47,21 @@ def notes_of(checkpoint: Checkpoint, view: ModelView | None, quantized: Iterable
     """
     names = list(quantized)
     refused: dict[str, list[str]] = {}
+    widened: dict[str, list[str]] = {}
     for name in names if view else ():
         for parameter in view.find(name) if view else ():
             if parameter.refusal:
                 refused.setdefault(parameter.refusal, []).append(name)
+            elif parameter.held:
+                widened.setdefault(parameter.held, []).append(name)
     notes = [
         f"{view.provider} cannot compute with {', '.join(collapse(held))} as MXFP4: {why}"
         for why, held in refused.items()
+        if view
+    ]
+    notes += [
+        f"{view.provider} computes with {', '.join(collapse(held))} by its own code, widened in each call: {why}"
+        for why, held in widened.items()
         if view
     ]
     notes += _large_others(checkpoint, view)

@@ -24,6 +24,7 @@ from mxfp4_core.loader.storage import shares
 from mxfp4_core.loader.target import QuantTarget
 from mxfp4_core.modules.ask import select_for
 from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.held import Mxfp4Held
 from mxfp4_core.modules.prepare import alone
 
 
@@ -41,6 +42,7 @@ class Bound:
         backend: who will compute, for a module that is not prepared; None: the adapter prepares it.
         dtype: of the activations.
         options: for the backend.
+        prepares: a module that keeps its own code is made ready when it is loaded.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Bound:
     backend: Backend | None
     dtype: torch.dtype
     options: Mapping[str, Value] | None = None
+    prepares: bool = True
     targets: dict[Matrix, QuantTarget] = field(default_factory=dict[Matrix, QuantTarget])
     subset: bool = False
     _open: dict[Matrix, Parts] = field(default_factory=dict[Matrix, Parts])
@@ -61,7 +64,7 @@ class Bound:
         """Return the parts that a load writes."""
         with self._lock:
             if matrix not in self._open:
-                if self.module.backend is None:
+                if not self.module.computes:
                     self._open[matrix] = self.module.materialise(matrix, self.device)
                 else:
                     self._beside[matrix] = self.module.apart(matrix, fresh=not self.subset)
@@ -78,7 +81,7 @@ class Bound:
     def begin(self, *, subset: bool) -> None:
         """Forget what a load that was not closed has collected, and remember what the module computes with."""
         self.subset = subset
-        if self.module.backend is not None:
+        if self.module.computes:
             self._restore_biases()
             for target in self.targets.values():
                 target.ledger.keep_old()
@@ -112,7 +115,7 @@ class Bound:
         Raises:
             FormatError, LoadError: as `Mxfp4Module.repack`.
         """
-        if self.module.backend is None:
+        if not self.module.computes:
             return {}
         for matrix in self._late.keys() - self._changed().keys():
             self.module.biases[matrix].copy_(self._late[matrix])
@@ -138,8 +141,11 @@ class Bound:
             BackendError, FormatError: as `Mxfp4Module.prepare`.
         """
         self.module.profile = self.module.profile or self._profile()
-        if self.module.backend is not None:
+        if self.module.computes:
             self.module.commit(packed)
+        elif isinstance(self.module, Mxfp4Held):
+            if self.prepares:
+                self.module.prepare(None, dtype=self.dtype, name=self.name)
         elif self.backend is not None:
             self.module.prepare(
                 self.backend, dtype=self.dtype, consume=consume, options=self.options, name=self.name
@@ -208,8 +214,8 @@ def bind(
         name = ".".join(filter(None, (prefix, path)))
         where = torch.device(device) if device is not None else module.where
         where = torch.device("cpu") if where.type == "meta" else where
-        if module.backend is not None or not prepare or backend is not None:
-            yield Bound(name, module, where, backend if prepare else None, dtype)
+        if module.computes or not prepare or backend is not None or isinstance(module, Mxfp4Held):
+            yield Bound(name, module, where, backend if prepare else None, dtype, prepares=prepare)
             continue
         words = str(dtype).removeprefix("torch.")
         problem = replace(module.problem, dtype=words, device=Device.of(str(where)))

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.decisions import decide as decide
     from mxfp4_core.modules.empty import empty_module as empty_module
     from mxfp4_core.modules.empty import hold_place as hold_place
+    from mxfp4_core.modules.experts import find_gate as find_gate
     from mxfp4_core.modules.filled import settle as settle
     from mxfp4_core.modules.filled import widened as widened
+    from mxfp4_core.modules.held import Mxfp4Held as Mxfp4Held
     from mxfp4_core.modules.layers import Mxfp4Experts as Mxfp4Experts
     from mxfp4_core.modules.layers import Mxfp4Linear as Mxfp4Linear
+    from mxfp4_core.modules.logical import LogicalWeight as LogicalWeight
     from mxfp4_core.modules.model_plan import ModelPlan as ModelPlan
     from mxfp4_core.modules.model_view import describe_parameters as describe_parameters
     from mxfp4_core.modules.model_view import view_of as view_of
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.quantize import Quantised as Quantised
     from mxfp4_core.modules.quantize import quantize_ as quantize_
     from mxfp4_core.modules.sites import Site as Site
-    from mxfp4_core.modules.sites import find_gate as find_gate
     from mxfp4_core.modules.sites import find_sites as find_sites
     from mxfp4_core.modules.stored import Stored as Stored
     from mxfp4_core.modules.stored import ask_backends as ask_backends
@@ -63,18 +65,22 @@ _HOMES = {
     "quantize_": "quantize",
     "Site": "sites",
     "find_sites": "sites",
-    "find_gate": "sites",
+    "find_gate": "experts",
     "summary": "table",
     "Weight": "weights",
     "Mxfp4Module": "base",
+    "LogicalWeight": "logical",
+    "Mxfp4Held": "held",
     "Mxfp4Experts": "layers",
     "Mxfp4Linear": "layers",
     "prepare_model": "prepare",
 }
 
 __all__ = [
+    "LogicalWeight",
     "ModelPlan",
     "Mxfp4Experts",
+    "Mxfp4Held",
     "Mxfp4Linear",
     "Mxfp4Module",
     "Quantised",

@@ -19,6 +19,7 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import BackendError, Mxfp4Error
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.empty import empty_module
+from mxfp4_core.modules.held import Mxfp4Held
 from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.modules.refusals import Refusal
 from mxfp4_core.modules.sites import Site
@@ -68,7 +69,8 @@ def chosen_backends(
     """
     chosen: dict[str, list[Backend]] = {}
     for name in devices:
-        found = (module.problem for module in model.modules() if isinstance(module, Mxfp4Module))
+        modules = (module for module in model.modules() if isinstance(module, Mxfp4Module))
+        found = (module.problem for module in modules if not isinstance(module, Mxfp4Held))
         problems = dict.fromkeys(_at(problem, name, dtype) for problem in found)
         selected = (select_backend(each, **_choice(config)) for each in problems)
         chosen[name] = list({each.backend.name: each.backend for each in selected}.values())
@@ -93,9 +95,10 @@ def refused_by_backends(
             model, site, activation=plan.activation_of(site), format=plan.format_of(site), dtype=dtype
         ).problem
         for site in sites
+        if not site.held
     }
     answers: dict[Problem, Selection] = {}
-    found: dict[str, Refusal] = {}
+    found = {site.path: _unrounded(site, plan) for site in sites if site.held and _rounds(site, plan)}
     for name in devices:
         for path, plain in problems.items():
             problem = _at(plain, name, dtype)
@@ -107,6 +110,21 @@ def refused_by_backends(
                 rule = "a backend must accept the problem, and be automatic on the device or named"
                 found[path] = Refusal(path, path, why, rule, answer.fix, BackendError)
     return list(found.values())
+
+
+def _rounds(site: Site, plan: ModelPlan) -> bool:
+    return plan.activation_of(site) not in ("none", "auto")
+
+
+def _unrounded(site: Site, plan: ModelPlan) -> Refusal:
+    return Refusal(
+        site.path,
+        site.path,
+        f"activation {plan.activation_of(site)!r}, and {site.held}",
+        "a backend rounds the activations, and none computes with a module that keeps its own code",
+        "leave activations in high precision there: an override with activation = 'none'",
+        BackendError,
+    )
 
 
 def select_for(problem: Problem, config: Mxfp4Config, known: dict[Problem, Selection]) -> Selection:

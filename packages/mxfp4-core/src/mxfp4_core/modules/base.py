@@ -130,7 +130,7 @@ class Mxfp4Module(WeightBuffers):
                 before = old.get(buffer)
                 if before is not None and alike(before, new):
                     self._buffers[buffer] = write(before, new)
-        self.problem, self.backend = problem, backend
+        self.problem, self.backend, self.label = problem, backend, name or self.label
         self._prepared()
         return self
 

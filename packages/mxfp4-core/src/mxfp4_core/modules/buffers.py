@@ -16,6 +16,7 @@ from mxfp4_core.backend.asking import numerics_for
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed
 from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.modules.logical import LogicalWeight, say
 from mxfp4_core.modules.refit import Kept, named
 
 
@@ -28,9 +29,13 @@ class WeightBuffers(nn.Module):
         profile: name of the profile that made the bytes.
         backend: who computes.
         dtype: of the activations for which the module was prepared last.
+        k_first: the model holds its weights with k before n, and so sees them.
+        label: name of the module in messages, once it is prepared.
     """
 
     matrices: ClassVar[Mapping[Matrix, str]]
+    k_first: bool = False
+    label: str = ""
 
     def __init__(
         self,
@@ -40,6 +45,13 @@ class WeightBuffers(nn.Module):
         bias_dtype: torch.dtype,
     ):
         nn.Module.__init__(self)  # a linear is torch's Linear, too, which would make a weight of its own
+        self._begin(problem, profile, device)
+        for matrix, shape in self.shapes.items():
+            bias = torch.empty(shape[:-1], dtype=bias_dtype, device=device) if problem.bias else None
+            self.register_buffer(self._bias_name(self.matrices[matrix]), bias)
+
+    def _begin(self, problem: Problem, profile: str, device: torch.device | str | None) -> None:
+        """Make empty canonical buffers, of a module that is one already."""
         self.problem, self.profile = problem, profile
         self.format: Format = get(problem.format)
         self.backend: Backend | None = None
@@ -48,9 +60,8 @@ class WeightBuffers(nn.Module):
         for matrix, shape in self.shapes.items():
             made = self.format.empty(shape, device)
             for part, name in self.buffer_names(matrix).items():
+                self._buffers[name] = None  # what the class shows under this name asks for it
                 self.register_buffer(name, made[part])
-            bias = torch.empty(shape[:-1], dtype=bias_dtype, device=device) if problem.bias else None
-            self.register_buffer(self._bias_name(self.matrices[matrix]), bias)
 
     @property
     def shapes(self) -> dict[Matrix, tuple[int, ...]]:
@@ -83,6 +94,30 @@ class WeightBuffers(nn.Module):
             return calls.unpack(self.backend, self.problem, packed, matrix, profile=self.profile)
         parts = {part: cast(Tensor, self._buffers[name]) for part, name in self.buffer_names(matrix).items()}
         return MxTensor.from_parts(self.format, parts, self.shapes[matrix], self.profile)
+
+    @property
+    def computes(self) -> bool:
+        """Whether the module is prepared, so that models see its weights as they were: see `seen`."""
+        return self.backend is not None
+
+    def seen(self, matrix: Matrix) -> Tensor | None:
+        """Return what the attribute of a weight gives: the buffer while it is loaded, then a `LogicalWeight`."""
+        name = self.matrices[matrix]
+        if not self.computes:
+            return self._buffers[name]
+        return LogicalWeight.of(
+            lambda: self.canonical(matrix),
+            self.shapes[matrix],
+            getattr(torch, self.problem.dtype),
+            self.where,
+            k_first=self.k_first,
+            name=f"{self.label}.{name}" if self.label else name,
+            used=self._say_widened,
+        )
+
+    @staticmethod
+    def _say_widened(name: str) -> None:
+        say(name)
 
     def apart(self, matrix: Matrix, *, fresh: bool = False) -> MxTensor:
         """Return canonical parts for one weight that share no memory with the module.

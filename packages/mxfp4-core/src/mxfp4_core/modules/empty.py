@@ -10,8 +10,10 @@ from torch import nn
 from mxfp4_core.backend.problem import SILU
 from mxfp4_core.config.words import Activation
 from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.experts import find_gate, top_k_of
+from mxfp4_core.modules.held import Mxfp4Held
 from mxfp4_core.modules.layers import Mxfp4Experts, Mxfp4Linear
-from mxfp4_core.modules.sites import Site, find_gate, top_k_of
+from mxfp4_core.modules.sites import Site
 
 
 def empty_module(
@@ -38,13 +40,22 @@ def empty_module(
     """
     own = dict(site.module.named_parameters(recurse=False))
     module: Mxfp4Module
+    if site.held:
+        return Mxfp4Held.around(
+            site.module,
+            site.weights,
+            k_first=site.transposed,
+            profile=profile,
+            format=format,
+            device="meta",
+        )
     if site.is_experts:
         experts, k, n = site.weights["down_proj"]
         module = Mxfp4Experts(
             experts,
             n,
             k,
-            top_k=top_k_of(model, site),
+            top_k=top_k_of(model, site.path),
             gate=find_gate(site.module) or SILU,
             bias="down_proj_bias" in own,
             profile=profile,
@@ -57,7 +68,7 @@ def empty_module(
         module = Mxfp4Linear(
             n, k, bias="bias" in own, profile=profile, format=format, device="meta", dtype=dtype
         )
-    module.problem = replace(module.problem, activation=activation)
+    module.problem, module.k_first = replace(module.problem, activation=activation), site.transposed
     return module
 
 

@@ -20,6 +20,7 @@ from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.gradients import Recipe, Stacks, experts_gradient, linear_gradient, remember
+from mxfp4_core.modules.logical import Logical
 from mxfp4_core.modules.mixed import autocast_dtype, converted, without_autocast
 
 
@@ -39,15 +40,16 @@ class Mxfp4Linear(Mxfp4Module, nn.Linear):
         dtype: of the bias.
 
     Attributes (those of the format ``mxfp4``; another one has a buffer for each of its parts):
-        weight: codes uint8 [n, padded(k)/2], None while a backend holds them in its own layout.
-        weight_scale: scales uint8 [n, padded(k)/32], likewise.
+        weight: while it is loaded, codes uint8 [n, padded(k)/2]; of a prepared module what a model sees, a float tensor
+            [n, k], see `LogicalWeight`. Bytes are had from ``canonical("weight")`` and from ``state_dict()``.
+        weight_scale: scales uint8 [n, padded(k)/32], None while a backend holds them in its own layout.
         bias: [n] or None.
         in_features: k, under the name that `torch.nn.Linear` uses; of the whole weight where ranks share it.
         out_features: n, likewise.
     """
 
     matrices = {"weight": "weight"}  # noqa: RUF012, declared as a class variable by the base class
-    weight: Tensor
+    weight = Logical("weight")
     weight_scale: Tensor
     bias: Tensor | None  # type: ignore[assignment]  # a buffer, which torch declares as a parameter
 
@@ -127,9 +129,8 @@ class Mxfp4Experts(Mxfp4Module):
         dtype: of the biases.
 
     Attributes (those of the format ``mxfp4``, as above):
-        gate_up_proj: codes uint8 [experts, 2n, padded(k)/2], None while a backend holds them in its own
-            layout.
-        gate_up_proj_scale: scales uint8 [experts, 2n, padded(k)/32], likewise.
+        gate_up_proj: codes uint8 [experts, 2n, padded(k)/2], of a prepared module a float tensor, as above.
+        gate_up_proj_scale: scales uint8 [experts, 2n, padded(k)/32], likewise None where a backend holds them.
         gate_up_proj_bias: [experts, 2n] or None.
         down_proj: codes uint8 [experts, k, padded(n)/2], likewise.
         down_proj_scale: scales uint8 [experts, k, padded(n)/32], likewise.
@@ -137,10 +138,10 @@ class Mxfp4Experts(Mxfp4Module):
     """
 
     matrices = {"gate_up": "gate_up_proj", "down": "down_proj"}  # noqa: RUF012, as above
-    gate_up_proj: Tensor
+    gate_up_proj = Logical("gate_up")
     gate_up_proj_scale: Tensor
     gate_up_proj_bias: Tensor | None
-    down_proj: Tensor
+    down_proj = Logical("down")
     down_proj_scale: Tensor
     down_proj_bias: Tensor | None
     expert_map: Tensor | None

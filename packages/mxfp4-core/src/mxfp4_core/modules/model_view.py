@@ -9,7 +9,9 @@ from typing import Final
 from torch import nn
 
 from mxfp4_core.errors import ConfigError
-from mxfp4_core.modules.sites import Site, find_gate, find_sites, top_k_of
+from mxfp4_core.modules.experts import find_gate, top_k_of
+from mxfp4_core.modules.sites import find_sites
+from mxfp4_core.naming.families import rewritten
 from mxfp4_core.naming.view import Kind, ModelView, Parameter
 
 _ROUTER: Final = re.compile(r"Router|TopK|Mo[eE]Gate")
@@ -40,7 +42,6 @@ def describe_parameters(
     heads: Collection[nn.Module] = (),
     ties: Mapping[str, str] | None = None,
     keep: Callable[[str], str] = lambda path: "",
-    turned: tuple[type[nn.Module], ...] = (),
 ) -> dict[str, Parameter]:
     """Return what each parameter of a model is, by its name in the model.
 
@@ -49,9 +50,8 @@ def describe_parameters(
         heads: the modules that give the output.
         ties: name of a parameter to that of another one which has the same memory.
         keep: says by the name of a module why it must stay in high precision, empty where it need not.
-        turned: classes of linears that hold their ``weight`` as [K, N].
     """
-    found = _Describer(model, {id(head) for head in heads}, ties or {}, keep, turned)
+    found = _Describer(model, {id(head) for head in heads}, ties or {}, keep)
     return {
         each.name: each for path, module in model.named_modules() for each in found.parameters(path, module)
     }
@@ -66,10 +66,10 @@ class _Describer:
         heads: Collection[int],
         ties: Mapping[str, str],
         keep: Callable[[str], str],
-        turned: tuple[type[nn.Module], ...],
     ) -> None:
         self._model, self._heads, self._ties = model, heads, ties
-        self._keep, self._turned = keep, turned
+        self._keep = keep
+        self._type = str(getattr(getattr(model, "config", None), "model_type", ""))
         self._sites = {site.path: site for site in find_sites(model)}
         # The blocks around experts, each with the number of them: what gives one number for each is their router.
         self._blocks = {
@@ -85,19 +85,20 @@ class _Describer:
     def parameters(self, path: str, module: nn.Module) -> Iterator[Parameter]:
         """Yield the parameters that a module holds itself."""
         site, keep = self._sites.get(path), self._keep(path)
+        if rewritten(self._type, path):
+            keep = keep or "the model changes it while it runs"
         prefix = f"{path}." if path else ""
         for name, parameter in module.named_parameters(recurse=False):
             kind = self._kind(path, module, name, parameter.ndim)
             shape, k_first = tuple(parameter.shape), False
-            refusal, gate, top_k = "", None, 0
+            refusal, held, gate, top_k = "", "", None, 0
             if site is not None and name in site.weights:
-                shape, k_first, refusal = site.weights[name], site.transposed, site.refusal
-                if kind == "experts" and not refusal:
-                    gate, top_k = find_gate(module), _top_k(self._model, site)
-            elif kind in ("linear", "head", "router"):
-                k_first = isinstance(module, self._turned)
-                shape = (shape[1], shape[0]) if k_first else shape
-                refusal = f"{type(module).__name__} is no torch.nn.Linear"
+                shape, k_first = site.weights[name], site.transposed
+                refusal, held = site.refusal, site.held
+                if kind == "experts" and not (refusal or held):
+                    gate, top_k = find_gate(module), _top_k(self._model, site.path)
+            elif kind in ("head", "router"):
+                refusal = f"{type(module).__name__} is more than a product with its weight"
             yield Parameter(
                 f"{prefix}{name}",
                 kind,
@@ -109,6 +110,7 @@ class _Describer:
                 refusal,
                 gate,
                 top_k,
+                held,
             )
 
     def _kind(self, path: str, module: nn.Module, name: str, axes: int) -> Kind:
@@ -125,7 +127,7 @@ class _Describer:
         site = self._sites.get(path)
         if site is not None and name in site.weights:
             return "experts" if site.is_experts else "linear"
-        return "linear" if isinstance(module, self._turned) and name == "weight" else "other"
+        return "other"
 
     def _routes(self, path: str, module: nn.Module) -> bool:
         if _ROUTER.search(type(module).__name__):
@@ -134,9 +136,9 @@ class _Describer:
         return experts > 1 and isinstance(weight, nn.Parameter) and weight.shape[0] == experts
 
 
-def _top_k(model: nn.Module, site: Site) -> int:
+def _top_k(model: nn.Module, path: str) -> int:
     try:
-        return top_k_of(model, site)
+        return top_k_of(model, path)
     except ConfigError:  # who replaces the module needs it and says so; a plan does without
         return 0
 

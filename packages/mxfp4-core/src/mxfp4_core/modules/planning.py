@@ -16,6 +16,7 @@ from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.modules.model_view import view_of
 from mxfp4_core.modules.refusals import Refusal, ignoring, reasons_of, refuse
 from mxfp4_core.modules.sites import Site, find_sites
+from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.view import ModelView
 from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names, shards_of
@@ -61,7 +62,7 @@ def plan_model(
             plan.reasons[site.path] = reason
             continue
         # A report groups by reason, and what is quantised because everything is needs none.
-        reason = next((found.reason for found in mine.values() if found.pattern), "")
+        reason = next((found.reason for found in mine.values() if found.pattern), "") or site.held
         profiles = {name: found.profile or "" for name, found in mine.items()}
         plan.add(site, profiles, reason, activation=next(iter(mine.values())).activation)
         refusals += _refused_by_loader(site, plan, config)
@@ -71,6 +72,7 @@ def plan_model(
     refusals += refused_by_backends(model, asked, config, plan, devices, dtype)
     if refusals:
         _settle_refusals(plan, refusals, model, config, view)
+    say_held(plan.sites)
     if not plan.sites:
         raise ConfigError(
             "nothing is left to quantise",
@@ -79,6 +81,16 @@ def plan_model(
             fix="quantise more, or load without quantization_config",
         )
     return plan
+
+
+def say_held(sites: Iterable[Site]) -> None:
+    """Warn which modules keep their own code, so that no backend computes with them."""
+    found: dict[str, list[str]] = {}
+    for site in sites:
+        if site.held:
+            found.setdefault(site.held, []).append(site.path)
+    for why, paths in found.items():
+        _LOG.warning("%s: MXFP4 in memory, widened in each call, since %s", ", ".join(collapse(paths)), why)
 
 
 def _settle_refusals(

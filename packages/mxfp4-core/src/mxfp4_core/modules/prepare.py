@@ -13,6 +13,7 @@ from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.select import BackendOptions, select_backend
 from mxfp4_core.backend.selection import Selection
 from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.held import Mxfp4Held
 
 _LOG = logging.getLogger("mxfp4_core.modules")
 
@@ -39,7 +40,8 @@ def prepare_model(
         consume: as in ``Mxfp4Module.prepare``; bytes that several modules of the model share are kept from it.
 
     Returns:
-        The selection for each module, by its name; modules that ask the same share one.
+        The selection for each module, by its name; modules that ask the same share one, and those that keep their own
+        code have none.
 
     Raises:
         BackendError: no backend for one of the modules; nothing was prepared then.
@@ -51,6 +53,8 @@ def prepare_model(
     answers: dict[Problem, Selection] = {}
     chosen: dict[str, Selection] = {}
     for key, module in modules.items():
+        if isinstance(module, Mxfp4Held):
+            continue
         problem = module.question(dtype)
         if problem not in answers:
             answer = answers[problem] = select_backend(
@@ -61,6 +65,9 @@ def prepare_model(
         chosen[key] = answers[problem]
     sole = alone(modules)
     for key, module in modules.items():
+        if isinstance(module, Mxfp4Held):
+            module.prepare(None, dtype=dtype, name=key)
+            continue
         choice = chosen[key]
         module.prepare(
             choice.backend,

@@ -17,6 +17,7 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.modules.ask import chosen_backends, select_for
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.empty import empty_module
+from mxfp4_core.modules.held import Mxfp4Held
 from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.modules.planning import plan_model
 from mxfp4_core.modules.sites import Site
@@ -95,15 +96,21 @@ def quantize_(
         )
         _fill(module, site, plan.weights, quantizers, config)
         module.train(site.module.training)
-        problem = module.question(dtype)
-        selection = select_for(problem, config, answers)
-        options = selection.problem.options
-        module.prepare(selection.backend, dtype=dtype, consume=True, options=options, name=site.path)
+        if isinstance(module, Mxfp4Held):
+            module.prepare(None, dtype=dtype, name=site.path)
+        else:
+            selection = selections[site.path] = select_for(module.question(dtype), config, answers)
+            options = selection.problem.options
+            module.prepare(selection.backend, dtype=dtype, consume=True, options=options, name=site.path)
         model.set_submodule(site.path, module)
-        selections[site.path] = selection
-        # The plan keeps the module as a description; its weights would keep their memory.
-        site.module.to("meta")
+        _let_go(site)
     return Quantised(model, plan, selections)
+
+
+def _let_go(site: Site) -> None:
+    """Free the weights of a module that the plan keeps as a description."""
+    for name in site.weights:
+        site.module._parameters[name] = nn.Parameter(site.module._parameters[name].to("meta"), False)  # type: ignore[union-attr]
 
 
 def _quantizers(

@@ -7,6 +7,7 @@ import re
 from torch import nn
 
 from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.held import Mxfp4Held
 from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.naming.vocabulary import ranges
 
@@ -52,6 +53,9 @@ def summary(model: nn.Module, plan: ModelPlan | None = None) -> str:
 
 def _packed(module: Mxfp4Module) -> str:
     problem = module.problem
+    if isinstance(module, Mxfp4Held):
+        shapes = " ".join(str(list(shape)) for shape in module.shapes.values())
+        return f"{type(module).__name__} {shapes} {module.profile or 'profile unknown'} by its own code"
     shape = f"[{problem.n}, {problem.k}]"
     if problem.experts:
         shape = f"{problem.experts} x (2 x [{problem.n}, {problem.k}] + [{problem.k}, {problem.n}])"

@@ -30,6 +30,7 @@ class Family:
         k_first_always: they do so whoever saved them; otherwise only as released, and the sizes tell.
         k_first_linears: last components of the names of linears that checkpoints hold as ``[K, N]``.
         advised: patterns of what the source keeps in high precision, for ``ignore``.
+        rewritten: ends of the names of modules whose weights the model changes while it runs, so that they stay.
     """
 
     types: frozenset[str]
@@ -39,6 +40,7 @@ class Family:
     k_first_always: bool = False
     k_first_linears: frozenset[str] = frozenset()
     advised: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
 
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -55,9 +57,19 @@ FAMILIES: Final[tuple[Family, ...]] = (
         k_first_experts=True,
     ),
     Family(
-        types=frozenset({"gpt2"}),
-        source="transformers 5.23, pytorch_utils.Conv1D",
+        types=frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}),
+        source="transformers 5.17 to 5.24, pytorch_utils.Conv1D",
         k_first_linears=frozenset({"c_attn", "c_proj", "c_fc", "q_attn"}),
+    ),
+    Family(
+        types=frozenset({"clvp", "clvp_decoder"}),
+        source="transformers 5.24, ClvpDecoderMLP: Conv1D; its attention has torch's own linears",
+        k_first_linears=frozenset({"c_fc", "c_proj"}),
+    ),
+    Family(
+        types=frozenset({"rwkv"}),
+        source="transformers 5.24, RwkvModel._rescale_layers divides them in place where config.rescale_every is set",
+        rewritten=("attention.output", "feed_forward.value"),
     ),
     Family(
         types=frozenset({"deepseek_v4"}),
@@ -114,6 +126,16 @@ def k_first_family(module_last: str, model_type: str, *, stacked: bool) -> Famil
     return None
 
 
+def rewritten(model_type: str, module: str) -> bool:
+    """Say whether a model changes the weight of a module while it runs.
+
+    Args:
+        model_type: as in config.json.
+        module: its name.
+    """
+    return any(f".{module}".endswith(f".{end}") for row in rows(model_type) for end in row.rewritten)
+
+
 def advice(model_type: str, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return what others keep in high precision of a model of this type: the source, and their patterns for ``ignore``.
 
@@ -132,4 +154,13 @@ def advice(model_type: str, modules: Iterable[str]) -> dict[str, tuple[str, ...]
     return found
 
 
-__all__ = ["FAMILIES", "Family", "GatedActivation", "advice", "gate_of", "k_first_family", "rows"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "GatedActivation",
+    "advice",
+    "gate_of",
+    "k_first_family",
+    "rewritten",
+    "rows",
+]

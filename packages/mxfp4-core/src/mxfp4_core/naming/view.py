@@ -44,6 +44,8 @@ class Parameter:
             for another engine; loading it with this library is refused.
         gate: for experts, the gated activation between their weights; None if unknown or not one that we know.
         top_k: for experts, experts per token; 0 if unknown.
+        held: why no backend computes with it: the library's own code does, with values that are widened in each call.
+            Empty where a backend does.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Parameter:
     refusal: str = ""
     gate: Gate | None = None
     top_k: int = 0
+    held: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
