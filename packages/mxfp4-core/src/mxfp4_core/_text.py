@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+from typing import Final
 
 BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 """For memory, in steps of 1024."""
 
+_DIGITS: Final = 10
 _DECIMAL_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
@@ -53,15 +56,28 @@ def disk_text(count: int) -> str:
     return f"{count} bytes"
 
 
+def is_index(part: str) -> bool:
+    """Return whether a part of a name is the number of a layer or expert; with more digits it is a name."""
+    return part.isdecimal() and part.isascii() and len(part) < _DIGITS
+
+
 def printable(text: str) -> str:
-    r"""Return a text with all escaped that does not show as itself: control characters, ends of lines, surrogates.
+    r"""Return the text with control characters and invisible formatting replaced by ``\x`` escapes.
 
-    Names of tensors and files may come from anyone, and a terminal obeys what it is sent.
+    Names come from files that anyone may have written; a terminal or a reviewer must see what is there.
 
-    >>> printable("a\x1b[2J"), printable("\u00e9t\u00e9")
-    ('a\\x1b[2J', '\u00e9t\u00e9')
+    >>> printable("a\x1b[31m\nb")
+    'a\\x1b[31m\\x0ab'
     """
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(_escape(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
+
+
+_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
 __all__ = [

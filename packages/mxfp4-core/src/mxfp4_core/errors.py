@@ -23,6 +23,11 @@ Every message has four parts, and each part is also an attribute:
 
 from __future__ import annotations
 
+from mxfp4_core._text import printable
+
+_LINE = "\n" + " " * 8
+"""How a part goes on in another line; all else that a terminal obeys is escaped, since names come from anyone."""
+
 
 class Mxfp4Error(Exception):
     """Base of all errors that mxfp4 raises on purpose.
@@ -36,7 +41,8 @@ class Mxfp4Error(Exception):
 
     def __init__(self, what: str, *, seen: str, rule: str, fix: str) -> None:
         self.what, self.seen, self.rule, self.fix = what, seen, rule, fix
-        super().__init__(f"{what}\n  seen: {seen}\n  rule: {rule}\n  fix:  {fix}")
+        parts = (_LINE.join(map(printable, part.split(_LINE))) for part in (what, seen, rule, fix))
+        super().__init__("{}\n  seen: {}\n  rule: {}\n  fix:  {}".format(*parts))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and errors cross process borders.

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mxfp4_core import Mxfp4Config, quantize
+from mxfp4_core.checkpoint.manifest import read_manifest
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.errors import CheckpointError, ConfigError, DialectError
 from mxfp4_core.jobs.quantize import quantize_checkpoint
@@ -223,3 +224,52 @@ def test_static_scales_of_activations_are_noted(save: Save) -> None:
     assert any(
         "1 static scale(s) of activations, for example a.proj.input_scale" in note for note in result.notes
     )
+
+
+def test_every_flip_in_the_manifest_is_found(target: Path) -> None:
+    path = target / "mxfp4_manifest.json"
+    raw = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for at in torch.randint(len(raw), (150,), generator=generator).tolist():
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
+        with pytest.raises(CheckpointError):
+            read_manifest(target)
+    path.write_bytes(raw)
+    assert verify_checkpoint(target).ok
+
+
+def test_a_manifest_of_an_earlier_version(target: Path) -> None:
+    path = target / "mxfp4_manifest.json"
+    manifest = json.loads(path.read_text())
+    for key in ("sha256", "left_behind", "run"):
+        del manifest[key]
+    path.write_text(json.dumps({**manifest, "version": 1}))
+    assert verify_checkpoint(target).ok
+    manifest["tensors"]["model.norm.weight"]["shape"] = [4, 4]
+    path.write_text(json.dumps({**manifest, "version": 1}))
+    (finding,) = verify_checkpoint(target).findings
+    assert finding.where == "model.norm.weight"
+    assert "the manifest says BF16 [4, 4]" in finding.found
+
+
+def test_files_that_were_added(target: Path) -> None:
+    (target / "notes.md").write_text("mine")
+    (target / ".hidden").write_text("mine")
+    result = verify_checkpoint(target)
+    assert (result.ok, list(result.notes)) == (True, ["notes.md: the file is not in the manifest"])
+    save_file({"x": torch.ones(1)}, target / "mtp.safetensors")
+    (target / "voices.pt").write_bytes(b"")
+    result = verify_checkpoint(target)
+    assert [found.where for found in result.findings] == ["mtp.safetensors", "voices.pt"]
+
+
+def test_a_commit_that_was_killed(target: Path) -> None:
+    (target / ".mxfp4-partial").mkdir()
+    (target / "mxfp4_manifest.json").rename(target / ".mxfp4-partial" / "mxfp4_manifest.json")
+    (finding,) = verify_checkpoint(target).findings
+    assert "a run that did not finish; the same command completes it" in finding.found
+    for file in target.glob("*.safetensors"):
+        file.unlink()
+    (target / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match="run the command that writes it again"):
+        verify_checkpoint(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -21,7 +22,7 @@ _FACTOR = re.compile(
 
 def is_adapter(folder: Path) -> bool:
     """Return whether transformers would take a folder for an adapter."""
-    return (folder / CONFIG).is_file()
+    return os.path.isfile(folder / CONFIG)
 
 
 def refuse_adapter(root: Path, tensors: Collection[str]) -> None:
@@ -34,7 +35,7 @@ def refuse_adapter(root: Path, tensors: Collection[str]) -> None:
     Raises:
         CheckpointError: it is an adapter.
     """
-    told = root.is_dir() and is_adapter(root)
+    told = os.path.isdir(root) and is_adapter(root)
     if not told and not (tensors and all(map(_FACTOR.fullmatch, tensors))):
         return
     damaged(

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from mxfp4_core._text import disk_text
+from mxfp4_core.checkpoint.copied import copied
 from mxfp4_core.checkpoint.files import INDEX, MANIFEST, WEIGHTS
-from mxfp4_core.checkpoint.hashing import PIECE
-from mxfp4_core.checkpoint.header import DTYPE_BITS
+from mxfp4_core.checkpoint.header import DTYPE_BITS, Identity, damaged, identity
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.staging import Target
 from mxfp4_core.checkpoint.tasks import Executor, Progress, run_tasks
-from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, output_failed, write_file
+from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, write_file
 from mxfp4_core.errors import OutputError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -96,12 +95,14 @@ class Content:
         documents: small files by name, such as ``config.json``.
         copies: files to copy, by path inside the folder.
         manifest: the manifest without files and tensors.
+        seen: what tells each file of the source from one that takes its place while the checkpoint is written.
     """
 
     units: Sequence[Unit]
     documents: Mapping[str, bytes]
     copies: Mapping[str, Path]
     manifest: Manifest
+    seen: Mapping[Path, Identity] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def write_checkpoint(
 
     Raises:
         OutputError: a target that exists, is full, cannot be written or belongs to another run.
+        CheckpointError: a file of the source was changed while it was read.
         Mxfp4Error: whatever a unit raises; the folder is then as it was before.
     """
     shards = plan_shards(content.units, max_shard_bytes)
@@ -173,7 +175,10 @@ def write_checkpoint(
     index = _index(specs, any("/" not in name for name in content.copies if name.endswith(".safetensors")))
     documents = {**content.documents, **index}
     names = {*specs, *documents, *content.copies, MANIFEST}
-    with Target(folder, run, names, force=force) as target:
+    with Target(folder, run, names, copies=content.copies, seen=_when(content.seen), force=force) as target:
+        if target.complete is not None:
+            progress(sum(unit.source_bytes for unit in content.units))
+            return Written(target.complete, len(shards))
         resumed = len(target.finished)
         _check_room(target, specs, content.copies)
         tasks = {
@@ -186,8 +191,11 @@ def write_checkpoint(
         for name, data in documents.items():
             files[name] = {"size": len(data), "sha256": write_file(target.staging / name, data)}
         for name, source in content.copies.items():
-            files[name] = _copy(source, target.staging / name)
-        manifest = replace(content.manifest, files=files, tensors=_tensor_table(target, specs))
+            files[name] = copied(source, target.place(name))
+        _check_unchanged(content.seen, target)
+        manifest = replace(
+            content.manifest, run=target.run, files=files, tensors=_tensor_table(target, specs)
+        )
         write_file(target.staging / MANIFEST, manifest.to_bytes())
         target.commit()
     return Written(manifest, resumed)
@@ -236,20 +244,22 @@ def _check_room(
         )
 
 
-def _copy(source: Path, path: Path) -> dict[str, object]:
-    digest, size = hashlib.sha256(), 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(source, "rb") as reading, open(path, "wb") as writing:
-            while piece := reading.read(PIECE):
-                writing.write(piece)
-                digest.update(piece)
-                size += len(piece)
-            writing.flush()
-            os.fsync(writing.fileno())
-    except OSError as error:
-        output_failed(path, error)
-    return {"size": size, "sha256": digest.hexdigest()}
+def _when(seen: Mapping[Path, Identity]) -> str:
+    """Return a hash that differs when a file of the source was written since; a folder that was moved is the same."""
+    facts = [(path.name, size, when) for path, (_, size, when) in seen.items()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _check_unchanged(seen: Mapping[Path, Identity], target: Target) -> None:
+    for path, before in seen.items():
+        if identity(path) != before:
+            target.forget()
+            damaged(
+                path,
+                "a file that was replaced or written to while it was read",
+                "the source does not change during the run",
+                "run it again when nothing writes to the source; what was made of it is discarded",
+            )
 
 
 __all__ = [

@@ -14,6 +14,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 MANIFEST = "mxfp4_manifest.json"
+STAGING = ".mxfp4-partial"
+"""Folder in a target in which files are finished."""
+
 PIPELINE = "model_index.json"
 """What diffusers writes into the folder around the models of a pipeline."""
 
@@ -31,9 +34,9 @@ def locate_weights(root: Path) -> tuple[list[Path], dict[str, str] | None]:
         CheckpointError: no such path, no model, several of them, a shard that is missing, or an index that is damaged
             or leaves the folder.
     """
-    if root.is_file():
+    if os.path.isfile(root):
         return [root], None
-    if not root.is_dir():
+    if not os.path.isdir(root):
         _nothing_there(root)
     present = _names(root)
     if PIPELINE in present:
@@ -80,7 +83,7 @@ def folders_with_weights(root: Path) -> list[str]:
     return [
         folder.name
         for folder in folders
-        if folder.is_dir() and any(name.endswith(".safetensors") for name in _names(folder))
+        if os.path.isdir(folder) and any(name.endswith(".safetensors") for name in _names(folder))
     ]
 
 
@@ -134,7 +137,7 @@ def _weight_map(path: Path, root: Path) -> dict[str, str]:
                 "weights are safetensors files; pickles are never opened",
                 "convert it to safetensors",
             )
-        if not (root / file).exists():
+        if not os.path.exists(root / file):
             damaged(
                 path,
                 f"{where}, which does not exist",
@@ -161,6 +164,9 @@ def _no_safetensors(root: Path, present: list[str]) -> None:
             "pickles run code and are never opened",
             fix,
         )
+    if STAGING in present:
+        fix = "run the command that writes it again, and it goes on where it stopped"
+        damaged(root, f"{STAGING}, and no weights", "a run that is finished has put its files in place", fix)
     folders = folders_with_weights(root)
     seen = "no *.safetensors file" + (f" here, but some in {', '.join(folders)}" if folders else "")
     fix = "pass one of these folders" if folders else "check the path"
@@ -204,6 +210,6 @@ def inside(path: Path, root: Path) -> Path:
 
 
 __all__ = [
-    "INDEX", "INDEX_SUFFIX", "MANIFEST", "PICKLES", "PIPELINE", "WEIGHTS", "folders_with_weights", "index_of", "inside",
-    "locate_weights", "read_json_file", "read_small_file",
+    "INDEX", "INDEX_SUFFIX", "MANIFEST", "PICKLES", "PIPELINE", "STAGING", "WEIGHTS", "folders_with_weights",
+    "index_of", "inside", "locate_weights", "read_json_file", "read_small_file",
 ]  # fmt: skip

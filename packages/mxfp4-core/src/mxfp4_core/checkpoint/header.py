@@ -112,6 +112,23 @@ def read_bytes(info: TensorInfo, start: int, buffer: memoryview) -> None:
         damaged(info.file, str(error), "the file can be read", "check the disk and the permissions")
 
 
+Identity = tuple[int, int, int]
+"""Number, size and time of change of a file."""
+
+
+def identity(path: Path) -> Identity:
+    """Return what tells a file from another one, or from itself after a change.
+
+    Raises:
+        CheckpointError: the file cannot be looked at.
+    """
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        damaged(path, str(error), "the file can be read", "check the path and its permissions")
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def parse_json(raw: bytes, path: Path, *, constants: bool = False) -> dict[str, Any]:
     """Parse bytes from outside as one JSON object.
 
@@ -247,8 +264,10 @@ def _check_data_covered(tensors: list[TensorInfo], base: int, size: int, path: P
 __all__ = [
     "DTYPE_BITS",
     "MAX_HEADER_BYTES",
+    "Identity",
     "TensorInfo",
     "damaged",
+    "identity",
     "parse_json",
     "read_bytes",
     "read_header",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,7 @@ class Manifest:
         config_sha256: `Mxfp4Config.fingerprint`.
         profile: resolved profile of the codes, empty when unknown.
         source: fingerprint of the source.
+        run: what identifies the run that wrote it, as a hash.
         left: files of the source that the checkpoint does not have, and why.
         files: ``{"size", "sha256"}`` of every file but the manifest, by path inside the folder.
         tensors: ``{"file", "dtype", "shape", "sha256"}`` of every tensor, by name.
@@ -50,6 +52,7 @@ class Manifest:
     config_sha256: str
     profile: str
     source: str
+    run: str = ""
     left: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class Manifest:
             "config": self.config,
             "config_sha256": self.config_sha256,
             "source": self.source,
+            "run": self.run,
             "left_behind": dict(sorted(self.left.items())),
             "files": dict(sorted(self.files.items())),
             "tensors": dict(sorted(self.tensors.items())),
@@ -81,7 +85,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         CheckpointError: no valid manifest, or one that was changed.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     raw = read_small_file(path, folder)
     content = parse_json(raw, path)
@@ -94,6 +98,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             "read it with the release that wrote it",
         )
     texts = {key: content.get(key) for key in ("dialect", "config_sha256", "profile", "source")}
+    texts["run"] = content.get("run", "")
     tables = {key: content.get(key) for key in ("config", "files", "tensors")}
     tables["left"] = content.get("left_behind", {})
     if (

@@ -20,7 +20,7 @@ from mxfp4_core.checkpoint.magic import LFS, LFS_BYTES, recognised
 
 _FOREIGN = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".onnx_data", ".tflite")
 _INDEX = (INDEX_SUFFIX, *(f"{suffix}.index.json" for suffix in PICKLES))
-_HIDDEN = "hidden"
+HIDDEN = "hidden"
 _AGAIN = "the model once more"
 _WRITTEN_ANEW = frozenset({"config.json", MANIFEST})
 
@@ -79,7 +79,7 @@ def _walk(root: Path, left: dict[str, str]) -> Iterator[tuple[Path, bool]]:
         for name in sorted((*folders, *names)):
             path, is_folder = below / name, name in folders
             if name.startswith("."):
-                left[printable(path.relative_to(root).as_posix()) + "/" * is_folder] = _HIDDEN
+                left[printable(path.relative_to(root).as_posix()) + "/" * is_folder] = HIDDEN
                 continue
             if not is_folder or path.is_symlink():
                 _check_name(path)
@@ -137,4 +137,4 @@ def _check_fetched(path: Path) -> None:
         damaged(path, told[0], "a file of the model is there itself", told[1])
 
 
-__all__ = ["Others", "look_around"]
+__all__ = ["HIDDEN", "Others", "look_around"]

@@ -19,7 +19,15 @@ from mxfp4_core._text import nearest
 from mxfp4_core.checkpoint.adapters import refuse_adapter
 from mxfp4_core.checkpoint.cache import local_path
 from mxfp4_core.checkpoint.files import locate_weights, read_json_file
-from mxfp4_core.checkpoint.header import DTYPE_BITS, TensorInfo, damaged, read_bytes, read_header
+from mxfp4_core.checkpoint.header import (
+    DTYPE_BITS,
+    Identity,
+    TensorInfo,
+    damaged,
+    identity,
+    read_bytes,
+    read_header,
+)
 from mxfp4_core.checkpoint.others import Others, look_around
 from mxfp4_core.errors import CheckpointError
 
@@ -47,6 +55,7 @@ class Checkpoint:
         config: content of ``config.json``, empty when there is none.
         other_files: files that belong to the model beside its weights, relative to ``path``.
         left: files in its folder that are no part of it, or that nobody opens, and why.
+        seen: what tells each weight file from one that takes its place later.
     """
 
     path: Path
@@ -55,6 +64,7 @@ class Checkpoint:
     config: dict[str, Any]
     other_files: tuple[Path, ...]
     left: Mapping[str, str] = field(default_factory=dict)
+    seen: Mapping[Path, Identity] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[object, ...]:
         # As paths and the hashes of headers: a task for another process stays small, whatever the model.
@@ -201,7 +211,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     files, weight_map = locate_weights(root)
     tensors: dict[str, TensorInfo] = {}
     headers: dict[Path, str] = {}
+    seen: dict[Path, Identity] = {}
     for file in files:
+        seen[file] = identity(file)
         found, _, headers[file] = read_header(file)
         for name, info in found.items():
             if name in tensors:
@@ -215,13 +227,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             tensors[name] = info
     if weight_map is not None:
         _check_weight_map(root, weight_map, tensors)
-    folder = root if root.is_dir() else root.parent
+    folder = root if os.path.isdir(root) else root.parent
     config_file = folder / "config.json"
-    config = read_json_file(config_file, folder) if config_file.exists() else {}
+    config = read_json_file(config_file, folder) if os.path.lexists(config_file) else {}
     refuse_adapter(root, tensors)
-    others = look_around(root, frozenset(files), tensors) if root.is_dir() else Others()
+    others = look_around(root, frozenset(files), tensors) if os.path.isdir(root) else Others()
     checked = MappingProxyType(tensors), MappingProxyType(headers)
-    return Checkpoint(root, *checked, config, tuple(others.carried), others.left)
+    return Checkpoint(root, *checked, config, tuple(others.carried), others.left, seen)
 
 
 def _check_weight_map(root: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:

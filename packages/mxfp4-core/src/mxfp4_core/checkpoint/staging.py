@@ -1,30 +1,32 @@
 """The folder that a run writes into: nothing appears in it before everything is complete.
 
-Files are finished in the subfolder ``.mxfp4-partial`` and moved up together at the end. A journal there has
-one line for the run and one for each finished shard, each on disk before the next shard begins. A run that
-was killed is continued by the same command: a shard counts when the hash of its bytes on disk is the one in
-the journal.
+Files are finished in the subfolder ``.mxfp4-partial`` and moved up together at the end; those that are copied from the
+source lie in a subfolder of it, so that no name of theirs meets one of ours. A journal there has one line for the run
+and one for each finished shard. A run that was killed is continued by the same command: a shard counts when the hash of
+its bytes on disk is the one in the journal, and no file of the source was changed since it was read.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mxfp4_core.checkpoint.files import MANIFEST
+from mxfp4_core.checkpoint.files import MANIFEST, STAGING
 from mxfp4_core.checkpoint.hashing import file_sha256
-from mxfp4_core.checkpoint.manifest import read_manifest
+from mxfp4_core.checkpoint.journal import Journal, refused
+from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
 from mxfp4_core.checkpoint.writer import TEMPORARY, output_failed, sync_folder
 from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
 
-STAGING = ".mxfp4-partial"
 _JOURNAL = "journal.jsonl"
+_COPIES = "copies"
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
@@ -38,23 +40,47 @@ class Target:
         folder: where the checkpoint appears.
         run: what identifies the run; another one does not continue it.
         names: every file that the run writes, the manifest included.
+        copies: those of them that are copied from the source.
+        seen: what tells the files of the source from others that take their place.
         force: replace files in the folder, and discard what another run left.
+
+    Attributes:
+        finished: facts about each shard that is complete, by its name.
+        complete: the manifest, where an earlier attempt had done everything but clean up after itself.
     """
 
-    def __init__(self, folder: Path, run: Mapping[str, str], names: Collection[str], *, force: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: Mapping[str, str],
+        names: Collection[str],
+        *,
+        copies: Collection[str] = (),
+        seen: str = "",
+        force: bool,
+    ) -> None:
         self.folder = folder
         self.staging = folder / STAGING
+        self.run = hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode()).hexdigest()
         self.finished: dict[str, dict[str, Any]] = {}
-        self._run = {"run": dict(run)}
-        self._names = set(names)
+        self.complete: Manifest | None = None
+        self._run, self._seen = dict(run), seen
+        self._names, self._copies = set(names), set(copies)
         self._force = force
         self._created: list[Path] = []
         self._stale: set[str] = set()
-        self._valid_bytes = 0
+        self._journal = Journal(self.staging / _JOURNAL)
+
+    def place(self, name: str) -> Path:
+        """Return where a file is finished."""
+        return self.staging / _COPIES / name if name in self._copies else self.staging / name
 
     def __enter__(self) -> Self:
-        earlier = self._read_journal()
-        resumes = bool(earlier) and earlier[0] == self._run
+        self._check_staging()
+        if self._is_done():
+            return self
+        earlier = self._journal.read()
+        resumes = bool(earlier) and earlier[0].get("run") == self._run
         if len(earlier) > 1 and not resumes and not self._force:
             raise OutputError(
                 f"cannot write into {self.folder}",
@@ -65,32 +91,33 @@ class Target:
         self._check_existing(resumes)
         try:
             self._make_folders()
-            self._journal = open(self.staging / _JOURNAL, "a", encoding="utf-8")
+            self._journal.open()
         except OSError as error:
             self._remove_created()
             output_failed(self.folder, error)
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            same = resumes and earlier[0].get("seen") == self._seen
+            self._journal.keep_valid(same)
+            self._discard_staged(same)
+            if same:
+                self.finished = {line["shard"]: line for line in earlier[1:] if self._is_on_disk(line)}
+            else:
+                self._journal.append({"run": self._run, "seen": self._seen})
+        except BaseException as error:
             self._journal.close()
-            raise OutputError(
-                f"cannot write into {self.folder}",
-                seen="another process is writing into it",
-                rule="one run writes into a folder at a time",
-                fix="wait for it, or choose another target",
-            ) from None
-        if resumes:
-            self._journal.truncate(self._valid_bytes)
-            self.finished = {line["shard"]: line for line in earlier[1:] if self._is_on_disk(line)}
-        else:
-            self._discard_staged()
-            self._append(self._run)
+            if isinstance(error, OSError):
+                output_failed(self.folder, error)
+            raise
         return self
 
     def record(self, shard: str, facts: Mapping[str, Any]) -> None:
         """Write down that a shard is complete: ``facts`` has its ``size``, ``sha256`` and ``tensors``."""
-        self._append({"shard": shard, **facts})
+        self._journal.append({"shard": shard, **facts})
         self.finished[shard] = {"shard": shard, **facts}
+
+    def forget(self) -> None:
+        """Give up what is finished, so that an error removes it: it was made from files that have changed."""
+        self.finished = {}
 
     def commit(self) -> None:
         """Move all files up, the manifest last, and remove files of an earlier run that has been replaced.
@@ -101,12 +128,14 @@ class Target:
         try:
             for name in sorted(self._names - {MANIFEST}):
                 self._move_up(name)
-            for name in self._stale:
-                (self.folder / name).unlink(missing_ok=True)
+            for name in sorted(self._stale):
+                self._inside(name).unlink(missing_ok=True)
+            for folder in sorted({(self.folder / name).parent for name in self._names}):
+                sync_folder(folder)
             # Last: until then the old manifest says what belonged to the checkpoint that is being replaced.
             self._move_up(MANIFEST)
             sync_folder(self.folder)
-            shutil.rmtree(self.staging)
+            self._clean_up()
         except OSError as error:
             output_failed(self.folder, error)
 
@@ -114,6 +143,8 @@ class Target:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._journal.close()
+        if self.complete is not None:
+            return
         hopeless = isinstance(error, Mxfp4Error) and not isinstance(error, OutputError | CheckpointError)
         if error is None:
             return
@@ -130,21 +161,73 @@ class Target:
                 path.rmdir()
 
     def _move_up(self, name: str) -> None:
-        if (self.staging / name).exists():  # else an earlier attempt has moved it
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.staging / name, self.folder / name)
+        if os.path.lexists(self.place(name)):  # else an earlier attempt has moved it
+            path = self._inside(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.place(name), path)
+
+    def _inside(self, name: str) -> Path:
+        """Return the path of a file in the target, no folder on the way to it being a link."""
+        path = self.folder / name
+        for parent in path.relative_to(self.folder).parents:
+            if (self.folder / parent).is_symlink() and parent != Path():
+                raise refused(self.folder / parent, "a link to a folder")
+        return path
+
+    def _clean_up(self) -> None:
+        """Remove the folder for unfinished files; the journal last, since it says whose leftovers these are."""
+        for path in self.staging.iterdir():
+            if path.name != _JOURNAL:
+                _remove(path)
+        self._journal.path.unlink(missing_ok=True)
+        self.staging.rmdir()
+
+    def _check_staging(self) -> None:
+        try:
+            mode = os.lstat(self.staging).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            output_failed(self.folder, error)
+        if not stat.S_ISDIR(mode):
+            raise refused(self.staging, "a link" if stat.S_ISLNK(mode) else "no folder")
+
+    def _is_done(self) -> bool:
+        """Return whether an earlier attempt was killed when all was in place, and only the empty folder was left."""
+        try:
+            if any(self.staging.iterdir()):
+                return False
+            found = read_manifest(self.folder)
+            there = found is not None and all(
+                os.stat(self._inside(name)).st_size == facts["size"] for name, facts in found.files.items()
+            )
+        except (OSError, CheckpointError):
+            return False
+        if (
+            found is None
+            or found.run != self.run
+            or not there
+            or found.files.keys() | {MANIFEST} != self._names
+        ):
+            return False
+        self.staging.rmdir()
+        self.complete = found
+        return True
 
     def _check_existing(self, resumes: bool) -> None:
-        if not self.folder.exists():
+        if not os.path.lexists(self.folder):
             return
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise OutputError(
                 f"cannot write into {self.folder}",
                 seen="a file",
                 rule="the target is a folder",
                 fix="choose a folder",
             )
-        present = {path.name for path in self.folder.iterdir()} - {STAGING}
+        try:
+            present = {path.name for path in self.folder.iterdir()} - {STAGING}
+        except OSError as error:
+            output_failed(self.folder, error)
         expected = {name.split("/", 1)[0] for name in self._names} if resumes else set[str]()
         if not self._force and (unexpected := present - expected):
             raise OutputError(
@@ -172,58 +255,40 @@ class Target:
 
     def _is_ours(self, name: str, facts: Mapping[str, Any]) -> bool:
         """Return whether a file is as an earlier run wrote it; what somebody has edited since is theirs."""
-        path = self.folder / name
+        path = self._inside(name)
         if name.endswith(_WEIGHTS) or not path.is_file() or path.is_symlink():
             return name.endswith(_WEIGHTS)
         return path.stat().st_size == facts.get("size") and file_sha256(path) == facts["sha256"]
 
     def _make_folders(self) -> None:
         for path in (*reversed(self.folder.parents), self.folder, self.staging):
-            if not path.exists():
+            if not os.path.lexists(path):
                 path.mkdir()
                 self._created.append(path)
 
-    def _read_journal(self) -> list[dict[str, Any]]:
-        lines: list[dict[str, Any]] = []
-        try:
-            text = (self.staging / _JOURNAL).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return lines
-        for line in text.splitlines(keepends=True):
-            try:
-                content = json.loads(line)
-            except ValueError:
-                break  # the last line of a run that was killed while it wrote
-            if not line.endswith("\n") or not isinstance(content, dict):
-                break
-            lines.append(content)
-            self._valid_bytes += len(line.encode())
-        return lines
-
-    def _discard_staged(self) -> None:
-        self._journal.truncate(0)
+    def _discard_staged(self, resumes: bool) -> None:
+        """Remove what is left of another run; of this one, only what can be no file of ours."""
         for path in self.staging.iterdir():
-            if path.name != _JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.name != _JOURNAL and not (resumes and path.is_file() and not path.is_symlink()):
+                _remove(path)
 
     def _is_on_disk(self, line: Mapping[str, Any]) -> bool:
-        if line.get("shard") not in self._names:
+        name = line.get("shard")
+        if name not in self._names or not isinstance(line.get("tensors"), dict):
             return False
-        path = self.staging / str(line["shard"])
-        path = path if path.exists() else self.folder / path.name
+        path = self.staging / str(name)
+        path = path if os.path.lexists(path) else self.folder / str(name)
         return (
             path.is_file()
+            and not path.is_symlink()
             and path.stat().st_size == line.get("size")
             and file_sha256(path) == line.get("sha256")
         )
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        try:
-            self._journal.write(json.dumps(line) + "\n")
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
-        except OSError as error:
-            output_failed(self.staging / _JOURNAL, error)
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder; no link is followed."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 __all__ = ["STAGING", "Target"]

@@ -26,7 +26,7 @@ def shard_bytes(text: str) -> int:
     Raises:
         ConfigError: no such size, or 0.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([KMG]?I?B?)", text.strip().upper())
     unit = match[2] if match and match[2] in _UNITS else f"{match[2]}B" if match else "?"
     nbytes = int(float(match[1]) * _UNITS[unit]) if match and unit in _UNITS else 0
     if nbytes < 1:
@@ -75,6 +75,11 @@ def progress_bar(verb: str, *, shown: bool, pieces: bool = False) -> Iterator[Ca
             bar.stop()
 
 
+def say(line: str) -> None:
+    """Print one line; what a terminal would obey in names that come from files is escaped."""
+    typer.echo(printable(line))
+
+
 def beside_lines(copied: Sequence[str], left: Mapping[str, str]) -> list[str]:
     """Say which weight files are taken over as they are, and which files are left behind, one line for each reason."""
     lines = [f"copied as they are: {_listed(copied)}"] if copied else []
@@ -96,27 +101,27 @@ def print_result(result: Result, *, as_json: bool) -> None:
     before, after = result.source_bytes, result.target_bytes
     ratio = after / before if before else 1.0
     rule = f", profile {result.profile}" if result.profile else ""
-    typer.echo(f"{result.quantized} weights in MXFP4, {result.kept} tensors unchanged{rule}")
-    typer.echo(
+    say(f"{result.quantized} weights in MXFP4, {result.kept} tensors unchanged{rule}")
+    say(
         f"{disk_text(before)} -> {disk_text(after)} ({ratio:.1%}) in {len(result.files)} file(s), {result.dialect}"
     )
     for line in beside_lines(result.copied, result.left):
-        typer.echo(line)
+        say(line)
     reason = f"dialect {result.dialect}: {result.why}" if result.why else ""
     for line in (reason, result.kinds, *(f"note: {note}" for note in result.notes)):
         if line:
-            typer.echo(line)
+            say(line)
     if result.dry_run:
-        typer.echo(f"dry run: nothing was written to {result.path}")
+        say(f"dry run: nothing was written to {result.path}")
         return
     resumed = f", {result.resumed} file(s) were there from an earlier run" if result.resumed else ""
-    typer.echo(f"{result.seconds:.1f} s{resumed}")
+    say(f"{result.seconds:.1f} s{resumed}")
     how = (
         f"load it with: {result.load}"
         if result.load
         else "the library of the model cannot load it: see the notes"
     )
-    typer.echo(f"wrote {result.path} - {how}")
+    say(f"wrote {result.path} - {how}")
 
 
-__all__ = ["beside_lines", "print_result", "progress_bar", "shard_bytes"]
+__all__ = ["beside_lines", "print_result", "progress_bar", "say", "shard_bytes"]

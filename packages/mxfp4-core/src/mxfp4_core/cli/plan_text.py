@@ -34,7 +34,7 @@ def print_plan(plan: Plan, *, full: bool = False) -> None:
         console.width = WIDE  # a file or a pipe has no edge to fold names at
     console.print(_table(plan, full))
     for line in summary(plan):
-        console.print(escape(line), soft_wrap=True)
+        console.print(escape(printable(line)), soft_wrap=True)
 
 
 def print_pipeline(pipeline: PipelinePlan, *, full: bool = False) -> None:
@@ -79,7 +79,7 @@ def _table(plan: Plan, full: bool) -> Table:
                     _why(first),
                 ]
             style = "red" if first.problem else "" if first.decision.quantize else "dim"
-            table.add_row(*map(escape, [module_of(line), *shown]), style=style)
+            table.add_row(*(escape(printable(cell)) for cell in [module_of(line), *shown]), style=style)
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mxfp4_core.cli.output import progress_bar
+from mxfp4_core.cli.output import progress_bar, say
 from mxfp4_core.cli.settings import Jobs, Models
 
 _SHOWN = 20
@@ -41,15 +41,15 @@ def verify_command(
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
         for check in result.checks:
-            typer.echo(f"checked {check}")
+            say(f"checked {check}")
         for note in result.notes:
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
         for finding in result.findings[:_SHOWN]:
-            typer.echo(f"WRONG {finding.check}: {finding.where}: {finding.found}")
+            say(f"WRONG {finding.check}: {finding.where}: {finding.found}")
         if len(result.findings) > _SHOWN:
             typer.echo(f"... and {len(result.findings) - _SHOWN} more; --json lists all")
         verdict = "good" if result.ok else f"{len(result.findings)} finding(s)"
         rule = f", profile {result.profile}" if result.profile else ""
-        typer.echo(f"{result.path}: {result.weights} MXFP4 weights, {result.dialect}{rule}: {verdict}")
+        say(f"{result.path}: {result.weights} MXFP4 weights, {result.dialect}{rule}: {verdict}")
     if not result.ok:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) ->
     Raises:
         ConfigError: settings in the file that are not valid.
     """
-    manifest = read_manifest(checkpoint.path) if checkpoint.path.is_dir() else None
+    manifest = read_manifest(checkpoint.path) if os.path.isdir(checkpoint.path) else None
     if manifest is not None and manifest.dialect == dialect.name and _describes(manifest, checkpoint):
         return Mxfp4Config.from_dict(manifest.config), manifest.profile
     settings = dialect.settings(checkpoint.config.get("quantization_config") or {})

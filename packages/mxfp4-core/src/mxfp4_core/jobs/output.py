@@ -80,7 +80,7 @@ def check_apart(source: Path, target: Path) -> None:
     """Raise OutputError where source and target are one folder or one lies in the other."""
     try:
         a, b = local_path(source).resolve(), target.resolve()
-    except (OSError, RuntimeError) as error:  # a circle of links
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links; a byte that no name has
         raise OutputError(
             f"cannot write into {target}",
             seen=str(error),
@@ -110,7 +110,7 @@ def content_of(
     others = [path.as_posix() for path in checkpoint.other_files]
     copies = {name: checkpoint.path / name for name in others if name not in DESCRIPTIONS | texts.keys()}
     old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
-    return Content(units, texts, copies, replace(manifest, left={**checkpoint.left, **old}))
+    return Content(units, texts, copies, replace(manifest, left={**checkpoint.left, **old}), checkpoint.seen)
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mxfp4_core.checkpoint.files import MANIFEST, inside
+from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST, PICKLES, STAGING, index_of, inside
 from mxfp4_core.checkpoint.hashing import file_sha256
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
+from mxfp4_core.checkpoint.others import HIDDEN
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
-from mxfp4_core.checkpoint.staging import STAGING
 from mxfp4_core.checkpoint.tasks import Executor, run_tasks
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Contents
@@ -125,10 +126,16 @@ def verify_checkpoint(
 
 
 def _read_manifest(checkpoint: Checkpoint, result: Verification) -> Manifest | None:
-    if (checkpoint.path / STAGING).exists():
-        result.notes.append(f"{STAGING} holds the work of a run that did not finish")
-    manifest = read_manifest(checkpoint.path) if checkpoint.path.is_dir() else None
-    if manifest is None:
+    folder = os.path.isdir(checkpoint.path)
+    manifest = read_manifest(checkpoint.path) if folder else None
+    if folder and os.path.lexists(checkpoint.path / STAGING):
+        unfinished = f"{STAGING} holds the work of a run that did not finish"
+        if manifest is None:
+            found = f"{unfinished}; the same command completes it"
+            result.findings.append(Finding("manifest", MANIFEST, f"the file is missing: {found}"))
+        else:
+            result.notes.append(unfinished)
+    elif manifest is None:
         result.notes.append(f"no {MANIFEST}: hashes are not checked")
     return manifest
 
@@ -144,9 +151,30 @@ def _check_small_files(checkpoint: Checkpoint, manifest: Manifest | None, result
             result.findings.append(Finding("manifest", name, "the file is missing"))
         elif name not in weights and file_sha256(inside(file, checkpoint.path)) != facts["sha256"]:
             result.findings.append(Finding("manifest", name, "the file has another sha256"))
-    for name in checkpoint.tensors.keys() - manifest.tensors.keys():
-        result.findings.append(Finding("manifest", name, "the tensor is not in the manifest"))
+    for name, info in checkpoint.tensors.items():
+        row = manifest.tensors.get(name)
+        if row is None:
+            result.findings.append(Finding("manifest", name, "the tensor is not in the manifest"))
+        elif (row["file"], row["dtype"], tuple(row["shape"])) != (info.file.name, info.dtype, info.shape):
+            told = f"{row['dtype']} {row['shape']} in {row['file']}"
+            seen = f"{info.dtype} {list(info.shape)} in {info.file.name}"
+            result.findings.append(Finding("manifest", name, f"{seen}, the manifest says {told}"))
+    _name_surplus(checkpoint, manifest, result)
     result.checks.append(f"sha256 of {len(manifest.files)} files")
+
+
+def _name_surplus(checkpoint: Checkpoint, manifest: Manifest, result: Verification) -> None:
+    """Name files that the manifest does not list; weights among them are wrong, since a program may take them along."""
+    index = index_of(checkpoint.path)
+    present = [*checkpoint.files, *([index] if index else [])]
+    names = [path.name for path in present] + [path.as_posix() for path in checkpoint.other_files]
+    names += [name for name, why in checkpoint.left.items() if why != HIDDEN]
+    for name in sorted(set(names) - manifest.files.keys()):
+        found = "the file is not in the manifest"
+        if name.endswith((".safetensors", INDEX_SUFFIX, *PICKLES)):
+            result.findings.append(Finding("manifest", name, found))
+        else:
+            result.notes.append(f"{name}: {found}")
 
 
 def _tasks(

@@ -15,6 +15,9 @@ from multiprocessing.connection import wait
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.errors import ConfigError
 
+MOST = 1024
+"""More than any machine has use for."""
+
 
 @contextmanager
 def processes(count: int) -> Iterator[Executor | None]:
@@ -29,11 +32,11 @@ def processes(count: int) -> Iterator[Executor | None]:
     Raises:
         ConfigError: ``count`` below 1.
     """
-    if count < 1:
+    if not 1 <= count <= MOST:
         raise ConfigError(
             "the work cannot be spread over processes",
             seen=f"jobs = {count}",
-            rule="jobs is at least 1",
+            rule=f"jobs is at least 1, and at most {MOST}",
             fix="pass 1 to work in this process alone, or the number of processes",
         )
     if count == 1:

@@ -11,7 +11,7 @@ from mxfp4_core.modules.held import Mxfp4Held
 from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.naming.vocabulary import ranges
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.|$)")
 
 
 def summary(model: nn.Module, plan: ModelPlan | None = None) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mxfp4_core._text import is_index
 from mxfp4_core.naming.vocabulary import ranges
 
 
 def template(name: str) -> str:
     """Return the name with every number that is a component of its own replaced by ``*``."""
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+    return ".".join("*" if is_index(part) else part for part in name.split("."))
 
 
 def collapse(names: Iterable[str]) -> list[str]:
@@ -24,7 +25,7 @@ def collapse(names: Iterable[str]) -> list[str]:
     """
     by_template: dict[str, list[tuple[int, ...]]] = {}
     for name in dict.fromkeys(names):
-        numbers = tuple(int(part) for part in name.split(".") if part.isdecimal())
+        numbers = tuple(int(part) for part in name.split(".") if is_index(part))
         by_template.setdefault(template(name), []).append(numbers)
     return [line for text, numbers in by_template.items() for line in _lines(text, numbers)]
 

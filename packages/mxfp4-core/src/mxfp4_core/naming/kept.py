@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from mxfp4_core._text import is_index
 from mxfp4_core.naming.vocabulary import module_of, parse_expert
 
 _NOT_A_WEIGHT: Final = re.compile(
@@ -68,7 +69,7 @@ def kept_by_default(module: str, layers: int | None = None) -> str | None:
 
 
 def _head(parts: list[str]) -> str | None:
-    named = [part for part in parts if not part.isdigit()] or parts  # one of several: lm_heads.0
+    named = [part for part in parts if not is_index(part)] or parts  # one of several: lm_heads.0
     if _HEADS.fullmatch(named[-1]):
         return f"{named[-1]!r} is an output head"
     # DeepSeek's original names call it `head`, and its draft layers carry one of their own; Meta's call it `output`.
@@ -84,7 +85,7 @@ def _beside_layers(parts: list[str], name: str) -> bool:
 def _embedding(parts: list[str]) -> str | None:
     if reason := _first(parts, _EMBEDDING.fullmatch, "an embedding"):
         return reason
-    named = [part for part in parts if not part.isdigit()] or parts
+    named = [part for part in parts if not is_index(part)] or parts
     # T5 calls the table that its encoder and decoder share `shared`.
     if _TABLE.fullmatch(named[-1]) or _beside_layers(parts, "shared"):
         return f"{named[-1]!r} is an embedding or a table of codes"
@@ -112,7 +113,7 @@ def _draft(parts: list[str], layers: int | None) -> str | None:
     # Only the language model's own layers are counted: a vision tower has its own depth.
     at = parts.index("layers")
     number = parts[at + 1]
-    if not set(parts[:at]) <= {"model", "language_model"} or not number.isdecimal() or int(number) < layers:
+    if not set(parts[:at]) <= {"model", "language_model"} or not is_index(number) or int(number) < layers:
         return None
     return (
         f"layer {number} comes after the {layers} layers of the model: a draft (multi-token prediction) layer"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from mxfp4_core._text import is_index
 from mxfp4_core.config.patterns import WEIGHT_SUFFIX
 from mxfp4_core.naming.families import Family, k_first_family
 
@@ -111,7 +112,7 @@ def parse_expert(module: str) -> ExpertName | None:
     prefix, parts = f"{head}experts", tail.rstrip(".").split(".") if tail else []
     if not parts:
         return ExpertName(prefix, None, _ALL_PARTS)
-    index = int(parts[0]) if parts[0].isdecimal() else None
+    index = int(parts[0]) if is_index(parts[0]) else None
     rest = parts if index is None else parts[1:]
     if not rest:
         return ExpertName(prefix, index, _ALL_PARTS)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
-_EXPERT = re.compile(r"(^|\.)experts\.([0-9]+)(?=\.|$)")
-_LAYER = re.compile(r"(?:^|\.)([0-9]+)(?=\.|$)")
+from mxfp4_core._text import is_index, printable
+
+_EXPERT = re.compile(r"(^|\.)experts\.([0-9]{1,9})(?=\.|$)")
+_LAYER = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.|$)")
 _DIGITS = re.compile(r"([0-9]{1,18})")
 _STEM = re.compile(r"\.weight$")
 
@@ -45,7 +46,7 @@ def kind_of(name: str) -> str:
     >>> kind_of("model.layers.3.mlp.experts.*.down_proj.weight"), kind_of("layers.3.mlp.experts.gate_up_proj")
     ('experts.down_proj', 'experts.gate_up_proj')
     """
-    parts = [part for part in _STEM.sub("", name).split(".") if part and part != "*" and not part.isdecimal()]
+    parts = [part for part in _STEM.sub("", name).split(".") if part and part != "*" and not is_index(part)]
     if not parts:
         return name
     return f"experts.{parts[-1]}" if "experts" in parts[:-1] else parts[-1]
@@ -58,25 +59,6 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     ['layers.2.mlp', 'layers.10.mlp']
     """
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(name))
-
-
-def printable(text: str) -> str:
-    r"""Return the text with control characters and invisible formatting replaced by ``\x`` escapes.
-
-    Names come from files that anyone may have written; a terminal or a reviewer must see what is there.
-
-    >>> printable("a\x1b[31m\nb")
-    'a\\x1b[31m\\x0ab'
-    """
-    return "".join(_escape(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
-
-
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
 __all__ = ["group_of", "kind_of", "layer_of", "natural_key", "printable"]
