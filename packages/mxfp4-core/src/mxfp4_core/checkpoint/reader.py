@@ -211,9 +211,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     files, weight_map = locate_weights(root)
     tensors: dict[str, TensorInfo] = {}
     headers: dict[Path, str] = {}
-    seen: dict[Path, Identity] = {}
+    identities: dict[Path, Identity] = {}
     for file in files:
-        seen[file] = identity(file)
+        identities[file] = identity(file)
         found, _, headers[file] = read_header(file)
         for name, info in found.items():
             if name in tensors:
@@ -233,7 +233,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     refuse_adapter(root, tensors)
     others = look_around(root, frozenset(files), tensors) if os.path.isdir(root) else Others()
     checked = MappingProxyType(tensors), MappingProxyType(headers)
-    return Checkpoint(root, *checked, config, tuple(others.carried), others.left, seen)
+    return Checkpoint(root, *checked, config, tuple(others.carried), others.left, identities)
 
 
 def _check_weight_map(root: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
