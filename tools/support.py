@@ -22,7 +22,7 @@ KINDS = {
     "chip": "ran on that chip",
     "vendor source on another chip": "the vendor's own kernel source, compiled for and run on another chip",
     "vendor source in the interpreter": "the vendor's own kernel source, run by Triton's interpreter on a CPU",
-    "vendor machine code in an emulator": "the vendor's machine code for that chip, executed one by one",
+    "vendor machine code in an emulator": "the vendor's machine code for that chip, each instruction by an emulator",
     "own source on another chip": "our kernel source, compiled for and run on another chip",
     "own source in the interpreter": "our kernel source, run by Triton's interpreter on a CPU",
     "compiled only": "compiled for that chip, and what the code contains was looked at; not run",
@@ -57,7 +57,8 @@ class Proof:
         arch: of the device that the claim is about.
         provider: whose kernel.
         kind: one of ``KINDS``.
-        test: ``file.py::function`` or ``file.py::Class`` below the package's ``tests``; or a file of ``bench``.
+        test: ``file.py::function`` or ``file.py::Class`` below the package's ``tests``, or below ``bench`` or
+            ``packages`` if it begins so.
         note: what else a reader should know.
     """
 
@@ -92,7 +93,7 @@ def _checked(proof: Proof, folder: Path) -> Proof:
     if proof.kind not in KINDS or not (proof.arch and proof.op and proof.provider):
         raise Unsound(f"{proof}: kind is one of {', '.join(KINDS)}; op, arch and provider are not empty")
     file, _, name = proof.test.partition("::")
-    path = ROOT / file if file.startswith("bench/") else folder / "tests" / file
+    path = ROOT / file if file.startswith(("bench/", "packages/")) else folder / "tests" / file
     if not path.is_file():
         raise Unsound(f"{proof.backend}, {proof.op}: no file {path}")
     body = ast.parse(path.read_text(encoding="utf-8")).body

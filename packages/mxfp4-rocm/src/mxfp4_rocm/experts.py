@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mxfp4_core.arithmetic import padded
 from mxfp4_rocm.limits import EXPERT_K, EXPERT_N
 from mxfp4_rocm.sorting import Sorted, local_slots, sort
 from mxfp4_rocm.tokens import E8M0, FP4, quantize_rows
@@ -80,10 +81,13 @@ def one_expert(x: Tensor, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> 
         scales: uint8 [n, k/32].
         dtype: of the result, bfloat16 or float32.
     """
-    m = x.shape[0]
-    ids = torch.zeros((m, 1), dtype=torch.int32, device=x.device)
-    block = _block(m)
-    return _launch((x, None), codes[None], scales[None], ids, sort(ids, 1, block), block, 1, dtype)[:, 0]
+    m, block = x.shape[0], _block(x.shape[0])
+    end = padded(m, block)
+    slots = torch.arange(end, dtype=torch.int32, device=x.device).clamp_(max=m)
+    owners, filled = slots.new_zeros(end // block), slots.new_full((1,), end)
+    ids = slots[:m, None]  # only counted
+    order = Sorted(slots, owners, filled)
+    return _launch((x, None), codes[None], scales[None], ids, order, block, 1, dtype)[:, 0]
 
 
 def _fused(x: Tensor, gate_up: Stack, down: Stack, ids: Tensor, weights: Tensor) -> Tensor:
