@@ -19,6 +19,8 @@ from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.shapes import Alignment
 from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend.asking import numerics_for
+from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.padding import grow, grow_bias, shrink
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Packed, pack_in_place
@@ -189,16 +191,19 @@ def quantize(backend: Backend, weight: Tensor, *, profile: str) -> MxTensor:
     return backend.quantize(weight.contiguous(), profile=profile)
 
 
-def quantize_into(backend: Backend, weight: Tensor, parts: Mapping[str, Tensor], *, profile: str) -> None:
+def quantize_into(
+    backend: Backend, weight: Tensor, parts: Mapping[str, Tensor], *, profile: str, format: str = MXFP4.name
+) -> None:
     """Quantise on the device of the weight into tensors that exist, without a copy where the backend needs none.
 
     Args:
         backend: one that offers ``quantize``.
         weight: as for `quantize`, like ``profile`` and the errors.
-        parts: ``codes`` and ``scales`` of the whole weight, which may be slices.
-        profile: one of ``backend.numerics.profiles``.
+        parts: those of the format for the whole weight, which may be slices.
+        profile: one of ``backend.numerics.profiles``, or for another format of the profiles of its verdict.
+        format: what is made.
     """
-    _check_quantizable(backend, weight, profile)
+    _check_quantizable(backend, weight, profile, format)
     into = getattr(backend, "quantize_into", None)  # a backend need not be a subclass
     if into is not None:
         into(weight.contiguous(), parts, profile=profile)
@@ -207,19 +212,25 @@ def quantize_into(backend: Backend, weight: Tensor, parts: Mapping[str, Tensor],
         parts[name].copy_(part)
 
 
-def _check_quantizable(backend: Backend, weight: Tensor, profile: str) -> None:
-    if profile not in backend.numerics.profiles:
+def _check_quantizable(backend: Backend, weight: Tensor, profile: str, format: str = MXFP4.name) -> None:
+    block, profiles = MXFP4.block, backend.numerics.profiles
+    if format != MXFP4.name:
+        block = get(format).block
+        here, dtype = Device.of(weight.device), str(weight.dtype).removeprefix("torch.")
+        problem = Problem(op="quantize", n=1, k=block, dtype=dtype, format=format, device=here)
+        profiles = numerics_for(backend, problem).profiles
+    if profile not in profiles:
         raise ConfigError(
             f"quantising with {backend.name}",
             seen=f"profile {profile!r}",
-            rule=f"it knows {', '.join(sorted(backend.numerics.profiles)) or 'none'}",
+            rule=f"it knows {', '.join(sorted(profiles)) or 'none'}",
             fix="use mxfp4_core.quantize, which knows all profiles and runs on any device",
         )
-    if weight.dim() < 1 or weight.shape[-1] % MXFP4.block:
+    if weight.dim() < 1 or weight.shape[-1] % block:
         raise ShapeError(
             f"quantising with {backend.name}",
             seen=f"shape {tuple(weight.shape)}",
-            rule=f"the last axis is cut into blocks of {MXFP4.block}",
+            rule=f"the last axis is cut into blocks of {block}",
             fix="pad the weight with zeros, which is exact",
         )
     if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):

@@ -203,8 +203,8 @@ class Backend(Protocol):
         Args:
             weight: as for ``quantize``.
             parts: ``codes`` uint8 [..., n, k/2] and ``scales`` uint8 [..., n, k/32] on the device of the weight; they
-                may be slices.
-            profile: as for ``quantize``.
+                may be slices. Those of another format where ``features`` has ``quantize:format:...``.
+            profile: as for ``quantize``, or one that the verdict's numerics list for that format.
         """
         made = self.quantize(weight, profile=profile)
         for name, part in made.parts.items():

@@ -66,8 +66,8 @@ class DeviceQuantizer:
         if self.backend is None or not weight.numel():
             of_core(weight, parts, profile=self.profile, nonfinite=nonfinite, name=name, threads=threads)
             return
-        parts = MXFP4.raw(parts)
-        calls.quantize_into(self.backend, weight, parts, profile=self.profile)
+        parts = self.format.raw(parts)
+        calls.quantize_into(self.backend, weight, parts, profile=self.profile, format=self.format.of_weight)
         if nonfinite == "refuse" and int(parts["scales"].max()) == E8M0_NAN:
             # The core looks for the value, and says where it is.
             of_core(weight, parts, profile=self.profile, nonfinite=nonfinite, name=name)
@@ -162,12 +162,15 @@ def device_quantizer(
     device = torch.device(device)
     text = str(dtype).removeprefix("torch.")
     known = text in DTYPES and (not chosen.dtypes or dtype in chosen.dtypes)
-    # A backend makes plain MXFP4; a multiplier of the input is no part of the weight.
-    if device.type != "cpu" and format.weight_parts == MXFP4.weight_parts and known:
-        problem = Problem(op="quantize", n=1, k=format.block, dtype=text, device=Device.of(str(device)))
+    if device.type != "cpu" and known:
+        here = Device.of(str(device))
+        problem = Problem(
+            op="quantize", n=1, k=format.block, dtype=text, format=format.of_weight, device=here
+        )
         for each in candidates:
-            offered = not each.numerics.emulated and chosen.name in each.numerics.profiles
-            if offered and isinstance(verdict(each, problem), Yes):
+            answer = verdict(each, problem)
+            numerics = answer.numerics if isinstance(answer, Yes) else None
+            if numerics is not None and not numerics.emulated and chosen.name in numerics.profiles:
                 return DeviceQuantizer(chosen.name, each, format)
     return DeviceQuantizer(chosen.name, None, format)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -193,5 +194,11 @@ class VerdictSuite(Fixtures):
     def test_importing_it_starts_no_device(self, backend: Backend) -> None:
         """A context costs memory and forbids to fork, so only a call may create one."""
         code = f"import {type(backend).__module__}, torch; raise SystemExit(torch.cuda.is_initialized())"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }  # also a module beside a test
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env
+        )
         assert done.returncode == 0, done.stderr or "importing the package initialises CUDA"

@@ -174,6 +174,11 @@ class Format(ABC):
         """The parts of the operand ``weight``: what `quantize_into` makes."""
         return tuple(part for part in self.parts if part.operand == "weight")
 
+    @property
+    def of_weight(self) -> str:
+        """Name of the format without what it has for the input: what a quantizer makes."""
+        return self.name
+
     def physical_k(self, k: int) -> int:
         """Return K padded to whole blocks."""
         return padded(k, self.block)

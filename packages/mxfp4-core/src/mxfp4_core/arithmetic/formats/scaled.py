@@ -30,6 +30,11 @@ class InputScaled(Format):
         self.block = base.block
 
     @property
+    def of_weight(self) -> str:
+        """Name of the other format."""
+        return self.base.name
+
+    @property
     def profiles(self) -> tuple[str, ...]:
         """Those of the other format."""
         return self.base.profiles
