@@ -107,6 +107,7 @@ class Description:
         kept: names of the linear modules that stay in high precision.
         profile: name of the resolved profile of the codes, empty when it is unknown.
         beside: weights in another kind of quantisation.
+        others: names of all tensors that are stored as they are.
     """
 
     model: Mapping[str, Any]
@@ -115,6 +116,7 @@ class Description:
     kept: Sequence[str]
     profile: str = ""
     beside: Sequence[Beside] = ()
+    others: Sequence[str] = ()
 
 
 def one_activation(dialect: str, description: Description) -> str:

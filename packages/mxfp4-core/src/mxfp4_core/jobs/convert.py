@@ -81,9 +81,10 @@ def convert_checkpoint(
     entries = list(contents.entries.values())
     kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
     kept |= {name: each.values.shape for name, each in contents.beside.items()}
+    others = tuple(kept)
     left = () if beside == "widen" else tuple(contents.beside.values())
     model = checkpoint.config if contents.model is None else contents.model
-    described = Description(model, config, entries, linear_modules(kept, entries), profile, left)
+    described = Description(model, config, entries, linear_modules(kept, entries), profile, left, others)
     dialect, why = (named, "") if named is not None else default_for(described)
     config = config.model_copy(update={"dialect": dialect.name})
     described = replace(described, config=config)

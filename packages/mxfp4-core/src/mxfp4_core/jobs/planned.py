@@ -96,7 +96,8 @@ def description(checkpoint: Checkpoint, config: Mxfp4Config, entries: Sequence[E
         name: info.shape for name, info in checkpoint.tensors.items() if name not in quantized
     }
     linears = linear_modules(kept, entries)
-    return Description(checkpoint.config, config, entries, linears, config.resolved_profile())
+    profile = config.resolved_profile()
+    return Description(checkpoint.config, config, entries, linears, profile, others=tuple(kept))
 
 
 def stored_as(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> tuple[tuple[str, ...], Layouts]:

@@ -96,6 +96,7 @@ class DialectConformance:
         weights: what is written; linears, and experts where it stores more than linears, if empty.
         folders: checkpoints that others made.
         formats: formats that are tried; those that the dialect lists, if empty.
+        settings: what a config must say beside the dialect, so that it can be described.
     """
 
     dialect_name: ClassVar[str]
@@ -103,6 +104,7 @@ class DialectConformance:
     weights: ClassVar[tuple[Stored, ...]] = ()
     folders: ClassVar[tuple[Path, ...]] = ()
     formats: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[Mapping[str, Any]] = {}
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run the tests of a format for each that the dialect stores."""
@@ -158,8 +160,10 @@ class DialectConformance:
         target = where / "written"
         target.mkdir()
         save_file({**high, **tensors}, target / "model.safetensors")
-        config = Mxfp4Config.from_dict({"dialect": dialect.name})
-        description = Description(dict(self.model), config, entries, ["lm_head"], "even/even")
+        config = Mxfp4Config.from_dict({"dialect": dialect.name, **self.settings})
+        description = Description(
+            dict(self.model), config, entries, ["lm_head"], "even/even", others=list(OTHERS)
+        )
         for name, document in dialect.documents(description).items():
             (target / name).write_text(json.dumps(document), encoding="utf-8")
         return target, made
