@@ -1,9 +1,9 @@
 """The dialect ``modelslim``: MXFP4 weights of one or two levels as msmodelslim 26.1 writes them for Ascend.
 
 Tensors of a linear: ``X.weight`` U8 ``[N, K/2]``, ``X.weight_scale`` U8 ``[N, K/32]``, for two levels
-``X.weight_dual_scale`` F32 ``[N, K/512, 1]``, and after smoothing ``mul_scale`` F32 ``[K]``, by which x is multiplied before
-it is quantised (see `names`). Exports of 2025 hold codes as F8_E4M3 ``[N, K]``, one value a byte. config.json says
-nothing of all this: ``quant_model_description.json`` gives each tensor its type.
+``X.weight_dual_scale`` F32 ``[N, K/512, 1]``, and after smoothing ``mul_scale`` F32 ``[K]``, by which x is multiplied
+before it is quantised (see `names`). Exports of 2025 hold codes as F8_E4M3 ``[N, K]``, one value a byte. config.json
+says nothing of all this: ``quant_model_description.json`` gives each tensor its type.
 
 Sources: msmodelslim 26.1.0, ``AscendV1Saver``; SGLang 0.5.13 to 0.5.23, ``modelslim_mxfp4_scheme.py``.
 """
@@ -200,7 +200,7 @@ class ModelSlimDialect(Dialect):
             kind = names.DUAL if "level0" in entry.parts else names.SINGLE
             kinds.update(dict.fromkeys(self.write(entry), kind))
         first = next((kinds[entry.weight] for entry in description.entries), names.SINGLE)
-        settings = {
+        settings: dict[str, Any] = {
             "version": "1.0.0",
             "model_quant_type": first,
             "metadata": {},

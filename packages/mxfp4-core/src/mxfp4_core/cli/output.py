@@ -101,7 +101,7 @@ def print_result(result: Result, *, as_json: bool) -> None:
     before, after = result.source_bytes, result.target_bytes
     ratio = after / before if before else 1.0
     rule = f", profile {result.profile}" if result.profile else ""
-    say(f"{result.quantized} weights in MXFP4, {result.kept} tensors unchanged{rule}")
+    say(f"{result.quantized} weights in {result.format.upper()}, {result.kept} tensors unchanged{rule}")
     say(
         f"{disk_text(before)} -> {disk_text(after)} ({ratio:.1%}) in {len(result.files)} file(s), {result.dialect}"
     )

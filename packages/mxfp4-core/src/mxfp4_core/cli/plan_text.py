@@ -112,7 +112,8 @@ def summary(plan: Plan) -> list[str]:
     share = f" ({after / before:.1%})" if before else ""
     lines = [
         "",
-        f"{plan.path}: {quantized} of {len(plan.rows)} tensors become MXFP4, profile {plan.config.resolved_profile()}",
+        f"{plan.path}: {quantized} of {len(plan.rows)} tensors become {plan.config.format.upper()}, "
+        f"profile {plan.config.resolved_profile()}",
         f"size: {disk_text(before)} -> {disk_text(after)}{share}",
     ]
     lines += [f"dialect {plan.dialect}: {plan.why}", plan.kinds]

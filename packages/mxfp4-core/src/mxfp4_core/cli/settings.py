@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxfp4_core.config.checks import FORMATS
 from mxfp4_core.config.known import dialect_names
 from mxfp4_core.config.words import ACTIVATIONS
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path | None, typer.Option(help="Config file (JSON or TOML); options add to it.")]
 Profile = Annotated[str | None, typer.Option(help="Named profile: the exact bytes of one peer.")]
+Format = Annotated[
+    str | None, typer.Option(help=f"What weights become: {', '.join(FORMATS)}; mxfp4 if none is named.")
+]
 Rule = Annotated[str | None, typer.Option(help="Scale rule: even, floor, rceil, ceil or ceil_d(D).")]
 Ties = Annotated[str | None, typer.Option(help="Tie rule: even, away or zero.")]
 Dialect = Annotated[str | None, typer.Option(help=f"How to write: auto, {', '.join(dialect_names())}.")]
@@ -88,6 +92,7 @@ __all__ = [
     "Activation",
     "ConfigFile",
     "Dialect",
+    "Format",
     "Ignore",
     "Jobs",
     "Models",

@@ -50,6 +50,7 @@ def verify_command(
             typer.echo(f"... and {len(result.findings) - _SHOWN} more; --json lists all")
         verdict = "good" if result.ok else f"{len(result.findings)} finding(s)"
         rule = f", profile {result.profile}" if result.profile else ""
-        say(f"{result.path}: {result.weights} MXFP4 weights, {result.dialect}{rule}: {verdict}")
+        weights = f"{result.weights} {result.format.upper()} weights"
+        say(f"{result.path}: {weights}, {result.dialect}{rule}: {verdict}")
     if not result.ok:
         raise typer.Exit(1)

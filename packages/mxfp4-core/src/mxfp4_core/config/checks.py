@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from mxfp4_core._plugins import BACKENDS, PROFILES, plugins
+from mxfp4_core.arithmetic.formats.registry import formats, get
 from mxfp4_core.arithmetic.scales import ScaleRule
 from mxfp4_core.config.known import KNOWN
 from mxfp4_core.config.messages import contradiction, listed, unknown_name
@@ -35,6 +36,12 @@ PROFILE_NAMES: Final = (
 )
 """Named profiles of ``mxfp4_core.arithmetic.profiles``, repeated here so that checking a config needs no torch."""
 
+DUAL_PROFILE_NAMES: Final = ("ascend", "ascend-round", "ascend-floor", "msmodelslim")
+"""The same of the format ``mxfp4-dual``."""
+
+FORMATS: Final = ("mxfp4", "mxfp4-dual", "mxfp8")
+"""What weights can be quantised to: the formats of this project. Multipliers of the input come from files alone."""
+
 TIES: Final = ("even", "away", "zero")
 KNOWN_BACKENDS: Final = ("reference", *KNOWN)
 """Backends of this project, installed or not. Third-party ones are found by their entry points."""
@@ -51,8 +58,10 @@ class _Override(Protocol):
     def keep(self) -> bool | None: ...
 
 
-def profile_name(profile: str | None, rule: str | None, ties: str | None) -> str:
-    """Return the name of the resolved profile, as ``mxfp4_core.arithmetic.profiles.resolve`` would give it."""
+def profile_name(profile: str | None, rule: str | None, ties: str | None, format: str = "mxfp4") -> str:
+    """Return the name of the resolved profile, as the format would give it; that of ``mxfp4`` needs no torch."""
+    if format != "mxfp4":
+        return get(format).resolve(profile, rule=rule, ties=ties).name
     if profile is not None and "/" not in profile:
         return profile
     scale, _, tie = profile.partition("/") if profile is not None else (rule or "even", "", ties or "even")
@@ -68,13 +77,29 @@ def check_arithmetic(what: str, profile: str | None, rule: str | None, ties: str
             raise contradiction(what, given, why, "drop profile, or drop rule and ties")
         if "/" in profile:
             rule, _, ties = profile.partition("/")
-        elif profile not in (names := (*PROFILE_NAMES, *plugins(PROFILES))):
+        elif profile not in (names := (*PROFILE_NAMES, *plugins(PROFILES), *DUAL_PROFILE_NAMES)):
             raise unknown_name("profile", profile, names)
     if rule is not None:
         ScaleRule.parse(rule)
     if ties is not None and ties not in TIES:
         raise unknown_name("ties", ties, TIES)
     return given
+
+
+def check_format(format: str, profiles: Sequence[str | None]) -> None:
+    """Check the name of the format, and that the profiles that are named make it."""
+    if format not in (names := (*FORMATS, *(name for name in formats() if "+" not in name))):
+        raise unknown_name("format", format, tuple(dict.fromkeys(names)))
+    known = PROFILE_NAMES if format == "mxfp4" else get(format).profiles
+    for profile in profiles:
+        named = profile is not None and "/" not in profile
+        if named and profile not in (*known, *(plugins(PROFILES) if format == "mxfp4" else ())):
+            raise contradiction(
+                "config",
+                f"profile {profile!r} with format {format!r}",
+                f"profiles of that format: {', '.join(name for name in known if '/' not in name) or 'none by name'}",
+                "choose one of these, or another format",
+            )
 
 
 def check_backend(key: str, name: str | None) -> None:
@@ -168,11 +193,14 @@ def check_inheritance(profile: str | None, overrides: Sequence[_Override]) -> No
 
 
 __all__ = [
+    "DUAL_PROFILE_NAMES",
+    "FORMATS",
     "KNOWN_BACKENDS",
     "PROFILE_NAMES",
     "TIES",
     "check_arithmetic",
     "check_backend",
+    "check_format",
     "check_inheritance",
     "check_options",
     "check_patterns",

@@ -29,6 +29,7 @@ from mxfp4_core.config.checks import (
     TIES,
     check_arithmetic,
     check_backend,
+    check_format,
     check_inheritance,
     check_options,
     check_patterns,
@@ -111,6 +112,10 @@ class Mxfp4Config(_Model):
     """
 
     version: StrictInt = Field(default=CONFIG_VERSION, description="Version of this schema.")
+    format: str = Field(
+        default="mxfp4",
+        description="What weights become: mxfp4, mxfp4-dual (an FP32 scale for 512 values above the others) or mxfp8.",
+    )
     profile: str | None = Field(
         default=None, description="A named profile: the exact bytes of one peer's quantizer."
     )
@@ -159,7 +164,7 @@ class Mxfp4Config(_Model):
 
     def resolved_profile(self) -> str:
         """Return the name of the profile that decides the bytes, for example ``quark`` or ``even/even``."""
-        return profile_name(self.profile, self.rule, self.ties)
+        return profile_name(self.profile, self.rule, self.ties, self.format)
 
     def profile_for(self, override: Override | None) -> str:
         """Return the name of the profile for names that an override hits.
@@ -169,8 +174,8 @@ class Mxfp4Config(_Model):
         if override is None or (override.profile, override.rule, override.ties) == (None, None, None):
             return self.resolved_profile()
         if override.profile is not None:
-            return profile_name(override.profile, None, None)
-        return profile_name(None, override.rule or self.rule, override.ties or self.ties)
+            return profile_name(override.profile, None, None, self.format)
+        return profile_name(None, override.rule or self.rule, override.ties or self.ties, self.format)
 
     def activation_for(self, override: Override | None) -> Activation:
         """Return how activations are to be quantised for names that an override hits."""
@@ -181,8 +186,14 @@ class Mxfp4Config(_Model):
         return tuple(dict.fromkeys([self.activation, *map(self.activation_for, self.overrides)]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data with every key that has a value; ``from_dict`` reads it back."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Return plain JSON data with every key that has a value; ``from_dict`` reads it back.
+
+        The format stands in it only where it is another one than ``mxfp4``, so that a config has the fingerprint that
+        it had before there were others.
+        """
+        return self.model_dump(
+            mode="json", exclude_none=True, exclude={"format"} if self.format == "mxfp4" else None
+        )
 
     def fingerprint(self) -> str:
         """Return the sha256 of the canonical JSON: equal configs have equal fingerprints on every machine."""
@@ -238,6 +249,7 @@ class Mxfp4Config(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_arithmetic("config", self.profile, self.rule, self.ties)
+        check_format(self.format, [self.profile, *(override.profile for override in self.overrides)])
         if self.dialect not in ("auto", *dialect_names()):
             raise unknown_name("dialect", self.dialect, ("auto", *dialect_names()))
         for key, name in (("backend", self.backend), ("fallback", self.fallback)):

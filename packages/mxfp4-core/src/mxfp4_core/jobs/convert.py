@@ -105,7 +105,7 @@ def convert_checkpoint(
         progress=progress,
         executor=executor,
     )
-    return replace(result, why=why)
+    return replace(result, why=why, format=", ".join(sorted({entry.format for entry in entries})))
 
 
 def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) -> tuple[Mxfp4Config, str]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mxfp4_core.arithmetic.shapes import mx_bytes
+from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.backend.device import Device
-from mxfp4_core.backend.problem import SILU, Gate, Problem
+from mxfp4_core.backend.problem import PLAIN, SILU, Gate, Problem
 from mxfp4_core.backend.select import explain
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.config.words import Activation
@@ -96,6 +96,7 @@ def fits(
     """
     questions: dict[Problem, list[str]] = {}
     for module, problem in _problems(shards, biases, facts, activations, device, view):
+        problem = problem if config.format == PLAIN else replace(problem, format=config.format)
         questions.setdefault(problem, []).append(module)
     for problem, modules in questions.items():
         selection = explain(
@@ -123,9 +124,10 @@ def fits(
 
 
 def _nbytes(problem: Problem, n: int, k: int) -> int:
+    form = formats.get(problem.format)
     if problem.op != "moe":
-        return mx_bytes((n, k))
-    return mx_bytes((problem.experts, 2 * n, k)) + mx_bytes((problem.experts, k, n))
+        return form.nbytes((n, k))
+    return form.nbytes((problem.experts, 2 * n, k)) + form.nbytes((problem.experts, k, n))
 
 
 def _gate(facts: ModelFacts, told: Gate | None) -> Gate:

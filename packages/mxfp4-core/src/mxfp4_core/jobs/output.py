@@ -36,7 +36,7 @@ class Result:
         path: the folder.
         dialect: how the weights are stored.
         profile: resolved profile of the codes, empty when unknown.
-        quantized: weights that are MXFP4 now.
+        quantized: weights that are quantised now.
         kept: tensors that stay as they were.
         source_bytes: data of the source.
         target_bytes: data of the result.
@@ -50,6 +50,7 @@ class Result:
         why: why this dialect.
         copied: weight files that are taken over as they are.
         left: files of the source that the result does not have, and why.
+        format: of the weights; several in the order of their names, with commas.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class Result:
     why: str = ""
     copied: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
+    format: str = "mxfp4"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from mxfp4_core import dialects
-from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo
 from mxfp4_core.config.schema import Mxfp4Config
@@ -26,7 +25,9 @@ Layouts = tuple[tuple[str, tuple[int, ...]], ...]
 """Dtype and shape of each stored part."""
 
 
-def planned(weight: str, shape: Sequence[int], transposed: bool, model_type: str) -> Entry:
+def planned(
+    weight: str, shape: Sequence[int], transposed: bool, model_type: str, format: str = "mxfp4"
+) -> Entry:
     """Return the entry for a weight that is yet to be quantised; its recipes read the parts by their own names.
 
     Args:
@@ -34,9 +35,11 @@ def planned(weight: str, shape: Sequence[int], transposed: bool, model_type: str
         shape: shape in the source.
         transposed: whether the source has K before N.
         model_type: as in config.json.
+        format: what the weight becomes.
     """
     logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
-    return Entry(weight, logical, _parts(logical), "mxfp4", transposed, alternates(weight, model_type))
+    parts = _parts(logical, format)
+    return Entry(weight, logical, parts, format, transposed, alternates(weight, model_type))
 
 
 def decided(resolver: Resolver, infos: Sequence[TensorInfo]) -> list[Decision]:
@@ -65,8 +68,8 @@ def decided(resolver: Resolver, infos: Sequence[TensorInfo]) -> list[Decision]:
 
 
 @functools.lru_cache(maxsize=256)  # the weights of a model have few shapes
-def _parts(shape: tuple[int, ...]) -> Mapping[str, Read]:
-    form = formats.get("mxfp4")
+def _parts(shape: tuple[int, ...], format: str) -> Mapping[str, Read]:
+    form = formats.get(format)
     sizes = form.shapes(shape)
     return MappingProxyType(
         {part.name: Read(DTYPES[part.dtype], sizes[part.name], part.name) for part in form.parts}
@@ -126,15 +129,15 @@ def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> No
     """Refuse a weight that cannot be cut into blocks, or that the dialect has no way to store.
 
     Raises:
-        ShapeError: K is no multiple of 32, and ``tail`` is ``refuse``.
+        ShapeError: K is no multiple of the format's block, and ``tail`` is ``refuse``.
         DialectError: a bare parameter, or something that the dialect has no word for.
     """
-    k = entry.shape[-1]
-    if k % BLOCK and config.tail == "refuse":
+    k, block = entry.shape[-1], formats.get(entry.format).block
+    if k % block and config.tail == "refuse":
         raise ShapeError(
             f"tensor {entry.weight!r} cannot be quantised",
             seen=f"K = {k} in shape {list(entry.shape)}",
-            rule=f"K is a multiple of {BLOCK}",
+            rule=f"K is a multiple of {block}",
             fix="set tail = 'pad', which is exact, or add the name to ignore",
         )
     if len(entry.shape) == 2 and not entry.weight.endswith(".weight"):

@@ -100,7 +100,7 @@ def quantize_checkpoint(
         executor=executor,
     )
     notes = notes_of(checkpoint, known.view, (entry.weight for entry in entries))
-    return replace(result, kinds=known.source, notes=notes, why=why)
+    return replace(result, kinds=known.source, notes=notes, why=why, format=config.format)
 
 
 def planned_weights(
@@ -132,7 +132,7 @@ def planned_weights(
                 fix="add its name to ignore, or convert the source",
             )
         first = k_first(info.name, info.shape, facts, view)
-        entry = planned(info.name, info.shape, first, model_type)
+        entry = planned(info.name, info.shape, first, model_type, config.format)
         found[info.name] = entry, decision.profile or ""
     if not found:
         raise ConfigError(

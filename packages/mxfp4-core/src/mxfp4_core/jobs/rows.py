@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mxfp4_core.arithmetic.shapes import mx_bytes
+from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.checkpoint.reader import TensorInfo
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
@@ -100,7 +100,8 @@ def row_of(
             _kept_bytes(info, shape, parallel, facts),
         )
     shape = entry.shape
-    after = mx_bytes(shape)
+    form = formats.get(entry.format)
+    after = form.nbytes(shape)
     row = Row(info.name, shape, info.dtype, decision, info.nbytes, after, after, info.nbytes)
     problem = None
     try:
@@ -115,10 +116,10 @@ def row_of(
     except Mxfp4Error as error:
         problem = _one_line(error)
     try:
-        shard = shard_of(info.name, shape, parallel, facts, tail=config.tail)
+        shard = shard_of(info.name, shape, parallel, facts, tail=config.tail, block=form.block)
     except ShapeError as error:
         return replace(row, problem=problem or _one_line(error))
-    rank = mx_bytes((max(shard.experts, 1), shard.n, shard.k))
+    rank = form.nbytes((max(shard.experts, 1), shard.n, shard.k))
     unit = shard.values * (info.nbytes // max(1, math.prod(shape)))
     return replace(row, rank_bytes=-(-rank // shard.ranks), unit_bytes=unit, shard=shard, problem=problem)
 

@@ -38,6 +38,7 @@ class Verification:
         dialect: how its weights are stored.
         profile: profile of the codes, empty when unknown.
         weights: quantised weights.
+        format: theirs; several in the order of their names, with commas.
         checks: what was checked, in words.
         findings: what is wrong; empty for a good checkpoint.
         notes: what could not be checked, or is unusual and allowed.
@@ -47,6 +48,7 @@ class Verification:
     dialect: str
     profile: str
     weights: int
+    format: str
     checks: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -91,7 +93,8 @@ def verify_checkpoint(
     """
     checkpoint, dialect, contents = open_quantized(path, "verify")
     config, known = settings_of(checkpoint, dialect, contents)
-    result = Verification(checkpoint.path, dialect.name, known, len(contents.entries))
+    kinds = ", ".join(sorted({entry.format for entry in contents.entries.values()}))
+    result = Verification(checkpoint.path, dialect.name, known, len(contents.entries), kinds)
     result.checks.append(f"headers of {len(checkpoint.files)} file(s) and the {dialect.name} description")
     if contents.static:
         first = next(iter(contents.static))

@@ -98,7 +98,13 @@ def split_of(name: str) -> Split:
 
 
 def shard_of(
-    name: str, shape: Sequence[int], parallel: Parallel, facts: ModelFacts, *, tail: Tail = "refuse"
+    name: str,
+    shape: Sequence[int],
+    parallel: Parallel,
+    facts: ModelFacts,
+    *,
+    tail: Tail = "refuse",
+    block: int = BLOCK,
 ) -> Shard:
     """Return what one rank holds of a weight.
 
@@ -108,6 +114,7 @@ def shard_of(
         parallel: the parallel sizes.
         facts: heads and experts of the model.
         tail: whether the part of a rank may end inside a block and be padded by that rank.
+        block: values along K that share a scale of the format.
 
     Raises:
         ShapeError: a rank would get a part of a block, of a head or of an expert, or nothing.
@@ -115,12 +122,12 @@ def shard_of(
     *stack, n, k = shape
     expert = parse_expert(module_of(name))
     if expert is not None:
-        return _expert_shard(name, expert, stack, n, k, parallel, facts, tail)
+        return _expert_shard(name, expert, stack, n, k, parallel, facts, tail, block)
     split = split_of(name)
     if parallel.tp == 1 or split == "none":
         return Shard("none", n, k)
     if split == "rows":
-        return Shard("rows", n, _rows(k, parallel.tp, name, tail))
+        return Shard("rows", n, _rows(k, parallel.tp, name, tail, block))
     return Shard("columns", _columns(name, n, parallel.tp, facts), k)
 
 
@@ -133,6 +140,7 @@ def _expert_shard(
     parallel: Parallel,
     facts: ModelFacts,
     tail: Tail,
+    block: int,
 ) -> Shard:
     if n % len(expert.parts):
         raise ShapeError(
@@ -152,7 +160,7 @@ def _expert_shard(
     if tp == 1:
         return Shard("none", n, k, experts, ranks)
     if down:
-        return Shard("rows", n, _rows(k, tp, name, tail), experts, ranks)
+        return Shard("rows", n, _rows(k, tp, name, tail, block), experts, ranks)
     members = [n // len(expert.parts)] * len(expert.parts)
     rows = sum(high - low for low, high in merged_ranges(members, tp, tensor=name)[0])
     return Shard("columns", rows, k, experts, ranks)
@@ -169,13 +177,13 @@ def _columns(name: str, n: int, tp: int, facts: ModelFacts) -> int:
     return sum(high - low for low, high in merged_ranges(members, tp, tensor=name)[0])
 
 
-def _rows(k: int, tp: int, name: str, tail: Tail) -> int:
+def _rows(k: int, tp: int, name: str, tail: Tail, block: int) -> int:
     if tail == "pad":
         # Engines divide K evenly, and each rank then pads its own part: blocks belong to one rank either way.
         low, high = shard_ranges(k, tp, tensor=name, dim="k")[0]
         return high - low
     try:
-        low, high = shard_ranges(k, tp, multiple=BLOCK, tensor=name, dim="k")[0]
+        low, high = shard_ranges(k, tp, multiple=block, tensor=name, dim="k")[0]
     except ShapeError as error:
         fix = error.fix + ("; tail='pad' lets each rank pad its part, which is exact" if k % tp == 0 else "")
         raise ShapeError(error.what, seen=error.seen, rule=error.rule, fix=fix) from None
