@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import linked
+import vendor_wheels
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
@@ -86,6 +87,14 @@ TARGETS = {
         arch=("hip", "gfx95"),
         elsewhere=("packages/mxfp4-rocm/tests",),
         vendor=("amd-aiter",),
+    ),
+    "ascend": Target(
+        "npu",
+        ("packages/mxfp4-npu/tests",),
+        device="npu",
+        arch=("npu", "Ascend950"),
+        elsewhere=("packages/mxfp4-npu/tests",),
+        vendor=tuple(key for key in vendor_wheels.WHEELS if key.startswith("torch-npu")),
     ),
 }
 

@@ -31,6 +31,7 @@ class Wheel:
         tag: tags of Python, ABI and platform in the name of the file.
         sha256: of the file.
         options: what pip needs beside the name, to take this file on any machine.
+        older: whether a newer wheel of the project has the project's name here; this one has its version behind it.
     """
 
     project: str
@@ -38,6 +39,12 @@ class Wheel:
     tag: str
     sha256: str
     options: tuple[str, ...] = ()
+    older: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name here: ``torch-npu``, or ``torch-npu==2.13.0`` for an older one."""
+        return f"{self.project}=={self.version}" if self.older else self.project
 
     @property
     def file(self) -> str:
@@ -54,8 +61,17 @@ def _for(python: str, platform: str) -> tuple[str, ...]:
     )
 
 
+_OLDER_TORCH_NPU = (
+    ("2.10.0.post7", "e30908176906d894199ab8eb6bb61b26c69768837125c69d028a1deb8b1f22f1"),
+    ("2.12.0.post3", "70776a5afc58c3291efb38bcce8a83284fb3285758bd4472b9d47841788a2be1"),
+    ("2.13.0", "0deb809cf447d3fce636ccfdc9c9f874950f1fe76f18f4aaab31e2d345f7dac0"),
+    ("2.8.0.post5", "ae866d77780152cfbff83f9ebd7fe2aceba985949ceceedafca12c075231f3ea"),
+    ("2.9.0.post9", "aac3e1b6a22755731fceceed502c3234cdf0b994c44a3bb1b165c6be7c52efd4"),
+)
+"""One release of each minor version of torch, and its sha256."""
+
 WHEELS = {
-    wheel.project: wheel
+    wheel.key: wheel
     for wheel in (
         Wheel(
             "amd-aiter",
@@ -77,6 +93,17 @@ WHEELS = {
             "cp311-cp311-manylinux_2_28_x86_64",
             "7736f7d82cf9f16c7dfc4537f7e7c638153da760273a193455e70857f912189e",
             _for("3.11", "manylinux_2_28_x86_64"),
+        ),
+        *(
+            Wheel(
+                "torch-npu",
+                version,
+                "cp311-cp311-manylinux_2_28_x86_64",
+                sha256,
+                _for("3.11", "manylinux_2_28_x86_64"),
+                older=True,
+            )
+            for version, sha256 in _OLDER_TORCH_NPU
         ),
     )
 }

@@ -3,7 +3,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +29,16 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
 
 def no_driver(name: str) -> object:
     raise OSError(f"{name}: cannot open shared object file")
+
+
+class Function:
+    """A function of a library, which takes attributes as those of ctypes do."""
+
+    def __init__(self, run: Callable[[], bytes]) -> None:
+        self.run = run
+
+    def __call__(self) -> bytes:
+        return self.run()
 
 
 def torch_of(
@@ -196,6 +206,17 @@ def test_ascend_needs_its_torch_package(monkeypatch: pytest.MonkeyPatch) -> None
         ("npu", "unknown", 0),
         ("npu", "unknown", 1),
     ]
+
+
+def test_the_chip_of_ascend_is_asked_of_cann(monkeypatch: pytest.MonkeyPatch) -> None:
+    device.DEV.mkdir()
+    (device.DEV / "davinci0").touch()
+    runtime = SimpleNamespace(aclrtGetSocName=Function(lambda: b"Ascend950PR_9589"))
+    monkeypatch.setattr(
+        device.ctypes, "CDLL", lambda name: runtime if name == "libascendcl.so" else no_driver(name)
+    )
+    monkeypatch.setattr(device, "find_spec", lambda name: name == "torch_npu")
+    assert probe().devices[0] == Device("npu", "Ascend950PR_9589", "Ascend950PR_9589")
 
 
 def test_a_torch_that_cannot_start_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,11 +270,23 @@ def _amd(torch: Any) -> list[Device]:
     return [Device("hip", archs[i], "AMD GPU", n) for n, i in enumerate(chosen)]
 
 
+def _soc_name() -> str:
+    """Ask CANN's runtime for the name of the chip, which starts no device; empty where CANN is not there."""
+    try:
+        runtime = ctypes.CDLL("libascendcl.so")
+        runtime.aclrtGetSocName.restype = ctypes.c_char_p
+        found: bytes | None = runtime.aclrtGetSocName()
+    except (OSError, AttributeError):
+        return ""
+    return found.decode(errors="replace") if found else ""
+
+
 def _ascend(torch: Any) -> list[Device]:
     nodes = [p for p in DEV.glob("davinci[0-9]*") if p.name[7:].isdigit()]
     npu = getattr(torch, "npu", None)
     name = ""
-    if nodes and npu is not None and npu.is_initialized():
-        name = str(npu.get_device_name())
+    if nodes:
+        started = npu is not None and npu.is_initialized()
+        name = str(npu.get_device_name()) if started else _soc_name()
     chosen = _visible(_ASCEND, [""] * len(nodes))
     return [Device("npu", name or "unknown", name or "Ascend NPU", n) for n in range(len(chosen))]
