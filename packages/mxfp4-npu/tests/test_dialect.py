@@ -1,4 +1,4 @@
-"""The dialect ``modelslim``: names of exporters and repacks, the older container, folders that contradict themselves."""
+"""The dialect ``modelslim``: both spellings of names, the older container, folders that contradict themselves."""
 
 from __future__ import annotations
 
