@@ -286,7 +286,6 @@ def _ascend(torch: Any) -> list[Device]:
     npu = getattr(torch, "npu", None)
     name = ""
     if nodes:
-        started = npu is not None and npu.is_initialized()
-        name = str(npu.get_device_name()) if started else _soc_name()
+        name = str(npu.get_device_name()) if npu is not None and npu.is_initialized() else _soc_name()
     chosen = _visible(_ASCEND, [""] * len(nodes))
     return [Device("npu", name or "unknown", name or "Ascend NPU", n) for n in range(len(chosen))]
