@@ -47,8 +47,8 @@ class Target:
         device: what torch calls an accelerator of this kind; the tests of the adapters then run on it, too.
         workers: processes of pytest-xdist that share it; 0 for none.
         sanitized: a script that NVIDIA's compute-sanitizer watches; it comes with the CUDA toolkit.
-        arch: type and beginning of the architecture of such a device. Where there is none, the session says so and
-            runs ``elsewhere``; without it, it fails there.
+        arch: type of such a device, and beginnings of its architecture with commas between. Where there is none, the
+            session says so and runs ``elsewhere``; without it, it fails there.
         elsewhere: tests of what can be proven without the device.
         vendor: the wheels of ``tools/vendor_wheels.py`` that these need; they are fetched, and nothing is skipped.
     """
@@ -95,6 +95,14 @@ TARGETS = {
         arch=("npu", "Ascend950"),
         elsewhere=("packages/mxfp4-npu/tests",),
         vendor=tuple(key for key in vendor_wheels.WHEELS if key.startswith("torch-npu")),
+    ),
+    "cdna": Target(
+        "petit",
+        ("packages/mxfp4-petit/tests", *ON_ANY_GPU),
+        device="cuda",
+        arch=("hip", "gfx90a,gfx942"),
+        elsewhere=("packages/mxfp4-petit/tests",),
+        vendor=("petit-kernel",),
     ),
 }
 
@@ -260,7 +268,8 @@ def check_needs(session: nox.Session) -> None:
 def has_device(session: nox.Session, kind: str, arch: str) -> bool:
     """Say whether torch can use a device of this type and architecture here."""
     code = "import sys; from mxfp4_core.backend import probe; "
-    code += "print(any(d.type == sys.argv[1] and d.arch.startswith(sys.argv[2]) for d in probe().devices))"
+    code += "kind, archs = sys.argv[1], tuple(sys.argv[2].split(',')); "
+    code += "print(any(d.type == kind and d.arch.startswith(archs) for d in probe().devices))"
     env = linked.environment() if shared_python == sys.executable else {}
     said = session.run(shared_python, "-c", code, kind, arch, env=env, external=True, silent=True)
     return str(said).strip() == "True"

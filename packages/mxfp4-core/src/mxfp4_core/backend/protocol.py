@@ -127,7 +127,8 @@ class Backend(Protocol):
             written ``moe:activation:mxfp4``. A problem with any other word is refused by the core before
             ``supports`` is asked.
         numerics: see ``Numerics``.
-        automatic_on: device types on which it may be chosen without being named. Empty for emulations.
+        automatic_on: devices on which it may be chosen without being named: a type, ``cuda``, or a type with one
+            architecture, ``hip:gfx942``. Empty for emulations.
         packages: names of other packages whose versions matter, for ``mxfp4 doctor``; optional.
     """
 

@@ -3,7 +3,7 @@
 The order is fixed:
 
 1. A backend that the caller names is taken if it accepts, wherever it runs.
-2. Otherwise, of those that accept and may be chosen unnamed on this type of device (``automatic_on``), one
+2. Otherwise, of those that accept and may be chosen unnamed on this device (``automatic_on``), one
    that computes on the codes comes before one that widens the weights (``numerics.emulated``), then the larger
    ``Yes.rank`` wins. Two that stand equal are an error that asks to name one.
 3. Otherwise the backend that the caller named as ``fallback`` is taken if it accepts and its memory fits.
@@ -188,11 +188,12 @@ def _ask(plugin: Plugin, problem: Problem, options: Options | None) -> Accepted 
     loaded = plugin.load()
     if isinstance(loaded, No):
         return None, Candidate(plugin.name, "broken", loaded.reason, loaded.fix, plugin.distribution)
+    device = problem.device
     line = Candidate(
         plugin.name,
         "accepted",
         distribution=plugin.distribution,
-        automatic=problem.device.type in loaded.automatic_on,
+        automatic=bool({device.type, f"{device.type}:{device.arch}"} & loaded.automatic_on),
     )
     try:
         if options:

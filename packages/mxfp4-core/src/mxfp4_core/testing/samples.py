@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import BLOCK, MxTensor, padded
-from mxfp4_core.backend import Problem
+from mxfp4_core.backend import Backend, Problem
 from mxfp4_core.backend.calls import shapes
 
 
@@ -28,6 +28,24 @@ def random_weight(*shape: int, seed: int = 0, scales: tuple[int, int] = (119, 12
     low, high = scales
     bytes_ = torch.randint(low, high + 1, (*rows, whole // BLOCK), generator=generator, dtype=torch.uint8)
     return MxTensor(codes, bytes_, torch.Size(shape))
+
+
+def without_minus_zero(codes: Tensor) -> Tensor:
+    """Return the codes with 8 (minus zero) turned into 0."""
+    low, high = codes & 0x0F, codes >> 4
+    return torch.where(low == 8, 0, low) | (torch.where(high == 8, 0, high) << 4)
+
+
+def had_back(backend: Backend, name: str, stored: Tensor) -> Tensor:
+    """Return what a backend gives back of a part of a weight: codes lose their minus zeros where it says so.
+
+    Args:
+        backend: which was prepared for the weight.
+        name: of the part or of its buffer; those of scales end with ``scale`` or ``scales``.
+        stored: the part before.
+    """
+    codes = stored.dtype is torch.uint8 and not name.endswith(("scale", "scales"))
+    return without_minus_zero(stored) if codes and backend.numerics.minus_zero == "dropped" else stored
 
 
 def random_x(m: int, k: int, dtype: torch.dtype = torch.bfloat16, seed: int = 1) -> Tensor:

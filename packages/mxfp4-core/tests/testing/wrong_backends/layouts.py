@@ -16,7 +16,8 @@ from mxfp4_core.backend import SILU, Layout, Matrix, Numerics, Packed, Problem
 from mxfp4_core.backend.reference.backend import CanonicalLayout, ReferenceBackend
 from mxfp4_core.errors import FormatError
 from mxfp4_core.testing.emulated import EmulatedBackend, TileLayout
-from mxfp4_core.testing.suite_layout import LINEAR, MOE, without_minus_zero
+from mxfp4_core.testing.samples import without_minus_zero
+from mxfp4_core.testing.suite_layout import LINEAR, MOE
 from wrong_backends.base import caught_by
 
 EXPERTS = MOE[0]

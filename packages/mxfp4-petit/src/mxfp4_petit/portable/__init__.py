@@ -1,0 +1,1 @@
+"""Our own kernels, in Triton: any GPU that Triton compiles for."""

@@ -1,0 +1,133 @@
+"""The operators ``mxfp4_petit::linear`` and ``::moe``: our own kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mxfp4_core.errors import BackendError
+from mxfp4_petit.gradient import refuse
+from mxfp4_petit.portable import interpreter
+
+_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, bool pairs) -> Tensor"
+
+
+@torch.library.custom_op("mxfp4_petit::linear", mutates_args=(), schema=_LINEAR)
+def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, pairs: bool) -> Tensor:
+    """Compute ``x @ weight.T + bias``.
+
+    Args:
+        x: bfloat16 or float16 [m, k], contiguous, m >= 1, k in whole tiles.
+        codes: int32 [n, k/8] in ``PortableLayout``, like the next.
+        scales: int32 [n, k/128].
+        bias: float [n] or None.
+        pairs: variant of the layout.
+
+    Returns:
+        [m, n] of the dtype of x.
+
+    Raises:
+        BackendError: x is on no GPU, and kernels are not interpreted.
+    """
+    _check(x)
+    from mxfp4_petit.portable import compute
+
+    return compute.linear(x, compute.Weight(codes, scales, bias, pairs))
+
+
+@linear.register_fake
+def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, pairs: bool) -> Tensor:
+    return x.new_empty((x.shape[0], codes.shape[0]))
+
+
+_MOE = (
+    "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_bias, Tensor down, Tensor down_scales, "
+    "Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? counts, int shared, "
+    "float alpha, float? limit, float up_offset, bool interleaved, bool pairs) -> Tensor"
+)
+
+
+@torch.library.custom_op("mxfp4_petit::moe", mutates_args=(), schema=_MOE)
+def moe(
+    x: Tensor,
+    gate_up: Tensor,
+    gate_up_scales: Tensor,
+    gate_up_bias: Tensor | None,
+    down: Tensor,
+    down_scales: Tensor,
+    down_bias: Tensor | None,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    expert_map: Tensor | None,
+    counts: Tensor | None,
+    shared: int,
+    alpha: float,
+    limit: float | None,
+    up_offset: float,
+    interleaved: bool,
+    pairs: bool,
+) -> Tensor:
+    """Compute the sum over the chosen experts of ``topk_weight * expert(x)``.
+
+    Args:
+        x: bfloat16 or float16 [m, k], contiguous, m >= 1, k in whole tiles; [experts, rows, k] where an engine has
+            sorted the rows.
+        gate_up: int32 [experts + shared, 2n, k/8] in ``PortableLayout``, like the next.
+        gate_up_scales: int32 [experts + shared, 2n, k/128].
+        gate_up_bias: float [experts + shared, 2n] or None.
+        down: int32 [experts + shared, k, n/8].
+        down_scales: int32 [experts + shared, k, n/128].
+        down_bias: float [experts + shared, k] or None.
+        topk_ids: int32 [m, top_k]; what is no expert is an empty slot. Not read where rows are sorted.
+        topk_weights: float32 [m, top_k], applied to the output of the experts; likewise.
+        expert_map: int32 [total_experts] from ids to indices here, or None.
+        counts: int32 [experts], how many rows of each expert are read, or None for all; where rows are sorted.
+        shared: how many of the last experts every token goes to, with weight 1.
+        alpha: see ``mxfp4_core.backend.Gate``, as the next three.
+        limit: clamp or None.
+        up_offset: added to up.
+        interleaved: order of the gate-up rows.
+        pairs: variant of the layout.
+
+    Returns:
+        The shape and the dtype of x. Of sorted rows the output of their expert, zero where a row is not read.
+
+    Raises:
+        BackendError: as ``linear``.
+    """
+    _check(x)
+    from mxfp4_petit.portable import compute
+
+    rows = x.view(-1, x.shape[-1])
+    if x.dim() == 3:
+        chosen = compute.by_place(x, counts)
+    else:
+        chosen = compute.with_shared(
+            compute.Chosen(topk_ids, expert_map, topk_weights), down.shape[0] - shared, shared
+        )
+    up = compute.Weight(gate_up, gate_up_scales, gate_up_bias, pairs)
+    last = compute.Weight(down, down_scales, down_bias, pairs)
+    return compute.moe(rows, up, last, chosen, (alpha, limit, up_offset, interleaved)).view(x.shape)
+
+
+@moe.register_fake
+def _(x: Tensor, *weights: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _check(x: Tensor) -> None:
+    if x.device.type != "cuda" and not interpreter.active():
+        raise BackendError(
+            "an operator of mxfp4_petit",
+            seen=f"x on {x.device}",
+            rule="its kernels run on GPUs, AMD's or others, which torch calls cuda",
+            fix="move the model to a GPU; to try it on a CPU set TRITON_INTERPRET=1 before Python starts",
+        )
+
+
+linear.register_autograd(refuse)
+moe.register_autograd(refuse)
+
+__all__ = ["linear", "moe"]
