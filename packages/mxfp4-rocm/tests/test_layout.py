@@ -66,6 +66,17 @@ def test_experts_are_packed_in_their_own_memory(interleaved: bool) -> None:
     assert all(torch.equal(made[name], part) for name, part in want.items())
 
 
+def test_a_weight_is_packed_in_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mxfp4_rocm.packed._AT_ONCE", 5000)
+    layout, weight = ShuffledLayout(), random_weight(384, 256)
+    want = {name: part.clone() for name, part in layout.pack(weight).items()}
+    made = layout.pack_in_place(weight)
+    assert made["codes"].data_ptr() == weight.codes.data_ptr()
+    assert all(torch.equal(made[name], part) for name, part in want.items())
+    with pytest.raises(ShapeError):
+        layout.pack_in_place(random_weight(128, 128))
+
+
 def test_interleaved_rows_become_gate_rows_and_then_up_rows() -> None:
     weight = random_weight(1, 512, 256)
     halves = MxTensor(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import BLOCK, E8M0_NAN, Alignment, MxTensor
 from mxfp4_core.errors import FormatError, ShapeError
-from mxfp4_rocm.layout import shuffle_weight, swizzle_scales, unshuffle_weight, unswizzle_scales
+from mxfp4_rocm.layout import ROWS, shuffle_weight, swizzle_scales, unshuffle_weight, unswizzle_scales
 from mxfp4_rocm.limits import WIDE_MAX
+
+_AT_ONCE: Final = 1 << 22
+"""Bytes of codes that are in between where a weight is packed in its own memory."""
 
 
 def refuse_misaligned(layout: str, weight: MxTensor, n: int, k: int) -> None:
@@ -108,6 +112,15 @@ class ShuffledLayout:
         """
         refuse_misaligned(self.id, weight, self.alignment.n, self.alignment.k)
         packed = {"codes": shuffle_weight(weight.codes), "scales": swizzle_scales(weight.scales)}
+        return packed if bias is None else packed | {"bias": bias.contiguous()}
+
+    def pack_in_place(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+        """Return what ``pack`` does, the codes in the memory of the weight: some rows are in between at a time."""
+        refuse_misaligned(self.id, weight, self.alignment.n, self.alignment.k)
+        step = max(ROWS, _AT_ONCE // max(1, weight.codes.shape[1]) // ROWS * ROWS)
+        for rows in weight.codes.split(step):
+            rows.copy_(shuffle_weight(rows))
+        packed = {"codes": weight.codes, "scales": swizzle_scales(weight.scales)}
         return packed if bias is None else packed | {"bias": bias.contiguous()}
 
     def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> MxTensor:

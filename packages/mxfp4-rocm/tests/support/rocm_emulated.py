@@ -6,9 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from unittest.mock import patch
 
-from mxfp4_core.backend import Device, No, Problem, Rank, Verdict
+from mxfp4_core import _plugins
+from mxfp4_core.backend import Device, No, Problem, Rank, Verdict, registry
 from mxfp4_rocm import contract, vendor
 from mxfp4_rocm.backend import RocmBackend
 from mxfp4_rocm.tokens import quantizer_rule
@@ -20,6 +23,7 @@ GFX950 = Device("hip", "gfx950", "AMD Instinct MI355X")
 class EmulatedRocm(RocmBackend):
     """What the backend answers on gfx950, computed on the CPU; every report says that it is emulated."""
 
+    name = "rocm-emulated"
     description = "AMD CDNA4 emulated on the CPU: a strict AITER that computes in float32"
     automatic_on: frozenset[str] = frozenset()
 
@@ -38,6 +42,25 @@ class EmulatedRocm(RocmBackend):
             return answer
         numerics = replace(answer.numerics or self.numerics, emulated=True)
         return replace(answer, note=f"emulated; {answer.note}", numerics=numerics, rank=int(Rank.EMULATED))
+
+
+backend = EmulatedRocm()
+"""The object of the entry point that ``registered`` makes."""
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """Register the emulated backend beside the installed ones, as a package of its own would."""
+    real = _plugins.entry_points
+    point = EntryPoint("rocm-emulated", "rocm_emulated:backend", _plugins.BACKENDS)
+
+    def entry_points(group: str) -> list[EntryPoint]:
+        return [*real(group=group), *([point] if group == _plugins.BACKENDS else [])]
+
+    with patch.object(_plugins, "entry_points", entry_points):
+        registry.refresh()
+        yield
+    registry.refresh()
 
 
 @contextmanager
