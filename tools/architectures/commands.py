@@ -36,7 +36,10 @@ def done(step: str, *arguments: object) -> str:
     """
     code, out, messages = command(step, *arguments)
     if code:
-        raise Fault(step, f"mxfp4 {arguments[0]} ends with {code}: {out[-600:]} {messages[-600:]}")
+        with contextlib.suppress(ValueError):
+            found = json.loads(out)
+            out = str(found.get("problems") or found.get("findings") or found.get("error"))
+        raise Fault(step, f"mxfp4 {arguments[0]} ends with {code}: {out[:600]} {messages[-600:]}")
     return out
 
 

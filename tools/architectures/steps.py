@@ -169,7 +169,7 @@ def check_saved(trial: Trial) -> None:
     judge.same_state("reload", again.state_dict(), trial.loaded.state_dict())
     if trial.given is not None and trial.forward == "equal":
         judge.same_output("reload", run(again, trial.given), run(trial.loaded, trial.given), limit=0)
-    done("verify what was saved", "verify", folder, "--source", trial.source)
+    done("verify what was saved", "verify", folder, "--source", trial.source, "--json")
 
 
 def check_plan(trial: Trial) -> None:
@@ -195,7 +195,7 @@ def check_quantized(trial: Trial) -> None:
     """`mxfp4 quantize` writes a folder that is good, and that loads as the model that was quantised while loading."""
     native, default = trial.work / "native", trial.work / "default"
     done("quantize", "quantize", trial.source, native, "--dialect", "mxfp4-core", "--quiet", *trial.options)
-    done("verify", "verify", native, "--source", trial.source)
+    done("verify", "verify", native, "--source", trial.source, "--json")
     again = load(trial.kind, native)
     judge.same_state("read the folder", again.state_dict(), trial.loaded.state_dict())
     result = told("quantize", "quantize", trial.source, default, *trial.options)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import transformers
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.generic import ContextManagers
 
@@ -28,8 +29,17 @@ def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
         return None
     name = named[0] if isinstance(named, list) and named else None
     kind: Any = getattr(transformers, name, None) if isinstance(name, str) else None
-    ours = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
-    return kind if ours and getattr(kind, "config_class", None) is CONFIG_MAPPING[model_type] else None
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        return None
+    own = getattr(kind, "config_class", None) is CONFIG_MAPPING[model_type]
+    return kind if own or name in _classes(model_type) else None
+
+
+def _classes(model_type: str) -> set[str]:
+    """Return the classes that transformers loads a type with; some types have those of another one."""
+    mappings = (value for key, value in vars(modeling_auto).items() if key.endswith("_MAPPING_NAMES"))
+    found = (mapping.get(model_type, ()) for mapping in mappings if isinstance(mapping, dict))
+    return {name for names in found for name in ([names] if isinstance(names, str) else names)}
 
 
 def empty(kind: type[PreTrainedModel], config: Mapping[str, Any]) -> PreTrainedModel:
@@ -41,7 +51,8 @@ def empty(kind: type[PreTrainedModel], config: Mapping[str, Any]) -> PreTrainedM
     """
     given = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     # transformers writes infinity and NaN as {"__float__": "Infinity"}, and reads them so from a file only.
-    described = kind.config_class.from_dict(kind.config_class._decode_special_floats(given))
+    reader: Any = CONFIG_MAPPING[config["model_type"]]
+    described = reader.from_dict(reader._decode_special_floats(given))
     described._attn_implementation = "eager"  # every model has it, whatever is installed
     if getattr(described, "use_pretrained_backbone", False):
         described.use_pretrained_backbone = False  # its weights would be downloaded

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from mxfp4_core.modules import describe_parameters
 from mxfp4_core.naming import CheckpointTensor, Headers, ModelView, Parameter
@@ -34,6 +34,12 @@ def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
         ties={**{source: target for target, source in ties.items()}, **ties},
         keep=lambda path: "the model keeps it in float32" if any(p.search(path) for p in patterns) else "",
     )
+    stored = model.state_dict().keys() - parameters.keys()
+    parameters |= {
+        name: Parameter(name, "other", tuple(buffer.shape), "a buffer")
+        for name, buffer in model.named_buffers()
+        if name in stored
+    }
     conversions = converters.default_conversions(model)
     tensors = {}
     for group in converters.groups(headers, conversions, model):
@@ -65,6 +71,7 @@ def _k_first(stored: tuple[int, ...], parameter: Parameter, turned: bool) -> boo
 
 
 def _heads(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that give the output: what the model names, and what has a row for each label or token."""
     for module in model.modules():
         if not isinstance(module, PreTrainedModel):
             continue
@@ -77,3 +84,24 @@ def _heads(model: nn.Module) -> Iterator[nn.Module]:
             continue
         if isinstance(head, nn.Module):
             yield head
+    sizes = {*_sizes(getattr(model, "config", None))}
+    for path, module in model.named_modules():
+        *around, _ = path.split(".")
+        outside = not any(part.isdecimal() for part in around)
+        if outside and isinstance(module, nn.Linear) and module.out_features in sizes:
+            yield module
+
+
+def _sizes(config: Any) -> Iterator[int]:
+    """Yield the sizes of the outputs that a config and its sections describe: labels, and entries of vocabularies.
+
+    A width that is one of these by chance is none: then the size tells nothing.
+    """
+    sections = [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))]
+    told = [vars(section) for section in sections if isinstance(section, PretrainedConfig)]
+    widths = {
+        each[name] for each in told for name in ("hidden_size", "d_model") if type(each.get(name)) is int
+    }
+    labels = {section.num_labels for section in sections if isinstance(section, PretrainedConfig)}
+    sizes = {value for each in told for key, value in each.items() if key.endswith("vocab_size")}
+    yield from (size for size in labels | sizes if type(size) is int and size > 1 and size not in widths)

@@ -21,7 +21,7 @@ _AROUND: Final = frozenset({"model", "transformer", "language_model", "encoder",
 """What a model calls the whole that holds its layers; what lies beside the layers is read by it, not by one of them."""
 _EMBEDDING: Final = re.compile(r"wte|wpe|relative_attention_bias|(.*_)?embed(s|der|ding|dings)?(_.*)?")
 _TABLE: Final = re.compile(r"(.*_)?embs?|(.*_)?codebooks?")
-_ROUTERS: Final = frozenset({"router", "gate", "shared_expert_gate"})
+_ROUTERS: Final = re.compile(r"(.*_)?router|gate|shared_expert_gate")
 _NORM: Final = re.compile(r".*norm.*|ln_\w+|ln\d*", re.IGNORECASE)
 _DRAFT: Final = re.compile(r"mtp|mtp_\w+|nextn|nextn_\w+")
 
@@ -52,16 +52,24 @@ def kept_by_nature(name: str, shape: Sequence[int] | None) -> str | None:
     return None
 
 
-def kept_by_default(module: str, layers: int | None = None) -> str | None:
+def kept_by_default(module: str, layers: int | None = None, *, known: bool = False) -> str | None:
     """Return why the defaults keep a name in high precision, or None where they do not.
 
     Args:
         module: checkpoint name without ``.weight``.
         layers: ``num_hidden_layers`` of config.json; layers from there on are draft layers.
+        known: a model's library says that this is the weight of a linear layer. Then inside of numbered layers only what
+            comes behind their number is told by its name: ``roberta_prelayernorm`` is no norm, nor is ``v_head`` of an
+            attention an output head.
     """
     parts = module.split(".")
-    for found in (_router, _head, _embedding, _norm):
-        if reason := found(parts):
+    numbered = [index for index, part in enumerate(parts[:-1]) if part.isdecimal()] if known else []
+    inner = parts[numbered[-1] + 1 :] if numbered else parts
+    checks = [(_router, parts), (_embedding, inner), (_norm, inner)]
+    if not numbered:
+        checks.insert(1, (_head, parts))
+    for found, told in checks:
+        if reason := found(told):
             return f"{reason}, kept by default"
     if reason := _draft(parts, layers):
         return f"{reason}, kept by default"
@@ -94,7 +102,7 @@ def _embedding(parts: list[str]) -> str | None:
 
 def _router(parts: list[str]) -> str | None:
     # `gate` counts only as the module that holds the weight: `gate_proj` is a projection.
-    if parts[-1] in _ROUTERS:
+    if _ROUTERS.fullmatch(parts[-1]):
         return f"{parts[-1]!r} is a router or gate"
     if "router" in parts:
         return "'router' holds a router"

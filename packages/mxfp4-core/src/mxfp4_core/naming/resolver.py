@@ -246,11 +246,13 @@ class Resolver:
         return kept_by_nature(name, shape) or next((each.by_nature for each in known if each.by_nature), None)
 
     def _by_default(self, module: str) -> str | None:
-        if reason := kept_by_default(module, self._layers):
+        known = self._known(module)
+        linear = bool(known) and all(each.kind in ("linear", "experts") for each in known)
+        if reason := kept_by_default(module, self._layers, known=linear):
             return reason
         if self.view is None:
             return None
-        if not (known := self._known(module)):
+        if not known:
             return f"{self.view.model} does not load it, kept by default"
         return next((each.by_default for each in known if each.by_default), None)
 
