@@ -32,10 +32,13 @@ def guesses(model: Any) -> Iterator[dict[str, Any]]:
     for each in options:
         yield {**each, **second}
         yield each
+        yield {**each, "input_ids": ids}
     yield {"input_ids": ids, **second}
     yield {"input_ids": ids}
     for each in (size, 32, 64):
-        yield {"input_ids": ids, "pixel_values": _noise(1, _channels(model), each, each), **second}
+        image = _noise(1, _channels(model), each, each)
+        yield {"input_ids": ids, "pixel_values": image, **second}
+        yield {"input_ids": ids, "pixel_values": image, "qformer_input_ids": ids}
     yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), **second}
     yield {"inputs": ids}
     yield dict(model.dummy_inputs)

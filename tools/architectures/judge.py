@@ -59,8 +59,17 @@ def same_bytes(step: str, model: Any, plain: Any, weights: Mapping[str, Any]) ->
     same_state(step, held, wanted)
 
 
-def same_state(step: str, held: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    """Check that two state dicts have the same names and bits."""
+def same_state(
+    step: str, held: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], *, wider: bool = False
+) -> None:
+    """Check that two state dicts have the same names and bits.
+
+    Args:
+        step: for the fault.
+        held: what there is.
+        wanted: what there should be.
+        wider: a tensor may have the same numbers in a wider dtype.
+    """
     if lost := sorted(wanted.keys() - held.keys()):
         raise Fault(step, f"missing: {_some(lost)}")
     if more := sorted(held.keys() - wanted.keys()):
@@ -68,10 +77,11 @@ def same_state(step: str, held: Mapping[str, torch.Tensor], wanted: Mapping[str,
     wrong = []
     for name, tensor in wanted.items():
         other = held[name]
+        if wider and tensor.is_floating_point():
+            tensor = tensor.to(other.dtype)
         if other.dtype != tensor.dtype or other.shape != tensor.shape:
-            wrong.append(
-                f"{name}: {other.dtype} {list(other.shape)}, wanted {tensor.dtype} {list(tensor.shape)}"
-            )
+            seen, rule = (f"{each.dtype} {list(each.shape)}" for each in (other, tensor))
+            wrong.append(f"{name}: {seen}, wanted {rule}")
         elif not torch.equal(_bits(other), _bits(tensor)):
             wrong.append(f"{name}: other bits")
     if wrong:
@@ -97,19 +107,17 @@ def same_output(step: str, output: Any, wanted: Any, limit: float = LIMIT) -> No
             raise Fault(step, f"relative difference {float(apart / size.clamp_min(1e-30)):.1e}")
 
 
-def share(plain: Any, weights: Iterable[str]) -> float:
-    """Return how much of a model's matrices, embeddings and heads aside, becomes MXFP4."""
-    chosen, large, small = set(weights), 0, 0
-    for module in plain.modules():
+def share(plain: torch.nn.Module, weights: Iterable[str]) -> float:
+    """Return how much of a model's matrices, embeddings and convolutions aside, becomes MXFP4."""
+    chosen, every, mine = set(weights), 0, 0
+    for path, module in plain.named_modules():
+        if isinstance(module, (torch.nn.Embedding, torch.nn.modules.conv._ConvNd)):
+            continue
         for name, parameter in module.named_parameters(recurse=False):
-            del name
-            small += 0 if parameter.ndim < 2 else parameter.numel()
-    names = dict(plain.named_parameters())
-    looked_up = sum(
-        module.weight.numel() for module in plain.modules() if isinstance(module, torch.nn.Embedding)
-    )
-    large = sum(names[name].numel() for name in chosen if name in names)
-    return large / max(1, small - looked_up)
+            size = parameter.numel() if parameter.ndim > 1 else 0
+            every += size
+            mine += size if f"{path}.{name}" in chosen else 0
+    return mine / max(1, every)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

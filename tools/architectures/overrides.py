@@ -43,12 +43,6 @@ _SHARED_CACHE: Final = {
 }
 
 OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "diffusion_gemma": {
-        "text_config.num_experts": 4,
-        "text_config.moe_intermediate_size": 64,
-        "text_config.top_k_experts": 2,
-    },
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]},
     "apertus1p5": {"text_config.vocab_size": 1024, "image_token_offset": 352, "audio_token_offset": 608},
     "bit": {
         "hidden_sizes": [64, 96, 128, 160],
@@ -72,8 +66,17 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 192, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"]},
+    "deepseek_ocr2": {
+        "text_config.mlp_layer_types": ["dense", "sparse"],
+        "text_config.num_experts_per_tok": 2,
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "deit": {"architectures": ["DeiTForImageClassification"]},
+    "diffusion_gemma": {
+        "text_config.num_experts": 4,
+        "text_config.moe_intermediate_size": 64,
+        "text_config.top_k_experts": 2,
+    },
     "donut-swin": _SWIN,
     "dory": {
         **_DORY,
@@ -88,7 +91,7 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "emu3": _VOCABULARY,
     "ernie4_5_vl_moe": {"text_config.rope_parameters.mrope_section": [6, 6, 4]},
-    "esm": {"vocab_size": 352},
+    "esm": {"vocab_size": 352, "pad_token_id": 1, "mask_token_id": 2},
     "falcon_h1": {"mamba_d_ssm": 256},
     "focalnet": {
         "embed_dim": 32,
@@ -102,7 +105,14 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     "gemma3n_text": _SHARED_CACHE,
     "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0},
     "gemma4_unified_assistant": {"text_config.num_kv_shared_layers": 0},
+    "glm46v": {"text_config.rope_parameters.mrope_section": [4, 6, 6]},
+    "glm4v": {"text_config.rope_parameters.mrope_section": [4, 6, 6]},
+    "glm4v_moe": {"text_config.rope_parameters.mrope_section": [2, 3, 3]},
     "glm5_next": {"text_config.index_topk": 16},
+    "glm_ocr": {"text_config.rope_parameters.mrope_section": [4, 6, 6]},
+    "glmga": {"text_config.rope_parameters.mrope_section": [4, 6, 6]},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]},
+    "helium": _HEAD,
     "hiera": {
         "embed_dim": 32,
         "depths": [1, 1, 1, 1],
@@ -124,9 +134,13 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
     "muse_spark": {"audio_config.num_hidden_layers": 4},
     "nemotron": {"head_dim": 32, "num_key_value_heads": 2},
+    "paddleocr_vl": {"text_config.rope_parameters.mrope_section": [8, 12, 12]},
     "poolformer": _CONV,
     "pvt": _PYRAMID | {"sequence_reduction_ratios": [2, 2, 2, 1]},
     "pvt_v2": _PYRAMID,
+    "qwen2_5_omni_thinker": {"text_config.rope_parameters.mrope_section": [4, 6, 6]},
+    "qwen2_5_vl": {"text_config.rope_parameters.mrope_section": [4, 6, 6]},
+    "qwen2_vl": {"text_config.rope_parameters.mrope_section": [4, 6, 6]},
     "qwen4_exp": {f"text_config.{key}": value for key, value in _INDEXER.items()},
     "qwen4_exp_text": _INDEXER,
     "reformer": {
@@ -144,6 +158,7 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     "wav2vec2-bert": {"vocab_size": 352},
     "wav2vec2-conformer": {"vocab_size": 352},
     "xlnet": {"d_head": 32},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "num_hidden_layers": 4,

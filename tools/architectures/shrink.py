@@ -32,7 +32,8 @@ _FIXED: Final[tuple[tuple[str, Any], ...]] = (
         128,
     ),
     (r"original_max_position_embeddings", 64),
-    (r"(sliding_window|sliding_window_size|attention_window_size|local_attention)", 16),
+    (r"rotary_dim", 16),
+    (r"(attention_window|sliding_window|sliding_window_size|attention_window_size|local_attention)", 16),
     (r"(mamba_|n_)?chunk_size|attention_chunk_size", 16),
     (r"(mamba_num_heads|mamba_n_heads)", 8),
     (r"(.*_)?(num_attention_heads|n_heads?|num_heads|attention_heads)", lambda value: min(value, 4)),
@@ -101,6 +102,9 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     small = copy.deepcopy(config)
     widths = _widths(small)
     for section in _sections(small):
+        turned = section.get("head_dim") is not None and section["head_dim"] == section.get(
+            "qk_rope_head_dim"
+        )
         _heads(section)
         shorten(section)
         for name in ("stage_names", "out_features", "out_indices"):
@@ -108,6 +112,8 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in section.items():
             section[key] = _replaced(key, value, widths)
         _fit_heads(section)
+        if turned:  # DeepSeek: what the rotary embedding turns is a part of a head
+            section["head_dim"] = section["qk_rope_head_dim"]
         _rotary(section)
     _tokens(small)
     return small

@@ -92,6 +92,22 @@ def device_of(device_map: dict[str, Any] | None, name: str) -> torch.device:
     return torch.device(get_device(device_map, name, valid_torch_device=True))
 
 
+def dtype_of(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype that a model is loaded in, which its config has; ``model.dtype`` is that of its first parameter.
+
+    XLNet makes its first parameter in float32, whatever it is asked for.
+    """
+    told = getattr(model.config, "dtype", None)
+    found = getattr(torch, told, None) if isinstance(told, str) else told
+    return found if isinstance(found, torch.dtype) else model.dtype
+
+
+def forget(model: PreTrainedModel) -> None:
+    """Take back the mark of a quantised model that transformers leaves in configs: Jamba and others compute by it."""
+    for module in model.modules():
+        vars(getattr(module, "config", None) or module).pop("_is_quantized", None)
+
+
 def is_distributed(model: PreTrainedModel) -> bool:
     """Say whether ``from_pretrained`` was asked to shard the model over processes."""
     return getattr(model.config, "distributed_config", None) is not None

@@ -120,7 +120,7 @@ class Mxfp4Quantizer(HfQuantizer):
         devices = device_names(device_map)
         core = self.quantization_config.core
         self._headers = compat.headers(checkpoint_files)
-        self._dtype = dtype or model.dtype
+        self._dtype = dtype or compat.dtype_of(model)
         if self._reloads:
             described = {**model.config.to_dict(), "quantization_config": self.quantization_config.to_dict()}
             folder = Folder.of_files(checkpoint_files, described)
@@ -250,6 +250,7 @@ class Mxfp4Quantizer(HfQuantizer):
         for site in self.plan.sites:
             path = below_adapters(model, site.path)
             model.set_submodule(path, widened(model.get_submodule(path), site, wanted))
+        compat.forget(model)
         return model
 
     # questions

@@ -79,6 +79,21 @@ def test_a_changed_scale_and_a_changed_norm(source: Path, target: Path) -> None:
     assert verify_checkpoint(target).ok  # nothing but the source tells
 
 
+@pytest.mark.parametrize("change", [0.0, 1e-3])
+def test_the_same_numbers_in_a_wider_dtype_are_good(source: Path, target: Path, change: float) -> None:
+    """A library saves in float32 what it keeps in float32, whatever the source has."""
+    file = file_of(target, "model.norm.weight")
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    tensors["model.norm.weight"][3] += change
+    save_file(tensors, file)
+    (target / "mxfp4_manifest.json").unlink()
+    result = verify_checkpoint(target, source)
+    assert result.ok == (change == 0)
+    wide = "model.norm.weight: F32 where the source has BF16, and the same numbers"
+    assert (wide in result.notes) == result.ok
+
+
 def test_files_that_changed_or_went(target: Path) -> None:
     (target / "tokenizer.json").write_text("{} ")
     assert [p.where for p in verify_checkpoint(target).findings] == ["tokenizer.json"]

@@ -16,10 +16,11 @@ from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Progress
 from mxfp4_core.dialects.base import Contents, Entry
 from mxfp4_core.dialects.raw import PIECE
-from mxfp4_core.dialects.recipes import Recipe
+from mxfp4_core.dialects.recipes import Read, Recipe
 from mxfp4_core.jobs.units import QuantizeUnit
 
 _NAN_BYTE = bytes([E8M0_NAN])
+_EXACT = {(narrow, wide) for wide in ("F32", "F64") for narrow in ("BF16", "F16", "F32") if narrow != wide}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class FileCheck:
                     notes.append(f"{entry.weight}: {found.found}, as nonfinite = 'nan' allows")
                 else:
                     findings.append(found)
-        findings += self._against_source(progress)
+        findings += self._against_source(progress, notes)
         return FileFacts(tuple(findings), tuple(notes))
 
     def _hashes(self, progress: Progress) -> Iterator[Finding]:
@@ -124,7 +125,7 @@ class FileCheck:
             where = _stored_name(entry, form.parts[0].name)
             yield Finding("padding", where, "codes behind the end of K that are not zero")
 
-    def _against_source(self, progress: Progress) -> Iterator[Finding]:
+    def _against_source(self, progress: Progress, notes: list[str]) -> Iterator[Finding]:
         by_name = {entry.weight: entry for entry in self.entries}
         for unit in self.weights:
             if difference := _difference(self.checkpoint, unit, by_name[unit.tensor], progress):
@@ -136,7 +137,12 @@ class FileCheck:
             for piece in recipe.pieces(self.checkpoint):
                 digest.update(piece)
                 progress(piece.nbytes)
-            if digest.hexdigest() != tensor_sha256(self.original, name):
+            if digest.hexdigest() == tensor_sha256(self.original, name):
+                continue
+            stored = self.original.tensors[name].dtype
+            if _widened(self.checkpoint, recipe, self.original, name):
+                notes.append(f"{name}: {recipe.dtype} where the source has {stored}, and the same numbers")
+            else:
                 yield Finding("source", name, "the tensor differs from the source")
 
 
@@ -171,6 +177,25 @@ def _padding_codes(checkpoint: Checkpoint, entry: Entry, part: Part) -> bool:
         if (tail & magnitude).any():
             return True
     return False
+
+
+def _widened(checkpoint: Checkpoint, recipe: Recipe, original: Checkpoint, name: str) -> bool:
+    """Say whether a tensor has the numbers of the source in a wider dtype: libraries save so what they keep in F32."""
+    import torch
+
+    info = original.tensors[name]
+    if recipe.shape != info.shape or (info.dtype, recipe.dtype) not in _EXACT:
+        return False
+    source = Read(info.dtype, info.shape, name)
+    count = recipe.shape[0] if recipe.shape else 1
+    step = max(1, PIECE // max(1, recipe.row_bytes))
+    for start in range(0, count, step):
+        rows = start, min(start + step, count)
+        wide = recipe.load(checkpoint, *rows)
+        wanted = source.load(original, *rows).to(wide.dtype)
+        if not torch.equal(wide.reshape(-1).view(torch.uint8), wanted.reshape(-1).view(torch.uint8)):
+            return False
+    return True
 
 
 def _difference(checkpoint: Checkpoint, unit: QuantizeUnit, entry: Entry, progress: Progress) -> str | None:

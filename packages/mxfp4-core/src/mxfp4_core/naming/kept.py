@@ -58,9 +58,9 @@ def kept_by_default(module: str, layers: int | None = None, *, known: bool = Fal
     Args:
         module: checkpoint name without ``.weight``.
         layers: ``num_hidden_layers`` of config.json; layers from there on are draft layers.
-        known: a model's library says that this is the weight of a linear layer. Then inside of numbered layers only what
-            comes behind their number is told by its name: ``roberta_prelayernorm`` is no norm, nor is ``v_head`` of an
-            attention an output head.
+        known: a model's library says that this is the weight of a linear layer. Then inside of numbered layers only
+            what comes behind their number is told by its name: ``roberta_prelayernorm`` is no norm, nor is ``v_head``
+            of an attention an output head.
     """
     parts = module.split(".")
     numbered = [index for index, part in enumerate(parts[:-1]) if part.isdecimal()] if known else []
