@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from families import MODELS
 
 from mxfp4_core.checkpoint import open_checkpoint
 from mxfp4_core.errors import ModelError
 from mxfp4_core.naming import ModelView, describe
-from mxfp4_transformers.provider import provider
+from mxfp4_transformers import meta
+from mxfp4_transformers.provider import described, provider
 
 
 def seen(folder: Path, **changes: Any) -> ModelView | None:
@@ -114,3 +116,26 @@ def test_tensors_of_another_model_are_an_error(folders: dict[str, Path]) -> None
     config = json.loads((folders["llama"] / "config.json").read_text())
     with pytest.raises(ModelError, match=r"2 of 2 tensors have no place in it, a first"):
         provider.describe(config, {"a": ("BF16", (64, 64)), "b": ("BF16", (64,))})
+
+
+def test_types_with_the_class_of_another_type(tmp_path: Path) -> None:
+    """shieldgemma2 is a Gemma3ForConditionalGeneration, and a GLM-A a GLM-4.6V, each with a config of its own."""
+    config = transformers.ShieldGemma2Config().to_dict()
+    kind = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["shieldgemma2"]
+    assert meta.class_of({**config, "architectures": [kind]}) is getattr(transformers, kind)
+    assert meta.class_of({**config, "architectures": ["LlamaForCausalLM"]}) is None
+
+
+def test_buffers_have_a_place_and_heads_are_known_by_their_size() -> None:
+    config = transformers.ResNetConfig(hidden_sizes=[32, 64], depths=[1, 1], embedding_size=32)
+    model = meta.empty(
+        transformers.ResNetForImageClassification, {**config.to_dict(), "model_type": "resnet"}
+    )
+    headers: Any = {
+        name: ("I64" if tensor.dtype == torch.int64 else "BF16", tuple(tensor.shape))
+        for name, tensor in model.state_dict().items()
+    }
+    view = described(model, headers)  # more than half of it are statistics of normalisations
+    assert set(view.tensors) == set(headers)
+    assert kinds(view, "classifier.1.weight") == ["head"]
+    assert kinds(view, "resnet.embedder.embedder.normalization.running_mean") == ["other"]

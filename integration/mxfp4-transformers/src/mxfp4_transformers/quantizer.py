@@ -243,13 +243,14 @@ class Mxfp4Quantizer(HfQuantizer):
         self._headers, self._device_map, self._quantizers = {}, None, DeviceQuantizers()
         return model
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
-        """Put the model's own modules back, with the values of the MXFP4 weights in ``dtype``."""
-        # The config of a model that was saved has a word there.
-        wanted: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or self._dtype
+    def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        """Put the model's own modules back, with the values of the MXFP4 weights in ``dtype``, or that of the load."""
+        return super().dequantize(model, dtype or self._dtype)  # the config of a saved model may name another
+
+    def _dequantize(self, model: Any, dtype: torch.dtype) -> Any:
         for site in self.plan.sites:
             path = below_adapters(model, site.path)
-            model.set_submodule(path, widened(model.get_submodule(path), site, wanted))
+            model.set_submodule(path, widened(model.get_submodule(path), site, dtype))
         compat.forget(model)
         return model
 
