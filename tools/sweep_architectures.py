@@ -1,7 +1,7 @@
 """Try a tiny model of every type that transformers maps, and say what does not hold.
 
     python tools/linked.py tools/sweep_architectures.py --types gpt2,llama
-    nox -s architectures -- --jobs 8 --json results.jsonl
+    nox -s architectures -- --jobs 8 --json results.jsonl --page docs/architectures.md
 
 Exit code 1 if a type is faulty.
 """
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 from collections import Counter
+from datetime import date
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,7 +22,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from architectures import rows
 from architectures.catalogue import TASKS, kinds
+from architectures.page import write
 from architectures.sweep import sweep
+
+
+def machine() -> str:
+    """Return the machine, the versions and the date, for the page."""
+    import torch
+    import transformers
+
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    return f"{name or platform.processor()} ({platform.machine()}), {versions}, {date.today()}"
 
 
 def main() -> None:
@@ -38,6 +53,7 @@ def main() -> None:
         "--again", choices=[*rows.STATUSES], action="append", help="with --json: repeat these, too"
     )
     parser.add_argument("--list", action="store_true", help="print the types and stop")
+    parser.add_argument("--page", type=Path, help="write this page from the results")
     given = parser.parse_args()
     wanted = [
         kind for kind in kinds().values() if any(fnmatch(kind.name, text) for text in given.types.split(","))
@@ -54,7 +70,10 @@ def main() -> None:
         return
     done: list[rows.Row] = [known[kind.name] for kind in wanted if kind not in left]
 
+    here = machine()
+
     def found(row: rows.Row) -> None:
+        row.where = here
         done.append(row)
         if given.json:
             rows.append(given.json, row)
@@ -63,6 +82,8 @@ def main() -> None:
     sweep(left, jobs=given.jobs, timeout=given.timeout, found=found)
     counts = Counter(row.status for row in done)
     print(", ".join(f"{counts[status]} {status}" for status in rows.STATUSES if counts[status]))
+    if given.page:
+        write(given.page, done, " ".join(["nox -s architectures --", *sys.argv[1:]]))
     sys.exit(1 if counts[rows.FAULT] else 0)
 
 

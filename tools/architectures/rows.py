@@ -30,6 +30,7 @@ class Row:
         forward: how it was run; why not, where it was not.
         ran: quantised modules that this reached, and all of them, as ``"12/14"``.
         seconds: duration.
+        where: machine, versions and date.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     forward: str = ""
     ran: str = ""
     seconds: float = 0.0
+    where: str = ""
 
     @property
     def line(self) -> str:

@@ -247,11 +247,10 @@ class Resolver:
 
     def _by_default(self, module: str) -> str | None:
         known = self._known(module)
-        linear = bool(known) and all(each.kind in ("linear", "experts") for each in known)
-        if reason := kept_by_default(module, self._layers, known=linear):
+        linear = bool(known) and {each.kind for each in known} <= {"linear", "experts"}
+        reason = kept_by_default(module, self._layers, known=linear)
+        if reason or self.view is None:
             return reason
-        if self.view is None:
-            return None
         if not known:
             return f"{self.view.model} does not load it, kept by default"
         return next((each.by_default for each in known if each.by_default), None)
