@@ -19,26 +19,26 @@ page is written by the sweep itself:
 {command}
 ```
 
-Of {types} types that transformers maps for {tasks}, {built} could be built here; {works} of these ({percent}) work without
-an option.{faults}
+Of {types} types that transformers maps for {tasks}, {built} could be built here; {works} of these ({percent}) work
+without an option.{faults}
 
 | what is done | what must hold |
 |---|---|
 {steps}
 
-The limit: both models multiply the same numbers in FP32 and differ in the order of additions alone. An addition rounds by
-2^-24, a dot product of 1024 terms so by some 2e-6 of its size; a wrong block of 32 numbers changes an output by 1e-2.
+The limit: both models multiply the same numbers in FP32 and differ in the order of additions alone. An addition rounds
+by 2^-24, a dot product of 1024 terms so by some 2e-6 of its size; a wrong block of 32 numbers changes an output by 1e-2.
 
-Rows of the weights differ in size up to eightfold, so that a row in another's place shows. Sizes are multiples of 32 and
-not equal; layers are few, but every kind of them that a configuration has is there.
+Rows of the weights differ in size up to eightfold, so that a row in another's place shows. Sizes are multiples of 32
+and not equal; layers are few, but every kind of them that a configuration has is there.
 """
 
 _STEPS = {
-    "`from_pretrained` with a `quantization_config`, from a BF16 folder": "codes and scales are those of `quantize`, all else "
-    "is unchanged, bit for bit; no embedding and no output head is MXFP4",
+    "`from_pretrained` with a `quantization_config`, from a BF16 folder": "codes and scales are those of `quantize`, all "
+    "else is unchanged, bit for bit; no embedding and no output head is MXFP4",
     "a forward pass, in FP32 and in BF16": "in FP32 equal to the unquantised model with the values of MXFP4, to "
-    f"{LIMIT:.0e} of the largest number of each output; in BF16 finite. A quantised linear that the pass does not reach is "
-    "compared by itself",
+    f"{LIMIT:.0e} of the largest number of each output; in BF16 finite. A quantised linear that the pass does not reach "
+    "is compared by itself",
     "`save_pretrained`, and load": "the same bits and the same output; `mxfp4 verify --source` finds nothing",
     "`mxfp4 plan`": "decides as the load did",
     "`mxfp4 quantize`, `mxfp4 verify`, and load": "the same bits as those of the load that quantised",
@@ -124,8 +124,8 @@ def _all(rows: Sequence[Row]) -> str:
     lines = [
         "## All that were built",
         "",
-        "In MXFP4: share of the numbers in matrices, embeddings and convolutions aside. Reached: quantised modules that "
-        "the forward pass reached; the rest is compared by itself.",
+        "In MXFP4: share of the numbers in matrices, embeddings and convolutions aside. Reached: quantised modules "
+        "that the forward pass reached; the rest is compared by itself.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---|---|--:|--:|--:|---|",
