@@ -27,24 +27,34 @@ without an option.{faults}
 {steps}
 
 The limit: both models multiply the same numbers in FP32 and differ in the order of additions alone. An addition rounds
-by 2^-24, a dot product of 1024 terms so by some 2e-6 of its size; a wrong block of 32 numbers changes an output by 1e-2.
+by 2^-24, a dot product of 1024 terms so by some 2e-6 of its size; a wrong block of 32 numbers changes an output by
+1e-2.
 
 Rows of the weights differ in size up to eightfold, so that a row in another's place shows. Sizes are multiples of 32
 and not equal; layers are few, but every kind of them that a configuration has is there.
 """
 
-_STEPS = {
-    "`from_pretrained` with a `quantization_config`, from a BF16 folder": "codes and scales are those of `quantize`, all "
-    "else is unchanged, bit for bit; no embedding and no output head is MXFP4",
-    "a forward pass, in FP32 and in BF16": "in FP32 equal to the unquantised model with the values of MXFP4, to "
-    f"{LIMIT:.0e} of the largest number of each output; in BF16 finite. A quantised linear that the pass does not reach "
-    "is compared by itself",
-    "`save_pretrained`, and load": "the same bits and the same output; `mxfp4 verify --source` finds nothing",
-    "`mxfp4 plan`": "decides as the load did",
-    "`mxfp4 quantize`, `mxfp4 verify`, and load": "the same bits as those of the load that quantised",
-    "the line that `mxfp4 quantize` prints at its end": "loads the folder, with the class of the source",
-    "`dequantize()` of the saved model": "the values of MXFP4 in the dtype of the load",
-}
+_STEPS = (
+    (
+        "`from_pretrained` with a `quantization_config`, from a BF16 folder",
+        """codes and scales are those of `quantize`, all
+    else is unchanged, bit for bit; no embedding and no output head is MXFP4""",
+    ),
+    (
+        "a forward pass, in FP32 and in BF16",
+        f"""in FP32 equal to the unquantised model with the values of MXFP4, to
+    {LIMIT:.0e} of the largest number of each output; in BF16 finite. A quantised linear that the pass does not reach is
+    compared by itself""",
+    ),
+    (
+        "`save_pretrained`, and load",
+        "the same bits and the same output; `mxfp4 verify --source` finds nothing",
+    ),
+    ("`mxfp4 plan`", "decides as the load did"),
+    ("`mxfp4 quantize`, `mxfp4 verify`, and load", "the same bits as those of the load that quantised"),
+    ("the line that `mxfp4 quantize` prints at its end", "loads the folder, with the class of the source"),
+    ("`dequantize()` of the saved model", "the values of MXFP4 in the dtype of the load"),
+)
 
 _COLUMNS = ("type", "class", "weights", "in MXFP4", "reached", "forward")
 
@@ -74,7 +84,7 @@ def _head(rows: Sequence[Row], command: str) -> str:
         works=counts[WORKS],
         percent=f"{share:.1%} of those that have a linear layer to quantise",
         faults=f" **{counts[FAULT]} have a fault.**" if counts[FAULT] else " None has a fault.",
-        steps="\n".join(f"| {done} | {holds} |" for done, holds in _STEPS.items()),
+        steps="\n".join(f"| {done} | {_cell(holds)} |" for done, holds in _STEPS),
     )
     machines = Counter(row.where for row in rows)
     return f"{text}\nMeasured with {'; '.join(machines)}.\n"
