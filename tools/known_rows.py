@@ -276,6 +276,7 @@ def _facts(parameter: Parameter) -> dict[str, Any]:
         "k_first": parameter.k_first,
         "keep": parameter.keep,
         "refusal": parameter.refusal,
+        "held": parameter.held,
         "gate": [gate.alpha, gate.limit, gate.up_offset, gate.interleaved] if gate else None,
     }
     return {key: value for key, value in found.items() if value}

@@ -182,6 +182,7 @@ class Row:
             facts.get("refusal", ""),
             GatedActivation(*gate) if gate else None,
             self._settings.number(facts.get("top_k", 0)) or 0,
+            facts.get("held", ""),
         )
 
 
