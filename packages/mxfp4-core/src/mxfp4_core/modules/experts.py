@@ -50,6 +50,22 @@ def stacks_of(module: nn.Module, parent: nn.Module) -> Stacks | None:
     return Stacks({n: (e, b, a) if k_first else (e, a, b) for n, (e, a, b) in found.items()}, k_first)
 
 
+def flat_stacks(module: nn.Module, parent: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the parameters that hold the matrices of all experts one below the other, ``[experts * n, k]``.
+
+    Args:
+        module: any.
+        parent: the module around it.
+    """
+    counts = {*_counts(module), *_counts(parent)} - {0, 1}
+    found = {
+        name: tuple(each.shape)
+        for name, each in module.named_parameters(recurse=False)
+        if each.ndim == 2 and any(each.shape[0] > e and each.shape[0] % e == 0 for e in counts)
+    }
+    return found if len(found) > 1 else {}
+
+
 def _counts(module: nn.Module) -> list[int]:
     """Return the numbers of experts that a module may have, by what it says itself."""
     return [value for name, value in vars(module).items() if "expert" in name and type(value) is int]
@@ -202,4 +218,13 @@ def top_k_of(model: nn.Module, path: str) -> int:
     )
 
 
-__all__ = ["EXPERT_WEIGHTS", "Stacks", "find_gate", "plain_forward", "stacks_of", "top_k_of", "why_held"]
+__all__ = [
+    "EXPERT_WEIGHTS",
+    "Stacks",
+    "find_gate",
+    "flat_stacks",
+    "plain_forward",
+    "stacks_of",
+    "top_k_of",
+    "why_held",
+]

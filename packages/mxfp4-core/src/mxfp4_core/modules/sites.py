@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mxfp4_core.modules.buffers import WeightBuffers
-from mxfp4_core.modules.experts import EXPERT_WEIGHTS, stacks_of, why_held
+from mxfp4_core.modules.experts import EXPERT_WEIGHTS, flat_stacks, stacks_of, why_held
 from mxfp4_core.modules.products import product_of
 
 
@@ -66,6 +66,9 @@ def find_sites(model: nn.Module) -> Iterator[Site]:
         parent = model.get_submodule(path.rpartition(".")[0])
         if found := stacks_of(module, parent):
             yield Site(path, module, found.shapes, found.k_first, held=why_held(module, found))
+        elif flat := flat_stacks(module, parent):
+            why = f"{type(module).__name__} holds its experts one below the other, so that blocks would run across them"
+            yield Site(path, module, flat, refusal=why)
 
 
 def _linear(path: str, module: nn.Module, *, k_first: bool, plain: bool) -> Site:
