@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mxfp4_core import quantize
 from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.errors import BackendError, FormatError
+from mxfp4_core.errors import BackendError, ConfigError, FormatError
 from mxfp4_core.loader import LoadSession, Region
 from mxfp4_core.modules import LogicalWeight, Mxfp4Experts, Mxfp4Held, Mxfp4Linear, quantize_
 
@@ -141,6 +141,24 @@ def test_a_weight_is_not_written_in_silence(write: Callable[[Tensor], object]) -
     quantize_(model, dtype=torch.float32)
     with pytest.raises(FormatError, match=r"wo\.weight cannot be written"):
         write(model.wo.weight)
+
+
+class Flat(nn.Module):
+    """The experts one below the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moe_num_experts = 4
+        self.w1, self.w2 = nn.Parameter(torch.randn(4 * 96, 64)), nn.Parameter(torch.randn(4 * 96, 64))
+
+
+def test_experts_one_below_the_other_are_refused() -> None:
+    model = nn.ModuleDict({"flat": Flat(), "linear": nn.Linear(64, 64)})
+    with pytest.raises(ConfigError, match="Flat holds its experts one below the other") as caught:
+        quantize_(model)
+    assert "ignore=['flat']" in caught.value.fix
+    quantize_(model, Mxfp4Config(ignore=["flat"]))
+    assert isinstance(model["linear"], Mxfp4Linear) and isinstance(model["flat"].w1, nn.Parameter)
 
 
 def test_activations_that_nobody_would_round_are_refused() -> None:

@@ -107,7 +107,7 @@ class LogicalWeight(torch.Tensor):
         numbers = self._rows.select(axis, 0)
         weight, flat = self._canonical(), numbers.reshape(-1)
         count = len(flat)
-        dense = count and torch.equal(flat, torch.arange(int(flat[0]), int(flat[0]) + count))
+        dense = count and torch.equal(flat, torch.arange(int(flat[0]), int(flat[0]) + count, device="cpu"))
         picked = slice(int(flat[0]), int(flat[0]) + count) if dense else flat.to(self.device)
         parts = {
             part.name: each if part.operand == "input" else each.reshape(-1, each.shape[-1])[picked]
