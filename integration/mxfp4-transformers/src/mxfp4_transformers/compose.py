@@ -17,13 +17,12 @@ from transformers.core_model_loading import (
     Concatenate,
     MergeModulelist,
     Transpose,
-    WeightTransform,
 )
 
 from mxfp4_core.dialects import Entry, Recipe, concat, stack
 from mxfp4_core.errors import LoadError
 from mxfp4_core.modules import Mxfp4Module
-from mxfp4_transformers.converters import Group, Split, groups
+from mxfp4_transformers.converters import Group, Split
 from mxfp4_transformers.rows import gathered, moved
 
 Parts = Mapping[str, Recipe]
@@ -51,25 +50,25 @@ class Composed:
         return self.entries[0]
 
 
-def compose(
-    entries: Mapping[str, Entry],
-    conversions: Sequence[WeightTransform],
-    model: Any,
-    known: Collection[str] | None = None,
-) -> dict[str, Composed]:
+def compose(entries: Mapping[str, Entry], groups: Iterable[Group], model: Any) -> dict[str, Composed]:
     """Return what the weights of the model are made of, by their names in the model.
 
     Args:
         entries: the quantised weights of the checkpoint, by canonical name.
-        conversions: how transformers turns a checkpoint of this model into its parameters.
+        groups: what becomes of them, and of whatever else the checkpoint has.
         model: the model, which may be on the meta device.
-        known: names that it has; all of its ``state_dict`` if None.
 
     Raises:
         LoadError: a conversion cannot be applied to quantised weights, or experts are missing.
     """
     found: dict[str, Composed] = {}
-    for group in groups(entries, conversions, model, known):
+    for group in groups:
+        held = [name for name in group.names if name in entries]
+        if not held:
+            continue
+        if len(held) < len(group.names):
+            seen = f"{len(held)} of {len(group.names)} are quantised"
+            raise _misfit(group, seen, "what becomes one weight is quantised as a whole")
         mine = tuple(entries[name] for name in group.names)
         for target, parts in zip(group.targets, _converted(group, entries, model), strict=True):
             if target in found:

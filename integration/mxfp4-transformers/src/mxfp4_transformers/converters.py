@@ -96,14 +96,15 @@ def groups(
     return _matched(names, copy.deepcopy(list(conversions)), model, known)
 
 
-def used(
+def matched(
     names: Iterable[str], conversions: Sequence[WeightTransform], model: PreTrainedModel
-) -> list[WeightTransform]:
-    """Return the conversions that a load of these tensors makes use of, so that saving can undo them."""
+) -> tuple[list[Group], list[WeightTransform]]:
+    """Return `groups`, and the conversions that a load of these tensors makes use of, so that saving can undo them."""
     marked = copy.deepcopy(list(conversions))
-    hit = {id(group.converter) for group in _matched(names, marked, model)}
+    found = _matched(names, marked, model)
+    hit = {id(group.converter) for group in found}
     renamings = [entry for entry in marked if isinstance(entry, WeightRenaming) and entry.was_used()]
-    return [entry for entry in marked if id(entry) in hit or any(entry is each for each in renamings)]
+    return found, [entry for entry in marked if id(entry) in hit or any(entry is each for each in renamings)]
 
 
 def _matched(

@@ -8,7 +8,7 @@ for it; the parts are read by `Filler`. Of files, it gets what they hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 from mxfp4_core.checkpoint import Checkpoint, TensorInfo, is_adapter, open_checkpoint
 from mxfp4_core.dialects import NATIVE, Contents, Dialect, Recipe, Source, read
 from mxfp4_core.errors import CheckpointError, LoadError
-from mxfp4_transformers import compat
 from mxfp4_transformers.messages import some
 
 _SCALE = "_scale"
@@ -77,11 +76,11 @@ class Folder:
         return None if found is None else cls(checkpoint, *found)
 
     @classmethod
-    def of_files(cls, files: Sequence[str] | None, config: Mapping[str, Any]) -> Folder:
+    def of_files(cls, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Folder:
         """Read what files of our own dialect hold.
 
         Args:
-            files: those that transformers has chosen; None where it was given a state dict.
+            tensors: what their headers say; empty where transformers was given a state dict.
             config: what ``config.json`` says.
 
         Raises:
@@ -89,8 +88,6 @@ class Folder:
             DialectError: the tensors contradict the config.
             LoadError: codes without scales, or scales without codes.
         """
-        paths = [Path(file) for file in files or ()]
-        tensors = compat.headers(files)
         if not tensors:
             raise CheckpointError(
                 "the quantised weights cannot be read",
@@ -99,7 +96,8 @@ class Folder:
                 fix="pass the folder that save_pretrained or `mxfp4 quantize` wrote",
             )
         _check_pairs(tensors)
-        checkpoint = Checkpoint(paths[0].parent, tensors, dict.fromkeys(paths, ""), dict(config), ())
+        files = dict.fromkeys((info.file for info in tensors.values()), "")
+        checkpoint = Checkpoint(next(iter(files)).parent, tensors, files, dict(config), ())
         return cls(checkpoint, NATIVE, NATIVE.read(Source.of(checkpoint)))
 
     @cached_property

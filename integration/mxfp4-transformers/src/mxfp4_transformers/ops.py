@@ -156,7 +156,11 @@ class Placed(WeightConverter):
         self.filler, self.groups, self.names, self.device_of = filler, groups, names, device_of
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Placed:
-        return Placed(self.filler, self.groups, self.names, self.device_of)
+        # transformers makes a copy for every tensor; all that this one holds is what it is asked for.
+        return self
+
+    def add_tensor(self, target_key: str, source_key: str, source_pattern: str, future: Any) -> None:
+        """Let go what transformers has found."""
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
         """Claim a name that stands for quantised weights."""
@@ -172,7 +176,6 @@ class Placed(WeightConverter):
         loading_info: Any = None,
     ) -> dict[str, Any]:
         """Read the parts of a group onto the devices where transformers wants them."""
-        self.collected_tensors.clear()
         result: dict[str, Any] = {}
         for name in self.groups[layer_name]:
             result |= self.filler.fill(name, self.device_of(name))

@@ -18,7 +18,7 @@ from mxfp4_transformers.feed import WORDS
 from mxfp4_transformers.messages import some
 
 
-def check_biases(model: Any, plan: ModelPlan, names: Collection[str]) -> None:
+def check_biases(model: Any, plan: ModelPlan, there: Collection[str]) -> None:
     """Check that the checkpoint has whatever else the modules hold whose weights become MXFP4.
 
     transformers fills what is missing with the numbers that a class of its own begins with; of a module that is not
@@ -27,13 +27,11 @@ def check_biases(model: Any, plan: ModelPlan, names: Collection[str]) -> None:
     Args:
         model: with its own modules.
         plan: what is replaced.
-        names: all tensors of the checkpoint.
+        there: the parameters of the model for which the checkpoint has tensors.
 
     Raises:
         LoadError: a bias is missing.
     """
-    found = converters.destinations(names, converters.default_conversions(model), model)
-    there = {target for targets in found.values() for target in targets}
     ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
     lost = [
         name

@@ -123,15 +123,17 @@ class Mxfp4Quantizer(HfQuantizer):
         self._dtype = dtype or compat.dtype_of(model)
         if self._reloads:
             described = {**model.config.to_dict(), "quantization_config": self.quantization_config.to_dict()}
-            folder = Folder.of_files(checkpoint_files, described)
+            folder = Folder.of_files(self._headers, described)
             self.quantization_config.serialised = Serialised(folder, files=True)
         if (serialised := self.quantization_config.serialised) is not None:
             self.plan = serialised.plan(model, core, devices, self._dtype)
         else:
             view = view_of(model, {name: (each.dtype, each.shape) for name, each in self._headers.items()})
             self.plan = plan_model(model, core, view, devices=devices, dtype=self._dtype)
-        if names := self._headers if serialised is None else serialised.folder.names:
-            check_biases(model, self.plan, names)
+            if self._headers:
+                check_biases(
+                    model, self.plan, {name for each in view.tensors.values() for name in each.parameters}
+                )
         for site in self.plan.sites:
             module = self._empty(model, site)
             hold_place(module, site, self._dtype)
@@ -224,7 +226,7 @@ class Mxfp4Quantizer(HfQuantizer):
         if (serialised := self.quantization_config.serialised) is None:
             used = converters.conversions_of(model)
         else:
-            used = serialised.undone(model, converters.default_conversions(model))
+            used = serialised.used
             self.quantization_config.core = serialised.config or core
             self.quantization_config.serialised = None
         self._undo = undo = Undo.of(used, self.plan, model)

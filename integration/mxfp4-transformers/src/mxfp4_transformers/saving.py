@@ -105,7 +105,8 @@ def check_readable(
     described = {**model.config.to_dict(), "quantization_config": config.to_dict()}
     try:
         entries = NATIVE.read(Source(described, headers)).entries
-        found = compose(entries, converters.default_conversions(model), model, known=state)
+        groups = converters.groups(entries, converters.default_conversions(model), model, known=state)
+        found = compose(entries, groups, model)
     except (DialectError, LoadError) as error:
         raise _unreadable(error.seen) from error
     wrong = [

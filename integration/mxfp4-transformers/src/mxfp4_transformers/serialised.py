@@ -37,6 +37,7 @@ from mxfp4_transformers.filler import Filler
 from mxfp4_transformers.folder import Folder, Marker
 from mxfp4_transformers.messages import some
 from mxfp4_transformers.ops import Placed
+from mxfp4_transformers.plan import check_biases
 from mxfp4_transformers.targets import Targets
 from mxfp4_transformers.view import view_of
 
@@ -54,6 +55,7 @@ class Serialised:
         composed: what each weight of the model is made of, by name.
         config: what a saved copy of the model says about itself.
         widened: weights that no backend takes and that are kept, by name.
+        used: the conversions of the model that the names of the folder make use of.
         insists: the caller named the activation of the checkpoint, so that a backend does that or refuses.
     """
 
@@ -63,6 +65,7 @@ class Serialised:
     composed: dict[str, Composed] = field(default_factory=dict[str, Composed])
     config: CoreConfig | None = None
     widened: dict[str, Weight] = field(default_factory=dict[str, Weight])
+    used: list[WeightTransform] = field(default_factory=list[WeightTransform])
     insists: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Serialised:
@@ -84,7 +87,8 @@ class Serialised:
             BackendError: no backend takes a weight, as the folder says how to compute with it.
         """
         contents, conversions = self.folder.contents, converters.default_conversions(model)
-        composed = compose(contents.entries, conversions, model)
+        groups, self.used = converters.matched(self.folder.names, conversions, model)
+        composed = compose(contents.entries, groups, model)
         known = set(dict(model.named_parameters(remove_duplicate=False)))
         self._check_places(composed, known, model)
         self.composed = {
@@ -102,6 +106,7 @@ class Serialised:
         }
         view = view_of(model, self.folder.headers)
         plan = plan_stored(model, stored, view, core if self.folder.dialect.name == NATIVE.name else None)
+        check_biases(model, plan, {target for group in groups for target in group.targets})
         for site in plan.sites:
             self._arrange(site)
         self._check_shapes(plan)
@@ -145,10 +150,6 @@ class Serialised:
             self.folder.checkpoint.tensors if self.files else self.state, conversions
         )
         return Placed(filler, groups, {arriving[name]: target for name, target in found.items()}, device_of)
-
-    def undone(self, model: Any, conversions: list[WeightTransform]) -> list[WeightTransform]:
-        """Return what saving has to undo: what the names of the folder would have made use of."""
-        return converters.used(self.folder.names, conversions, model)
 
     def _activation(self, made: Composed, core: CoreConfig) -> Activation | None:
         """Return what a weight is multiplied with; None where the config of the folder says it by name."""

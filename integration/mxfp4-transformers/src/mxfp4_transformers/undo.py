@@ -107,8 +107,8 @@ class Undone(WeightConverter):
         self.state: dict[str, Any] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Undone:
-        # transformers makes a copy for every name, and needs one.
-        return Undone(self.undo)
+        # transformers makes a copy for every name; all of them are undone together.
+        return self
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
         """Claim every name."""
