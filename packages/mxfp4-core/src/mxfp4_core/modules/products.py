@@ -30,6 +30,33 @@ def product_of(module: nn.Module) -> Product | None:
         return "n first"
     if not _holds_one_weight(module):
         return None
+    signature = _signature(module)
+    if signature is None:
+        return _tried(module)
+    if signature not in _KNOWN:
+        _KNOWN[signature] = _tried(module)
+    return _KNOWN[signature]
+
+
+_KNOWN: dict[tuple[object, ...], Product | None] = {}
+_PLAIN = frozenset(vars(nn.Module()))
+
+
+def _signature(module: nn.Module) -> tuple[object, ...] | None:
+    """Return all that a trial depends on, the same for layers that are alike; None where that cannot be told."""
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    rows, columns = (0, 0) if weight is None else tuple(weight.shape)
+    sizes = {rows: "rows", columns: "columns"}
+    own = {name: value for name, value in vars(module).items() if name not in _PLAIN}
+    if any(type(value) not in (int, float, bool, str, type(None)) for value in own.values()):
+        return None
+    facts = tuple(
+        (name, sizes.get(value, value) if type(value) is int else value) for name, value in own.items()
+    )
+    return type(module), rows == columns, bias is None, tuple(module._parameters), facts
+
+
+def _tried(module: nn.Module) -> Product | None:
     orders: tuple[Product, ...] = ("n first", "k first")
     for order in orders:
         if all(_computes(module, order, dtype) for dtype in _TOLERANCE):
