@@ -214,6 +214,12 @@ def architectures(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["setup"])
+def fuzz(session: nox.Session) -> None:
+    """Feed every reader with hostile input, kill runs, flip bits of results: some 20 seconds; arguments go along."""
+    python(session, "tools/fuzz.py", *session.posargs, OMP_NUM_THREADS="1")
+
+
+@nox.session(venv_backend="none", requires=["setup"])
 def docs(session: nox.Session) -> None:
     """Build the documentation with every warning an error, and run the code on the pages."""
     python(session, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs")

@@ -69,6 +69,8 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[31m\nb")
     'a\\x1b[31m\\x0ab'
     """
+    if text.isprintable():
+        return text
     return "".join(_escape(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +25,10 @@ def file_sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
+    digest = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
+            buffer = memoryview(bytearray(min(PIECE, os.fstat(file.fileno()).st_size + 1)))
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
                 progress(count)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from mxfp4_core._text import is_index
 from mxfp4_core.naming.vocabulary import ranges
 
+_Parts = tuple[str | None, ...]  # of a name, None for each number
+
 
 def template(name: str) -> str:
     """Return the name with every number that is a component of its own replaced by ``*``."""
@@ -23,20 +25,21 @@ def collapse(names: Iterable[str]) -> list[str]:
         One line for each set of names that the ranges describe exactly; names that do not form such a set are
         split along their first number.
     """
-    by_template: dict[str, list[tuple[int, ...]]] = {}
+    by_parts: dict[_Parts, list[tuple[int, ...]]] = {}
     for name in dict.fromkeys(names):
-        numbers = tuple(int(part) for part in name.split(".") if is_index(part))
-        by_template.setdefault(template(name), []).append(numbers)
-    return [line for text, numbers in by_template.items() for line in _lines(text, numbers)]
+        parts = name.split(".")
+        numbers = tuple(int(part) for part in parts if is_index(part))
+        by_parts.setdefault(tuple(None if is_index(part) else part for part in parts), []).append(numbers)
+    return [line for parts, numbers in by_parts.items() for line in _lines(parts, numbers)]
 
 
-def _lines(text: str, numbers: Sequence[tuple[int, ...]]) -> list[str]:
+def _lines(parts: _Parts, numbers: Sequence[tuple[int, ...]]) -> list[str]:
     columns = [sorted(set(column)) for column in zip(*numbers, strict=True)]
     product = 1
     for column in columns:
         product *= len(column)
     if product == len(numbers):
-        return [_fill(text, columns)]
+        return [_fill(parts, columns)]
     # Group by everything after the first number, so that equal layers share a line.
     layers_of: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for first in columns[0]:
@@ -48,15 +51,14 @@ def _lines(text: str, numbers: Sequence[tuple[int, ...]]) -> list[str]:
         exact = 1
         for column in inner:
             exact *= len(column)
-        filled = [_fill(text, [layers, *inner])] if exact == len(rest) else None
-        lines += filled or [_fill(text, [layers, *([number] for number in each)]) for each in rest]
+        filled = [_fill(parts, [layers, *inner])] if exact == len(rest) else None
+        lines += filled or [_fill(parts, [layers, *([number] for number in each)]) for each in rest]
     return lines
 
 
-def _fill(text: str, columns: Sequence[Sequence[int]]) -> str:
-    pieces = text.split("*")
-    shown = [str(column[0]) if len(column) == 1 else f"{{{ranges(column)}}}" for column in columns]
-    return "".join(piece + number for piece, number in zip(pieces, [*shown, ""], strict=True))
+def _fill(parts: _Parts, columns: Sequence[Sequence[int]]) -> str:
+    shown = iter([str(column[0]) if len(column) == 1 else f"{{{ranges(column)}}}" for column in columns])
+    return ".".join(next(shown) if part is None else part for part in parts)
 
 
 __all__ = ["collapse", "template"]

@@ -1,0 +1,101 @@
+"""The tiny checkpoints that inputs are made from, and that runs are killed on; made from fixed random numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.jobs import convert_checkpoint, quantize_checkpoint
+
+SHARD_BYTES = 3000
+"""Small enough for several files."""
+
+DIALECTS = ("mxfp4-core", "compressed-tensors", "quark", "gpt-oss", "deepseek-v4")
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 1,
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "rope_scaling": {"factor": 2.0, "limits": [0.0, 1e30]},
+}
+
+
+def dense() -> dict[str, torch.Tensor]:
+    """Return a decoder layer, an embedding and a head, in bfloat16."""
+    generator = torch.Generator().manual_seed(7)
+    shapes = {"lm_head.weight": (32, 64), "model.embed_tokens.weight": (32, 64), "model.norm.weight": (64,)}
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.gate_proj"):
+        shapes[f"model.layers.0.{name}.weight"] = (32, 64)
+    return {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
+
+
+def source(
+    folder: Path, tensors: Mapping[str, torch.Tensor] | None = None, model_type: str = "llama"
+) -> Path:
+    """Write a model in high precision, with other files beside it."""
+    folder.mkdir(parents=True)
+    save_file(dict(tensors or dense()), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**LLAMA, "model_type": model_type}))
+    (folder / "tokenizer.json").write_text('{"words": ["a", "b"]}')
+    (folder / "2_Dense").mkdir()
+    save_file({"linear.weight": torch.ones(2, 4)}, folder / "2_Dense" / "model.safetensors")
+    return folder
+
+
+def experts() -> dict[str, torch.Tensor]:
+    """Return stacked experts as gpt-oss has them, with K before N."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"gate_up_proj": (2, 32, 64), "gate_up_proj_bias": (2, 64), "down_proj": (2, 32, 32)}
+    sizes |= {"down_proj_bias": (2, 32)}
+    prefix = "model.layers.0.mlp.experts."
+    return {
+        f"{prefix}{name}": torch.randn(size, generator=generator).bfloat16() for name, size in sizes.items()
+    }
+
+
+def quantised(folder: Path) -> dict[str, Path]:
+    """Write one checkpoint of each dialect, and return them by name, with ``plain`` for the one they come from."""
+    plain, stacked = source(folder / "plain"), source(folder / "stacked", experts(), "gpt_oss")
+    found = {"plain": plain, "mxfp4-core": _native(plain, folder / "mxfp4-core", max_shard_bytes=SHARD_BYTES)}
+    native = {
+        "compressed-tensors": found["mxfp4-core"],
+        "quark": found["mxfp4-core"],
+        "gpt-oss": _native(stacked, folder / "native-stacked"),
+        "deepseek-v4": _native(
+            source(folder / "v4", None, "deepseek_v4"), folder / "native-v4", activation="fp8"
+        ),
+    }
+    for dialect, path in native.items():
+        convert_checkpoint(path, folder / dialect, dialect)
+        found[dialect] = folder / dialect
+    return found
+
+
+def smallest(folder: Path) -> dict[str, Path]:
+    """Write results with every kind of file, as small as they can be, by dialect."""
+    plain = folder / "few"
+    weight = torch.arange(1024).reshape(32, 32).bfloat16()
+    source(plain, {"a.up_proj.weight": weight, "a.norm.weight": weight[0].clone()})
+    (plain / "config.json").write_text("{}")
+    found = {"mxfp4-core": _native(plain, folder / "few-native", max_shard_bytes=64)}
+    for dialect in ("compressed-tensors", "quark"):
+        convert_checkpoint(found["mxfp4-core"], folder / f"few-{dialect}", dialect, max_shard_bytes=64)
+        found[dialect] = folder / f"few-{dialect}"
+    return found
+
+
+def _native(plain: Path, target: Path, *, max_shard_bytes: int = 10**9, **settings: Any) -> Path:
+    config = Mxfp4Config(dialect="mxfp4-core", **settings)
+    quantize_checkpoint(plain, target, config, max_shard_bytes=max_shard_bytes, models="none")
+    return target
+
+
+__all__ = ["DIALECTS", "SHARD_BYTES", "quantised", "smallest", "source"]
