@@ -65,6 +65,7 @@ BAD: dict[str, bytes] = {
     "padded with vertical tabs": with_header(b"{}\v\v"),
     "garbage behind the object": with_header(b'{} "x"'),
     "NaN": with_header(b'{"a":NaN}'),
+    "minus zero": with_header(b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[-0,2]}}', b"ab"),
     "a number out of range": with_header(b'{"a":1e999}'),
     "a key twice": with_header(
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
