@@ -194,8 +194,7 @@ def inside(path: Path, root: Path) -> Path:
         real, home = path.resolve(strict=True), root.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         damaged(path, str(error), "files and links of a checkpoint exist", "get the missing file")
-    blobs = blobs_of(home)
-    if not real.is_relative_to(home) and not (blobs and real.is_relative_to(blobs)):
+    if not real.is_relative_to(home) and not ((blobs := blobs_of(home)) and real.is_relative_to(blobs)):
         damaged(
             path,
             f"a link to {real}",
