@@ -169,6 +169,8 @@ def test_what_keeps_its_own_code_is_said(sources: dict[str, Path], caplog: pytes
     assert "JetMoeParallelExperts" in str(model.mxfp4_report.to_dict())
     (note,) = plan_checkpoint(sources["jetmoe"]).notes
     assert "by its own code" in note
+    asked = plan_checkpoint(sources["jetmoe"], backend="reference").fits
+    assert asked and not any("linear" in module for fit in asked for module in fit.modules)
     experts = next(each for each in model.modules() if isinstance(each, Mxfp4Held))
     assert "by its own code" in repr(experts) and type(experts).__name__ == "Mxfp4JetMoeParallelExperts"
     given = torch.randn(7, 64, dtype=torch.bfloat16), [2, 0, 4, 1]

@@ -14,6 +14,7 @@ from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import BackendError, ConfigError, FormatError
 from mxfp4_core.loader import LoadSession, Region
 from mxfp4_core.modules import LogicalWeight, Mxfp4Experts, Mxfp4Held, Mxfp4Linear, quantize_
+from mxfp4_core.modules import widened as given_back
 
 
 class Grouped(nn.Module):
@@ -141,6 +142,34 @@ def test_a_weight_is_not_written_in_silence(write: Callable[[Tensor], object]) -
     quantize_(model, dtype=torch.float32)
     with pytest.raises(FormatError, match=r"wo\.weight cannot be written"):
         write(model.wo.weight)
+
+
+class Decoupled(nn.Linear):
+    """A linear with another one inside, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 96, bias=False)
+        self.more = nn.Linear(64, 32)
+        self.register_buffer("shift", torch.ones(96))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat((super().forward(input) + self.shift, self.more(input)), -1)
+
+
+def test_what_is_beside_its_weights_is_kept_and_given_back() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Decoupled()), torch.randn(3, 64)
+    plain = Decoupled()
+    plain.load_state_dict(model[0].state_dict())
+    for each in (plain, plain.more):
+        each.weight.data = widened(each.weight.data)
+    done = quantize_(model, dtype=torch.float32)
+    assert isinstance(model[0], Mxfp4Held) and isinstance(model[0].more, Mxfp4Linear)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+    for site in done.plan.sites:
+        model.set_submodule(site.path, given_back(model.get_submodule(site.path), site, torch.float32))
+    assert type(model[0]) is Decoupled and type(model[0].more) is nn.Linear
+    assert torch.equal(model(x), plain(x))
 
 
 class Flat(nn.Module):

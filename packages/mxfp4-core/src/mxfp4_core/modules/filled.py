@@ -10,6 +10,7 @@ from torch import nn
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.errors import LoadError
 from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.held import Mxfp4Held
 from mxfp4_core.modules.sites import Site
 from mxfp4_core.modules.weights import Weight
 
@@ -45,6 +46,9 @@ def settle(module: Mxfp4Module, site: Site, weights: Mapping[str, Weight]) -> No
 def widened(module: Mxfp4Module, site: Site, dtype: torch.dtype) -> nn.Module:
     """Return the model's own module with the values of an MXFP4 module."""
     original = site.module
+    if isinstance(module, Mxfp4Held):  # what is beside its weights was loaded there
+        original._modules.update(module._modules)
+        original._buffers.update({name: module._buffers[name] for name in original._buffers})
     for matrix, name in module.matrices.items():
         values = module.canonical(matrix).dequantize(dtype)
         values = values.transpose(-1, -2).contiguous() if site.transposed else values
