@@ -139,8 +139,11 @@ class ExpertsGradient(torch.autograd.Function):
 
 
 def _own(made: Tensor) -> Tensor:
-    """Return a result that may be changed in place, as adapters do: autograd forbids that to a view made in here."""
-    return made.clone() if made._is_view() else made
+    """Return a result that may be changed in place, as adapters do: autograd forbids that to a view made in here.
+
+    What is compiled has no views left, and no way to ask.
+    """
+    return made.clone() if not torch.compiler.is_compiling() and made._is_view() else made
 
 
 def _expert(
