@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import rocm_emulated
@@ -23,11 +24,14 @@ from mxfp4_core.backend import (
     select_backend,
     verdict,
 )
+from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import BackendError, ConfigError
+from mxfp4_core.jobs import plan_checkpoint
 from mxfp4_rocm import backend
 from mxfp4_rocm.contract import Contract
 from mxfp4_rocm.rules import ROUNDED_TWICE
 
+ROOT = Path(__file__).resolve().parents[3]
 LINEAR = Problem(op="linear", n=4096, k=4096, activation="mxfp4", device=GFX950)
 MOE = Problem(op="moe", n=1024, k=2048, experts=8, top_k=2, activation="mxfp4", device=GFX950)
 
@@ -199,3 +203,14 @@ def test_temporary_memory_grows_with_the_tokens() -> None:
 def test_the_layout_of_a_verdict_is_the_one_that_packs(problem: Problem) -> None:
     matrix = "down" if problem.op == "moe" else "weight"
     assert backend.layout(problem, matrix).id == yes(problem).layout
+
+
+def test_a_plan_says_which_kernel_and_why() -> None:
+    config = Mxfp4Config(activation="auto", backend="rocm")
+    plan = plan_checkpoint(ROOT / "models" / "qwen3-moe-tiny", config, backend="rocm", device=GFX950)
+    said = {fit.runs for fit in plan.fits}
+    assert said == {
+        "aiter gemm_a4w4: W4A4, n = 256 is at least 256",
+        "aiter gemm_a4w4: W4A4, n = 512 is at least 256",
+        "aiter fused_moe: W4A4, SiLU without biases",
+    }

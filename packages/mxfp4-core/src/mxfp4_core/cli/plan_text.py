@@ -141,7 +141,8 @@ def _fit_line(fit: Fit) -> str:
     pads = (
         f", padded to n={fit.n} k={fit.k}, {disk_text(fit.padding_bytes)} more" if fit.padding_bytes else ""
     )
-    return f"backend {fit.backend}: {fit.question}{pads} ({fit.reason}) for {where}"
+    why = "; ".join(filter(None, (fit.reason, fit.runs)))
+    return f"backend {fit.backend}: {fit.question}{pads} ({why}) for {where}"
 
 
 __all__ = ["grouped", "print_pipeline", "print_plan", "summary"]

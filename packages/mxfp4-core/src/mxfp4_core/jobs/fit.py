@@ -28,7 +28,8 @@ class Fit:
         question: the operator with its sizes on one rank.
         modules: modules of the model that ask it.
         backend: who would run it, None if nobody.
-        reason: the verdict in words.
+        reason: why this backend.
+        runs: whose kernels would run, and what the backend says about them; may be empty.
         n: output features after padding; the intermediate size for experts.
         k: input features after padding.
         padding_bytes: what padding adds on one rank, over all modules.
@@ -39,6 +40,7 @@ class Fit:
     modules: tuple[str, ...]
     backend: str | None
     reason: str
+    runs: str = ""
     n: int = 0
     k: int = 0
     padding_bytes: int = 0
@@ -51,6 +53,7 @@ class Fit:
             "modules": list(self.modules),
             "backend": self.backend,
             "reason": self.reason,
+            "runs": self.runs,
             "physical": {"n": self.n, "k": self.k} if self.backend else None,
             "padding_bytes": self.padding_bytes,
             "refusal": self.refusal,
@@ -114,13 +117,21 @@ def fits(
         from mxfp4_core.backend.calls import alignment
 
         try:
-            n, k = alignment(selection.choice, problem).physical(problem.n, problem.k)
+            n, k = alignment(selection.choice, selection.problem).physical(problem.n, problem.k)
         except Mxfp4Error as error:
             yield replace(fit, refusal=f"{modules[0]}: {error.what}: {error.seen}; {error.rule}; {error.fix}")
             continue
         extra = _nbytes(problem, n, k) - _nbytes(problem, problem.n, problem.k)
-        name = selection.choice.name
-        yield replace(fit, backend=name, n=n, k=k, padding_bytes=extra * len(modules))
+        name, answer = selection.choice.name, selection.answer
+        said = [] if answer is None else [answer.provider, answer.reason.removeprefix("only when named; ")]
+        yield replace(
+            fit,
+            backend=name,
+            runs=": ".join(filter(None, said)),
+            n=n,
+            k=k,
+            padding_bytes=extra * len(modules),
+        )
 
 
 def _nbytes(problem: Problem, n: int, k: int) -> int:
