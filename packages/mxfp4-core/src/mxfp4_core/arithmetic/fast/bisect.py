@@ -1,7 +1,8 @@
 """The scale rule of a profile as steps, found by bisection; every fast path's table is made of these.
 
 Within one binade of the block maximum every profile's scale takes at most two values, the second from some mantissa
-on. The place of that step is bisected with `Profile.scale` itself, so no table can drift from the reference.
+on; only msmodelslim's takes three, in the last binade of float16, which it overflows. The places of the steps are
+bisected with `Profile.scale` itself, so no table can drift from the reference.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ class Halves:
 
     Attributes:
         row: int64 ``[R]``.
-        threshold: int32 ``[R]``: the mantissa (23 bits) from which the second half holds; ``MANTISSA`` without one.
-        state: int32 ``[2, 2, R]``: for each half the scale byte and the exponent that elements are divided by.
-        largest: float64 ``[2, R]``: the largest maximum of each half.
-        single: bool ``[R]``: whether the row has one step at most; where not, the second half is not to be believed.
+        threshold: int32 ``[R]``: the mantissa (23 bits) from which the second part holds; ``MANTISSA`` without one.
+        state: int32 ``[3, 2, R]``: for each part the scale byte and the exponent that elements are divided by.
+        largest: float64 ``[3, R]``: the largest maximum of each part.
+        single: bool ``[R]``: whether the row has one step at most; the second and the third part are then the same.
+        last: int32 ``[R]``: the mantissa from which the third part holds; ``MANTISSA`` in a row of one step.
     """
 
     row: torch.Tensor
@@ -44,6 +46,7 @@ class Halves:
     state: torch.Tensor
     largest: torch.Tensor
     single: torch.Tensor
+    last: torch.Tensor
 
 
 @lru_cache(maxsize=128)
@@ -67,18 +70,31 @@ def _bisect(profile: Profile, dtype: torch.dtype) -> Halves:
         return torch.stack(profile.scale(maximum(row, mantissa), dtype))
 
     low, end = torch.zeros_like(row), (MANTISSA >> shift) - 1
-    high = end
-    first, last = state(low << shift), state(high << shift)
+    first, last = state(low << shift), state(end << shift)
     moved = (first != last).any(0)
-    # Invariant where the row has a step: the state at `low` is the first one, the state at `high` is not.
-    while bool((moved & (high - low > 1)).any()):
-        middle = (low + high) // 2
-        same = (state(middle << shift) == first).all(0)
-        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
-    single = ~moved | (state(high << shift) == last).all(0)  # msmodelslim overflows float16 and steps twice
+
+    def step(low: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last mantissa from `low` on with the state `kept`, and the next one, where there is a step."""
+        high = end
+        while bool((high - low > 1).any()):
+            middle = (low + high) // 2
+            same = (state(middle << shift) == kept).all(0)
+            low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+        return low, high
+
+    before, high = step(low, first)
+    between = state(high << shift)
+    single = ~moved | (between == last).all(0)
+    until, top = step(high, between)
+    if not bool((single | (state(top << shift) == last).all(0)).all()):
+        raise RuntimeError(f"the rule of {profile.name!r} steps more than twice in a binade of {dtype}")
     threshold = torch.where(moved, high << shift, MANTISSA).to(torch.int32)
-    tops = [maximum(row, torch.where(moved, low, end) << shift), maximum(row, end << shift)]
-    return Halves(row, threshold, torch.stack((first, last)), torch.stack(tops), single)
+    upper = torch.where(single, MANTISSA, top << shift).to(torch.int32)
+    tops = [torch.where(moved, before, end), torch.where(single, end, until), end]
+    states = torch.stack((first, torch.where(single, last, between), last))
+    return Halves(
+        row, threshold, states, torch.stack([maximum(row, t << shift) for t in tops]), single, upper
+    )
 
 
 __all__ = ["MANTISSA", "NORMAL", "Halves", "halves", "maximum"]

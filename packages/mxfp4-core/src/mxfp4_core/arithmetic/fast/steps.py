@@ -107,7 +107,7 @@ def _build(profile: Profile, found: Halves, exponent_min: int) -> Steps:
     mantissa[row] = found.threshold[normal]
     byte = torch.full((2, 256), E8M0_NAN, dtype=torch.uint8)
     exponent = torch.full((2, 256), SPECIAL, dtype=torch.int32)
-    for side, state in enumerate(found.state[..., normal]):
+    for side, state in enumerate(found.state[:2, :, normal]):
         # A row with more than one step (a peer that overflows its own dtype) is not worth a table.
         usable = single & (state[1] >= exponent_min) & (state[1] < FLUSH)
         byte[side, row] = torch.where(usable, state[0], E8M0_NAN).to(torch.uint8)

@@ -14,11 +14,10 @@ import torch
 
 from mxfp4_core.arithmetic import MXFP4, resolve
 from mxfp4_core.arithmetic.fast.triton import quantize as module
-from mxfp4_core.arithmetic.fast.triton.tables import CLEAR, ROWS, tables
+from mxfp4_core.arithmetic.fast.triton.tables import CLEAR, tables
 from mxfp4_core.arithmetic.profile import FLUSH
 from mxfp4_core.errors import BackendError, FormatError, ShapeError
 
-UNCOVERED = {("msmodelslim", torch.float16)}
 """Its peer overflows float16, and so steps twice in one binade."""
 
 
@@ -42,24 +41,26 @@ def maxima(dtype: torch.dtype, threshold: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", [*MXFP4.profiles, "ceil_d(4.5)/even"])
 def test_the_tables_hold_for_every_maximum(name: str, dtype: torch.dtype) -> None:
     profile = resolve(name)
-    threshold, states, complete = tables(profile, dtype, torch.device("cpu"))
-    assert complete == ((name, dtype) not in UNCOVERED)
-    largest = maxima(dtype, threshold)
+    threshold, states, three = tables(profile, dtype, torch.device("cpu"))
+    assert three == ((name, dtype) == ("msmodelslim", torch.float16))
+    largest = maxima(dtype, threshold[0])
     value = largest.view(torch.float32).double()
     mantissa, exponent = torch.frexp(value)
     row = torch.where(value == 0, 0, exponent + 149)
-    second = ((mantissa * 2 - 1) * 2**23).int() >= threshold[row]
-    found = states[second.int(), row]
-    left = found == states[0, ROWS - 1]
-    assert bool(left.any()) != complete and float(left.float().mean()) < 0.01
+    part = (((mantissa * 2 - 1) * 2**23).int() >= threshold[:, row]).sum(0)
+    found = states[part, row]
     byte, want = profile.scale(value, dtype)
-    assert torch.equal((found & 0xFF)[~left], byte[~left])
+    assert torch.equal(found & 0xFF, byte)
     factor = (found & -65536).view(torch.float32).double()
     nothing = (want > 127) & (value * torch.ldexp(torch.ones_like(value), -want) < 0.25)
+    if dtype is torch.float16:  # its factors end at 2^-28, which leaves as little of a maximum
+        nothing |= want > 28
+        assert bool((value[nothing] * factor[nothing] < 0.25).all())
+        factor[nothing] = 0
     empty = (found & CLEAR) != 0
-    assert bool((want[empty & ~left] == FLUSH).all())
+    assert bool((want[empty] == FLUSH).all())
     assert bool((factor[nothing & ~empty] == 0).all())
-    used = ~(nothing | empty | left)
+    used = ~(nothing | empty)
     assert torch.equal(factor[used], torch.ldexp(torch.ones_like(value), -want)[used])
 
 

@@ -13,13 +13,17 @@ ROWS = tl.constexpr(279)
 
 
 @triton.jit
-def _state(largest, threshold, state):
+def _state(largest, threshold, state, THREE: tl.constexpr):
     """Look up the states of blocks by the float32 bits of their maxima."""
     small = largest < 0x800000
     bits = tl.where(small, largest.to(tl.float32).to(tl.int32, bitcast=True), largest)
     binade = tl.where(small, tl.maximum((bits >> 23) - 126, 0), (bits >> 23) + 23)
     second = (bits & 0x7FFFFF) >= tl.load(threshold + binade)
-    return tl.load(state + binade + tl.where(second, ROWS, 0))
+    place = binade + tl.where(second, ROWS, 0)
+    if THREE:
+        third = (bits & 0x7FFFFF) >= tl.load(threshold + ROWS + binade)
+        place += tl.where(third, ROWS, 0)
+    return tl.load(state + place)
 
 
 @triton.jit
@@ -45,6 +49,7 @@ def packed_kernel(
     ENCODE: tl.constexpr,
     CONSTRAINTS: tl.constexpr,
     HALF: tl.constexpr,
+    THREE: tl.constexpr,
     NB: tl.constexpr,
 ):
     """Quantize NB blocks of bfloat16 or (HALF) float16, read as pairs in int32 [blocks, 16], by PTX on pairs."""
@@ -58,7 +63,7 @@ def packed_kernel(
         largest = largest.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True)
     else:
         largest = largest << 16
-    found = _state(largest, threshold, state)
+    found = _state(largest, threshold, state, THREE)
     # Not zero: where zeros are minus, the codes of blocks to be cleared are zero all the same.
     pair = tl.where((found & 0x100 != 0)[:, None], 0x00010001, pair)
     factor = (found >> 16) & 0xFFFF
@@ -139,6 +144,7 @@ def portable_kernel(
     ZEROS: tl.constexpr,
     LIFT: tl.constexpr,
     RUN: tl.constexpr,
+    THREE: tl.constexpr,
     NB: tl.constexpr,
 ):
     """Quantize NB blocks, read as pairs in int32 or int64 [blocks, 16], in float32; RUN pairs in a row a thread."""
@@ -148,7 +154,7 @@ def portable_kernel(
     place = tl.max_contiguous(place, [1, RUN])
     even, odd = _split(tl.load(x + place, mask=live[:, None], other=0), FORMAT)
     largest = tl.max(tl.maximum(even & 0x7FFFFFFF, odd & 0x7FFFFFFF), 1)
-    found = _state(largest, threshold, state)
+    found = _state(largest, threshold, state, THREE)
     factor = (found & -65536).to(tl.float32, bitcast=True)[:, None]
     top = tl.where(found & 0x100 != 0, 0, 7)[:, None]
     low = _encode(even, factor, top, TIES, ZEROS, LIFT)

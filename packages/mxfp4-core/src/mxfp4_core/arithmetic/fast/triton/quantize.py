@@ -14,11 +14,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mxfp4_core.arithmetic import reference
 from mxfp4_core.arithmetic.fast.triton.ptx import encoder
 from mxfp4_core.arithmetic.fast.triton.tables import tables
 from mxfp4_core.arithmetic.fast.triton.toolchain import compiling
-from mxfp4_core.arithmetic.format import BLOCK, E8M0_NAN
+from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.arithmetic.profile import Profile
 from mxfp4_core.arithmetic.profiles import resolve
 from mxfp4_core.errors import BackendError, FormatError, ShapeError
@@ -57,8 +56,7 @@ def quantize_triton(
 
     Returns:
         codes uint8 [..., k/2] and scales uint8 [..., k/32]: the bytes that ``mxfp4_core.quantize`` gives, with byte
-        255 for blocks that are not finite; views of ``out`` if it is given. The call is asynchronous but for
-        msmodelslim's profile and float16, where it waits, to learn whether blocks are left for the reference.
+        255 for blocks that are not finite; views of ``out`` if it is given. The call is asynchronous.
 
     Raises:
         BackendError: Triton is missing, or the weight is not on a GPU.
@@ -145,30 +143,26 @@ def _run(weight: Tensor, codes: Tensor, scales: Tensor, profile: Profile, *, pac
     if source.data_ptr() % pair:  # pairs are read as one integer
         source = source.clone()
     pairs = source.view(torch.int32 if pair == 4 else torch.int64)
-    *table, complete = tables(profile, weight.dtype, weight.device)
+    table = tables(profile, weight.dtype, weight.device)
     for start in range(0, out_scales.numel(), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         with compiling("quantising on the GPU", "mxfp4_core.quantize does it without Triton"):
             _launch(pairs[part], out[part], out_scales[part], table, weight.dtype, profile, packed)
-    if not complete:
-        left = (out_scales == E8M0_NAN).nonzero(as_tuple=True)[0]
-        done = reference.quantize(source[left].cpu(), profile)
-        out[left] = done[0].to(weight.device)
-        out_scales[left] = done[1][:, 0].to(weight.device)
 
 
 def _launch(
     pairs: Tensor,
     codes: Tensor,
     scales: Tensor,
-    table: list[Tensor],
+    table: tuple[Tensor, Tensor, bool],
     dtype: torch.dtype,
     profile: Profile,
     packed: bool,
 ) -> None:
     kernels, blocks = _kernels(), scales.numel()
     grid = (-(-blocks // _BLOCKS),)
-    data = (pairs, codes.view(torch.int8), scales.view(torch.int8), *table, blocks)
+    threshold, states, three = table
+    data = (pairs, codes.view(torch.int8), scales.view(torch.int8), threshold, states, blocks)
     if packed:
         text, constraints = encoder(profile, dtype)
         kernels.packed_kernel[grid](
@@ -176,6 +170,7 @@ def _launch(
             ENCODE=text,
             CONSTRAINTS=constraints,
             HALF=dtype is torch.float16,
+            THREE=three,
             NB=_BLOCKS,
             num_warps=_WARPS,
         )
@@ -187,6 +182,7 @@ def _launch(
             ZEROS=str(profile.zeros),
             LIFT=profile.low_tie_up and dtype is torch.float32,
             RUN=_RUN[dtype],
+            THREE=three,
             NB=_BLOCKS,
             num_warps=_WARPS,
         )

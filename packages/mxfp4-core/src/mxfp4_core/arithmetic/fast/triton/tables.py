@@ -26,31 +26,37 @@ def tables(profile: Profile, dtype: torch.dtype, device: torch.device) -> tuple[
     """Return the tables of a profile for one dtype of weights.
 
     Returns:
-        int32 [279], the mantissa (23 bits) from which the second state of a row holds; int32 [2, 279], both states:
-        scale byte in bits 7:0, ``CLEAR``, and in bits 31:16 the bfloat16 bits of the factor 2^-E; and whether they
-        cover every finite maximum. A maximum that they do not cover gives byte 255, as NaN does.
+        int32 [2, 279], the mantissas (23 bits) from which the second and the third state of a row hold; int32 [3, 279],
+        the states: scale byte in bits 7:0, ``CLEAR``, and in bits 31:16 the bfloat16 bits of the factor 2^-E; and
+        whether any row has three.
+
+    Raises:
+        RuntimeError: a rule with scales that no table can say; the profiles of this project have none.
     """
     with torch.device("cpu"):  # engines load weights under a default device, often meta
-        threshold, states, complete = _build(profile, dtype, halves(profile, dtype))
-    return threshold.to(device), states.to(device), complete
+        found = halves(profile, dtype)
+        threshold, states = _build(profile, dtype, found)
+    return threshold.to(device), states.to(device), not bool(found.single.all())
 
 
-def _build(profile: Profile, dtype: torch.dtype, found: Halves) -> tuple[Tensor, Tensor, bool]:
-    threshold = torch.full((ROWS,), MANTISSA, dtype=torch.int32)
-    threshold[found.row] = found.threshold
-    states = torch.full((2, ROWS), E8M0_NAN | _EMPTY, dtype=torch.int32)
+def _build(profile: Profile, dtype: torch.dtype, found: Halves) -> tuple[Tensor, Tensor]:
+    threshold = torch.full((2, ROWS), MANTISSA, dtype=torch.int32)
+    threshold[:, found.row] = torch.stack((found.threshold, found.last))
+    states = torch.full((3, ROWS), E8M0_NAN | _EMPTY, dtype=torch.int32)
     zero = torch.zeros((), dtype=torch.float64)
-    states[:, 0] = _state(profile, *profile.scale(zero, dtype), zero)
-    first, second = (
-        _state(profile, found.state[i, 0], found.state[i, 1], found.largest[i]) for i in range(2)
-    )
-    states[0, found.row] = first
-    states[1, found.row] = torch.where(found.single, second, states[1, found.row])
-    return threshold, states, bool((states[:, found.row] != states[0, -1]).all())
+    states[:, 0] = _state(profile, *profile.scale(zero, dtype), zero, dtype)
+    for part, (byte, exponent) in enumerate(found.state):
+        states[part, found.row] = _state(profile, byte, exponent, found.largest[part], dtype)
+    if bool((states[:, found.row] == states[0, -1]).any()):
+        raise RuntimeError(f"the rule of {profile.name!r} has exponents that no table of {dtype} can hold")
+    return threshold, states
 
 
-def _state(profile: Profile, byte: Tensor, exponent: Tensor, largest: Tensor) -> Tensor:
+def _state(profile: Profile, byte: Tensor, exponent: Tensor, largest: Tensor, dtype: torch.dtype) -> Tensor:
     """Return int32 states of blocks whose maxima reach ``largest``."""
+    if dtype is torch.float16:
+        # Two factors of float16 reach down to 2^-28, by which everything rounds to zero as well.
+        exponent = exponent.where(exponent == FLUSH, exponent.clamp(max=28))
     # 2^-127 is subnormal, and exponents beyond mean that everything rounds to zero.
     factor = torch.where(exponent == 127, 0x0040, (127 - exponent).clamp(min=0) << 7)
     plus = (exponent == FLUSH) & (
