@@ -16,7 +16,7 @@ class TestNpu(BackendConformance):
 
 @pytest.mark.usefixtures("emulated")
 class TestEmulatedNpu(BackendConformance):
-    backend_name = "npu"
+    backend_name = "npu-emulated"
 
     @pytest.fixture
     def backend(self) -> Backend:

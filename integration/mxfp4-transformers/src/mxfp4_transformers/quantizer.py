@@ -98,8 +98,9 @@ class Mxfp4Quantizer(HfQuantizer):
             )
         if not self._reloads:
             # Likely the backend of the model, which is still to be made: kernels take half a second to start.
-            self._quantizers = DeviceQuantizers(likely_backends(self.quantization_config.core, device_map))
-            self._quantizers.start([self.quantization_config.core.resolved_profile()], self._dtype)
+            core = self.quantization_config.core
+            self._quantizers = DeviceQuantizers(likely_backends(core, device_map))
+            self._quantizers.start([core.resolved_profile()], self._dtype, core.format)
 
     def _process_model_before_weight_loading(
         self,
@@ -143,7 +144,8 @@ class Mxfp4Quantizer(HfQuantizer):
             torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
         self._quantizers = DeviceQuantizers(backends, self._quantizers)
         if serialised is None:
-            self._quantizers.start((weight.profile for weight in self.plan.weights.values()), self._dtype)
+            profiles = (weight.profile for weight in self.plan.weights.values())
+            self._quantizers.start(profiles, self._dtype, self.quantization_config.core.format)
         self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         self._model = model
         return model

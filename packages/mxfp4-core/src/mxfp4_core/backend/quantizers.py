@@ -18,6 +18,7 @@ from mxfp4_core.arithmetic.fast.threads import quick_turns
 from mxfp4_core.arithmetic.format import E8M0_NAN
 from mxfp4_core.arithmetic.formats.base import Format, Parts
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
+from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.answers import Yes
 from mxfp4_core.backend.asking import verdict
@@ -95,7 +96,7 @@ class DeviceQuantizers:
         """Who has quantised so far."""
         return tuple(dict.fromkeys(each.name for each in self._found.values()))
 
-    def start(self, profiles: Iterable[str], dtype: torch.dtype) -> None:
+    def start(self, profiles: Iterable[str], dtype: torch.dtype, format: str = MXFP4.name) -> None:
         """Let a thread load the kernels that this load will need, which takes a while, long before they are needed."""
         names, earlier = list(dict.fromkeys(profiles)), self._started
         each = [(name, device) for device in self._backends if device != "cpu" for name in names]
@@ -108,7 +109,7 @@ class DeviceQuantizers:
             try:
                 with quick_turns():
                     for profile, device in each:
-                        self._warm(profile, dtype, device)
+                        self._warm(profile, dtype, device, get(format))
             except Exception as error:
                 _LOG.warning(
                     "kernels that quantise cannot be loaded ahead: %s: %s", type(error).__name__, error
@@ -118,11 +119,11 @@ class DeviceQuantizers:
             self._started = threading.Thread(target=load, name="mxfp4-kernels")
             self._started.start()
 
-    def _warm(self, profile: str, dtype: torch.dtype, device: str) -> None:
-        chosen = device_quantizer(self._backends[device], profile, dtype, device, MXFP4)
+    def _warm(self, profile: str, dtype: torch.dtype, device: str, format: Format) -> None:
+        chosen = device_quantizer(self._backends[device], profile, dtype, device, format)
         if chosen.backend is not None:
-            weight = torch.zeros(1, MXFP4.block, dtype=dtype, device=device)
-            chosen.into(weight, MXFP4.empty(weight.shape, device))
+            weight = torch.zeros(1, format.block, dtype=dtype, device=device)
+            chosen.into(weight, format.empty(weight.shape, device))
 
     def of(
         self, profile: str, dtype: torch.dtype, device: torch.device, format: Format = MXFP4

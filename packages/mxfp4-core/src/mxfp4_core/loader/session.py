@@ -13,6 +13,7 @@ from torch import nn
 
 from mxfp4_core.arithmetic.formats.base import Format, Parts
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
+from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.backend.protocol import Backend
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.config.schema import Mxfp4Config
@@ -60,7 +61,7 @@ class LoadSession:
         self.report = report or LoadReportBuilder()
         self._threads = threads
         self._quantizers = quantizers or DeviceQuantizers()
-        self._profile = profile_name(self.config, MXFP4)
+        self._profile = profile_name(self.config, get(self.config.format))
         self._lock = threading.Lock()
         self._targets: dict[str, QuantTarget] = {}
         self._kept: dict[str, tuple[str, str, int]] = {}
