@@ -57,8 +57,8 @@ def test_online_it_computes_what_the_reference_does(name: str, format: str) -> N
     wanted = perplexity.measure(
         from_pretrained(path, backend="reference", activation="mxfp4", **settings), ids
     )
-    # A thousandth of the outputs of a layer rounds to the next bfloat16, where sums are made in another order, and moves
-    # activations of four bits in the next one. Of one level the reference rounds activations by another rule, too: even.
+    # A thousandth of the outputs of a layer rounds to the next bfloat16, sums being made in another order, and moves
+    # 4-bit activations of the next layer. Of one level the reference rounds activations by another rule, too: even.
     assert abs(found.minus(wanted).value) < (0.03 if format == "mxfp4-dual" else 0.15)
     assert found.loss.value < 4.0
 
