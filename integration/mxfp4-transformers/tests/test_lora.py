@@ -11,6 +11,7 @@ from tiny import DEVICE, PROMPT, load, logits, settings
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from mxfp4_core.errors import FormatError
 from mxfp4_core.modules import Mxfp4Linear, Mxfp4Module
 
 peft = pytest.importorskip("peft")
@@ -115,6 +116,24 @@ def test_the_flow_of_qlora(checkpoints: dict[str, Path], autocast: bool) -> None
     losses = trained(model, autocast=autocast)
     assert losses[1] < losses[0]
     assert all(each.grad is None for each in model.parameters() if not each.requires_grad)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_weights_that_are_mxfp4_take_no_merge(checkpoints: dict[str, Path], safe: bool) -> None:
+    model = peft.get_peft_model(quantised(checkpoints["llama"]), lora(target_modules=["q_proj"]))
+    before = codes(model)
+    with pytest.raises(FormatError, match=r"q_proj.weight cannot be written(.|\n)*dequantize"):
+        model.merge_and_unload(safe_merge=safe)
+    assert all(torch.equal(one, other) for one, other in zip(before, codes(model), strict=True))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_changes_the_weights_is_refused(checkpoints: dict[str, Path], init: str) -> None:
+    with pytest.raises(FormatError, match="cannot be written"):
+        peft.get_peft_model(
+            quantised(checkpoints["llama"]),
+            peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=init),
+        )
 
 
 def test_a_dequantised_model_is_merged(checkpoints: dict[str, Path]) -> None:

@@ -14,11 +14,16 @@ Checked with 5.17.0 and 5.24.0. What differs between them, and what is done abou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor
+from transformers.distributed import tensor_parallel
+from transformers.distributed.tensor_parallel import replace_layer_number_by_wildcard
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.accelerate import get_device
 from transformers.models.auto.auto_factory import _get_model_class
@@ -27,6 +32,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.checkpoint import TensorInfo, read_header
 from mxfp4_core.errors import ConfigError
+from mxfp4_transformers.sharding import Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,9 +114,83 @@ def forget(model: PreTrainedModel) -> None:
         vars(getattr(module, "config", None) or module).pop("_is_quantized", None)
 
 
-def is_distributed(model: PreTrainedModel) -> bool:
-    """Say whether ``from_pretrained`` was asked to shard the model over processes."""
-    return getattr(model.config, "distributed_config", None) is not None
+def ranks_of(model: PreTrainedModel) -> Ranks | None:
+    """Say how ``from_pretrained`` was asked to spread a model over processes; None: not at all.
+
+    Raises:
+        ConfigError: in a way in which MXFP4 weights cannot be spread.
+    """
+    asked: Any = getattr(model.config, "distributed_config", None)
+    sizes = {
+        name: getattr(asked, f"{name}_size", None) or 1 for name in ("tp", "ep", "fsdp", "pp", "dp_replicate")
+    }
+    if set(sizes.values()) == {1}:
+        return None
+    tp, experts = sizes["tp"], sizes["ep"] > 1 or bool(getattr(asked, "enable_expert_parallel", False))
+    others = [f"{name}_size={size}" for name, size in sizes.items() if name not in ("tp", "ep") and size > 1]
+    if others or tp < 2 or sizes["ep"] not in (1, tp) or distributed.get_world_size() != tp:
+        raise ConfigError(
+            "from_pretrained cannot spread MXFP4 weights like this",
+            seen=", ".join(others)
+            or f"tp_size={tp}, ep_size={sizes['ep']}, {distributed.get_world_size()} processes",
+            rule="all processes share each weight: tp_size is their number, and ep_size that or 1",
+            fix="ask for tensor or expert parallelism over all processes, or use device_map",
+        )
+    own: Any = model
+    plan = _overridden(own._tp_plan, asked.tp_plan, merged=hasattr(asked, "ep_size"))
+    if experts and hasattr(asked, "ep_size"):
+        found = {**own._ep_plan, **(asked.ep_plan or {})}
+        covered = [re.compile(rf"{re.escape(rule)}(\..+)?").fullmatch for rule in found]
+        plan = {
+            rule: style for rule, style in plan.items() if not any(match(rule) for match in covered)
+        } | found
+    elif experts:
+        plan = own._ep_plan
+    styles = {
+        name: style
+        for name, _ in (*model.named_modules(), *model.named_parameters())
+        if (style := _style(name, plan)) is not None
+    }
+    return Ranks(distributed.get_rank(), tp, styles)
+
+
+def _overridden(plan: dict[str, str], given: Any, *, merged: bool) -> dict[str, str]:
+    if not isinstance(given, dict):
+        return plan
+    return {**plan, **given} if merged and given else given
+
+
+def _style(name: str, plan: dict[str, str]) -> str | None:
+    """Return the style that a plan has for a module or a parameter under just this name."""
+    return plan.get(replace_layer_number_by_wildcard(name))
+
+
+def local(tensor: Any) -> Any:
+    """Return what lies here of a tensor that transformers has spread."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def group_to_sum(model: Any, path: str, styles: Mapping[str, str]) -> Any:
+    """Return the processes whose results for a stack of experts are to be summed, or None where transformers does it.
+
+    transformers 5.17 sums where it finds parameters that it has spread itself; later releases send tokens to experts.
+    """
+    if styles.get(path) != "moe_tp_experts":
+        return None
+    mesh = model._device_mesh
+    return (mesh["tp"] if mesh.ndim > 1 else mesh).get_group()
+
+
+def summed(tensor: torch.Tensor, group: Any) -> torch.Tensor:
+    """Sum a result over processes; each takes the gradient as it is."""
+    return cast(torch.Tensor, tensor_parallel._AllReduceForward.apply(tensor, group))
+
+
+def summed_backward(tensor: torch.Tensor, group: Any) -> torch.Tensor:
+    """Return a tensor whose gradient is summed over processes."""
+    if not (tensor.requires_grad and torch.is_grad_enabled()):
+        return tensor
+    return cast(torch.Tensor, tensor_parallel._AllReduceBackward.apply(tensor, group))
 
 
 def materialised(entry: Any) -> torch.Tensor:

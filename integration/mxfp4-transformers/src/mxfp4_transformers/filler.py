@@ -51,8 +51,14 @@ class Filler:
                 parts[part][start : start + len(piece)].copy_(piece.view(parts[part].dtype))
             values = MxTensor.from_parts(weight.kind, parts, weight.shape).dequantize(self.dtype)
             return {name: values.transpose(-1, -2).contiguous() if weight.transposed else values}
-        target = self.targets.at(name, device)
+        target, share = self.targets.at(name, device), self.targets.shares.get(name)
         for part, start, piece in self._pieces(name):
+            if share is not None:
+                kind = target.format.part(part)
+                found = share.part(kind.values, kind.operand == "weight", piece, start)
+                if found is None:
+                    continue
+                start, piece = found
             rows = start, start + len(piece)
             whole = target.whole
             region = Region(rows, *whole.ranges[1:]) if target.stacked else Region((0, 1), rows, whole.cols)

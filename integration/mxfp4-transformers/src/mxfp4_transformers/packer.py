@@ -72,8 +72,8 @@ class Packer:
                 value = value.transpose(-1, -2)
             names = self.sources.get(name, [])
             source = names[0] if len(names) == 1 else name
-            if value.shape != target.shape:
-                raise _misfit(target, source, f"{list(value.shape)}")
+            if tuple(value.shape) != (shape := self.targets.shape(name)):
+                raise _misfit(name, shape, source, f"{list(value.shape)}")
             if value.ndim == 2:
                 result |= self._load(name, iter([Piece(None, 0, value, source)]))
             else:
@@ -141,17 +141,25 @@ class Packer:
         for piece in pieces:
             value, expert = piece.value, piece.expert or 0
             target = target or self.targets.at(name, value.device)
-            self._check(target, piece)
-            rows = piece.row, piece.row + value.shape[0]
+            self._check(name, self.targets.shape(name), piece)
             self.bytes_read[name] += value.numel() * value.element_size()
+            share = self.targets.shares.get(name)
+            here = expert if share is None else share.expert(expert)
+            found = [(piece.row, value)] if share is None else share.rows_of(piece.row, value)
             with self.report.timing("quantising"):
-                region = Region((expert, expert + 1), rows, (0, value.shape[1]))
-                try:
-                    target.quantize(value, region, key=Key(None, piece.expert, piece.source))
-                except NonFiniteError as error:
-                    raise _of_source(error, target, piece) from None
+                for row, rows in found:
+                    if here is None:
+                        break
+                    region = Region((here, here + 1), (row, row + rows.shape[0]), (0, rows.shape[1]))
+                    source = (
+                        piece.source if share is None else f"{piece.source}[the part from row {row} here]"
+                    )
+                    try:
+                        target.quantize(rows, region, key=Key(None, piece.expert, source))
+                    except NonFiniteError as error:
+                        raise _of_source(error, target, Piece(here, row, rows, source)) from None
             self.report.sample()
-            del piece, value
+            del piece, value, found
         return _filled(target or self.targets.at(name, torch.device("cpu")))
 
     def _stream(self, name: str, names: Sequence[str]) -> dict[str, torch.Tensor] | None:
@@ -176,10 +184,10 @@ class Packer:
         return _filled(target)
 
     @staticmethod
-    def _check(target: QuantTarget, piece: Piece) -> None:
-        (n, k), value = target.shape[-2:], piece.value
+    def _check(name: str, shape: tuple[int, ...], piece: Piece) -> None:
+        (n, k), value = shape[-2:], piece.value
         if value.ndim != 2 or value.shape[1] != k or piece.row + value.shape[0] > n:
-            raise _misfit(target, piece.source, f"{list(value.shape)} at row {piece.row}")
+            raise _misfit(name, shape, piece.source, f"{list(value.shape)} at row {piece.row}")
         if not value.is_floating_point():
             raise LoadError(
                 f"{piece.source} cannot be quantised",
@@ -213,11 +221,11 @@ def _of_source(error: NonFiniteError, target: QuantTarget, piece: Piece) -> NonF
     return NonFiniteError(what, seen=error.seen, rule=error.rule, fix=error.fix)
 
 
-def _misfit(target: QuantTarget, source: str, seen: str) -> LoadError:
+def _misfit(name: str, shape: tuple[int, ...], source: str, seen: str) -> LoadError:
     return LoadError(
-        f"{source} does not fit into {target.name}",
+        f"{source} does not fit into {name}",
         seen=seen,
-        rule=f"the model has {list(target.shape)} there",
+        rule=f"the model has {list(shape)} there",
         fix="use the config.json that belongs to this checkpoint",
     )
 

@@ -17,30 +17,28 @@ from mxfp4_core.errors import ConfigError, DialectError
 from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, count_modules
 from mxfp4_core.modules import (
     ModelPlan,
-    Mxfp4Module,
-    Site,
     chosen_backends,
     device_names,
-    empty_module,
-    hold_place,
     likely_backends,
     plan_model,
     prepare_model,
-    settle,
     widened,
 )
 from mxfp4_transformers import compat, converters
 from mxfp4_transformers.adapters import below_adapters
 from mxfp4_transformers.config import Mxfp4CoreConfig
+from mxfp4_transformers.counting import LogicalCount
 from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.folder import Folder
 from mxfp4_transformers.messages import some
 from mxfp4_transformers.ops import Converter, Direct, Nothing, QuantizeOp
 from mxfp4_transformers.packer import Packer
+from mxfp4_transformers.parallel import place_empty, settle_all
 from mxfp4_transformers.plan import check_biases, rounded, sources
 from mxfp4_transformers.refitting import kept_tensors
 from mxfp4_transformers.saving import check_readable, facts, unsayable
 from mxfp4_transformers.serialised import Serialised
+from mxfp4_transformers.sharding import Ranks, Share, check_whole
 from mxfp4_transformers.targets import Targets
 from mxfp4_transformers.undo import Loaded, Undo
 from mxfp4_transformers.view import view_of
@@ -78,11 +76,15 @@ class Mxfp4Quantizer(HfQuantizer):
         self._unsayable: DialectError | None = None
         self._undo: Undo | None = None
         self._dtype: torch.dtype = torch.bfloat16
+        self._ranks: Ranks | None = None
+        self._shares: dict[str, Share] = {}
 
     # before the load
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Refuse what cannot work whatever the model is."""
+        if isinstance(device_map, torch.device):  # of this process, where several share a model
+            device_map = {"": device_map}
         if not isinstance(device_map, dict):
             return
         self._device_map = device_map
@@ -111,13 +113,7 @@ class Mxfp4Quantizer(HfQuantizer):
         **kwargs: Any,
     ) -> Any:
         """Decide about every weight and put MXFP4 modules, still empty, where weights are to be quantised."""
-        if compat.is_distributed(model):
-            raise ConfigError(
-                "from_pretrained was asked to shard the model over processes",
-                seen="distributed_config, tp_plan or tp_size",
-                rule="the transformers adapter loads whole weights",
-                fix="use device_map, or an engine with tensor parallelism",
-            )
+        ranks = self._ranks = compat.ranks_of(model)
         devices = device_names(device_map)
         core = self.quantization_config.core
         self._headers = compat.headers(checkpoint_files)
@@ -135,10 +131,7 @@ class Mxfp4Quantizer(HfQuantizer):
                 check_biases(
                     model, self.plan, {name for each in view.tensors.values() for name in each.parameters}
                 )
-        for site in self.plan.sites:
-            module = self._empty(model, site)
-            hold_place(module, site, self._dtype)
-            model.set_submodule(site.path, module)
+        self._shares = place_empty(model, self.plan, ranks, self._dtype)
         backends = chosen_backends(model, core, devices, self._dtype)
         if torch.cuda.is_available() and any(name.startswith("cuda") for name in devices):
             torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
@@ -150,13 +143,6 @@ class Mxfp4Quantizer(HfQuantizer):
         self._model = model
         return model
 
-    def _empty(self, model: Any, site: Site) -> Mxfp4Module:
-        activation, format = self.plan.activation_of(site), self.plan.format_of(site)
-        profile = self.plan.profile_of(site)
-        return empty_module(
-            model, site, activation=activation, profile=profile, format=format, dtype=self._dtype
-        )
-
     def update_weight_conversions(
         self, weight_conversions: list[WeightTransform], model: Any = None
     ) -> list[WeightTransform]:
@@ -165,12 +151,15 @@ class Mxfp4Quantizer(HfQuantizer):
         builder = self._builder or LoadReportBuilder()
         serialised = self.quantization_config.serialised
         session = LoadSession(self.quantization_config.core, report=builder, quantizers=self._quantizers)
-        self._targets = targets = Targets(session, model, self.plan, self._dtype, serialised is not None)
+        self._targets = targets = Targets(
+            session, model, self.plan, self._dtype, serialised is not None, shares=self._shares
+        )
         if serialised is not None:
             placed = serialised.placed(targets, builder, weight_conversions, self._dtype, self._device_of)
             self._operation = Nothing()
             return [placed, *weight_conversions]
-        feed = Feed(self.plan.weights, self._headers, self._dtype, self._device_of)
+        # What is read ahead are whole weights.
+        feed = Feed({} if self._shares else self.plan.weights, self._headers, self._dtype, self._device_of)
         self._packer = Packer(targets, builder, feed)
         result: list[WeightTransform] = []
         for entry in weight_conversions:
@@ -215,8 +204,7 @@ class Mxfp4Quantizer(HfQuantizer):
         if self._targets is not None:
             self._targets.check()
         with builder.timing("preparing"):
-            for site in self.plan.sites:
-                settle(model.get_submodule(site.path), site, self.plan.weights)
+            settle_all(model, self.plan, self._ranks, self._shares)
             chosen = prepare_model(
                 model,
                 backend=core.backend,
@@ -241,6 +229,7 @@ class Mxfp4Quantizer(HfQuantizer):
         read = {} if self._packer is None else self._packer.bytes_read
         count_modules(builder, model, self.plan, read)
         self.report = model.mxfp4_report = builder.build()
+        model.num_parameters = LogicalCount(model, self.plan)
         logger.info("%s", self.report.line())
         # What only the load needed: the quantizer is copied and pickled with its model.
         self._packer = self._builder = self._model = self._operation = self._targets = None
@@ -249,6 +238,7 @@ class Mxfp4Quantizer(HfQuantizer):
 
     def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         """Put the model's own modules back, with the values of the MXFP4 weights in ``dtype``, or that of the load."""
+        self.check_whole("dequantised")
         return super().dequantize(model, dtype or self._dtype)  # the config of a saved model may name another
 
     def _dequantize(self, model: Any, dtype: torch.dtype) -> Any:
@@ -256,9 +246,18 @@ class Mxfp4Quantizer(HfQuantizer):
             path = below_adapters(model, site.path)
             model.set_submodule(path, widened(model.get_submodule(path), site, dtype))
         compat.forget(model)
+        del model.num_parameters
         return model
 
     # questions
+
+    def check_whole(self, what: str) -> None:
+        """Check that the model lies in this process whole, before it is ``what``.
+
+        Raises:
+            ConfigError: processes share it.
+        """
+        check_whole(self._shares, what)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -270,8 +269,10 @@ class Mxfp4Quantizer(HfQuantizer):
 
         Raises:
             DialectError: it would not.
+            ConfigError: processes share the model.
         """
         if self._undo is not None and not getattr(model, "_hf_peft_config_loaded", False):
+            self.check_whole("saved")
             check_readable(self._undo, model, self.plan, self.quantization_config, kept_tensors(model))
         return None, {}
 

@@ -52,6 +52,7 @@ def refit(
             rule="refit takes models that were loaded with a quantization_config of mxfp4_transformers",
             fix="load it with mxfp4_transformers.from_pretrained",
         )
+    quantizer.check_whole("refitted")
     core = quantizer.quantization_config.core
     modules = [module for module in model.modules() if isinstance(module, Mxfp4Module)]
     backends: dict[str, dict[str, Backend]] = {}

@@ -11,6 +11,7 @@ import torch
 
 from mxfp4_core.loader import LoadSession, QuantTarget
 from mxfp4_core.modules import ModelPlan, Site, Weight
+from mxfp4_transformers.sharding import Share
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Targets:
         dtype: of the model.
         exact: the weights come quantised.
         wide: dtypes from which weights are quantised, by name, where that is not the dtype of the model.
+        shares: what this process holds of the weights that processes share, by name.
     """
 
     session: LoadSession
@@ -35,6 +37,7 @@ class Targets:
     dtype: torch.dtype
     exact: bool
     wide: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
+    shares: Mapping[str, Share] = field(default_factory=dict[str, Share])
     _made: dict[str, QuantTarget] = field(default_factory=dict[str, QuantTarget])
 
     @cached_property
@@ -45,6 +48,10 @@ class Targets:
     def weights(self) -> Mapping[str, Weight]:
         """The weights that have a target."""
         return self.plan.weights
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a weight in the checkpoint, k last."""
+        return self.plan.weights[name].shape
 
     def at(self, name: str, device: torch.device) -> QuantTarget:
         """Return the target of a weight; its module gets memory on ``device`` unless a piece came before."""

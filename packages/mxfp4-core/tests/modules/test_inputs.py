@@ -103,3 +103,18 @@ def test_new_weights_between_forward_and_backward_are_noticed() -> None:
     module.load_state_dict(linear().state_dict())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+def test_what_is_assigned_to_a_weight_that_computes_is_refused() -> None:
+    module = linear()
+    module.weight = module.weight.clone()  # a loader does this
+    module.prepare(BACKENDS[0])
+    x = torch.randn(3, 70).to(torch.bfloat16)
+    want = module(x)
+    with pytest.raises(FormatError, match="cannot be written"):
+        module.weight = torch.zeros(10, 70)
+    with pytest.raises(FormatError, match="cannot be written"):
+        module.weight.data = torch.zeros(10, 70)
+    with pytest.raises(FormatError, match="cannot be written"):
+        module.weight.data += 1
+    assert torch.equal(module(x), want)

@@ -16,7 +16,7 @@ from mxfp4_core.backend.asking import numerics_for
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed
 from mxfp4_core.errors import Mxfp4Error
-from mxfp4_core.modules.logical import LogicalWeight, say
+from mxfp4_core.modules.logical import LogicalWeight, frozen, say
 from mxfp4_core.modules.refit import Kept, named
 
 
@@ -49,6 +49,12 @@ class WeightBuffers(nn.Module):
         for matrix, shape in self.shapes.items():
             bias = torch.empty(shape[:-1], dtype=bias_dtype, device=device) if problem.bias else None
             self.register_buffer(self._bias_name(self.matrices[matrix]), bias)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Behind a backend's back the buffer would change and the computation would not.
+        if name in self.matrices.values() and self.__dict__.get("_buffers") is not None and self.computes:
+            raise frozen(f"{self.label}.{name}" if self.label else name, f"{name} = …")
+        super().__setattr__(name, value)
 
     def _begin(self, problem: Problem, profile: str, device: torch.device | str | None) -> None:
         """Make empty canonical buffers, of a module that is one already."""
@@ -226,8 +232,15 @@ class WeightBuffers(nn.Module):
     def _register(self, matrix: Matrix, packed: Packed) -> None:
         names = tuple((name, f"packed_{matrix}_{name}") for name in packed.tensors)
         self._packed[matrix] = (packed.layout, names, packed.shape)
+        # One object for one memory, so that who adds up buffers counts it once.
+        held = {
+            _place(tensor): tensor
+            for tensor in self._buffers.values()
+            if tensor is not None and not tensor.is_meta
+        }
         for name, buffer in names:
-            self.register_buffer(buffer, packed.tensors[name], persistent=False)
+            tensor = packed.tensors[name]
+            self.register_buffer(buffer, held.get(_place(tensor), tensor), persistent=False)
 
     def _forget(self) -> None:
         self.backend, self._packed = None, {}
@@ -239,6 +252,11 @@ class WeightBuffers(nn.Module):
     def where(self) -> torch.device:
         """The device of the weights."""
         return next(buffer for buffer in self._buffers.values() if buffer is not None).device
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Return what two tensors have in common that are the same numbers in the same memory."""
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
 
 
 def _as_bytes(tensor: Tensor | None) -> Tensor | None:

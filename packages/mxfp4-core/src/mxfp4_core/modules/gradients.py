@@ -3,7 +3,7 @@
 It is the core's, and the same for every backend: that of the product with the dequantised weight, for x and for the
 weights of the router. Where a backend rounds its input (``activation``), the gradient passes through the rounding as if
 it were none (straight-through). Weights are widened a slice at a time, in float32, or in bfloat16 on an accelerator
-where that is exact.
+where x is bfloat16 and the weight is exact in it.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _expert(
     stacks: Stacks, expert: int, x: Tensor, grad: Tensor, share: Tensor, problem: Problem
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the rows x [m, k] of one expert, and of their shares [m]."""
-    up, down = _Matrix.of(stacks.gate_up, expert), _Matrix.of(stacks.down, expert)
+    up, down = (_Matrix.of(each, expert, x.dtype) for each in (stacks.gate_up, stacks.down))
     biases = stacks.gate_up_bias, stacks.down_bias
     first, second = (None if bias is None else bias[expert].to(torch.float32) for bias in biases)
     with torch.enable_grad():
@@ -175,14 +175,15 @@ class _Matrix(NamedTuple):
 
     parts: Mapping[str, Tensor]
     format: Format
+    dtype: torch.dtype  # of x
 
     @classmethod
-    def of(cls, weight: MxTensor, expert: int) -> _Matrix:
+    def of(cls, weight: MxTensor, expert: int, dtype: torch.dtype) -> _Matrix:
         parts = {
             part.name: weight.parts[part.name] if part.operand == "input" else weight.parts[part.name][expert]
             for part in weight.format.parts
         }
-        return cls(parts, weight.format)
+        return cls(parts, weight.format, dtype)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``x @ weight.T + bias`` in float32, for x [m, k]."""
@@ -212,7 +213,7 @@ class _Matrix(NamedTuple):
     def _slices(self) -> Iterator[tuple[slice, Tensor]]:
         first = self.parts[self.format.parts[0].name]
         step = max(1, _SLICE_ELEMS // self._k)
-        fast = first.device.type != "cpu" and self.format.name in _EXACT
+        fast = first.device.type != "cpu" and self.format.name in _EXACT and self.dtype is torch.bfloat16
         for start in range(0, first.shape[0], step):
             rows = slice(start, start + step)
             cut = {part.name: self.parts[part.name][rows] for part in self.format.weight_parts}
@@ -229,7 +230,8 @@ def _linear(packed: list[Tensor], grad: Tensor, recipe: str) -> Tensor:
     how = _RECIPES[recipe]
     tensors = dict(zip(how.names, packed, strict=True))
     weight = calls.unpack(how.backend, how.problem, Packed(how.layout, tensors, how.shape))
-    made = _Matrix(weight.parts, weight.format).backward(grad.reshape(-1, grad.shape[-1]), how.problem.k)
+    matrix = _Matrix(weight.parts, weight.format, grad.dtype)
+    made = matrix.backward(grad.reshape(-1, grad.shape[-1]), how.problem.k)
     return made.to(grad.dtype).reshape(*grad.shape[:-1], how.problem.k)
 
 

@@ -122,6 +122,15 @@ class LogicalWeight(torch.Tensor):
     def _seen(self, rows: Tensor) -> LogicalWeight:
         return LogicalWeight(self._canonical, rows, self._k, self.dtype, self.device, self._name, self._used)
 
+    @property
+    def data(self) -> Tensor:
+        """The weight itself, which has no gradient; what is set here would be lost, and is refused."""
+        return self
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise frozen(self._name, "data = …")
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls,
@@ -197,12 +206,18 @@ def _refuse_writes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     for argument, value in given:
         written = argument.alias_info is not None and argument.alias_info.is_write
         if written and isinstance(value, LogicalWeight):
-            raise FormatError(
-                f"{value._name} cannot be written",
-                seen=f"{func.__name__} on an MXFP4 weight",
-                rule="MXFP4 weights are frozen: what a model sees of them is read-only",
-                fix="keep the weight in high precision: name its module in ignore",
-            )
+            raise frozen(value._name, func.__name__)
+
+
+def frozen(name: str, seen: str) -> FormatError:
+    """Return the error about somebody who wants to write a weight, as peft does that merges adapters."""
+    return FormatError(
+        f"{name} cannot be written",
+        seen=f"{seen} on an MXFP4 weight",
+        rule="MXFP4 weights are frozen: what a model sees of them is read-only",
+        fix="keep the weight in high precision (name its module in ignore), or bring the whole model back to it "
+        "before: model.dequantize()",
+    )
 
 
 def say(name: str) -> None:
@@ -230,4 +245,4 @@ class Logical:
         return self if module is None else module.seen(self._matrix)
 
 
-__all__ = ["Logical", "LogicalWeight", "say"]
+__all__ = ["Logical", "LogicalWeight", "frozen", "say"]
