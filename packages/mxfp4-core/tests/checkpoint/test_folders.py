@@ -102,9 +102,11 @@ def test_what_goes_with_a_model_and_what_stays(tmp_path: Path) -> None:
     index(tmp_path, main)
     index(tmp_path, ["consolidated.safetensors"], "consolidated.safetensors.index.json")
     index(tmp_path / "2_Dense", ["model.safetensors"])
-    (tmp_path / "checkpoint-5").mkdir()
-    for name in main:  # what the trainer wrote on its way
-        (tmp_path / "checkpoint-5" / name).write_bytes((tmp_path / name).read_bytes())
+    put(tmp_path, ["checkpoint-5/model.safetensors"])
+    (tmp_path / "checkpoint-5" / "optimizer.pt").write_text("half")
+    (tmp_path / "again").mkdir()
+    for name in main:
+        (tmp_path / "again" / name).write_bytes((tmp_path / name).read_bytes())
     texts = ("tokenizer.json", "spk_dict.pt", "model.onnx", "pytorch_model.bin.index.json", ".gitattributes")
     for name in (*texts, "config.json", "mxfp4_manifest.json"):
         (tmp_path / name).write_text("{}")
@@ -123,7 +125,8 @@ def test_what_goes_with_a_model_and_what_stays(tmp_path: Path) -> None:
     assert dict(found.left) == {
         ".git/": "hidden",
         ".gitattributes": "hidden",
-        **{f"checkpoint-5/{name}": "the model once more: its tensors have the same names" for name in main},
+        "checkpoint-5/": "a state of training",
+        **{f"again/{name}": "the model once more: its tensors have the same names" for name in main},
         "consolidated.safetensors": "the model once more, in the format of its makers",
         "consolidated.safetensors.index.json": "an index of files that are not taken over",
         "elsewhere/": "a link to a folder",

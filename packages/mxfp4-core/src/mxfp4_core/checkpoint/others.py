@@ -8,7 +8,8 @@ a word.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mxfp4_core.checkpoint.magic import LFS, LFS_BYTES, recognised
 _FOREIGN = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".onnx_data", ".tflite")
 _INDEX = (INDEX_SUFFIX, *(f"{suffix}.index.json" for suffix in PICKLES))
 HIDDEN = "hidden"
+_TRAINING = re.compile(r"(checkpoint|global_step|epoch|step)[-_]?\d+")
 _AGAIN = "the model once more"
 _WRITTEN_ANEW = frozenset({"config.json", MANIFEST})
 
@@ -38,7 +40,7 @@ class Others:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def look_around(root: Path, weights: Collection[Path], tensors: Collection[str]) -> Others:
+def look_around(root: Path, weights: Collection[Path], tensors: Set[str]) -> Others:
     """Look at everything in the folder of a model but the files that it is read from.
 
     Args:
@@ -73,21 +75,24 @@ def look_around(root: Path, weights: Collection[Path], tensors: Collection[str])
 
 
 def _walk(root: Path, left: dict[str, str]) -> Iterator[tuple[Path, bool]]:
-    """Yield files, and links to folders; note what is hidden."""
+    """Yield files, and links to folders; note what is hidden, and what a trainer wrote on its way."""
     for folder, folders, names in os.walk(root):  # does not follow links to folders
         below = Path(folder)
         for name in sorted((*folders, *names)):
             path, is_folder = below / name, name in folders
+            if is_folder and _TRAINING.fullmatch(name):
+                left[path.relative_to(root).as_posix() + "/"] = "a state of training"
+                continue
             if name.startswith("."):
                 left[printable(path.relative_to(root).as_posix()) + "/" * is_folder] = HIDDEN
                 continue
             if not is_folder or path.is_symlink():
                 _check_name(path)
                 yield path, is_folder
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and not _TRAINING.fullmatch(n))
 
 
-def _stays(path: Path, root: Path, kinds: Collection[object], tensors: Collection[str]) -> str | None:
+def _stays(path: Path, root: Path, kinds: Collection[object], tensors: Set[str]) -> str | None:
     """Return why a file is left behind; None where it belongs to the model."""
     if path.suffix in PICKLES:
         return "a pickle, which is never opened"
@@ -100,7 +105,7 @@ def _stays(path: Path, root: Path, kinds: Collection[object], tensors: Collectio
     if is_makers_own(path.name) or "original" in path.relative_to(root).parts[:-1]:
         return f"{_AGAIN}, in the format of its makers"
     names = read_header(inside(path, root))[0].keys()
-    if len(names & set(tensors)) * 2 > len(names):
+    if len(names & tensors) * 2 > len(names):
         return f"{_AGAIN}: its tensors have the same names"
     return None
 

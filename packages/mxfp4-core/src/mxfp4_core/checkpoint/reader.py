@@ -231,7 +231,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     config_file = folder / "config.json"
     config = read_json_file(config_file, folder) if os.path.lexists(config_file) else {}
     refuse_adapter(root, tensors)
-    others = look_around(root, frozenset(files), tensors) if os.path.isdir(root) else Others()
+    others = look_around(root, frozenset(files), tensors.keys()) if os.path.isdir(root) else Others()
     checked = MappingProxyType(tensors), MappingProxyType(headers)
     return Checkpoint(root, *checked, config, tuple(others.carried), others.left, identities)
 
