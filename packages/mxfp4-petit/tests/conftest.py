@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
+for folder in (Path(__file__).parent, Path(__file__).resolve().parents[3] / "tools"):
+    sys.path.insert(0, str(folder))
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ class PetitBackend(Backend):
 
     Args:
         provider: what the option ``provider`` is where a problem does not say it.
+        providers: by name.
     """
 
     name = "petit"
@@ -47,9 +48,9 @@ class PetitBackend(Backend):
     automatic_on = PortableProvider.automatic_on
     packages = ("petit-kernel", "triton")
 
-    def __init__(self, provider: str = "auto") -> None:
-        self.provider = provider
-        pinned = PROVIDERS.get(provider, PROVIDERS["triton"])
+    def __init__(self, provider: str = "auto", providers: Mapping[str, Backend] = PROVIDERS) -> None:
+        self.provider, self.providers = provider, providers
+        pinned = providers.get(provider, providers["triton"])
         self.features, self.numerics = pinned.features, pinned.numerics
 
     def supports(self, problem: Problem) -> Verdict:
@@ -70,15 +71,19 @@ class PetitBackend(Backend):
         """Return the provider, and why it is not the other one where that could be expected."""
         asked = str(problem.options.get("provider", self.provider))
         if asked != "auto":
-            return PROVIDERS[asked], ""
-        vendor = PROVIDERS["petit_kernel"]
-        found = installed("petit-kernel")
+            return self.providers[asked], ""
+        vendor, own = self.providers["petit_kernel"], self.providers["triton"]
+        found = self.found()
         if found is None:
-            return PROVIDERS["triton"], ""
+            return own, ""
         answer = vendor.supports(problem)
         if isinstance(answer, Yes):
             return vendor, ""
-        return PROVIDERS["triton"], f"not by petit-kernel {found}: {answer.reason}"
+        return own, f"not by petit-kernel {found}: {answer.reason}"
+
+    def found(self) -> str | None:
+        """Return the version of petit-kernel that is installed, None without it."""
+        return installed("petit-kernel")
 
     def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
         """Return the layout of the provider."""
@@ -86,19 +91,18 @@ class PetitBackend(Backend):
 
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         """Compute ``x @ weight.T + bias``; see ``Backend.linear``."""
-        return _packed_by(weight).linear(x, weight, problem)
+        return self._packed_by(weight).linear(x, weight, problem)
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``."""
-        return _packed_by(down).moe(x, gate_up, down, routes, problem)
+        return self._packed_by(down).moe(x, gate_up, down, routes, problem)
 
     def choices(self, problem: Problem) -> Sequence[Choice]:
         """List the tiles of our own kernels for each number of tokens; petit-kernel does not say its own."""
         return self._chosen(problem)[0].choices(problem)
 
-
-def _packed_by(weight: Packed) -> Backend:
-    return PROVIDERS["petit_kernel" if weight.layout == VendorProvider.layout_id else "triton"]
+    def _packed_by(self, weight: Packed) -> Backend:
+        return self.providers["petit_kernel" if weight.layout == VendorProvider.layout_id else "triton"]
 
 
 backend = PetitBackend()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.backend import Device, No, Packed, Problem, Routes, Verdict, select_backend
+from mxfp4_petit.backend import PetitBackend
 from mxfp4_petit.portable.layout import PortableLayout
 from mxfp4_petit.portable.provider import PortableProvider
 from mxfp4_petit.portable.sizes import layout_id
@@ -188,4 +189,29 @@ def canonical(packed: Packed) -> Packed:
     return replace(packed, tensors={"codes": weight.codes, "scales": weight.scales} | bias)
 
 
-__all__ = ["GFX942", "EmulatedPortable", "EmulatedVendor", "mul_mxfp4_a16", "repack_mxfp4"]
+class EmulatedPetit(PetitBackend):
+    """The whole backend on a CPU, as where petit-kernel is installed."""
+
+    name = "petit-emulated"
+    description = "AMD CDNA2 and CDNA3, emulated on a CPU"
+    automatic_on = frozenset[str]()
+
+    def __init__(self) -> None:
+        super().__init__(providers={"triton": EmulatedPortable(), "petit_kernel": EmulatedVendor()})
+
+    def found(self) -> str | None:
+        """Return the version that the stand-in stands for."""
+        return "0.0.5"
+
+
+backend = EmulatedPetit()
+
+__all__ = [
+    "GFX942",
+    "EmulatedPetit",
+    "EmulatedPortable",
+    "EmulatedVendor",
+    "backend",
+    "mul_mxfp4_a16",
+    "repack_mxfp4",
+]
