@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -280,6 +281,18 @@ def test_expected_tiles_follow_random_routing() -> None:
             few = float((last <= narrow).sum()) if narrow < nt else 0.0
             wide, thin = wide + (float((-(-counts // nt)).sum()) - few) / 20, thin + few / 20
         assert tiles.expected_tiles(m * top_k, experts, nt, narrow) == pytest.approx((wide, thin), rel=0.05)
+
+
+@pytest.mark.parametrize(("slots", "experts"), [(1 << 19, 8), (1 << 14, 1), (70_000, 128), (3, 384)])
+def test_tiles_that_are_full_for_certain_are_counted_as_the_others(slots: int, experts: int) -> None:
+    mean = slots / experts
+    spread = (math.sqrt(mean * (1 - 1 / experts)) or 1.0) * math.sqrt(2)
+    whole = [0.5 * math.erfc((full + 0.5 - mean) / spread) for full in range(0, int(2 * mean) + 64, 64)]
+    wide = [0.5 * math.erfc((full + 48.5 - mean) / spread) for full in range(0, int(2 * mean) + 64, 64)]
+    end = next(i for i, share in enumerate(whole) if 64 * (i + 1) > mean and share < 1e-3) + 1
+    many = max(1.5, sum(whole[:end]) * experts)
+    found = tiles.expected_tiles(slots, experts, 64, 48)
+    assert found == (sum(wide[:end]) * experts, max(0.0, many - sum(wide[:end]) * experts))
 
 
 @pytest.mark.parametrize("widths", [(16, 16), (48, 32), (256, 256)], ids=str)

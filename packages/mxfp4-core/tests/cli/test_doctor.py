@@ -67,6 +67,14 @@ def test_sizes_reach_the_question() -> None:
     assert "moe m=any n=768 k=2048 experts=128/128 top_k=8 bfloat16 bias" in data["problem"]
 
 
+def test_every_field_of_a_question_can_be_asked() -> None:
+    options = "--op", "moe", "--format", "mxfp8+input_scale", "--shared-experts", "1"
+    problem = json.loads(doctor(*options, "--device", "cpu", "--json").output)["problem"]
+    assert all(word in problem for word in ("format:mxfp8", "input-scale", "shared-experts"))
+    sorted_rows = json.loads(doctor("--op", "moe", "--tokens", "masked", "--device", "cpu", "--json").output)
+    assert "tokens:masked" in sorted_rows["problem"]
+
+
 def test_what_no_backend_offers_is_said() -> None:
     done = doctor("--dtype", "float64", "--device", "cpu")
     assert done.exit_code == 1 and "does not offer dtype:float64" in done.output

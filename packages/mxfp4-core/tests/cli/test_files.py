@@ -58,7 +58,7 @@ def test_quantize_convert_verify(run: Run, source: Path) -> None:
 
 
 def test_the_dialect_is_chosen_aloud(run: Run, source: Path) -> None:
-    why = "dialect compressed-tensors: it can say everything, and loads in transformers"
+    why = "dialect compressed-tensors: it can say everything; it loads in vLLM"
     code, out, err = run("quantize", source, source.parent / "target", "--quiet")
     assert code == 0, err
     assert why in out

@@ -103,7 +103,7 @@ def test_the_default_loads_in_other_programs(save: Save, dense: dict[str, torch.
     source = save(dense, config={"model_type": "llama"})
     result = quantize_checkpoint(source, source.parent / "target")
     assert result.dialect == "compressed-tensors"
-    assert "it can say everything, and loads in transformers" in result.why
+    assert "it can say everything; it loads in vLLM" in result.why
     written = load_all(source.parent / "target")
     assert torch.equal(written[f"{Q}_packed"], quantize(dense[Q]).codes)
     plan = plan_checkpoint(source)

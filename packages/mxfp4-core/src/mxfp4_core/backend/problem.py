@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from mxfp4_core._text import did_you_mean
-from mxfp4_core.arithmetic.formats.registry import formats
+from mxfp4_core.arithmetic.formats.registry import formats, get
 from mxfp4_core.arithmetic.gate import GPT_OSS_SWIGLU, SILU, Gate
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.options import NO_OPTIONS, Options, Value
@@ -23,8 +23,6 @@ DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
 
 PLAIN: Final = "mxfp4"
 """The format that every backend takes, so that it has no word."""
-
-_MULTIPLIER: Final = "+input_scale"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +135,12 @@ class Problem:
         # `auto` is no demand: whatever a backend does then, it says in its answer.
         if self.activation not in ("none", "auto"):
             words.add(f"activation:{self.activation}")
-        layout = self.format.removesuffix(_MULTIPLIER)
-        if layout != self.format:
-            words.add("input-scale")
-        if layout != PLAIN:
-            words.add(f"format:{layout}")
+        if self.format != PLAIN:
+            kind = get(self.format)
+            if kind.scales_input:
+                words.add("input-scale")
+            if kind.of_weight != PLAIN:
+                words.add(f"format:{kind.of_weight}")
         if self.shared_experts:
             words.add("shared-experts")
         if self.tokens != "flat":
@@ -186,8 +185,7 @@ def input_format(format: str, activation: str) -> str:
         format: of the weights.
         activation: ``none``, ``mxfp4``, ``mxfp8`` or ``fp8``: of `Numerics`, where the problem says ``auto``.
     """
-    dual = format.removesuffix(_MULTIPLIER) == "mxfp4-dual"
-    return "mxfp4-dual" if dual and activation == "mxfp4" else activation
+    return activation if format == PLAIN else get(format).input_format(activation)
 
 
 def _check_word(name: str, word: str, words: Sequence[str]) -> None:

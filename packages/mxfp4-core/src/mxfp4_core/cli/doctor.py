@@ -37,6 +37,11 @@ def doctor_command(
     top_k: Annotated[int, typer.Option(help="Experts per token, for moe.")] = 2,
     dtype: Annotated[str, typer.Option(help="Dtype of the activations.")] = "bfloat16",
     activation: Annotated[Word, typer.Option(help="How activations are quantised.")] = "none",
+    format: Annotated[str, typer.Option(help="Format of the weights.")] = "mxfp4",
+    shared_experts: Annotated[int, typer.Option(help="Experts that every token goes to, for moe.")] = 0,
+    tokens: Annotated[
+        Literal["flat", "batched", "masked"], typer.Option(help="How the rows of moe arrive.")
+    ] = "flat",
     bias: Annotated[bool, typer.Option("--bias", help="The layer has a bias.")] = False,
     device: Annotated[
         str, typer.Option(help="Ask about a device that need not be here, such as cuda:sm_90 or hip:gfx942.")
@@ -59,6 +64,9 @@ def doctor_command(
         dtype=dtype,
         activation=activation,
         bias=bias,
+        format=format,
+        shared_experts=shared_experts,
+        tokens=tokens,
         device=asked_device(device) if device else found.devices[0],
         **sizes,
     )

@@ -47,7 +47,10 @@ class CompressedTensorsDialect(Dialect):
     """Read and write ``quant_method: compressed-tensors`` with MXFP4 weights."""
 
     name = "compressed-tensors"
-    readers = "transformers with the package compressed-tensors; vLLM"
+    readers = (
+        "vLLM, and in transformers with the package compressed-tensors where no code of the model asks a linear for its "
+        "weight, as that of T5 and Mamba does"
+    )
 
     def recognise(self, source: Source) -> str | None:
         """Recognise by ``quant_method`` and a weight scheme of 4-bit floats in groups of 32."""

@@ -34,7 +34,7 @@ def default_for(description: Description) -> tuple[Dialect, str]:
         dialect.documents(description)
     except Mxfp4Error as error:
         return native, f"{error.what}: {error.seen}; {native.readers} loads this one"
-    return dialect, f"it can say everything, and loads in {dialect.readers}"
+    return dialect, f"it can say everything; it loads in {dialect.readers}"
 
 
 __all__ = ["AUTO", "PREFERRED", "default_for"]

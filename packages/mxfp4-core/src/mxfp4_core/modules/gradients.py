@@ -25,7 +25,7 @@ from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.protocol import Backend, Packed
 
 _SLICE_ELEMS = 1 << 24  # values of a weight that are widened at a time: 64 MiB of float32
-_EXACT = frozenset({"mxfp4", "mxfp4+input_scale"})  # an E2M1 value times a power of two is a bfloat16 value
+_EXACT = "mxfp4"  # an E2M1 value times a power of two is a bfloat16 value
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,8 @@ class _Matrix(NamedTuple):
     def _slices(self) -> Iterator[tuple[slice, Tensor]]:
         first = self.parts[self.format.parts[0].name]
         step = max(1, _SLICE_ELEMS // self._k)
-        fast = first.device.type != "cpu" and self.format.name in _EXACT and self.dtype is torch.bfloat16
+        exact = self.format.of_weight == _EXACT and self.dtype is torch.bfloat16
+        fast = first.device.type != "cpu" and exact
         for start in range(0, first.shape[0], step):
             rows = slice(start, start + step)
             cut = {part.name: self.parts[part.name][rows] for part in self.format.weight_parts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final
 
 from mxfp4_cuda_marlin.limits import TILE
@@ -121,6 +121,7 @@ COST: Final = {
     Tile(224, 192, 2, 1): (0.655, 0.552, 2.4),
     Tile(256, 256, 2, 1): (0.752, 0.752, 2.6),
 }
+_CERTAIN: Final = 6.1  # from here on, erfc(-x) is 2 in float64
 _MANY_WAVES: Final = 4  # from here on, items of unlike experts are taken to even out
 
 # Microseconds more where blocks of a cluster add up their sums, and the share of the multiprocessors that such clusters
@@ -145,7 +146,7 @@ def cost(tile: Tile, k: int, waves: float, narrow: float = 0.0) -> float:
         waves: items in a row of each multiprocessor.
         narrow: share of them that are narrow.
     """
-    full, less, item = COST[replace(tile, split=1)]
+    full, less, item = COST[replace(tile, split=1) if tile.split > 1 else tile]
     column = (1 - narrow) * full + narrow * less
     sums = SPLIT[tile.split][0] if tile.split > 1 else 0.0
     return waves * (k / TILE / tile.split * column + item + sums)
@@ -191,21 +192,27 @@ def moe_tiles(
     """
     total = max(total, experts)
     best: list[tuple[float, Tile, Tile]] = []
-    for nt in sorted({tile.nt for tile in moe_variants()}):
+    for nt, variants in _moe_variants():
+        filled = [(tile, *expected_tiles(m * top_k, total, nt, tile.narrow)) for tile in variants]
         chosen = []
         for features, columns in ((2 * n, k), (k, n)):
-            costs = {}
-            for tile in moe_variants():
-                if tile.nt == nt:
-                    wide, narrow = expected_tiles(m * top_k, total, nt, tile.narrow)
-                    items = tile.blocks(features) * (wide + narrow) * experts / total
-                    waves = _waves(items / multiprocessors)
-                    costs[tile] = cost(tile, columns, waves, narrow / (wide + narrow))
-            chosen.append(min(costs.items(), key=lambda entry: entry[1]))
+            costs = []
+            for tile, wide, narrow in filled:
+                items = tile.blocks(features) * (wide + narrow) * experts / total
+                waves = _waves(items / multiprocessors)
+                costs.append((tile, cost(tile, columns, waves, narrow / (wide + narrow))))
+            chosen.append(min(costs, key=lambda entry: entry[1]))
         (up, up_cost), (down, down_cost) = chosen
         best.append((up_cost + down_cost, up, down))
     _, up, down = min(best, key=lambda entry: entry[0])
     return up, down
+
+
+@cache
+def _moe_variants() -> list[tuple[int, list[Tile]]]:
+    """Return the variants that a MoE layer may use, by the tokens of their tiles."""
+    sizes = sorted({tile.nt for tile in moe_variants()})
+    return [(nt, [tile for tile in moe_variants() if tile.nt == nt]) for nt in sizes]
 
 
 def _waves(full: float) -> float:
@@ -229,12 +236,14 @@ def expected_tiles(slots: int, experts: int, nt: int, narrow: int) -> tuple[floa
         narrow: slots that make a tile narrow, if it has no more; nt if none is.
     """
     mean = slots / experts
-    deviation = math.sqrt(mean * (1 - 1 / experts)) or 1.0
+    spread = (math.sqrt(mean * (1 - 1 / experts)) or 1.0) * math.sqrt(2)
 
     def more(than: int) -> float:  # the share of experts with more slots
-        return 0.5 * math.erfc((than + 0.5 - mean) / (deviation * math.sqrt(2)))
+        return 0.5 * math.erfc((than + 0.5 - mean) / spread)
 
-    tiles, wide, full = 0.0, 0.0, 0
+    # As many tiles as these are full in every expert: their shares are 1 to the last bit.
+    certain = max(0, int((mean - 0.5 - _CERTAIN * spread - narrow) // nt) + 1)
+    tiles, wide, full = float(certain), float(certain), certain * nt
     while True:  # an expert has its tile number i + 1 if it has more than i * nt slots
         some = more(full)
         tiles += some

@@ -107,6 +107,22 @@ class Format(ABC):
         return _installed, (self.name,)
 
     @property
+    def scales_input(self) -> bool:
+        """Whether a part belongs to the input of a product."""
+        return any(part.operand == "input" for part in self.parts)
+
+    def input_format(self, activation: str) -> str:
+        """Return what an input is quantised to beside a weight of this format.
+
+        Args:
+            activation: ``none``, ``mxfp4``, ``mxfp8`` or ``fp8``.
+
+        Returns:
+            ``none``, ``fp8``, or the name of a format.
+        """
+        return activation
+
+    @property
     @abstractmethod
     def profiles(self) -> tuple[str, ...]:
         """Names of the profiles that make it, the default first; `resolve` takes each of them."""

@@ -24,6 +24,10 @@ class Mxfp4Dual(CoreFormat):
     parts = (CODES, SCALES, Part("level0", "_level0", "float32", 4, GROUP))
     block = GROUP
 
+    def input_format(self, activation: str) -> str:
+        """Two levels where one is asked for: a device that multiplies two levels wants them on both sides."""
+        return self.name if activation == "mxfp4" else activation
+
     @property
     def profiles(self) -> tuple[str, ...]:
         """The peers of two levels, ``ascend`` first, and every pair, whose outer level is then that of ``ascend``."""

@@ -34,6 +34,10 @@ class InputScaled(Format):
         """Name of the other format."""
         return self.base.name
 
+    def input_format(self, activation: str) -> str:
+        """Return what the other format does."""
+        return self.base.input_format(activation)
+
     @property
     def profiles(self) -> tuple[str, ...]:
         """Those of the other format."""

@@ -6,7 +6,8 @@ person can name. It reaches the core through the entry point that any other pack
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from mxfp4_core.backend.protocol import Backend, Layout, Packed
 from mxfp4_core.backend.reference.slices import widened_bytes
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.config.checks import PROFILE_NAMES
+from mxfp4_core.errors import FormatError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +36,13 @@ ops: Any = None
 INPUT_PROFILES = {PLAIN: "even/even", "mxfp4-dual": "ascend", "mxfp8": "floor/even"}
 """By which rule inputs are quantised: the default of each format, here without an import of torch."""
 
-_OTHERS = [name for name in formats() if name != PLAIN and not name.endswith("+input_scale")]
+
+def _layouts() -> Iterator[str]:
+    """Yield the words for the formats of weights that are installed and work; `get` says what is wrong with others."""
+    for name in formats():
+        with suppress(FormatError):
+            if get(name).of_weight != PLAIN:
+                yield f"format:{get(name).of_weight}"
 
 
 def _load() -> Any:
@@ -87,7 +95,7 @@ class ReferenceBackend(Backend):
             *("moe:shared-experts", "moe:tokens:batched", "moe:tokens:masked"),
             # Not of quantize: formats quantise themselves.
             *("linear:input-scale", "moe:input-scale"),
-            *(f"{op}:format:{name}" for op in ("linear", "moe") for name in _OTHERS),
+            *(f"{op}:{word}" for word in _layouts() for op in ("linear", "moe")),
         }
     )
     numerics = Numerics(
