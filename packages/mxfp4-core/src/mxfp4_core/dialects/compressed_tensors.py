@@ -48,8 +48,8 @@ class CompressedTensorsDialect(Dialect):
 
     name = "compressed-tensors"
     readers = (
-        "vLLM, and in transformers with the package compressed-tensors where no code of the model asks a linear for its "
-        "weight, as that of T5 and Mamba does"
+        "vLLM, and in transformers with the package compressed-tensors where no code of the model asks a linear for "
+        "its weight, as that of T5 and Mamba does"
     )
 
     def recognise(self, source: Source) -> str | None:
