@@ -96,7 +96,7 @@ def row_of(kind: Any) -> dict[str, Any]:
     seen = [each for each, _ in pairs]
     tried = [path for path, _ in flat(config) if not FREE.search(path)]
     row = Table(kind, seen, tried).build()
-    pairs += combined(kind, config, 10)
+    pairs += combined(kind, config, 8)
     if wrong := list(differences(row, *zip(*pairs, strict=True))):
         raise ValueError(f"{len(wrong)} differences, {wrong[0]}")
     return row

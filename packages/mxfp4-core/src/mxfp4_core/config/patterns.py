@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mxfp4_core._text import nearest
+from mxfp4_core.config.expressions import Expression, UnboundedError
 from mxfp4_core.errors import PatternError
 
 WEIGHT_SUFFIX = ".weight"
@@ -58,13 +59,16 @@ class Pattern:
             )
         if text.startswith("re:"):
             body = text.removeprefix("re:")
+            found = cls(text, None, body=body)
             try:
-                re.compile(body)
+                found._regex  # noqa: B018  # it is made here, or not at all
             except re.error as error:
                 raise _bad(
                     text, f"what follows 're:' is a Python regular expression: {error}", "correct it"
                 ) from None
-            return cls(text, None, body=body)
+            except UnboundedError as error:
+                raise _unbounded(text, error) from None
+            return found
         exact = text.startswith("=")
         path = text.removeprefix("=").removesuffix(WEIGHT_SUFFIX)
         if not _PATH.fullmatch(path):
@@ -80,18 +84,21 @@ class Pattern:
         return cls(text, None, body=_path_regex(text, path.split(".")))
 
     @cached_property
-    def _regex(self) -> re.Pattern[str]:
-        return re.compile(self.body)
+    def _regex(self) -> Expression:
+        return Expression(self.body)
 
     def matches(self, name: str) -> bool:
         """Return whether the pattern hits a name, given with or without ``.weight``."""
         module = name.removesuffix(WEIGHT_SUFFIX)
         if self.literal is not None:
             return module == self.literal or (not self.exact and f".{self.literal}." in f".{module}.")
-        if self._regex.fullmatch(module):
-            return True
-        # Only an expression may mean the tensor; a path with `*` would take `weight` for one more component.
-        return self.text.startswith("re:") and bool(self._regex.fullmatch(module + WEIGHT_SUFFIX))
+        try:
+            if self._regex.fullmatch(module):
+                return True
+            # Only an expression may mean the tensor; a path with `*` would take `weight` for one more component.
+            return self.text.startswith("re:") and self._regex.fullmatch(module + WEIGHT_SUFFIX)
+        except UnboundedError as error:
+            raise _unbounded(self.text, error) from None
 
 
 def _path_regex(text: str, components: list[str]) -> str:
@@ -115,6 +122,11 @@ def _path_regex(text: str, components: list[str]) -> str:
 
 def _component_regex(component: str) -> str:
     return r"[^.]+" if component == "*" else re.escape(component).replace(r"\*", "[^.]*")
+
+
+def _unbounded(text: str, error: UnboundedError) -> PatternError:
+    rule = f"an expression is matched in bounded time, whoever wrote it: {error}"
+    return _bad(text, rule, "write it without, or as several patterns")
 
 
 def _bad(text: str, rule: str, fix: str) -> PatternError:
