@@ -47,7 +47,7 @@ def test_expressions_mean_what_they_mean_to_python(seed: int, monkeypatch: pytes
             text = "".join(random.choices(LETTERS, k=random.randint(0, 7)))
             assert ours.fullmatch(text) == bool(theirs.fullmatch(text)), (body, text)
             matched += ours.fullmatch(text)
-    assert matched > 100
+    assert matched > 50
 
 
 HOSTILE = [
