@@ -154,15 +154,16 @@ class Expression:
 
     def _sequence(self, items: list[Any], after: int, flags: int) -> int:
         """Add the states of items in a row; return the first one."""
-        for item in reversed(items):
-            after = self._item(*item, after, flags)
+        for op, what in reversed(items):
+            after = self._item(op, what, after, flags)
         return after
 
     def _item(self, op: Any, what: Any, after: int, flags: int) -> int:
         if flags & ~_FLAGS:
             raise UnboundedError("it sets flags other than i, s and x")
         if op in _REPEATS:
-            return self._repeat(*what, after, flags)
+            least, most, inner = what
+            return self._repeat(least, most, inner, after, flags)
         if op is constants.BRANCH:
             return self._state(ways=[self._sequence(list(way), after, flags) for way in what[1]])
         if op is constants.SUBPATTERN:

@@ -29,7 +29,7 @@ def test_of(op: Any, what: Any, flags: int) -> Test:
         return found if op is constants.LITERAL else partial(_none_of, (found,))
     if op is constants.IN:
         negated = what[0][0] is constants.NEGATE
-        tests = tuple(_member(*each, small) for each in what[negated:])
+        tests = tuple(_member(kind, member, small) for kind, member in what[negated:])
         return partial(_none_of, tests) if negated else partial(_one_of, tests)
     raise UnboundedError(f"it uses {str(op).lower()}, which has no bound on its time")
 
