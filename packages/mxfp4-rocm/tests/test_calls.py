@@ -11,11 +11,11 @@ from rocm_emulated import EmulatedRocm
 
 from mxfp4_core import quantize
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Activation, Device, Gate, Problem, calls, numerics_for
-from mxfp4_core.errors import BackendError
+from mxfp4_core.errors import BackendError, FormatError, ShapeError
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
-from mxfp4_rocm import vendor
+from mxfp4_rocm import ops, vendor
 from mxfp4_rocm.sorting import local_slots, sort
 from mxfp4_rocm.tokens import probe_blocks, quantizer_rule
 
@@ -135,3 +135,34 @@ def test_without_aiter_a_call_says_what_is_missing() -> None:
     vendor.forget()
     with pytest.raises(BackendError, match=r"mxfp4-rocm\[kernels\]"):
         vendor.function("gemm_a4w4")
+
+
+X, CODES, SCALES = (
+    torch.zeros(3, 256, dtype=torch.bfloat16),
+    *(torch.zeros(64, w, dtype=torch.uint8) for w in (128, 8)),
+)
+
+
+@pytest.mark.parametrize(
+    ("x", "codes", "scales", "way", "kind"),
+    [
+        (X.float(), CODES, SCALES, "triton", FormatError),
+        (X.T.contiguous().T, CODES, SCALES, "triton", FormatError),
+        (X[0], CODES, SCALES, "triton", ShapeError),
+        (X[:, :128].contiguous(), CODES, SCALES, "triton", ShapeError),
+        (X, CODES[None], SCALES, "triton", ShapeError),
+        (X, CODES, SCALES[:32], "triton", ShapeError),
+        (X, CODES, SCALES, "asm", ShapeError),
+        (X, CODES.int(), SCALES, "triton", FormatError),
+        (X, CODES[:, ::2], SCALES, "triton", FormatError),
+    ],
+)
+def test_the_operators_refuse_what_does_not_belong_together(
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, way: str, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match="mxfp4_rocm::linear"):
+        ops.linear(x, codes, scales, None, way, False)
+    with pytest.raises(kind, match="mxfp4_rocm::moe"):
+        stacks = [part[None] if part.dim() == 2 else part[0] for part in (codes, scales)]
+        ids = torch.zeros(3, 1, dtype=torch.int32)
+        ops.moe(x, *stacks, None, *stacks, None, ids, ids.float(), None, 0, 1.0, None, 0.0, False, way, False)

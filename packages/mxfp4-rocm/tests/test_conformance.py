@@ -9,7 +9,6 @@ from rocm_emulated import GFX950, EmulatedRocm, aiter
 
 from mxfp4_core.backend import Backend, Device
 from mxfp4_core.testing import BackendConformance
-from mxfp4_rocm import backend as real
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +37,4 @@ class TestEmulated(BackendConformance):
     def here(self, backend: Backend) -> Device:
         return Device.of("cpu")
 
-    def test_importing_it_starts_no_device(self, backend: Backend) -> None:
-        """A context costs memory and forbids to fork, so only a call may create one."""
-        super().test_importing_it_starts_no_device(real)
+    test_importing_it_starts_no_device = None  # another process finds no emulated device; TestRocm does it

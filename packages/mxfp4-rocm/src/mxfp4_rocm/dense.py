@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import padded
+from mxfp4_rocm.checks import check_rows, check_weight
 from mxfp4_rocm.experts import one_expert
 from mxfp4_rocm.layout import swizzle_scales
 from mxfp4_rocm.limits import FEW_TOKENS
@@ -26,7 +27,12 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, way: s
 
     Returns:
         bfloat16 [m, n].
+
+    Raises:
+        FormatError, ShapeError: tensors that do not belong together; see ``checks``.
     """
+    check_rows("linear", x)
+    check_weight("linear", codes, scales, x, way, x.shape[1], experts=False)
     if way == "widened":
         out = one_expert(x, codes, scales, torch.bfloat16 if bias is None else torch.float32)
     else:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core.arithmetic import padded
+from mxfp4_rocm.checks import check_rows, check_weight
 from mxfp4_rocm.limits import EXPERT_K, EXPERT_N
 from mxfp4_rocm.sorting import Sorted, local_slots, sort
 from mxfp4_rocm.tokens import E8M0, FP4, quantize_rows
@@ -65,7 +66,13 @@ def moe(
 
     Returns:
         bfloat16 [m, k].
+
+    Raises:
+        FormatError, ShapeError: tensors that do not belong together; see ``checks``.
     """
+    check_rows("moe", x)
+    check_weight("moe", gate_up.codes, gate_up.scales, x, way, x.shape[1], experts=True)
+    check_weight("moe", down.codes, down.scales, x, way, gate_up.codes.shape[1] // 2, experts=True)
     ids, weights = local_slots(ids, weights, expert_map, gate_up.codes.shape[0] - shared, shared)
     if way == "fused":
         return _fused(x, gate_up, down, ids, weights)

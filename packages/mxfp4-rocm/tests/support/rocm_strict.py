@@ -147,6 +147,7 @@ def fused_moe_mxfp4(
         check(k % columns == 0, f"fused_moe_mxfp4: k = {k} reads beyond the weight")
         x, widen = a.float(), as_bfloat16
     check(x.shape[1] == k, f"fused_moe_mxfp4: a {tuple(a.shape)} by b {tuple(b.shape)}")
+    c.fill_(float("nan"))  # rows that no slot names are never written
     slots, total = c.view(-1, n), ids.numel()
     check(x.shape[0] * top_k == total == slots.shape[0], "fused_moe_mxfp4: rows, slots and results")
     end = int(count)
