@@ -144,6 +144,19 @@ def test_a_weight_is_not_written_in_silence(write: Callable[[Tensor], object]) -
         write(model.wo.weight)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_attention_that_multiplies_with_the_weight_of_its_linear(fast: bool) -> None:
+    torch.manual_seed(0)
+    plain, x = nn.MultiheadAttention(64, 4, batch_first=True).eval(), torch.randn(2, 5, 64)
+    model = nn.Sequential(nn.MultiheadAttention(64, 4, batch_first=True)).eval()
+    model[0].load_state_dict(plain.state_dict())
+    plain.out_proj.weight.data = widened(plain.out_proj.weight.data)
+    quantize_(model, dtype=torch.float32)
+    assert isinstance(model[0].out_proj, Mxfp4Linear)
+    with torch.set_grad_enabled(not fast):  # torch has one kernel for all of it where no gradient is wanted
+        torch.testing.assert_close(model[0](x, x, x)[0], plain(x, x, x)[0], rtol=1e-5, atol=1e-6)
+
+
 class Decoupled(nn.Linear):
     """A linear with another one inside, and a buffer."""
 

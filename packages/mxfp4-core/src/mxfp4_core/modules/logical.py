@@ -173,7 +173,8 @@ def _viewed(weight: LogicalWeight, func: Any, rest: Sequence[Any], kwargs: Mappi
     """Return what an operator that moves rows makes of a weight, or None where it does more than that."""
     if func is torch.ops.aten.index.Tensor:
         return _indexed(weight, rest[0])
-    moves = any(each.alias_info is not None for each in func._schema.returns)
+    schema = getattr(func, "_schema", None)  # what is of a higher order has none
+    moves = schema is not None and any(each.alias_info is not None for each in schema.returns)
     if not moves or func is torch.ops.aten.view.dtype:
         return None
     rows = func(weight._rows, *rest, **kwargs)
@@ -198,8 +199,8 @@ def _indexed(weight: LogicalWeight, indices: Sequence[Any]) -> Tensor | None:
 
 
 def _refuse_writes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    schema = func._schema
-    if not schema.is_mutable:
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
         return
     given = [*zip(schema.arguments, args, strict=False)]
     given += [(each, kwargs[each.name]) for each in schema.arguments if each.name in kwargs]
