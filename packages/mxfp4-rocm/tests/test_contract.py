@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import rocm_emulated
+import vendor_wheels
 from rocm_emulated import HERE
 
 from mxfp4_rocm import contract
+from mxfp4_rocm.limits import PROVEN
 from mxfp4_rocm.wheel import CONTRACT
 
 
@@ -35,6 +38,13 @@ def test_the_head_of_the_repository_is_told_apart_by_what_it_has() -> None:
     assert (found.fused_profile, found.quantizer_profile) == ("aiter-hip", "aiter-triton")
     assert "out" not in found.calls["gemm_a4w4"].arguments and "dtype" in found.calls["gemm_a4w4"].arguments
     assert found.calls["fused_moe_mxfp4"].module == "aiter.ops.triton.moe.moe_op_mxfp4"
+
+
+def test_the_extra_brings_the_wheel_that_was_proven() -> None:
+    wheel = vendor_wheels.WHEELS["amd-aiter"]
+    project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["kernels"] == [f"amd-aiter=={wheel.version}"]
+    assert f"{wheel.project} {wheel.version}" == PROVEN
 
 
 def changed(tmp_path: Path, file: str, old: str, new: str) -> contract.Contract:

@@ -43,7 +43,8 @@ DEVICES: Final = "gfx95"
 PROVEN: Final = "amd-aiter 0.1.7.post2.dev18"
 """The version whose kernels were run: in an emulator of the instruction set, in Triton's interpreter, on an H200."""
 
-INSTALL: Final = "pip install --pre 'mxfp4-rocm[kernels]', or build ROCm/aiter from its repository"
+INSTALL: Final = f"pip install {PROVEN.replace(' ', '==')}, or build ROCm/aiter from its repository"
+"""By this package's own name pip would take whatever a stranger has put under it on PyPI."""
 
 __all__ = [
     "ACTIVATION_PROFILE",
