@@ -2,8 +2,8 @@
 
     python bench/quality_petit.py                (--windows 32 to be quicker)
 
-The backend ``petit`` computes with stand-ins of its kernels on a CPU (``mxfp4_petit.emulated``): layouts and roundings are
-those of the device. All variants read the same windows; differences are paired.
+The backend ``petit`` computes with stand-ins of its kernels on a CPU (``mxfp4_petit.emulated``): layouts and roundings
+are those of the device. All variants read the same windows; differences are paired.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main() -> None:
                 less = one.minus(found["BF16"])
                 beside = "0" if variant == "BF16" else f"{less.value:+.4f} ± {less.error:.4f}"
                 value = one.perplexity
-                print(f"| {name} | {variant} | {value.value:.2f} ± {value.error:.2f} | {beside} |", flush=True)
+                print(
+                    f"| {name} | {variant} | {value.value:.2f} ± {value.error:.2f} | {beside} |", flush=True
+                )
     print(f"\n{len(ids)} windows of 256 tokens, {time.perf_counter() - began:.0f} s")
 
 
