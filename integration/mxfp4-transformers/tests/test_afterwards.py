@@ -32,9 +32,7 @@ def test_parameters_are_counted_as_they_were_and_bytes_as_they_are(
     for embeddings in (False, True):
         found = model.num_parameters(exclude_embeddings=embeddings)
         assert found == plain.num_parameters(exclude_embeddings=embeddings)
-    memory = {
-        each.data_ptr(): each.untyped_storage().nbytes() for each in (*model.parameters(), *model.buffers())
-    }
+    memory = {each.data_ptr(): each.nbytes for each in (*model.parameters(), *model.buffers())}
     assert model.get_memory_footprint() == sum(memory.values()) < plain.get_memory_footprint()
     assert copy.deepcopy(model).num_parameters() == plain.num_parameters()
     model.dequantize()
