@@ -288,3 +288,25 @@ def test_a_commit_that_was_killed(target: Path) -> None:
     (target / "model.safetensors.index.json").unlink()
     with pytest.raises(CheckpointError, match="run the command that writes it again"):
         verify_checkpoint(target)
+
+
+def test_what_a_library_rounds_to_the_dtype_of_the_config(save: Save, dense: dict[str, torch.Tensor]) -> None:
+    full = {name: torch.randn(tensor.shape) for name, tensor in dense.items()}
+    source = save(full, config={"model_type": "llama", "dtype": "bfloat16"}, name="full")
+    target = source.parent / "saved"
+    quantize_checkpoint(source, target, Mxfp4Config.from_dict({"dialect": "mxfp4-core"}))
+    (target / "mxfp4_manifest.json").unlink()
+    stored = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(target / "model.safetensors").items()
+    }
+    save_file(stored, target / "model.safetensors")
+    result = verify_checkpoint(target, source)
+    assert result.ok
+    assert "model.norm.weight: BF16 where the source has F32, rounded, as config.json says" in result.notes
+    stored["model.norm.weight"][3] += 1
+    save_file(stored, target / "model.safetensors")
+    assert [found.where for found in verify_checkpoint(target, source).findings] == ["model.norm.weight"]
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    assert len(verify_checkpoint(target, source).findings) > 3

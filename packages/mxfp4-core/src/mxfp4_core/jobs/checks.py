@@ -12,7 +12,7 @@ from mxfp4_core.arithmetic.format import E8M0_BIAS, E8M0_NAN
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Part
 from mxfp4_core.checkpoint.hashing import file_sha256, tensor_sha256
-from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.reader import TORCH_DTYPES, Checkpoint
 from mxfp4_core.checkpoint.tasks import Progress
 from mxfp4_core.dialects.base import Contents, Entry
 from mxfp4_core.dialects.raw import PIECE
@@ -140,8 +140,13 @@ class FileCheck:
             if digest.hexdigest() == tensor_sha256(self.original, name):
                 continue
             stored = self.original.tensors[name].dtype
-            if _widened(self.checkpoint, recipe, self.original, name):
-                notes.append(f"{name}: {recipe.dtype} where the source has {stored}, and the same numbers")
+            if _cast(self.checkpoint, recipe, self.original, name):
+                same = (
+                    "and the same numbers"
+                    if (stored, recipe.dtype) in _EXACT
+                    else "rounded, as config.json says"
+                )
+                notes.append(f"{name}: {recipe.dtype} where the source has {stored}, {same}")
             else:
                 yield Finding("source", name, "the tensor differs from the source")
 
@@ -179,12 +184,21 @@ def _padding_codes(checkpoint: Checkpoint, entry: Entry, part: Part) -> bool:
     return False
 
 
-def _widened(checkpoint: Checkpoint, recipe: Recipe, original: Checkpoint, name: str) -> bool:
-    """Say whether a tensor has the numbers of the source in a wider dtype: libraries save so what they keep in F32."""
+def _cast(checkpoint: Checkpoint, recipe: Recipe, original: Checkpoint, name: str) -> bool:
+    """Say whether a tensor has the numbers of the source in another dtype, as libraries load and save it.
+
+    A wider one holds the same numbers; to the dtype of config.json, in which a library loads the model, F32 is rounded.
+    """
     import torch
 
-    info = original.tensors[name]
-    if recipe.shape != info.shape or (info.dtype, recipe.dtype) not in _EXACT:
+    info, said = (
+        original.tensors[name],
+        checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"),
+    )
+    rounded = (
+        info.dtype == "F32" and said == TORCH_DTYPES.get(recipe.dtype) and recipe.dtype in ("BF16", "F16")
+    )
+    if recipe.shape != info.shape or not (rounded or (info.dtype, recipe.dtype) in _EXACT):
         return False
     source = Read(info.dtype, info.shape, name)
     count = recipe.shape[0] if recipe.shape else 1
