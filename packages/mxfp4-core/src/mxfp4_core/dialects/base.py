@@ -36,6 +36,7 @@ class Entry:
         interleaved: whether rows of gate and up alternate in a fused weight of experts; else gate is above up.
         profile: resolved profile of this weight, where it is not that of the contents.
         activation: activation mode of this weight, where it is not that of the contents.
+        known: who owns the model says that it is multiplied with, whatever its name.
     """
 
     weight: str
@@ -46,6 +47,7 @@ class Entry:
     interleaved: bool = False
     profile: str = ""
     activation: str = ""
+    known: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

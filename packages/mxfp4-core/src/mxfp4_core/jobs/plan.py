@@ -194,7 +194,9 @@ def plan_checkpoint(
         for info, decision in zip(infos, decisions, strict=True)
     ]
     entries = [
-        planned(info.name, info.shape, kn, facts.model_type, config.format) if decision.quantize else None
+        planned(info.name, info.shape, kn, facts.model_type, config.format, view=described.view)
+        if decision.quantize
+        else None
         for info, decision, kn in zip(infos, decisions, first, strict=True)
     ]
     dialect, why = chosen(checkpoint, config, [entry for entry in entries if entry is not None])

@@ -18,6 +18,7 @@ from mxfp4_core.errors import DialectError, ShapeError
 from mxfp4_core.jobs.output import linear_modules
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.resolver import Resolver
+from mxfp4_core.naming.view import ModelView
 
 _INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
@@ -26,7 +27,13 @@ Layouts = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def planned(
-    weight: str, shape: Sequence[int], transposed: bool, model_type: str, format: str = "mxfp4"
+    weight: str,
+    shape: Sequence[int],
+    transposed: bool,
+    model_type: str,
+    format: str = "mxfp4",
+    *,
+    view: ModelView | None = None,
 ) -> Entry:
     """Return the entry for a weight that is yet to be quantised; its recipes read the parts by their own names.
 
@@ -36,10 +43,13 @@ def planned(
         transposed: whether the source has K before N.
         model_type: as in config.json.
         format: what the weight becomes.
+        view: what a model provider says, if one does.
     """
+    known = view is not None and view.names(weight) and not any(each.refusal for each in view.find(weight))
     logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
     parts = _parts(logical, format)
-    return Entry(weight, logical, parts, format, transposed, alternates(weight, model_type))
+    turn = alternates(weight, model_type)
+    return Entry(weight, logical, parts, format, transposed, turn, known=known)
 
 
 def decided(resolver: Resolver, infos: Sequence[TensorInfo]) -> list[Decision]:
@@ -140,7 +150,7 @@ def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> No
             rule=f"K is a multiple of {block}",
             fix="set tail = 'pad', which is exact, or add the name to ignore",
         )
-    if len(entry.shape) == 2 and not entry.weight.endswith(".weight"):
+    if len(entry.shape) == 2 and not (entry.known or entry.weight.endswith(".weight")):
         raise DialectError(
             f"tensor {entry.weight!r} cannot be quantised",
             seen=f"a bare parameter of shape {list(entry.shape)}",

@@ -132,7 +132,7 @@ def planned_weights(
                 fix="add its name to ignore, or convert the source",
             )
         first = k_first(info.name, info.shape, facts, view)
-        entry = planned(info.name, info.shape, first, model_type, config.format)
+        entry = planned(info.name, info.shape, first, model_type, config.format, view=view)
         found[info.name] = entry, decision.profile or ""
     if not found:
         raise ConfigError(
