@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import replace
 
@@ -93,8 +92,8 @@ def main() -> None:
     # NumPy warns where NaN and infinity are meant, and Triton's interpreter about its own conversions.
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for part in sys.argv[1:]:
-        globals()[part]()
+    for part in (linear, scales, experts, other_tokens):
+        part()
 
 
 if __name__ == "__main__":
