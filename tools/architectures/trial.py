@@ -31,15 +31,12 @@ def run(kind: Kind, work: Path) -> Row:
     started, row = time.monotonic(), Row(kind.name, kind.task)
     try:
         try:
-            model = build(kind, work / "bf16")
-            row.model = type(model).__name__
-            steps.load(kind, work / "bf16", torch.bfloat16)
+            row.model = type(build(kind, work / "bf16")).__name__
         except (
             Exception
         ) as error:  # transformers refuses a config, lacks a package, or cannot read what it wrote
             row.status, row.message = NOT_BUILT, _told(error)
             return row
-        del model
         gc.collect()
         _try(kind, work, row)
     except Fault as fault:

@@ -10,18 +10,24 @@ import pytest
 import torch
 import transformers
 from families import MODELS
+from transformers.core_model_loading import WeightRenaming
 
 from mxfp4_core.checkpoint import open_checkpoint
 from mxfp4_core.errors import ModelError
 from mxfp4_core.naming import ModelView, describe
-from mxfp4_transformers import meta
+from mxfp4_transformers import converters, meta
 from mxfp4_transformers.provider import described, provider
+from mxfp4_transformers.view import view_of
 
 
 def seen(folder: Path, **changes: Any) -> ModelView | None:
     checkpoint = open_checkpoint(folder)
     headers = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     return provider.describe({**checkpoint.config, **changes}, headers)
+
+
+def headers_of(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (info.dtype, info.shape) for name, info in open_checkpoint(folder).tensors.items()}
 
 
 def kinds(view: ModelView | None, *names: str) -> list[str]:
@@ -124,6 +130,24 @@ def test_types_with_the_class_of_another_type(tmp_path: Path) -> None:
     kind = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["shieldgemma2"]
     assert meta.class_of({**config, "architectures": [kind]}) is getattr(transformers, kind)
     assert meta.class_of({**config, "architectures": ["LlamaForCausalLM"]}) is None
+
+
+def test_a_matrix_that_the_file_has_as_a_bare_parameter_is_kept(folders: dict[str, Path]) -> None:
+    """Step-3.7 cuts ``in_proj_weight`` into three linears: no command could name their codes, so a load keeps them."""
+    view = seen(folders["phi3"])
+    assert view is not None and not any(each.keep for each in view.parameters.values())
+    config = transformers.AutoConfig.from_pretrained(folders["phi3"])
+    model = meta.empty(transformers.Phi3ForCausalLM, config.to_dict())
+    rule = WeightRenaming("qkv_bare", "qkv_proj.weight")
+    headers = {
+        name.replace("qkv_proj.weight", "qkv_bare"): each
+        for name, each in headers_of(folders["phi3"]).items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(converters, "default_conversions", lambda model: [rule])
+        kept = {each.name: each.keep for each in view_of(model, headers).parameters.values() if each.keep}
+    assert set(kept) == {f"model.layers.{index}.self_attn.qkv_proj.weight" for index in range(2)}
+    assert all("'qkv_bare', which is no weight of a module" in told for told in kept.values())
 
 
 def test_buffers_have_a_place_and_heads_are_known_by_their_size() -> None:

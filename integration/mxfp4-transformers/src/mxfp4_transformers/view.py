@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -46,6 +47,11 @@ def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
         known = tuple(target for target in group.targets if target in parameters)
         for name in group.names if known else ():
             dtype, shape = headers[name]
+            if len(shape) == 2 and not name.endswith(".weight"):
+                # The commands write codes for the weights of modules, and decide as a load does.
+                told = f"the file has it in {name.rpartition('.')[2]!r}, which is no weight of a module"
+                bare = [each for each in known if parameters[each].kind == "linear"]
+                parameters |= {each: replace(parameters[each], keep=told) for each in bare}
             first = _k_first(shape if dtype in _FLOATS else (), parameters[known[0]], group.turned)
             tensors[name] = CheckpointTensor(name, known, first)
     return ModelView(
