@@ -54,6 +54,7 @@ def main() -> None:
     )
     parser.add_argument("--list", action="store_true", help="print the types and stop")
     parser.add_argument("--page", type=Path, help="write this page from the results")
+    parser.add_argument("--note", default="", help="what a reader of the page has to know of these results")
     given = parser.parse_args()
     wanted = [
         kind for kind in kinds().values() if any(fnmatch(kind.name, text) for text in given.types.split(","))
@@ -83,7 +84,8 @@ def main() -> None:
     counts = Counter(row.status for row in done)
     print(", ".join(f"{counts[status]} {status}" for status in rows.STATUSES if counts[status]))
     if given.page:
-        write(given.page, done, " ".join(["nox -s architectures --", *sys.argv[1:]]))
+        told = [word for word in sys.argv[1:] if word not in ("--note", given.note)]
+        write(given.page, done, " ".join(["nox -s architectures --", *told]), given.note)
     sys.exit(1 if counts[rows.FAULT] else 0)
 
 

@@ -19,8 +19,11 @@ page is written by the sweep itself:
 {command}
 ```
 
-Of {types} types that transformers maps for {tasks}, {built} could be built here; {works} of these ({percent}) work
-without an option.{faults}
+Of {types} types that transformers maps for {tasks},
+{built} could be built here, and {linear} of these have a linear layer to quantise. **{works} of the {linear}
+({percent}) work without an option, {refused} are refused with a pattern that works, {faults} have a fault.** The forward pass was
+compared for {equal}; for {rest} the sweep has no input that their unquantised self takes, and they were compared
+without it.
 
 | what is done | what must hold |
 |---|---|
@@ -43,8 +46,8 @@ _STEPS = (
     (
         "a forward pass, in FP32 and in BF16",
         f"""in FP32 equal to the unquantised model with the values of MXFP4, to
-    {LIMIT:.0e} of the largest number of each output; in BF16 finite. A quantised linear that the pass does not reach is
-    compared by itself""",
+    {LIMIT:.0e} of the largest number of each output; in BF16 finite where the unquantised model is. A linear
+    that the pass does not reach is compared by itself, experts that it does not reach are not""",
     ),
     (
         "`save_pretrained`, and load",
@@ -59,35 +62,42 @@ _STEPS = (
 _COLUMNS = ("type", "class", "weights", "in MXFP4", "reached", "forward")
 
 
-def write(path: Path, rows: Iterable[Row], command: str) -> None:
+def write(path: Path, rows: Iterable[Row], command: str, note: str = "") -> None:
     """Write the page.
 
     Args:
         path: of the page.
-        rows: of one sweep.
+        rows: one for each type.
         command: that made them.
+        note: what a reader has to know of how they came about, such as what was run again.
     """
     found = sorted(rows, key=lambda row: row.name)
-    sections = [_head(found, command), _by_task(found), _apart(found), _all(found)]
+    sections = [_head(found, command, note), _by_task(found), _apart(found), _all(found)]
     path.write_text("\n".join(sections), encoding="utf-8")
 
 
-def _head(rows: Sequence[Row], command: str) -> str:
+def _head(rows: Sequence[Row], command: str, note: str) -> str:
     counts = Counter(row.status for row in rows)
-    built = len(rows) - counts[NOT_BUILT] - counts[NOTHING]
-    share = counts[WORKS] / max(1, built)
+    loaded = [row for row in rows if row.status in (WORKS, REFUSED)]
+    equal = sum(row.forward.startswith("equal") for row in loaded)
+    share = counts[WORKS] / max(1, len(loaded) + counts[FAULT])
     text = _HEAD.format(
         command=command,
         types=len(rows),
         tasks=", ".join(TASKS),
         built=len(rows) - counts[NOT_BUILT],
+        linear=len(loaded) + counts[FAULT],
         works=counts[WORKS],
-        percent=f"{share:.1%} of those that have a linear layer to quantise",
-        faults=f" **{counts[FAULT]} have a fault.**" if counts[FAULT] else " None has a fault.",
-        steps="\n".join(f"| {done} | {_cell(holds)} |" for done, holds in _STEPS),
+        percent=f"{share:.1%}",
+        refused=counts[REFUSED],
+        faults=counts[FAULT],
+        equal=equal,
+        rest=len(loaded) - equal,
+        steps="\n".join(f"| {done} | {_cell(holds, 600)} |" for done, holds in _STEPS),
     )
     machines = Counter(row.where for row in rows)
-    return f"{text}\nMeasured with {'; '.join(machines)}.\n"
+    measured = "; ".join(f"{where} ({number} types)" for where, number in machines.items())
+    return "\n".join([text, f"Measured with {measured}. {note}".strip(), ""])
 
 
 def _by_task(rows: Sequence[Row]) -> str:
@@ -135,7 +145,7 @@ def _all(rows: Sequence[Row]) -> str:
         "## All that were built",
         "",
         "In MXFP4: share of the numbers in matrices, embeddings and convolutions aside. Reached: quantised modules "
-        "that the forward pass reached; the rest is compared by itself.",
+        "that the forward pass reached; other linears are compared by themselves, other experts are not.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---|---|--:|--:|--:|---|",
