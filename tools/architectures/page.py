@@ -22,8 +22,8 @@ page is written by the sweep itself:
 Of {types} types that transformers maps for {tasks},
 {built} could be built here, and {linear} of these have a linear layer to quantise. **{works} of the {linear}
 ({percent}) work without an option, {refused} are refused with a pattern that works, {faults} have a fault.**
-The forward pass was compared for {equal}; for {rest} the sweep has no input that their unquantised self takes, and they were compared
-without it.
+The forward pass was compared for {equal}; for {rest} the sweep has
+no input that their unquantised self takes, and they were compared without it.
 
 | what is done | what must hold |
 |---|---|
