@@ -119,20 +119,14 @@ def test_the_default_loads_in_other_programs(save: Save, dense: dict[str, torch.
         (
             "LlamaForCausalLM",
             "auto",
-            "import transformers; transformers.LlamaForCausalLM.from_pretrained('{}')",
+            "import mxfp4_transformers, transformers; "
+            "mxfp4_transformers.from_pretrained('{}', auto_class=transformers.LlamaForCausalLM)",
         ),
         ("X", "mxfp4-core", "import mxfp4_transformers, transformers; transformers.X.from_pretrained('{}')"),
-        # transformers' own loader gives it linears without a weight, which its code asks for
-        (
-            "T5EncoderModel",
-            "auto",
-            "import mxfp4_transformers, transformers; "
-            "mxfp4_transformers.from_pretrained('{}', auto_class=transformers.T5EncoderModel)",
-        ),
         (
             "not a name",
             "auto",
-            "import transformers; transformers.AutoModelForCausalLM.from_pretrained('{}')",
+            "import mxfp4_transformers; mxfp4_transformers.from_pretrained('{}')",
         ),
     ],
 )
