@@ -97,6 +97,22 @@ class BackendError(Mxfp4Error):
     """No backend accepts the problem, or the named one is missing or broken."""
 
 
+def check_type(value: object, kinds: type | tuple[type, ...], what: str) -> None:
+    """Refuse an argument that is of another type.
+
+    Raises:
+        ConfigError: it is; the error names the types that it may have.
+    """
+    if not isinstance(value, kinds):
+        names = [kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
+        raise ConfigError(
+            f"{what} cannot be used",
+            seen=f"a {type(value).__name__}",
+            rule=f"it is of type {' or '.join(names)}",
+            fix=f"pass a {names[0]}",
+        )
+
+
 __all__ = [
     "BackendError",
     "CheckpointError",

@@ -6,6 +6,7 @@ from typing import overload
 
 import torch
 
+from mxfp4_core.arithmetic.dense import check_dense
 from mxfp4_core.arithmetic.fast.decode import check_pair, room_for
 from mxfp4_core.arithmetic.fast.decode import dequantize as _decode
 from mxfp4_core.arithmetic.formats.mxfp4 import CODES, MXFP4, SCALES
@@ -60,6 +61,7 @@ def dequantize(
         FormatError: dtypes, shapes or devices that do not belong together.
     """
     if not isinstance(codes, MxTensor):
+        check_dense(codes, "codes")
         if scales is None:
             raise FormatError(
                 "codes cannot be dequantised",
@@ -67,6 +69,7 @@ def dequantize(
                 rule="codes are nothing without their scales",
                 fix="pass codes and scales, or an MxTensor",
             )
+        check_dense(scales, "scales")
         if codes.dtype is not torch.uint8 or scales.dtype is not torch.uint8:
             codes, scales = CODES.raw(codes), SCALES.raw(scales)
         return _decode(codes, scales, dtype, out=out, threads=threads)

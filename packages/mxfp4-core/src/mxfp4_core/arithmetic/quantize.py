@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from mxfp4_core.arithmetic.fast.pages import empty
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.tensor import MxTensor
-from mxfp4_core.errors import FormatError, ShapeError
+from mxfp4_core.errors import FormatError, ShapeError, check_type
 
 
 def quantize(
@@ -57,6 +58,7 @@ def quantize(
         >>> mxfp4_core.quantize(torch.arange(32.0)).dequantize(torch.float32)[:6].tolist()
         [0.0, 0.0, 2.0, 4.0, 4.0, 4.0]
     """
+    _check_types(format, profile, rule, ties, threads)
     form = MXFP4 if format == "mxfp4" else get(format)
     check_weight(weight, name)
     shape = weight.shape
@@ -112,6 +114,7 @@ def quantize_into(
         FormatError, ShapeError, NonFiniteError, ConfigError: as for :func:`mxfp4_core.quantize`, and for outputs that
             do not fit. After a NonFiniteError the outputs hold unspecified bytes.
     """
+    _check_types(format, profile, rule, ties, threads)
     form = MXFP4 if format == "mxfp4" else get(format)
     if isinstance(codes, Mapping):
         if scales is not None:
@@ -133,6 +136,15 @@ def quantize_into(
         )
     chosen = form.resolve(profile, rule=rule, ties=ties).name
     form.quantize_into(weight, parts, profile=chosen, nonfinite=nonfinite, name=name, threads=threads)
+
+
+def _check_types(
+    format: str, profile: str | None, rule: str | None, ties: str | None, threads: int | None
+) -> None:
+    check_type(format, str, "format")
+    for what, word in (("profile", profile), ("rule", rule), ("ties", ties)):
+        check_type(word, (str, NoneType), what)
+    check_type(threads, (int, NoneType), "threads")
 
 
 __all__ = ["quantize", "quantize_into"]

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 
+from mxfp4_core.arithmetic.dense import check_dense
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.errors import FormatError
+
+
+def _size(shape: Sequence[int]) -> torch.Size:
+    try:
+        return torch.Size(shape)
+    except (TypeError, ValueError) as error:
+        raise FormatError(
+            "the logical shape of an MxTensor cannot be read",
+            seen=repr(shape),
+            rule="a shape is a sequence of integers",
+            fix="pass the shape of the weight",
+        ) from error
 
 
 @cache
@@ -73,10 +86,12 @@ class MxTensor:
         shape: torch.Size | tuple[int, ...],
         profile: str,
     ) -> None:
+        for key, part in parts.items():
+            check_dense(part, f"{key} of an MxTensor", values=False)
         parts = format.raw(parts)
         format.check(parts, "an MxTensor")
         self.format, self.parts = format, MappingProxyType(dict(parts))
-        self.shape, self.profile = torch.Size(shape), profile
+        self.shape, self.profile = _size(shape), profile
         if not self.shape or self.physical_shape != (*self.shape[:-1], format.physical_k(self.shape[-1])):
             first = format.parts[0]
             raise FormatError(

@@ -29,7 +29,7 @@ from mxfp4_core.checkpoint.header import (
     read_header,
 )
 from mxfp4_core.checkpoint.others import Others, look_around
-from mxfp4_core.errors import CheckpointError
+from mxfp4_core.errors import CheckpointError, check_type
 
 if TYPE_CHECKING:
     import torch
@@ -207,6 +207,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: nothing to read, only pickles, an adapter, files of two models, a shard that is missing, a
             damaged or hostile file or index, a tensor twice.
     """
+    check_type(path, (str, os.PathLike), "the path of a checkpoint")
     root = local_path(path)
     files, weight_map = locate_weights(root)
     tensors: dict[str, TensorInfo] = {}

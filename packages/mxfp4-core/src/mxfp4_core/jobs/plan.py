@@ -13,6 +13,7 @@ from typing import Any
 
 from mxfp4_core.backend.device import Device
 from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.errors import check_type
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
 from mxfp4_core.jobs.fit import Fit, biased, fits
 from mxfp4_core.jobs.opened import open_high_precision
@@ -183,6 +184,7 @@ def plan_checkpoint(
         BackendError: no backend has that name.
     """
     config, parallel = config or Mxfp4Config(), Parallel(tp, ep)
+    check_type(config, Mxfp4Config, "config")
     checkpoint = open_high_precision(source)
     facts = ModelFacts.read(checkpoint.config)
     infos = list(checkpoint.tensors.values())

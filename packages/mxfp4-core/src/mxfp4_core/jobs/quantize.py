@@ -5,6 +5,7 @@ What can go wrong by names, shapes and dtypes goes wrong before anything is writ
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
-from mxfp4_core.errors import ConfigError, FormatError
+from mxfp4_core.errors import ConfigError, FormatError, check_type
 from mxfp4_core.jobs.described import describe_checkpoint, is_refused, notes_of
 from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, loading_class, write_result
@@ -72,7 +73,10 @@ def quantize_checkpoint(
         ModelError: two model providers claim the model, or the named one cannot say.
         OutputError: a target that exists, is full, cannot be written or belongs to another run.
     """
+    check_type(source, (str, os.PathLike), "the path of a checkpoint")
+    check_type(target, (str, os.PathLike), "target")
     config, folder = config or Mxfp4Config.from_dict({}), Path(target)
+    check_type(config, Mxfp4Config, "config")
     check_apart(Path(source), folder)
     checkpoint = open_high_precision(source)
     known = describe_checkpoint(checkpoint, models)

@@ -14,6 +14,7 @@ from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.backend.selection import Selection
 from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.errors import check_type
 from mxfp4_core.modules.ask import chosen_backends, select_for
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.empty import empty_module
@@ -81,7 +82,9 @@ def quantize_(
         ConfigError, ShapeError, BackendError: as `plan_model`; the model is as it was.
         NonFiniteError: NaN or infinity in a weight; modules before it are quantised already.
     """
+    check_type(model, nn.Module, "model")
     config = config or Mxfp4Config()
+    check_type(config, Mxfp4Config, "config")
     if refused is not None:
         config = Mxfp4Config.from_dict({**config.to_dict(), "refused": refused})
     dtype = dtype or _dtype_of(model)

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from mxfp4_core._plugins import Broken, Plugin, plugins
 from mxfp4_core.config.messages import unknown_name
-from mxfp4_core.errors import ModelError, Mxfp4Error
+from mxfp4_core.errors import ModelError, Mxfp4Error, check_type
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.view import ModelView
 
@@ -74,6 +74,7 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
         ConfigError: no provider has that name.
         ModelError: the named provider is broken, or does not know the model; or two providers claim it.
     """
+    check_type(models, str, "models")
     if models == "none":
         return Described(None, "kinds by names: models = 'none'")
     known = plugins(GROUP)

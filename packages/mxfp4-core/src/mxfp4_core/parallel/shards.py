@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.errors import ConfigError, ShapeError
+from mxfp4_core.errors import ConfigError, ShapeError, check_type
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.vocabulary import ExpertName, module_of, parse_expert
 from mxfp4_core.parallel.ranges import Tail, expert_ranges, merged_ranges, qkv_ranges, shard_ranges
@@ -49,6 +49,8 @@ class Parallel:
     ep: int = 1
 
     def __post_init__(self) -> None:
+        for name, size in (("tp", self.tp), ("ep", self.ep)):
+            check_type(size, int, name)
         if self.tp < 1 or self.ep < 1 or (self.tp % self.ep and self.ep % self.tp):
             raise ConfigError(
                 "these parallel sizes do not go together",

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from mxfp4_core.arithmetic.dense import check_dense
 from mxfp4_core.arithmetic.format import BLOCK, E8M0_NAN
 from mxfp4_core.arithmetic.profile import Profile
 from mxfp4_core.errors import ConfigError, FormatError, NonFiniteError, ShapeError
@@ -154,6 +155,7 @@ def _finish(
 
 def check_weight(weight: torch.Tensor, name: str) -> None:
     """Refuse what cannot be quantised: other dtypes, scalars, tensors without values."""
+    check_dense(weight, name)
     if weight.dtype not in WEIGHT_DTYPES:
         raise FormatError(
             f"{name} cannot be quantised",

@@ -12,6 +12,7 @@ import torch
 
 from mxfp4_core.arithmetic import reference
 from mxfp4_core.arithmetic.codec import decode_scales
+from mxfp4_core.arithmetic.dense import check_dense
 from mxfp4_core.arithmetic.fast.choose import cpu_kernels
 from mxfp4_core.arithmetic.fast.pages import empty
 from mxfp4_core.arithmetic.fast.threads import spread
@@ -85,6 +86,7 @@ def room_for(
     check_dtype(dtype)
     if out is None:
         return empty(shape, dtype, device)
+    check_dense(out, "out")
     if (out.shape, out.dtype, out.device) != (shape, dtype, device) or not out.is_contiguous():
         raise FormatError(
             "dequantised values cannot be written there",
@@ -141,6 +143,8 @@ def check_pair(codes: torch.Tensor, scales: torch.Tensor, name: str) -> None:
     Raises:
         FormatError: they are not uint8, not on one device, or their shapes are not ``[..., K/2]`` and ``[..., K/32]``.
     """
+    check_dense(codes, f"codes of {name}")
+    check_dense(scales, f"scales of {name}")
     fits = (
         codes.dtype == scales.dtype == torch.uint8
         and codes.device == scales.device

@@ -39,6 +39,8 @@ class CoreFormat(Format):
         self.way.run(weight, outputs, self.resolve(profile), nonfinite, name, threads)
 
     def _outputs(self, weight: torch.Tensor, parts: Parts, name: str) -> tuple[torch.Tensor, ...]:
+        from mxfp4_core.arithmetic.dense import check_dense
+
         *rows, k = weight.shape
         found, fits = [], k % self.block == 0
         for part in self.weight_parts:
@@ -49,6 +51,7 @@ class CoreFormat(Format):
                     rule=f"format {self.name} writes {', '.join(part.name for part in self.weight_parts)}",
                     fix="pass one tensor for each",
                 )
+            check_dense(parts[part.name], f"{part.name} of {name}")
             tensor = part.raw(parts[part.name])
             fits = fits and tensor.shape == (*rows, k // part.values)
             found.append(tensor)
