@@ -244,6 +244,7 @@ class Dialect(ABC):
             f"K = {entry.shape[-1]}, padded": entry.shape[-1] % BLOCK != 0,
             "stacked experts": len(entry.shape) > 2,
             "a weight with K before N": entry.transposed,
+            "a name of its own": not entry.weight.endswith(".weight"),
         }
         for seen, found in unusual.items():
             if found:

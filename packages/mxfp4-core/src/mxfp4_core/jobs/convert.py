@@ -139,7 +139,8 @@ def _units(
         units.append((place[names[0]], kind(checkpoint, tuple(stored.items()))))
 
     for entry in contents.entries.values():
-        check_expressible(entry, padding, dialect)
+        # Who quantised it knew that it is multiplied with.
+        check_expressible(replace(entry, known=True), padding, dialect)
         add(PartsUnit, dialect.write(entry))
     for name, recipe in contents.tensors.items():
         add(CopyUnit, {name: recipe})
