@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from mxfp4_core.errors import ConfigError, FormatError, NonFiniteError, ShapeErr
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _DEVICE_CHUNK = 1 << 24  # values a step on other devices: bounds the int32 temporaries to some 200 MB
+
+_JUDGED = 1 << 15  # blocks a step: a million values, whose temporaries stay in the cache
 
 Outputs = tuple[torch.Tensor, ...]
 """Codes, scales, and then what else the format has, in the order of its parts."""
@@ -131,26 +133,45 @@ def _finish(
     offset: int,
     shape: torch.Size,
 ) -> None:
-    """Quantise the blocks that the fast path left (byte 255) by the judge."""
+    """Quantise the blocks that the fast path left (byte 255) by the judge, few at a time: it has many temporaries."""
     codes, scales, *_ = outputs
-    row, column = (scales == E8M0_NAN).nonzero(as_tuple=True)
-    blocks = weight.unflatten(-1, (-1, BLOCK))[row, column].cpu()
-    bad = (~torch.isfinite(blocks)).nonzero()
-    if nonfinite == "refuse" and len(bad):
-        block, element = bad[0].tolist()
-        flat = (offset + int(row[block])) * shape[-1] + int(column[block]) * BLOCK + element
-        index = tuple(int(part) for part in np.unravel_index(flat, tuple(shape)))
+    places = [part.unbind(1) for part in (scales == E8M0_NAN).nonzero().split(_JUDGED)]
+    values, packed = (
+        weight.unflatten(-1, (-1, BLOCK)),
+        codes.unflatten(-1, (-1, BLOCK * codes.shape[-1] // weight.shape[-1])),
+    )
+    if nonfinite == "refuse":
+        _refuse_nonfinite(values, places, name, offset, shape)
+    for row, column in places:
+        block_codes, block_scales = way.judge(values[row, column].cpu(), outputs, row, column, profile)
+        packed[row, column] = block_codes.to(codes.device)
+        scales[row, column] = block_scales[..., 0].to(scales.device)
+
+
+def _refuse_nonfinite(
+    values: torch.Tensor,
+    places: Sequence[tuple[torch.Tensor, ...]],
+    name: str,
+    offset: int,
+    shape: torch.Size,
+) -> None:
+    first, count = "", 0
+    for row, column in places:
+        blocks = values[row, column].cpu()
+        bad = (~torch.isfinite(blocks)).nonzero()
+        if len(bad) and not first:
+            block, element = bad[0].tolist()
+            flat = (offset + int(row[block])) * shape[-1] + int(column[block]) * BLOCK + element
+            index = tuple(int(part) for part in np.unravel_index(flat, tuple(shape)))
+            first = f"{float(blocks[block, element])} at index {list(index)}"
+        count += len(bad[:, 0].unique())
+    if first:
         raise NonFiniteError(
             f"{name} cannot be quantised",
-            seen=f"{float(blocks[block, element])} at index {list(index)}, in {len(bad[:, 0].unique())} block(s)",
+            seen=f"{first}, in {count} block(s)",
             rule="a weight is finite; the format can only make the whole block NaN",
             fix="repair the checkpoint, or pass nonfinite='nan' to make those blocks NaN",
         )
-    block_codes, block_scales = way.judge(blocks, outputs, row, column, profile)
-    codes.unflatten(-1, (-1, BLOCK * codes.shape[-1] // weight.shape[-1]))[row, column] = block_codes.to(
-        codes.device
-    )
-    scales[row, column] = block_scales[..., 0].to(scales.device)
 
 
 def check_weight(weight: torch.Tensor, name: str) -> None:
