@@ -162,8 +162,8 @@ def test_a_linear_under_a_name_of_its_own(
     parts = ["mlp.gate_proj", "mlp.up_proj"]
     convert(
         monkeypatch,
-        WeightConverter(r"mlp\.both_weight", [f"{part}.weight" for part in parts], [Chunk(0)]),
-        WeightConverter(r"mlp\.both_bias", [f"{part}.bias" for part in parts], [Chunk(0)]),
+        WeightConverter("mlp.both_weight", [f"{part}.weight" for part in parts], [Chunk(0)]),
+        WeightConverter("mlp.both_bias", [f"{part}.bias" for part in parts], [Chunk(0)]),
     )
     model = load(path, settings())
     model.save_pretrained(tmp_path / "saved")
