@@ -152,31 +152,6 @@ def test_an_input_multiplier_of_a_fused_weight_is_that_of_each_part(
             assert torch.equal(state[key.replace("mlp.both", part)], tensor[rows])
 
 
-def test_a_linear_under_a_name_of_its_own(
-    checkpoints: dict[str, Path], tmp_path: Path, edited: Edit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The library of the model knows that it is one: plan, quantise, load and save alike."""
-    fuse = fused(checkpoints["llama"], "mlp.both", ["mlp.gate_proj", "mlp.up_proj"])
-    changes = {name.replace("both.", "both_"): tensor for name, tensor in fuse.items()}
-    path = edited(checkpoints["llama"], changes)
-    parts = ["mlp.gate_proj", "mlp.up_proj"]
-    convert(
-        monkeypatch,
-        WeightConverter("mlp.both_weight", [f"{part}.weight" for part in parts], [Chunk(0)]),
-        WeightConverter("mlp.both_bias", [f"{part}.bias" for part in parts], [Chunk(0)]),
-    )
-    model = load(path, settings())
-    model.save_pretrained(tmp_path / "saved")
-    assert "model.layers.0.mlp.both_weight_scale" in tensors(tmp_path / "saved")
-    same_state(model, reload(tmp_path / "saved"))
-    same_state(model, reload(mxfp4_transformers.save(model, tmp_path / "again")))
-    result = quantize_checkpoint(path, tmp_path / "file", models="transformers")
-    assert result.dialect == "mxfp4-core"
-    same_state(model, reload(tmp_path / "file"))
-    with pytest.raises(DialectError, match="bare parameter"):
-        quantize_checkpoint(path, tmp_path / "names", models="none")
-
-
 def test_what_cannot_be_read_is_not_written(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
