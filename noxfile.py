@@ -30,7 +30,7 @@ nox.options.error_on_missing_interpreters = True
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 TORCH = "torch==2.13.0"
-OPTIONAL = ("compressed-tensors", "gguf", "peft", "pytest-cov", "triton")  # tests do without
+OPTIONAL = ("compressed-tensors", "diffusers", "gguf", "peft", "pytest-cov", "triton")  # tests do without
 EXTRAS = ("cpu", "cli")  # of the members: what their users install, and the tests need
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 

@@ -95,7 +95,12 @@ def quantize_(
     answers: dict[Problem, Selection] = {}
     for site in plan.sites:
         module = empty_module(
-            model, site, activation=plan.activation_of(site), profile=plan.profile_of(site), dtype=dtype
+            model,
+            site,
+            activation=plan.activation_of(site),
+            profile=plan.profile_of(site),
+            format=plan.format_of(site),
+            dtype=dtype,
         )
         _fill(module, site, plan.weights, quantizers, config)
         module.train(site.module.training)
@@ -121,8 +126,9 @@ def _quantizers(
 ) -> DeviceQuantizers:
     asked = nn.Module()
     for number, site in enumerate(plan.sites):
+        activation, format = plan.activation_of(site), plan.format_of(site)
         asked.add_module(
-            str(number), empty_module(model, site, activation=plan.activation_of(site), dtype=dtype)
+            str(number), empty_module(model, site, activation=activation, format=format, dtype=dtype)
         )
     return DeviceQuantizers(chosen_backends(asked, config, devices, dtype))
 
