@@ -148,3 +148,34 @@ def test_what_no_backend_takes_is_widened_on_request(
         kept = load(tmp_path / "saved", settings(backend="reference", refused="keep"))
     assert "Qwen3MoeExperts" in repr(kept)
     assert (logits(kept) - before).norm() < 0.05 * before.norm()
+
+
+@pytest.mark.parametrize("route", [reload, mxfp4_transformers.from_pretrained])
+@pytest.mark.parametrize(
+    ("patterns", "weight", "reason"),
+    [
+        ({"ignore": ["re:.*"]}, "model.layers.0.", "ignored by 're:.*'"),
+        (
+            {"overrides": [{"pattern": "layers.1.mlp", "keep": True}]},
+            "model.layers.1.mlp.",
+            "kept by override",
+        ),
+        ({"targets": ["layers.0", "layers.1.self_attn"]}, "model.layers.1.mlp.", "no target matches it"),
+    ],
+)
+def test_patterns_that_keep_what_is_quantised(
+    saved: dict[str, Path],
+    tmp_path: Path,
+    route: Callable[[Path], Any],
+    patterns: dict[str, Any],
+    weight: str,
+    reason: str,
+) -> None:
+    shutil.copytree(saved["llama"], tmp_path / "said")
+    config = json.loads((saved["llama"] / "config.json").read_text())
+    config["quantization_config"] |= patterns
+    (tmp_path / "said/config.json").write_text(json.dumps(config))
+    with pytest.raises((DialectError, ConfigError)) as caught:
+        route(tmp_path / "said")
+    assert weight in caught.value.seen
+    assert reason in str(caught.value)

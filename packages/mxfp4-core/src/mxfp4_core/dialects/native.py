@@ -20,6 +20,7 @@ from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.config.words import MACHINE
+from mxfp4_core.dialects.agreement import check_names
 from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, alternates
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list, shape_table
 from mxfp4_core.dialects.recipes import Recipe
@@ -100,7 +101,7 @@ class NativeDialect(Dialect):
         }
 
     def read(self, source: Source) -> Contents:
-        """Find the parts and check them against the description."""
+        """Find the parts and check them against the description, and what it says to keep against them."""
         described = source.described
         shapes = shape_table(self.name, described, "shapes")
         transposed = frozenset(name_list(self.name, described, "transposed"))
@@ -127,6 +128,7 @@ class NativeDialect(Dialect):
                 entries[weight] = replace(entry, interleaved=True)
         activation = str(described.get("activation") or "none")
         rest = source.rest({name for entry in entries.values() for name in entry.names})
+        check_names(self.name, self.settings(described), source.config, entries)
         return Contents(entries, rest, (), str(described.get("weights_profile") or ""), activation)
 
     def _format(self, described: Mapping[str, Any]) -> Format:

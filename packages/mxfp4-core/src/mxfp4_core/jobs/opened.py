@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.dialects.agreement import check_model
 from mxfp4_core.dialects.base import Contents, Dialect
 from mxfp4_core.errors import DialectError
 
@@ -15,11 +17,13 @@ def open_high_precision(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: a damaged, incomplete or hostile file.
-        DialectError: it is quantised, by whatever method.
+        DialectError: it is quantised, by whatever method, or contradicts itself.
     """
     checkpoint = open_checkpoint(path)
     if found := dialects.identify(checkpoint):
         name, reason, dialect = found
+        if dialect is not None and _settings(checkpoint, dialect) is not None:
+            dialects.read(checkpoint)  # a folder that contradicts itself is not one to convert
         raise DialectError(
             f"{checkpoint.path} is quantised already",
             seen=f"format {name} ({reason})",
@@ -39,6 +43,7 @@ def open_quantized(path: str | Path, verb: str) -> tuple[Checkpoint, Dialect, Co
     Raises:
         CheckpointError: a damaged, incomplete or hostile file.
         DialectError: high precision, a dialect that is not read, or a description that contradicts the tensors.
+        ConfigError: settings in the file that are not valid.
     """
     checkpoint = open_checkpoint(path)
     found = dialects.read(checkpoint)
@@ -49,7 +54,16 @@ def open_quantized(path: str | Path, verb: str) -> tuple[Checkpoint, Dialect, Co
             rule=f"{verb} reads MXFP4 checkpoints",
             fix="`mxfp4 quantize` makes one from high precision",
         )
-    return checkpoint, *found
+    dialect, contents = found
+    if (settings := _settings(checkpoint, dialect)) is not None:
+        rest = {name: (recipe.dtype, recipe.shape) for name, recipe in contents.tensors.items()}
+        check_model(dialect.name, settings, checkpoint.config, contents.entries, rest)
+    return checkpoint, dialect, contents
+
+
+def _settings(checkpoint: Checkpoint, dialect: Dialect) -> dict[str, Any] | None:
+    """Return what the file says about how it was made, where the dialect stores all of it."""
+    return dialect.settings(checkpoint.config.get("quantization_config") or {})
 
 
 __all__ = ["open_high_precision", "open_quantized"]

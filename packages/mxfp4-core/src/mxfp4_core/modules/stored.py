@@ -80,6 +80,9 @@ def plan_stored(
             _contradiction(
                 f"only {', '.join(found)} are MXFP4", f"all weights of {site.path} are quantised alike"
             )
+        for name in found:
+            if decisions and decisions[name].kept_by_config:
+                _contradiction(f"{name} is MXFP4", f"the config keeps it: {decisions[name].reason}")
         formats = {each.format for each in found.values()}
         modes = {each.activation for each in found.values()}
         if len(formats) > 1 or len(modes) > 1:

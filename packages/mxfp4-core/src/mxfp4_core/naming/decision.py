@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import PatternError
 from mxfp4_core.naming.vocabulary import parse_expert, ranges
+
+NO_TARGET: Final = "no target matches it"
+"""Why a weight is kept that none of the targets names."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ class Decision:
     def outcome(self) -> tuple[bool, str | None, str]:
         """Return what parts of one fused module must have in common."""
         return self.quantize, self.profile, self.activation
+
+    @property
+    def kept_by_pattern(self) -> bool:
+        """Return whether a pattern of the config names it to be kept."""
+        return not self.quantize and self.pattern is not None
+
+    @property
+    def kept_by_config(self) -> bool:
+        """Return whether the patterns of the config keep it, and not its nature or the defaults."""
+        return self.kept_by_pattern or (not self.quantize and self.reason == NO_TARGET)
 
 
 def refuse_pair(leaf: str, seen: str) -> NoReturn:
@@ -93,4 +106,4 @@ def _listed(leaves: Sequence[str]) -> str:
     return "; ".join([*texts, ", ".join(plain)] if plain else texts)
 
 
-__all__ = ["Decision", "refuse_pair", "refuse_split"]
+__all__ = ["NO_TARGET", "Decision", "refuse_pair", "refuse_split"]

@@ -20,7 +20,7 @@ from typing import Any, Self
 from mxfp4_core.config.patterns import near_misses
 from mxfp4_core.config.schema import Mxfp4Config, Override
 from mxfp4_core.errors import PatternError
-from mxfp4_core.naming.decision import Decision, refuse_pair, refuse_split
+from mxfp4_core.naming.decision import NO_TARGET, Decision, refuse_pair, refuse_split
 from mxfp4_core.naming.exclude_lists import foreign
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.kept import kept_by_default, kept_by_nature
@@ -222,7 +222,7 @@ class Resolver:
             return Decision(leaf, False, reason)
         target = next((text for text in hits if text in self._targets), None)
         if self._targets and target is None and not forced:
-            return Decision(leaf, False, "no target matches it")
+            return Decision(leaf, False, NO_TARGET)
         profile, activation = self.config.profile_for(override), self.config.activation_for(override)
         if override is not None:
             text = override.pattern
