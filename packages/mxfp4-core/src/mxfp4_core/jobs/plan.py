@@ -19,7 +19,7 @@ from mxfp4_core.jobs.fit import Fit, biased, fits
 from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, copied_weights, counted
 from mxfp4_core.jobs.planned import chosen, decided, planned
-from mxfp4_core.jobs.rows import Row, row_of
+from mxfp4_core.jobs.rows import Row, Rows
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.orientation import k_first
@@ -203,9 +203,9 @@ def plan_checkpoint(
     ]
     dialect, why = chosen(checkpoint, config, [entry for entry in entries if entry is not None])
     done = counted(sum(info.nbytes for info in infos), progress)
-    rows = []
+    made, rows = Rows(config, dialect, parallel, facts), []
     for info, decision, entry in zip(infos, decisions, entries, strict=True):
-        rows.append(row_of(info, decision, entry, config, dialect, parallel, facts))
+        rows.append(made.of(info, decision, entry))
         done(info.nbytes)
     result = Plan(str(source), facts.model_type, config, parallel, tuple(rows), view=described.view)
     result = replace(result, dialect=dialect.name, why=why)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.checkpoint.reader import TensorInfo
@@ -17,6 +18,9 @@ from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.vocabulary import module_of, parse_expert
 from mxfp4_core.parallel.shards import Parallel, Shard, shard_of
+
+_NUMBER: Final = re.compile(r"(?<![^.])(blocks?|experts|h|layers?)\.[0-9]{1,6}(?=\.)")
+"""The number of a layer or an expert, behind the word for it: sizes, splits and dialects go by the other parts."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,50 @@ class Row:
             "shard": shard and {"split": shard.split, "n": shard.n, "k": shard.k, "experts": shard.experts},
             "problem": self.problem,
         }
+
+
+class Rows:
+    """Makes the rows of one plan. What sets names apart by numbers of layers and experts alone is worked out once.
+
+    Args:
+        config: the settings of the plan.
+        dialect: what it is to be written in.
+        parallel: sizes of the parallel groups.
+        facts: what config.json says about the model.
+    """
+
+    def __init__(self, config: Mxfp4Config, dialect: Dialect, parallel: Parallel, facts: ModelFacts) -> None:
+        self._by = config, dialect, parallel, facts
+        self._known: dict[tuple[object, ...], Row] = {}
+
+    def of(self, info: TensorInfo, decision: Decision, entry: Entry | None) -> Row:
+        """Return the plan for one tensor; see `row_of`.
+
+        Args:
+            info: the tensor.
+            decision: what happens to it.
+            entry: made by `planned` from it; None where it is kept.
+        """
+        key: tuple[object, ...] = (_NUMBER.sub(r"\1.0", info.name), info.shape, info.dtype)
+        if entry is not None:
+            key += (entry.shape, entry.format, entry.transposed, entry.interleaved, entry.known)
+        alike = self._known.get(key)
+        if alike is None:
+            row = row_of(info, decision, entry, *self._by)
+            if row.problem is None:  # a problem tells the name
+                self._known[key] = row
+            return row
+        return Row(
+            info.name,
+            alike.shape,
+            info.dtype,
+            decision,
+            alike.bytes_before,
+            alike.bytes_after,
+            alike.rank_bytes,
+            alike.unit_bytes,
+            alike.shard,
+        )
 
 
 def row_of(
@@ -141,4 +189,4 @@ def _one_line(error: Mxfp4Error) -> str:
     return f"{error.what}: {error.seen}; {error.rule}; {error.fix}"
 
 
-__all__ = ["Row", "row_of"]
+__all__ = ["Row", "Rows", "row_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -23,6 +24,7 @@ _EMBEDDING: Final = re.compile(r"wte|wpe|relative_attention_bias|(.*_)?embed(s|d
 _TABLE: Final = re.compile(r"(.*_)?embs?|(.*_)?codebooks?")
 _ROUTERS: Final = re.compile(r"(.*_)?router|gate|shared_expert_gate")
 _NORM: Final = re.compile(r".*norm.*|ln_\w+|ln\d*", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"(?<=\.)[0-9]{1,6}(?=\.)")
 _DRAFT: Final = re.compile(r"mtp|mtp_\w+|nextn|nextn_\w+")
 
 
@@ -62,18 +64,21 @@ def kept_by_default(module: str, layers: int | None = None, *, known: bool = Fal
             what comes behind their number is told by its name: ``roberta_prelayernorm`` is no norm, nor is ``v_head``
             of an attention an output head.
     """
+    # Of the many layers and experts of a model, all but the number is judged once.
+    reason = _by_words(_NUMBER.sub("0", module), known) or _behind(module, layers)
+    return f"{reason}, kept by default" if reason else None
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _by_words(module: str, known: bool) -> str | None:
     parts = module.split(".")
     numbered = [index for index, part in enumerate(parts[:-1]) if part.isdecimal()] if known else []
     inner = parts[numbered[-1] + 1 :] if numbered else parts
     checks = [(_router, parts), (_embedding, inner), (_norm, inner)]
     if not numbered:
         checks.insert(1, (_head, parts))
-    for found, told in checks:
-        if reason := found(told):
-            return f"{reason}, kept by default"
-    if reason := _draft(parts, layers):
-        return f"{reason}, kept by default"
-    return None
+    reason = next((reason for found, told in checks if (reason := found(told))), None)
+    return reason or _first(parts, _DRAFT.fullmatch, "a draft (multi-token prediction) layer")
 
 
 def _head(parts: list[str]) -> str | None:
@@ -113,9 +118,8 @@ def _norm(parts: list[str]) -> str | None:
     return _first(parts, _NORM.fullmatch, "a normalisation")
 
 
-def _draft(parts: list[str], layers: int | None) -> str | None:
-    if reason := _first(parts, _DRAFT.fullmatch, "a draft (multi-token prediction) layer"):
-        return reason
+def _behind(module: str, layers: int | None) -> str | None:
+    parts = module.split(".")
     if layers is None or "layers" not in parts[:-1]:
         return None
     # Only the language model's own layers are counted: a vision tower has its own depth.

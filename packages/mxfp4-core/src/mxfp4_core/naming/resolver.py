@@ -125,13 +125,16 @@ class Resolver:
         Raises:
             PatternError: as ``decide``, also across names that are fused later; or as ``check_patterns``.
         """
-        decisions, units = [], []
+        decisions: list[Decision] = []
+        groups: dict[str, dict[str, Decision]] = {}
         for name, shape in names:
             decision, by_nature = self._decide(name, shape)
             decisions.append(decision)
-            if not by_nature:
-                units.append(decision)
-        self._check_agreement(units)
+            for group, leaf in () if by_nature else self._groups(module_of(decision.name)):
+                groups.setdefault(group, {})[leaf] = decision
+        for group, members in groups.items():
+            if len({found.outcome for found in members.values()}) > 1:
+                refuse_split(group, members)
         self.check_patterns()
         return decisions
 
@@ -176,7 +179,7 @@ class Resolver:
         return text in self._targets or (text in self._overrides and not self._overrides[text].keep)
 
     def _checkpoint_name(self, module: str) -> str:
-        known = self.view is not None and self.view.knows(module)
+        known = bool(self._renames) and self.view is not None and self.view.knows(module)
         for engine, checkpoint in self._renames:
             renamed = rename(module, engine, checkpoint)
             # A name that takes several renames is half a name after one, which nobody knows.
@@ -273,15 +276,6 @@ class Resolver:
             if its != said[0]:
                 refuse_pair(leaf, f"overrides {found[0].pattern!r} and {other.pattern!r}")
         return found[0] if found else None
-
-    def _check_agreement(self, decisions: Sequence[Decision]) -> None:
-        groups: dict[str, dict[str, Decision]] = {}
-        for decision in decisions:
-            for group, leaf in self._groups(module_of(decision.name)):
-                groups.setdefault(group, {})[leaf] = decision
-        for group, members in groups.items():
-            if len({found.outcome for found in members.values()}) > 1:
-                refuse_split(group, members)
 
     def _groups(self, module: str) -> Iterator[tuple[str, str]]:
         if (expert := parse_expert(module)) is not None:
