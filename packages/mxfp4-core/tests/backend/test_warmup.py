@@ -112,7 +112,10 @@ def test_one_failure_is_told_and_harms_no_other_backend(offer: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "says"), [("npu", "install mxfp4-npu"), ("refrence", "did you mean 'reference'?")]
 )
-def test_a_backend_that_is_not_there(name: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_is_not_there(
+    name: str, says: str, offer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(reference=SimpleNamespace(name="reference"))
     with pytest.raises(SystemExit) as stop:
         main(["warmup", "--backend", name])
     assert stop.value.code == 1 and says in capsys.readouterr().err

@@ -137,7 +137,9 @@ def test_progress_adds_up_and_is_seen_before_a_task_ends(
 def test_an_error_of_one_task_ends_all_and_leaves_nothing(tmp_path: Path, signs: Path, jobs: int) -> None:
     (signs / "go").touch()
     with pytest.raises(FormatError, match="b is bad"):
-        slow_units.write(tmp_path / "target", signs, {"a": "good", "b": "bad", "c": "bad", "d": "good"}, jobs)
+        slow_units.write(
+            tmp_path / "target", signs, {"a": "good", "b": "bad", "c": "good", "d": "good"}, jobs
+        )
     assert not (tmp_path / "target").exists()
 
 

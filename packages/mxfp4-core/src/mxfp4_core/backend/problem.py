@@ -86,6 +86,10 @@ class Problem:
             _check_word(name, word, words)
         if self.format != PLAIN:
             _check_word("format", self.format, formats())
+            kind = get(self.format)
+            _INPUTS.update(
+                {(self.format, word): kind.input_format(word) for word in ACTIVATIONS if word != "auto"}
+            )
         if not isinstance(self.options, Options):
             object.__setattr__(self, "options", Options(self.options))
         if self.n < 1 or self.k < 1 or (self.m is not None and self.m < 0):
@@ -185,7 +189,15 @@ def input_format(format: str, activation: str) -> str:
         format: of the weights.
         activation: ``none``, ``mxfp4``, ``mxfp8`` or ``fp8``: of `Numerics`, where the problem says ``auto``.
     """
-    return activation if format == PLAIN else get(format).input_format(activation)
+    if format == PLAIN:
+        return activation
+    # Calls ask this, also while they are compiled, and what looks for packages cannot be.
+    known = _INPUTS.get((format, activation))
+    return get(format).input_format(activation) if known is None else known
+
+
+_INPUTS: dict[tuple[str, str], str] = {}
+"""What formats say of the inputs of products, for the formats that a problem had: by format and activation."""
 
 
 def _check_word(name: str, word: str, words: Sequence[str]) -> None:

@@ -4,7 +4,7 @@
 ``.*.*.*.*x``. Here all ways are followed at once (Thompson, 1968), so a name costs at most its length times the size of
 the expression. Sets of states that were met are remembered, so that most names cost one look-up for each character;
 and where there are few ways, `re` tries them. The syntax is Python's, read by its own parser; what cannot be had in
-bounded time is refused: references to groups, and looking behind.
+bounded time is refused: references to groups, and looking behind further than one letter.
 """
 
 from __future__ import annotations
@@ -139,6 +139,9 @@ class Expression:
             kind, what = self._looks[state]
             if kind == "at":
                 known = _at(what, text, place)
+            elif kind == "behind":
+                test, wanted = what
+                known = (place > 0 and test(text[place - 1])) == wanted
             else:
                 start, end, wanted = what
                 known = (next(self._ends(start, end, text, place, work), None) is not None) == wanted
@@ -178,6 +181,10 @@ class Expression:
             start = self._sequence(list(what[1]), end, flags)
             state = self._state(ways=[after])
             self._looks[state] = ("look", (start, end, op is constants.ASSERT))
+            return state
+        if op in (constants.ASSERT, constants.ASSERT_NOT) and len(what[1]) == 1 and what[1][0][0] in _LETTERS:
+            state = self._state(ways=[after])
+            self._looks[state] = ("behind", (test_of(*what[1][0], flags), op is constants.ASSERT))
             return state
         return self._state(test_of(op, what, flags), [after])
 
