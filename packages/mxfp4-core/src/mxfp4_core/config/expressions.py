@@ -183,8 +183,9 @@ class Expression:
             self._looks[state] = ("look", (start, end, op is constants.ASSERT))
             return state
         if op in (constants.ASSERT, constants.ASSERT_NOT) and len(what[1]) == 1 and what[1][0][0] in _LETTERS:
+            letter, of = what[1][0]
             state = self._state(ways=[after])
-            self._looks[state] = ("behind", (test_of(*what[1][0], flags), op is constants.ASSERT))
+            self._looks[state] = ("behind", (test_of(letter, of, flags), op is constants.ASSERT))
             return state
         return self._state(test_of(op, what, flags), [after])
 
