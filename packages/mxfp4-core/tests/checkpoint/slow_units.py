@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -70,5 +71,6 @@ def write(folder: Path, signs: Path, kinds: dict[str, str], jobs: int) -> Writte
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background starts without it
     target, signs, names, jobs = sys.argv[1:]
     write(Path(target), Path(signs), dict.fromkeys(names.split(","), "good"), int(jobs))
