@@ -71,6 +71,7 @@ def write(folder: Path, signs: Path, kinds: dict[str, str], jobs: int) -> Writte
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background starts without it
+    # A shell starts a job in the background without it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     target, signs, names, jobs = sys.argv[1:]
     write(Path(target), Path(signs), dict.fromkeys(names.split(","), "good"), int(jobs))
