@@ -83,11 +83,8 @@ def _heads(model: nn.Module) -> Iterator[nn.Module]:
             continue
         try:
             head: Any = module.get_output_embeddings()
-        except (
-            AttributeError,
-            NotImplementedError,
-        ):  # models of speech and vision have none, and some say so
-            continue
+        except (AttributeError, NotImplementedError):
+            continue  # models of speech and vision have none, and some say so
         if isinstance(head, nn.Module):
             yield head
     sizes = {*_sizes(getattr(model, "config", None))}

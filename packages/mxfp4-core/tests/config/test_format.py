@@ -6,8 +6,9 @@ import pytest
 
 from mxfp4_core.arithmetic import get_format
 from mxfp4_core.arithmetic.peers import DUAL_PEERS
-from mxfp4_core.config.checks import DUAL_PROFILE_NAMES, FORMATS
+from mxfp4_core.config.checks import DUAL_PROFILE_NAMES
 from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.config.words import FORMATS
 from mxfp4_core.errors import ConfigError
 
 

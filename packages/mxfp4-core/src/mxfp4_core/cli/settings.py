@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mxfp4_core.config.checks import FORMATS
 from mxfp4_core.config.known import dialect_names
-from mxfp4_core.config.words import ACTIVATIONS
+from mxfp4_core.config.words import ACTIVATIONS, FORMATS
 
 if TYPE_CHECKING:
     from mxfp4_core.backend.device import Device

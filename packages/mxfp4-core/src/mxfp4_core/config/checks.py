@@ -12,6 +12,7 @@ from mxfp4_core.arithmetic.scales import ScaleRule
 from mxfp4_core.config.known import KNOWN
 from mxfp4_core.config.messages import contradiction, listed, unknown_name
 from mxfp4_core.config.patterns import Pattern
+from mxfp4_core.config.words import FORMATS
 from mxfp4_core.errors import ConfigError
 
 PROFILE_NAMES: Final = (
@@ -38,9 +39,6 @@ PROFILE_NAMES: Final = (
 
 DUAL_PROFILE_NAMES: Final = ("ascend", "ascend-round", "ascend-floor", "msmodelslim")
 """The same of the format ``mxfp4-dual``."""
-
-FORMATS: Final = ("mxfp4", "mxfp4-dual", "mxfp8")
-"""What weights can be quantised to: the formats of this project. Multipliers of the input come from files alone."""
 
 TIES: Final = ("even", "away", "zero")
 KNOWN_BACKENDS: Final = ("reference", *KNOWN)
@@ -194,7 +192,6 @@ def check_inheritance(profile: str | None, overrides: Sequence[_Override]) -> No
 
 __all__ = [
     "DUAL_PROFILE_NAMES",
-    "FORMATS",
     "KNOWN_BACKENDS",
     "PROFILE_NAMES",
     "TIES",

@@ -12,4 +12,7 @@ ACTIVATIONS: Final[tuple[Activation, ...]] = get_args(Activation)
 MACHINE: Final = ("backend", "backend_options", "fallback", "refused")
 """Fields of a config that belong to the machine it is used on: a file says nothing about them."""
 
-__all__ = ["ACTIVATIONS", "MACHINE", "Activation"]
+FORMATS: Final = ("mxfp4", "mxfp4-dual", "mxfp8")
+"""What weights can be quantised to: the formats of this project. Multipliers of the input come from files alone."""
+
+__all__ = ["ACTIVATIONS", "FORMATS", "MACHINE", "Activation"]
