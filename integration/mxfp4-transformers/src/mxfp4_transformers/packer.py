@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,7 +156,7 @@ class Packer:
                     try:
                         target.quantize(rows, region, key=Key(None, piece.expert, source))
                     except NonFiniteError as error:
-                        raise _of_source(error, target, Piece(here, row, rows, source)) from None
+                        raise error.within(source) from None  # the piece is a tensor of the checkpoint
             self.report.sample()
             del piece, value, found
         return _filled(target or self.targets.at(name, torch.device("cpu")))
@@ -207,18 +206,6 @@ def _filled(target: QuantTarget) -> dict[str, torch.Tensor]:
             fix="complete the checkpoint; a shard may be missing",
         )
     return {f"{target.name}{part.suffix}": target.parts[part.name] for part in target.format.parts}
-
-
-def _of_source(error: NonFiniteError, target: QuantTarget, piece: Piece) -> NonFiniteError:
-    """Return the error about the tensor of the checkpoint, in which its index counts."""
-    label = re.match(rf"{re.escape(target.name)}\[(?:\d+, )?(\d+):(\d+), \d+:\d+\]", error.what)
-    if label is None:
-        return error
-    first, last = (int(text) - piece.row for text in label.groups())
-    whole = (first, last) == (0, piece.value.shape[0])
-    name = piece.source if whole else f"{piece.source}[{first}:{last}]"
-    what = name + error.what[label.end() :]
-    return NonFiniteError(what, seen=error.seen, rule=error.rule, fix=error.fix)
 
 
 def _misfit(name: str, shape: tuple[int, ...], source: str, seen: str) -> LoadError:

@@ -23,6 +23,9 @@ Every message has four parts, and each part is also an attribute:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
 from mxfp4_core._text import printable
 
 _LINE = "\n" + " " * 8
@@ -46,7 +49,7 @@ class Mxfp4Error(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and errors cross process borders.
-        return _rebuild, (type(self), self.what, self.seen, self.rule, self.fix)
+        return _rebuild, (type(self), self.what, self.seen, self.rule, self.fix), self.__dict__
 
 
 def _rebuild(cls: type[Mxfp4Error], what: str, seen: str, rule: str, fix: str) -> Mxfp4Error:
@@ -62,7 +65,38 @@ class ShapeError(Mxfp4Error):
 
 
 class NonFiniteError(Mxfp4Error):
-    """NaN or infinity in a weight that is to be quantised."""
+    """NaN or infinity in a weight that is to be quantised.
+
+    Attributes:
+        value: the first such value.
+        index: where it is, in what the message names; empty where nobody said.
+        blocks: how many blocks hold such values, as far as was looked.
+    """
+
+    value: float = math.nan
+    index: tuple[int, ...] = ()
+    blocks: int = 0
+
+    @classmethod
+    def at(cls, name: str, value: float, index: Sequence[int], blocks: int) -> NonFiniteError:
+        """Return the error about a weight, or a piece of one, of this name."""
+        error = cls(
+            f"{name} cannot be quantised",
+            seen=f"{value} at index {list(index)}, in {blocks} block(s)",
+            rule="a weight is finite; the format can only make the whole block NaN",
+            fix="repair the checkpoint, or set nonfinite='nan' to make those blocks NaN",
+        )
+        error.value, error.index, error.blocks = value, tuple(index), blocks
+        return error
+
+    def within(self, name: str, place: Callable[..., Sequence[int]] = lambda *index: index) -> NonFiniteError:
+        """Return the error about the weight of which this one names a piece; itself where it gives no index.
+
+        Args:
+            name: of the weight.
+            place: gives the index in the weight for one in the piece; the same by default.
+        """
+        return self.at(name, self.value, place(*self.index), self.blocks) if self.index else self
 
 
 class ConfigError(Mxfp4Error):

@@ -10,9 +10,8 @@ import torch
 from torch.nn import Parameter
 
 from mxfp4_core import Mxfp4Config, quantize
-from mxfp4_core.backend import Backend, Device, No, Problem, Yes, registry, verdict
+from mxfp4_core.backend import Backend, Device, No, Problem, Yes, quantizers, registry, verdict
 from mxfp4_core.loader import LoadSession, QuantTarget, Region
-from mxfp4_core.loader import target as target_module
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
 from mxfp4_core.testing import engine_loaders as engines
 
@@ -32,7 +31,7 @@ def copy_whole(param: Parameter, loaded_weight: torch.Tensor) -> None:
 def test_bytes_equal_those_of_the_cpu(
     source: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target_module, "_CHUNK_ELEMS", 1 << 12)  # several chunks
+    monkeypatch.setattr(quantizers, "CHUNK_VALUES", 1 << 12)  # several chunks
     weight = weights(96, 330, dtype=dtype)
     loaded = weight.pin_memory() if source == "pinned" else weight.to(source)
     session = LoadSession(Mxfp4Config(tail="pad"))

@@ -18,11 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 from mxfp4_core import Mxfp4Config, quantize
 from mxfp4_core.arithmetic.tensor import MxTensor
+from mxfp4_core.backend import quantizers
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Layout
 from mxfp4_core.backend.reference.backend import CanonicalLayout, ReferenceBackend
 from mxfp4_core.loader import LoadSession, QuantTarget
-from mxfp4_core.loader import target as target_module
 from mxfp4_core.loader.twin import is_twin
 from mxfp4_core.modules import Mxfp4Linear
 
@@ -94,7 +94,7 @@ def test_resident_memory_stays_below_the_bound(dtype: str, rows: int) -> None:
     seen = measure(64, rows, 4096, dtype)
     assert seen["unit"] == 16 << 20
     # A cast goes chunk by chunk beside the source: less than a second copy of the unit.
-    cast = 0 if dtype == "bfloat16" else target_module._CHUNK_ELEMS * 2
+    cast = 0 if dtype == "bfloat16" else quantizers.CHUNK_VALUES * 2
     bound = seen["quantised"] + seen["unit"] + cast + SLACK
     assert seen["quantised"] < seen["grown"] <= bound
     (use,) = seen["report"]
@@ -169,7 +169,7 @@ def test_every_live_tensor_is_accounted_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chunk = 8 * 256
-    monkeypatch.setattr(target_module, "_CHUNK_ELEMS", chunk)
+    monkeypatch.setattr(quantizers, "CHUNK_VALUES", chunk)
     rows, layers = 64, 5
     with LiveBytes() as live:
         quantize(torch.ones(1, 32, dtype=torch.bfloat16))  # its tables stay

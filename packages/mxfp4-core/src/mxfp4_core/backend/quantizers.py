@@ -10,9 +10,11 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
+from torch.nn.functional import pad
 
 from mxfp4_core.arithmetic.fast.threads import quick_turns
 from mxfp4_core.arithmetic.format import E8M0_NAN
@@ -25,8 +27,11 @@ from mxfp4_core.backend.asking import verdict
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import DTYPES, Problem
 from mxfp4_core.backend.protocol import Backend
+from mxfp4_core.errors import NonFiniteError
 
 _LOG = logging.getLogger("mxfp4_core.backend")
+CHUNK_VALUES = 1 << 22
+"""Values that are cast, moved, padded or quantised on a device at once: 8 MiB of bfloat16."""
 CORE = "mxfp4_core"
 """What a report calls the core's own quantizer."""
 
@@ -137,6 +142,54 @@ class DeviceQuantizers:
                 self._backends.get(key[2], ()), profile, dtype, device, format
             )
         return self._found[key]
+
+    def fill(
+        self,
+        values: torch.Tensor,
+        parts: Parts,
+        *,
+        profile: str,
+        format: Format = MXFP4,
+        dtype: torch.dtype | None = None,
+        nonfinite: Literal["refuse", "nan"] = "refuse",
+        threads: int | None = None,
+        name: str = "weight",
+    ) -> None:
+        """Quantise a matrix into parts that exist, few rows at a time where a step makes temporaries.
+
+        Args:
+            values: ``[rows, k]``, any float dtype, strides and device; K is padded with zeros to whole blocks.
+            parts: those of these rows, by name, on the device that quantises.
+            profile: name of the resolved profile.
+            format: what is made.
+            dtype: to which values are cast first, as an engine's own copy would; theirs if None.
+            nonfinite: what happens to NaN and infinity.
+            threads: of the CPU; all if None.
+            name: what messages call the matrix.
+
+        Raises:
+            NonFiniteError: NaN or infinity, with its index in `values`.
+        """
+        n, k = values.shape
+        device = next(iter(parts.values())).device
+        dtype = dtype or values.dtype
+        extra = format.physical_k(k) - k
+        # Only the kernels of the CPU need no temporaries.
+        whole = device.type == "cpu" and (values.device, values.dtype, extra) == (device, dtype, 0)
+        step = n if whole else max(1, CHUNK_VALUES // max(1, k))
+        quantizer = self.of(profile, dtype, device, format)
+        for row in range(0, n, max(1, step)):
+            piece = values[row : row + step].to(device, dtype)
+            piece = pad(piece, (0, extra)) if extra else piece
+            rows = {part: tensor[row : row + step] for part, tensor in parts.items()}
+            try:
+                quantizer.into(piece, rows, nonfinite=nonfinite, threads=threads, name=name)
+            except NonFiniteError as error:
+                raise error.within(name, partial(_below, row)) from None
+
+
+def _below(first: int, row: int, k: int) -> tuple[int, int]:
+    return first + row, k
 
 
 def device_quantizer(

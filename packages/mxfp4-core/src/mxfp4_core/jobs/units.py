@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format
@@ -151,8 +152,8 @@ class QuantizeUnit:
                 form.quantize_into(
                     whole, weight, profile=self.profile, nonfinite=self.nonfinite, name=self.tensor
                 )
-            except NonFiniteError:
-                self._refuse(start, matrix)
+            except NonFiniteError as error:
+                raise error.within(f"tensor {self.tensor!r}", partial(self._index, start)) from None
             raw = {name: part.view(torch.uint8).numpy().data for name, part in parts.items()}
             yield self.names[0], raw[form.parts[0].name]
             for part in form.parts[1:]:
@@ -180,25 +181,15 @@ class QuantizeUnit:
         for start in range(0, rows, step):
             yield start, read.load(self.source, start, min(start + step, rows))
 
-    def _refuse(self, start: int, matrix: torch.Tensor) -> NoReturn:
-        import torch
-
-        bad = (~torch.isfinite(matrix)).nonzero()
-        row, k = bad[0].tolist()
+    def _index(self, start: int, row: int, k: int) -> tuple[int, ...]:
+        """Return where the source has a value of the matrix that begins at row `start` of all."""
+        *lead, n = self.shape[:-1]
+        flat, row = divmod(start + row, n)
         index: list[int] = []
-        flat = start + row
-        for size in reversed(self.shape[:-1]):
+        for size in reversed(lead):
             flat, at = divmod(flat, size)
             index.insert(0, at)
-        index.append(k)
-        if self.transposed:
-            index[-2:] = index[-1], index[-2]
-        raise NonFiniteError(
-            f"tensor {self.tensor!r} cannot be quantised",
-            seen=f"{float(matrix[row, k])} at index {index}, {len(bad)} such value(s) in this piece of it",
-            rule="a weight is finite; MXFP4 can only make the whole block NaN",
-            fix="repair the checkpoint, or set nonfinite = 'nan' to make those blocks NaN",
-        )
+        return (*index, k, row) if self.transposed else (*index, row, k)
 
 
 __all__ = ["CHUNK_BYTES", "CopyUnit", "PartsUnit", "QuantizeUnit", "Stored"]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.nn.functional import pad
 
 from mxfp4_core.arithmetic.formats.base import Format, Part, Parts
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
@@ -19,9 +18,6 @@ from mxfp4_core.loader.ledger import Ledger
 from mxfp4_core.loader.regions import Region
 from mxfp4_core.loader.storage import Storage, Tensors
 from mxfp4_core.parallel.ranges import shard_ranges
-
-# What is cast, moved, padded or quantised on a device at once: 8 MiB of bfloat16.
-_CHUNK_ELEMS = 1 << 22
 
 
 class QuantTarget:
@@ -228,36 +224,24 @@ class QuantTarget:
         """
         check_cut(region, self.shape, self.format, self.name, zero_tail=zero_tail, loaded_k=loaded_k)
         start, stop = region.cols
-        first, last = region.rows
-        as_it_is = (
-            source.dtype == self.dtype and source.device == self.device and stop % self.format.block == 0
-        )
-        # Only the kernels of the CPU need no temporaries.
-        whole = as_it_is and self.device.type == "cpu"
-        step = last - first if whole else max(1, _CHUNK_ELEMS // (stop - start))
+        rows, how = slice(*region.rows), self.arithmetic
+        end = self.format.physical_k(stop)
         for index, expert in enumerate(range(*region.experts)):
-            for row in range(first, last, step):
-                rows = slice(row, min(row + step, last))
-                self._quantize(source[index, row - first : rows.stop - first], expert, rows, start)
-
-    def _quantize(self, piece: torch.Tensor, expert: int, rows: slice, start: int) -> None:
-        """Quantise ``piece [rows, cols]`` into one expert, its first column being k = `start`."""
-        stop = start + piece.shape[1]
-        # An index in an error counts from the piece, so the piece is named as the slice that it is.
-        axis = f"{expert}, " if self.stacked else ""
-        name = f"{self.name}[{axis}{rows.start}:{rows.stop}, {start}:{stop}]"
-        piece = piece.to(self.device, self.dtype)
-        if stop % self.format.block:
-            piece = pad(piece, (0, -stop % self.format.block))
-            stop = self.format.physical_k(stop)
-        how = self.arithmetic
-        how.quantizers.of(how.profile, piece.dtype, piece.device, self.format).into(
-            piece,
-            {part.name: self._slice(part, expert, rows, start, stop) for part in self.format.weight_parts},
-            nonfinite=how.nonfinite,
-            threads=how.threads,
-            name=name,
-        )
+            places = {
+                part.name: self._slice(part, expert, rows, start, end) for part in self.format.weight_parts
+            }
+            axis = f"{expert}, " if self.stacked else ""
+            how.quantizers.fill(
+                source[index],
+                places,
+                profile=how.profile,
+                format=self.format,
+                dtype=self.dtype,
+                nonfinite=how.nonfinite,
+                threads=how.threads,
+                # An index in an error counts from the piece, so the piece is named as the slice that it is.
+                name=f"{self.name}[{axis}{rows.start}:{rows.stop}, {start}:{stop}]",
+            )
 
     def _slice(self, part: Part, expert: int, rows: slice, start: int, stop: int) -> torch.Tensor:
         """Return the view of a part that belongs to whole blocks of some rows of one expert."""

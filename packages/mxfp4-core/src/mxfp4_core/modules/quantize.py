@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend.problem import Problem
@@ -25,8 +24,6 @@ from mxfp4_core.modules.sites import Site
 from mxfp4_core.modules.table import summary
 from mxfp4_core.modules.weights import Weight
 from mxfp4_core.naming.view import ModelView
-
-_CHUNK_ELEMS = 1 << 22  # what a device quantises at once: 8 MiB of bfloat16
 
 
 @dataclass(frozen=True)
@@ -149,33 +146,21 @@ def _fill(
         for index in range(values.shape[0]) if values.ndim == 3 else [None]:
             piece = values if index is None else values[index]
             label = weight.name if index is None else f"{weight.name}[{index}]"
-            into = (
-                parts if index is None else {p.name: parts[p.name][index] for p in weight.kind.weight_parts}
+            into = {
+                p.name: parts[p.name] if index is None else parts[p.name][index]
+                for p in weight.kind.weight_parts
+            }
+            quantizers.fill(
+                piece,
+                into,
+                profile=weight.profile,
+                format=weight.kind,
+                nonfinite=config.nonfinite,
+                name=label,
             )
-            _quantize(piece, into, weight, quantizers, config.nonfinite, label)
         bias = own.get(module._bias_name(name))
         tensor = MxTensor.from_parts(weight.kind, parts, weight.shape, weight.profile)
         module.fill(matrix, tensor, None if bias is None else bias.detach())
-
-
-def _quantize(
-    values: Tensor,
-    parts: Mapping[str, Tensor],
-    weight: Weight,
-    by: DeviceQuantizers,
-    nonfinite: Any,
-    label: str,
-) -> None:
-    n, k = values.shape
-    step = n if values.device.type == "cpu" else max(1, _CHUNK_ELEMS // k)
-    quantizer = by.of(weight.profile, values.dtype, values.device, weight.kind)
-    for row in range(0, n, step):
-        piece = values[row : row + step]
-        extra = weight.kind.physical_k(k) - k
-        piece = torch.nn.functional.pad(piece, (0, extra)) if extra else piece
-        rows = {p.name: parts[p.name][row : row + step] for p in weight.kind.weight_parts}
-        text = label if step == n else f"{label}[{row}:{row + len(piece)}]"
-        quantizer.into(piece, rows, nonfinite=nonfinite, name=text)
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:

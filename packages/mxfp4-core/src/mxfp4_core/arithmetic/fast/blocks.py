@@ -155,23 +155,19 @@ def _refuse_nonfinite(
     offset: int,
     shape: torch.Size,
 ) -> None:
-    first, count = "", 0
+    first: tuple[float, list[int]] | None = None
+    count = 0
     for row, column in places:
         blocks = values[row, column].cpu()
         bad = (~torch.isfinite(blocks)).nonzero()
-        if len(bad) and not first:
+        if len(bad) and first is None:
             block, element = bad[0].tolist()
             flat = (offset + int(row[block])) * shape[-1] + int(column[block]) * BLOCK + element
-            index = tuple(int(part) for part in np.unravel_index(flat, tuple(shape)))
-            first = f"{float(blocks[block, element])} at index {list(index)}"
+            index = [int(part) for part in np.unravel_index(flat, tuple(shape))]
+            first = float(blocks[block, element]), index
         count += len(bad[:, 0].unique())
-    if first:
-        raise NonFiniteError(
-            f"{name} cannot be quantised",
-            seen=f"{first}, in {count} block(s)",
-            rule="a weight is finite; the format can only make the whole block NaN",
-            fix="repair the checkpoint, or pass nonfinite='nan' to make those blocks NaN",
-        )
+    if first is not None:
+        raise NonFiniteError.at(name, *first, count)
 
 
 def check_weight(weight: torch.Tensor, name: str) -> None:
