@@ -16,6 +16,9 @@ from mxfp4_core.loader.report import LoadReportBuilder
 from mxfp4_core.loader.target import QuantTarget
 from mxfp4_core.loader.twin import is_twin, make_twin, return_attributes
 
+Loader = Callable[..., Any]
+"""An engine's loader: ``(param, loaded_weight, ...)``."""
+
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -47,7 +50,7 @@ class LoaderCall:
         try:
             self._check_source()
             self._check_param(param)
-            twin = make_twin(param, target.engine_shape, target.dtype, target.device, self)
+            twin = make_twin(param, self._shape, self._dtype, target.device, self)
             result = loader(twin)
         except BaseException as error:
             target.ledger.fail(self._key, error)
@@ -124,6 +127,16 @@ class LoaderCall:
             return 0
         return self._source.shape[-2 if self._target.transposed else -1]
 
+    @property
+    def _shape(self) -> torch.Size:
+        """The shape that the loader believes its parameter to have."""
+        return self._target.engine_shape
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype that the loader believes its parameter to have."""
+        return self._target.dtype
+
     def _check_source(self) -> None:
         if self._source.dtype in _FLOATS:
             return
@@ -153,9 +166,7 @@ class LoaderCall:
         )
 
 
-def following(
-    target: QuantTarget, weight_loader: Callable[..., Any], report: Callable[[], LoadReportBuilder]
-) -> Callable[..., Any]:
+def following(target: QuantTarget, weight_loader: Loader, report: Callable[[], LoadReportBuilder]) -> Loader:
     """Return a loader with the same arguments that quantises into ``target`` what ``weight_loader`` copies.
 
     Args:
@@ -176,4 +187,4 @@ def following(
     return load
 
 
-__all__ = ["LoaderCall", "following"]
+__all__ = ["Loader", "LoaderCall", "following"]

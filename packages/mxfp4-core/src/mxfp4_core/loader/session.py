@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import LoadError
 from mxfp4_core.loader.account import check_targets, count
 from mxfp4_core.loader.bound import Bound, InModule, bind, holding_back, settle
-from mxfp4_core.loader.call import following
+from mxfp4_core.loader.call import Loader, following
 from mxfp4_core.loader.how import Arithmetic, profile_name
 from mxfp4_core.loader.memory import HEAP
+from mxfp4_core.loader.part_call import putting
 from mxfp4_core.loader.report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.target import QuantTarget
 
@@ -32,7 +34,7 @@ _LOG = logging.getLogger("mxfp4_core.loader")
 class LoadSession:
     """Quantise a model while its engine loads it, with the engine's own loaders.
 
-    Every method may be called from any thread, except that `begin`, `check` and `close` want all loaders at rest.
+    Every method may be called from any thread; `begin`, `check` and `close` want all loaders at rest.
 
     Args:
         config: rule, tail and NaN policy; the default quantises by ``even/even`` and refuses what is not exact.
@@ -57,8 +59,7 @@ class LoadSession:
         threads: int | None = None,
         quantizers: DeviceQuantizers | None = None,
     ) -> None:
-        self.config = config or Mxfp4Config.from_dict({})
-        self.report = report or LoadReportBuilder()
+        self.config, self.report = config or Mxfp4Config.from_dict({}), report or LoadReportBuilder()
         self._threads = threads
         self._quantizers = quantizers or DeviceQuantizers()
         self._profile = profile_name(self.config, get(self.config.format))
@@ -167,8 +168,7 @@ class LoadSession:
         for bound in list(bind(model, self.config, prefix, dtype, device, backend, prepare=prepare)):
             module = bound.module
             own = module.profile
-            if not exact:
-                own = profile_name(self.config, module.format, own or None)
+            own = own if exact else profile_name(self.config, module.format, own or None)
             for matrix, shape in module.shapes.items():
                 target = bound.targets[matrix] = self._add(
                     ".".join(filter(None, (bound.name, module.matrices[matrix]))),
@@ -211,19 +211,20 @@ class LoadSession:
         with self._lock:
             self._kept[name] = (kind, reason, nbytes)
 
-    def wrap(self, name: str, weight_loader: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, name: str, weight_loader: Loader, *, part: str = "") -> Loader:
         """Return a loader with the same arguments that quantises what `weight_loader` copies.
 
         Args:
             name: name of a target of this session.
             weight_loader: the engine's ``(param, loaded_weight)``, ``(param, loaded_weight, shard_id)`` or
                 ``(param, loaded_weight, weight_name, shard_id, expert_id)``, bound or not.
+            part: the loader brings this part of a quantised weight, into a parameter of its shape; bytes stay.
 
         Raises:
             LoadError: there is no target of that name.
+            FormatError: the weight has no such part.
         """
-        with self._lock:
-            target = self._targets.get(name)
+        target = self.targets.get(name)
         if target is None:
             raise LoadError(
                 f"the loader of {name} cannot be wrapped",
@@ -236,7 +237,8 @@ class LoadSession:
             self._hold_heap()
             return self.report
 
-        return following(target, weight_loader, report)
+        how = partial(putting, target, target.format.part(part)) if part else partial(following, target)
+        return how(weight_loader, report)
 
     def begin(self, *, subset: bool = False, report: LoadReportBuilder | None = None) -> None:
         """Begin another load into the same storage.
@@ -281,9 +283,7 @@ class LoadSession:
         with holding_back(self._bounds):
             self.check()
         settle(self._bounds, self.report)
-        with self._lock:
-            kept = dict(self._kept)
-        count(self.report, self.targets.values(), kept, self._profile)
+        count(self.report, self.targets.values(), dict(self._kept), self._profile)
         self.report.quantizer = self.report.quantizer or ", ".join(self._quantizers.names)
         report = self.report.build()
         _LOG.info("%s", report.line())
