@@ -200,10 +200,10 @@ def output_failed(path: Path, error: OSError) -> NoReturn:
     raise OutputError(
         f"cannot write {path}",
         seen=error.strerror or str(error),
-        rule="the target has room for the result and may be written",
+        rule="the destination has room for the result and may be written",
         fix="free space there and run the same command again"
         if full
-        else "choose a target that can be written",
+        else "choose a destination that can be written",
     ) from error
 
 

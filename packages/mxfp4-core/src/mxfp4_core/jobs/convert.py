@@ -39,7 +39,7 @@ BESIDE = ("keep", "widen")
 
 def convert_checkpoint(
     source: str | Path,
-    target: str | Path,
+    destination: str | Path,
     to: str,
     *,
     beside: str = "keep",
@@ -53,12 +53,12 @@ def convert_checkpoint(
 
     Args:
         source: folder with a checkpoint in a dialect that is read.
-        target: folder for the result.
+        destination: folder for the result.
         to: dialect to write; ``auto`` for compressed-tensors where it can say everything, else our own.
         beside: what becomes of weights in FP8 that stand beside the MXFP4 ones: ``keep`` them as they are, where the
             other dialect has a word for them, or ``widen`` them to BF16, which is exact.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
-        force: replace a checkpoint in the target, and discard what another run left there.
+        force: replace a checkpoint in the destination, and discard what another run left there.
         dry_run: check everything that headers tell, and write nothing.
         progress: called with the bytes of the source that are done and their total.
         executor: who writes the files: anything with the ``submit`` of `concurrent.futures`, such as `processes`
@@ -69,11 +69,11 @@ def convert_checkpoint(
         ConfigError: no such dialect, or another word for ``beside``.
         DialectError: a source in high precision or in a dialect that is not read, one that contradicts itself, or one
             that holds something for which the other dialect has no word; it names the tensor.
-        OutputError: a target that exists, is full, cannot be written or belongs to another run.
+        OutputError: a destination that exists, is full, cannot be written or belongs to another run.
     """
     if beside not in BESIDE:
         raise unknown_name("beside", beside, BESIDE)
-    named, folder = None if to == AUTO else dialects.get(to), Path(target)
+    named, folder = None if to == AUTO else dialects.get(to), Path(destination)
     check_apart(Path(source), folder)
     checkpoint, origin, contents = open_quantized(source, "convert")
     _refuse_static_scales(checkpoint, origin, contents)

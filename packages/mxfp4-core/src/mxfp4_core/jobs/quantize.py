@@ -33,7 +33,7 @@ FLOATS = ("BF16", "F16", "F32")
 
 def quantize_checkpoint(
     source: str | Path,
-    target: str | Path,
+    destination: str | Path,
     config: Mxfp4Config | None = None,
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -51,10 +51,10 @@ def quantize_checkpoint(
 
     Args:
         source: folder with safetensors files in high precision.
-        target: folder for the result; it appears complete or not at all.
+        destination: folder for the result; it appears complete or not at all.
         config: what to quantise, how, and in which dialect to write it.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
-        force: replace a checkpoint in the target, and discard what another run left there.
+        force: replace a checkpoint in the destination, and discard what another run left there.
         dry_run: check everything that headers tell, and write nothing.
         models: who says what the weights are: ``auto`` asks the installed model providers, ``none`` goes by names, a
             name asks that provider.
@@ -71,11 +71,11 @@ def quantize_checkpoint(
         NonFiniteError: NaN or infinity, and ``nonfinite`` is ``refuse``.
         ConfigError: nothing is left to quantise, or no model provider has that name.
         ModelError: two model providers claim the model, or the named one cannot say.
-        OutputError: a target that exists, is full, cannot be written or belongs to another run.
+        OutputError: a destination that exists, is full, cannot be written or belongs to another run.
     """
     check_type(source, (str, os.PathLike), "the path of a checkpoint")
-    check_type(target, (str, os.PathLike), "target")
-    config, folder = config or Mxfp4Config.from_dict({}), Path(target)
+    check_type(destination, (str, os.PathLike), "destination")
+    config, folder = config or Mxfp4Config.from_dict({}), Path(destination)
     check_type(config, Mxfp4Config, "config")
     check_apart(Path(source), folder)
     checkpoint = open_high_precision(source)

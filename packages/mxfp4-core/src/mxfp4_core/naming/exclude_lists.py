@@ -30,7 +30,7 @@ _GLOB: Final = re.compile(r"[*?\[]")
 _PLAIN: Final = re.compile(r"[\w\-]+(\.[\w\-]+)*", re.ASCII)
 
 
-def foreign(dialect: str, patterns: Iterable[str]) -> list[str]:
+def exclude_patterns(dialect: str, patterns: Iterable[str]) -> list[str]:
     """Translate another producer's exclude list into our patterns, without repetitions.
 
     Args:
@@ -99,4 +99,4 @@ _TRANSLATORS: Final[Mapping[str, Callable[[str], str]]] = {
     "msmodelslim": _exact,
 }
 
-__all__ = ["foreign"]
+__all__ = ["exclude_patterns"]
