@@ -352,7 +352,9 @@ def test_an_unknown_dialect() -> None:
         dialects.get("compressed-tensor")
     with pytest.raises(ConfigError, match="did you mean 'quark'"):
         dialects.get("Quark")
-    with pytest.raises(ConfigError, match="mxfp4-core, compressed-tensors, deepseek-v4, gpt-oss, "):
+    with pytest.raises(
+        ConfigError, match="mxfp4-core, auto-round, compressed-tensors, deepseek-v4, gpt-oss, "
+    ):
         dialects.get("zzz")
 
 

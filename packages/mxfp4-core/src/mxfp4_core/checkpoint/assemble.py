@@ -53,10 +53,12 @@ class ShardTask:
     Args:
         path: where it appears when it is complete.
         units: what it holds, in order.
+        metadata: what its header says beside the tensors.
     """
 
     path: Path
     units: tuple[Unit, ...]
+    metadata: tuple[tuple[str, str], ...] = ()
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -75,7 +77,7 @@ class ShardTask:
             OutputError: the file cannot be written.
             Mxfp4Error: whatever a unit raises.
         """
-        with ShardWriter(self.path, self.specs) as writer:
+        with ShardWriter(self.path, self.specs, dict(self.metadata)) as writer:
             for unit in self.units:
                 for tensor, piece in unit.stream(progress):
                     writer.write(tensor, piece)
@@ -96,6 +98,7 @@ class Content:
         copies: files to copy, by path inside the folder.
         manifest: the manifest without files and tensors.
         seen: what tells each file of the source from one that takes its place while the checkpoint is written.
+        metadata: what the header of each weight file says beside its tensors.
     """
 
     units: Sequence[Unit]
@@ -103,6 +106,7 @@ class Content:
     copies: Mapping[str, Path]
     manifest: Manifest
     seen: Mapping[Path, Identity] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,8 @@ def write_checkpoint(
     """
     shards = plan_shards(content.units, max_shard_bytes)
     specs = {name: [spec for unit in units for spec in unit.specs] for name, units in shards.items()}
-    layout = hashlib.sha256(b"".join(header_bytes(each) for each in specs.values())).hexdigest()
+    headers = [header_bytes(each, content.metadata) for each in specs.values()]
+    layout = hashlib.sha256(b"".join(headers)).hexdigest()
     run = {
         "release": version("mxfp4-core"),
         "config": content.manifest.config_sha256,
@@ -184,7 +189,9 @@ def write_checkpoint(
         resumed = len(destination.finished)
         _check_room(destination, specs, content.copies)
         tasks = {
-            name: ShardTask(destination.staging.absolute() / name, tuple(units))
+            name: ShardTask(
+                destination.staging.absolute() / name, tuple(units), tuple(content.metadata.items())
+            )
             for name, units in shards.items()
         }
         for name in destination.finished:

@@ -19,6 +19,10 @@ def convert_command(
     beside: Annotated[
         str, typer.Option(help="FP8 weights beside the MXFP4 ones: keep, or widen to BF16, which is exact.")
     ] = "keep",
+    activation: Annotated[
+        str | None,
+        typer.Option(help="How activations are quantised, where the target has no word for the source's."),
+    ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
@@ -38,6 +42,7 @@ def convert_command(
             destination,
             to,
             beside=beside,
+            activation=activation,
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,
             dry_run=dry_run,

@@ -103,6 +103,7 @@ def content_of(
     units: Sequence[Unit],
     documents: Mapping[str, Mapping[str, Any]],
     manifest: Manifest,
+    metadata: Mapping[str, str] | None = None,
 ) -> Content:
     """Put the parts of the new checkpoint together: tensors, the dialect's JSON documents, files to copy."""
     texts = {
@@ -112,7 +113,8 @@ def content_of(
     others = [path.as_posix() for path in checkpoint.other_files]
     copies = {name: checkpoint.path / name for name in others if name not in DESCRIPTIONS | texts.keys()}
     old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
-    return Content(units, texts, copies, replace(manifest, left={**checkpoint.left, **old}), checkpoint.seen)
+    left = replace(manifest, left={**checkpoint.left, **old})
+    return Content(units, texts, copies, left, checkpoint.seen, metadata or {})
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:

@@ -155,15 +155,22 @@ class DialectConformance:
                 f"{entry.weight} is written over another weight"
             )
             tensors.update({name: recipe.load(source) for name, recipe in written.items()})
-        high = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in OTHERS.items()}
+        plain = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in OTHERS.items()}
+        save_file(plain, where / "others.safetensors")
+        beside = open_checkpoint(where / "others.safetensors")
+        others = {name: Source.of(beside).tensor(name) for name in plain}
+        high = {
+            name: recipe.load(beside) for name, recipe in dialect.write_others(others, self.model).items()
+        }
         assert not set(high) & set(tensors)
         target = where / "written"
         target.mkdir()
-        save_file({**high, **tensors}, target / "model.safetensors")
         config = Mxfp4Config.from_dict({"dialect": dialect.name, **self.settings})
         description = Description(
             dict(self.model), config, entries, ["lm_head"], "even/even", others=list(OTHERS)
         )
+        metadata = {"format": "pt", **dialect.metadata(description)}
+        save_file({**high, **tensors}, target / "model.safetensors", metadata)
         for name, document in dialect.documents(description).items():
             (target / name).write_text(json.dumps(document), encoding="utf-8")
         return target, made
