@@ -1,7 +1,7 @@
 """The auto-round dialect in its own packing, as auto-round 0.16 writes it for MXFP4.
 
-Tensors: ``X.weight_packed`` U8 ``[N, K/2]`` and ``X.weight_scale`` U8 ``[N, K/32]``. ``block_name_to_quantize`` names the
-blocks whose linears are quantised, ``extra_config`` the linears that are not. The other packing of auto-round,
+Tensors: ``X.weight_packed`` U8 ``[N, K/2]`` and ``X.weight_scale`` U8 ``[N, K/32]``. ``block_name_to_quantize`` names
+the blocks whose linears are quantised, ``extra_config`` the linears that are not. The other packing of auto-round,
 ``llm_compressor``, is a checkpoint of compressed-tensors that names its provider: that dialect reads and writes it.
 
 Weights are made by the rule ``floor`` whatever the scheme is called: ``MXFP4_RCEIL`` changes ``act_data_type`` alone.
@@ -151,7 +151,8 @@ class AutoRoundDialect(Dialect):
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load in an engine, or through transformers' own integration."""
-        return f"import transformers; transformers.{model}.from_pretrained({path!r})  # with auto-round; or: vllm serve {path}"
+        call = f"transformers.{model}.from_pretrained({path!r})"
+        return f"import transformers; {call}  # with auto-round; or: vllm serve {path}"
 
 
 def _blocks(modules: Iterable[str]) -> tuple[list[str], list[str]]:

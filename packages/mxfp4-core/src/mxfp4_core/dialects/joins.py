@@ -141,8 +141,8 @@ def extended(recipe: Recipe, *shape: int) -> Recipe:
 def blocked(scales: Recipe) -> Recipe:
     """Lay out scales ``[N, K/32]`` as NVIDIA's matrix units take them, ``[ceil(N/128) 32, ceil(K/128) 16]``.
 
-    In the order of the bytes: blocks of 128 rows, of 4 columns, row % 32, row / 32 % 4, column % 4. Places that no scale
-    fills are zero. Source: cuBLAS, "1D block scaling factors layout"; torchao 0.18, ``to_blocked``.
+    In the order of the bytes: blocks of 128 rows, of 4 columns, row % 32, row / 32 % 4, column % 4. Places that no
+    scale fills are zero. Source: cuBLAS, "1D block scaling factors layout"; torchao 0.18, ``to_blocked``.
     """
     high, wide = -(-scales.shape[0] // 128), -(-scales.shape[1] // 4)
     tiles = extended(scales, high * 128, wide * 4).reshape(high, 4, 32, wide, 4)

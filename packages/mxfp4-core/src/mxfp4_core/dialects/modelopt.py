@@ -1,8 +1,8 @@
 """The ModelOpt dialect with MXFP4 weights, as nvidia-modelopt 0.47 exports it for Hugging Face.
 
 Tensors: ``X.weight`` U8 ``[N, K/2]`` and ``X.weight_scale`` U8 ``[N, K/32]``. ``quant_algo`` is ``mxfp4`` or
-``W4A8_MXFP4_FP8``, in ``config.json`` and in ``hf_quant_config.json``; either is enough. NVFP4, whose codes look alike, has
-another word there, blocks of 16, and a ``weight_scale_2``.
+``W4A8_MXFP4_FP8``, in ``config.json`` and in ``hf_quant_config.json``; either is enough. NVFP4, whose codes look alike,
+has another word there, blocks of 16, and a ``weight_scale_2``.
 
 ``mxfp4`` is ModelOpt's word for MXFP4 weights with MXFP4 activations and for MXFP4 weights alone: it is read as the
 former, which is its default, and the latter is not written.
@@ -106,7 +106,8 @@ class ModelOptDialect(Dialect):
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load through the adapter of this project: no engine of others does."""
-        return f"import mxfp4_transformers, transformers; mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
+        call = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
+        return f"import mxfp4_transformers, transformers; {call}"
 
     def _algorithm(self, description: Description) -> str:
         activation = one_activation(self.name, description)

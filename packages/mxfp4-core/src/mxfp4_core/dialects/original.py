@@ -1,6 +1,6 @@
 """The names of OpenAI's own gpt-oss files in those of transformers, and back.
 
-Sources: transformers 5.23, ``models/gpt_oss/convert_gpt_oss_weights_to_hf.py``; openai/gpt-oss 7b58334, ``ModelConfig``.
+Sources: transformers 5.23, ``models/gpt_oss/convert_gpt_oss_weights_to_hf.py``; openai/gpt-oss, ``ModelConfig``.
 """
 
 from __future__ import annotations

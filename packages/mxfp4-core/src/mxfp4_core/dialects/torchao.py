@@ -1,7 +1,7 @@
 """The torchao dialects: ``MXTensor`` weights as torchao 0.18 flattens them into safetensors.
 
 Tensors: ``X._weight_qdata`` U8 ``[N, K/2]`` and ``X._weight_scale`` F8_E8M0: ``[N, K/32]`` in ``torchao-plain``, in
-``torchao`` the layout of NVIDIA's matrix units, ``[ceil(N/128) 32, ceil(K/128) 16]``, which is what ``quantize_`` makes.
+``torchao`` the layout of NVIDIA's matrix units, ``[ceil(N/128) 32, ceil(K/128) 16]``, as ``quantize_`` makes it.
 The metadata of each file describes every tensor, without which torchao's reader takes none.
 
 Source: torchao 0.18, ``prototype/mx_formats`` and ``prototype/safetensors``.
@@ -115,11 +115,8 @@ class TorchAoDialect(Dialect):
             except (ValueError, RecursionError, KeyError, TypeError):
                 contradiction(self.name, f"metadata of {name!r}: {text[:80]}", "it describes an MXTensor")
             if told != (self.swizzled, _FP4, BLOCK):
-                contradiction(
-                    self.name,
-                    f"metadata of {name!r}: swizzled {str(told[0])[:20]}, {str(told[1])[:60]}, blocks of {str(told[2])[:20]}",
-                    "it says what the shapes of the tensors say",
-                )
+                seen = f"metadata of {name!r}: swizzled, dtype and block are {str(told)[:120]}"
+                contradiction(self.name, seen, "it says what the shapes of the tensors say")
 
     def write(self, entry: Entry) -> dict[str, Recipe]:
         """Store codes, and scales in the layout of this dialect."""
