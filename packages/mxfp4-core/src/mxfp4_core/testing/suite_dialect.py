@@ -28,6 +28,7 @@ from mxfp4_core.checkpoint import Checkpoint, open_checkpoint
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.dialects import Contents, Description, Dialect, Entry, Source
 from mxfp4_core.errors import DialectError, Mxfp4Error
+from mxfp4_core.testing.counted import Counted
 
 STRANGE: tuple[Mapping[str, Any], ...] = (
     {},
@@ -56,23 +57,6 @@ class Stored:
     shape: tuple[int, ...]
     transposed: bool = False
     interleaved: bool = False
-
-
-class Counted:
-    """A checkpoint that counts what is read of it.
-
-    Args:
-        checkpoint: the checkpoint.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.nbytes = 0
-        self._checkpoint = checkpoint
-
-    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """Read, and count."""
-        self.nbytes += len(buffer)
-        self._checkpoint.read_into(name, start, buffer)
 
 
 LINEARS = tuple(
