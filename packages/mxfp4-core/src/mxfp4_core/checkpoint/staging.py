@@ -30,8 +30,8 @@ _COPIES = "copies"
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
-class Destination:
-    """The destination of one run, a context manager; what is unfinished when it fails is removed.
+class Target:
+    """The target of one run, a context manager; what is unfinished when it fails is removed.
 
     Finished shards stay for the next attempt after an interruption, a full disk or a source that could not be read.
     They are removed after an error about a weight, which the same command would only meet again.
@@ -167,7 +167,7 @@ class Destination:
             os.replace(self.place(name), path)
 
     def _inside(self, name: str) -> Path:
-        """Return the path of a file in the destination, no folder on the way to it being a link."""
+        """Return the path of a file in the target, no folder on the way to it being a link."""
         path = self.folder / name
         for parent in path.relative_to(self.folder).parents:
             if (self.folder / parent).is_symlink() and parent != Path():
@@ -221,7 +221,7 @@ class Destination:
             raise OutputError(
                 f"cannot write into {self.folder}",
                 seen="a file",
-                rule="the destination is a folder",
+                rule="the target is a folder",
                 fix="choose a folder",
             )
         try:
@@ -234,7 +234,7 @@ class Destination:
                 f"cannot write into {self.folder}",
                 seen=f"{len(unexpected)} entries, for example {min(unexpected)!r}",
                 rule="nothing is overwritten unless asked for",
-                fix="choose another destination, or pass --force to replace the checkpoint in it",
+                fix="choose another target, or pass --force to replace the checkpoint in it",
             )
         owned = self._owned()
         self._stale = {name for name in owned.keys() - self._names if self._is_ours(name, owned[name])}
@@ -243,7 +243,7 @@ class Destination:
                 f"cannot write into {self.folder}",
                 seen=f"weights that mxfp4 did not write: {min(weights)}",
                 rule="only files that are listed in a manifest are removed",
-                fix="remove them yourself, or choose another destination",
+                fix="remove them yourself, or choose another target",
             )
 
     def _owned(self) -> dict[str, dict[str, Any]]:
@@ -291,4 +291,4 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-__all__ = ["STAGING", "Destination"]
+__all__ = ["STAGING", "Target"]

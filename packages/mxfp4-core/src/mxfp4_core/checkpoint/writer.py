@@ -11,19 +11,17 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Final, NoReturn, Self
+from types import TracebackType
+from typing import NoReturn, Self
 
 from mxfp4_core.checkpoint.header import DTYPE_BITS
 from mxfp4_core.errors import OutputError
 
 TEMPORARY = ".partial"
 """Suffix of a file that is being written."""
-
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,12 @@ def aligned(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return sorted(specs, key=lambda spec: -DTYPE_BITS[spec.dtype])
 
 
-def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping[str, str] = NOTHING) -> bytes:
+def header_bytes(specs: Sequence[TensorSpec]) -> bytes:
     """Return the length prefix and the header, padded to 8 bytes, for tensors stored in this order.
 
     Equal input gives equal bytes: no time, no host, no version.
     """
-    table: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in specs:
         table[spec.name] = {
@@ -73,16 +71,13 @@ class ShardWriter:
     Args:
         path: where the file appears when all is written.
         specs: the tensors in the order in which their data comes.
-        metadata: what the header says beside them.
     """
 
-    def __init__(
-        self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str] = NOTHING
-    ) -> None:
+    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
         self.path = path
         self.tensor_sha256: dict[str, str] = {}
         self._temporary = path.with_name(path.name + TEMPORARY)
-        self._specs, self._metadata = list(specs), metadata
+        self._specs = list(specs)
         self._file_hash = hashlib.sha256()
         self._tensor_hash = hashlib.sha256()
         self._next = 0
@@ -99,7 +94,7 @@ class ShardWriter:
         except OSError as error:
             output_failed(self.path, error)
         try:
-            self._put(header_bytes(self._specs, self._metadata))
+            self._put(header_bytes(self._specs))
         except OSError as error:
             self._discard()
             output_failed(self.path, error)
@@ -205,10 +200,10 @@ def output_failed(path: Path, error: OSError) -> NoReturn:
     raise OutputError(
         f"cannot write {path}",
         seen=error.strerror or str(error),
-        rule="the destination has room for the result and may be written",
+        rule="the target has room for the result and may be written",
         fix="free space there and run the same command again"
         if full
-        else "choose a destination that can be written",
+        else "choose a target that can be written",
     ) from error
 
 

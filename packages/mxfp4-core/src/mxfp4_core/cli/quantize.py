@@ -27,7 +27,7 @@ from mxfp4_core.cli.settings import (
 
 def quantize_command(
     source: Annotated[Path, typer.Argument(help="Folder with safetensors files in high precision.")],
-    destination: Annotated[Path, typer.Argument(help="Folder for the result.")],
+    target: Annotated[Path, typer.Argument(help="Folder for the result.")],
     config: ConfigFile = None,
     format: Format = None,
     profile: Profile = None,
@@ -42,7 +42,7 @@ def quantize_command(
     nonfinite: Annotated[str | None, typer.Option(help="NaN or infinity in a weight: refuse or nan.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
     ] = False,
@@ -72,7 +72,7 @@ def quantize_command(
     with progress_bar("quantising", shown=shown) as progress, processes(jobs) as executor:
         result = quantize_checkpoint(
             source,
-            destination,
+            target,
             merged,
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,

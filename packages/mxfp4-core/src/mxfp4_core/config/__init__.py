@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from mxfp4_core.config.checks import KNOWN_BACKENDS as KNOWN_BACKENDS
     from mxfp4_core.config.checks import PROFILE_NAMES as PROFILE_NAMES
     from mxfp4_core.config.checks import TIES as TIES
+    from mxfp4_core.config.environment import config_for_stored as config_for_stored
+    from mxfp4_core.config.environment import config_of_environment as config_of_environment
     from mxfp4_core.config.schema import CONFIG_VERSION as CONFIG_VERSION
     from mxfp4_core.config.schema import Mxfp4Config as Mxfp4Config
     from mxfp4_core.config.schema import Override as Override
@@ -25,6 +27,8 @@ _HOMES = {
     "KNOWN_BACKENDS": "checks",
     "PROFILE_NAMES": "checks",
     "TIES": "checks",
+    "config_for_stored": "environment",
+    "config_of_environment": "environment",
 }
 
 __all__ = [
@@ -36,6 +40,8 @@ __all__ = [
     "TIES",
     "Mxfp4Config",
     "Override",
+    "config_for_stored",
+    "config_of_environment",
 ]
 
 if not TYPE_CHECKING:

@@ -14,6 +14,11 @@ from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
     from mxfp4_core.loader.counting import count_modules as count_modules
+    from mxfp4_core.loader.engine import EngineLoad as EngineLoad
+    from mxfp4_core.loader.engine_layer import EngineLayer as EngineLayer
+    from mxfp4_core.loader.engine_layer import EnginePlace as EnginePlace
+    from mxfp4_core.loader.engine_names import EngineDecision as EngineDecision
+    from mxfp4_core.loader.engine_names import EngineNames as EngineNames
     from mxfp4_core.loader.flat import quantize_rows as quantize_rows
     from mxfp4_core.loader.keys import Key as Key
     from mxfp4_core.loader.memory import MemoryMeter as MemoryMeter
@@ -25,17 +30,20 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.report import LoadReportBuilder as LoadReportBuilder
     from mxfp4_core.loader.report import PhaseTime as PhaseTime
     from mxfp4_core.loader.session import LoadSession as LoadSession
-    from mxfp4_core.loader.stored_tensors import StoredTensors as StoredTensors
     from mxfp4_core.loader.target import QuantTarget as QuantTarget
 
 _HOMES = {
+    "EngineLayer": "engine_layer",
+    "EngineLoad": "engine",
+    "EnginePlace": "engine_layer",
+    "EngineDecision": "engine_names",
+    "EngineNames": "engine_names",
     "quantize_rows": "flat",
     "count_modules": "counting",
     "Key": "keys",
     "Region": "regions",
     "LoadSession": "session",
     "QuantTarget": "target",
-    "StoredTensors": "stored_tensors",
     "LayerGroup": "report",
     "LoadReport": "report",
     "LoadReportBuilder": "report",
@@ -47,6 +55,11 @@ _HOMES = {
 
 __all__ = [
     "PHASES",
+    "EngineDecision",
+    "EngineLayer",
+    "EngineLoad",
+    "EngineNames",
+    "EnginePlace",
     "Key",
     "LayerGroup",
     "LoadReport",
@@ -57,7 +70,6 @@ __all__ = [
     "PhaseTime",
     "QuantTarget",
     "Region",
-    "StoredTensors",
     "count_modules",
     "quantize_rows",
 ]

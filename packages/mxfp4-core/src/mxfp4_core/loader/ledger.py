@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -109,14 +110,24 @@ class Ledger:
             views = self._views()
             return not any((one._paint(one._past + one._writes)[0] != _VALID).any() for one in views.values())
 
-    def findings(self, *, subset: bool) -> list[str]:
+    def covered(self) -> bool:
+        """Return whether this load alone wrote everything once, without an expensive look at a load that has not."""
+        with self._lock:
+            done = [write for write in self._writes if write.done]
+            if not done or sum(math.prod(b - a for a, b in write.region.ranges) for write in done) < (
+                math.prod(self.shape) * (1 if not done[0].part else len(self.parts))
+            ):
+                return False
+            return not any(view._problems(False) for view in self._views().values())
+
+    def problems(self, *, subset: bool) -> list[str]:
         """Return one sentence for each missing, duplicate or overlapping range, without the parameter's name.
 
         Args:
             subset: accept what an earlier load wrote where this one wrote nothing.
         """
         with self._lock:
-            each = {part: view._findings(subset) for part, view in self._views().items()}
+            each = {part: view._problems(subset) for part, view in self._views().items()}
             found = next(iter(each.values()))
             if any(other != found for other in each.values()):
                 found = [f"{part}: {one}" for part, several in each.items() for one in several]
@@ -168,7 +179,7 @@ class Ledger:
         some, every = np.logical_or.reduce(covered), np.logical_and.reduce(covered)
         return [Write(THE_WEIGHT, region) for region in self._boxes(some & ~every, edges)]
 
-    def _findings(self, subset: bool) -> list[str]:
+    def _problems(self, subset: bool) -> list[str]:
         count, edges = self._count()
         found: list[str] = []
         if not (count == 1).all() or not all(write.done for write in self._writes):

@@ -73,8 +73,7 @@ class LoadSession:
     @property
     def targets(self) -> dict[str, QuantTarget]:
         """All targets by name, in the order in which they were made; a copy."""
-        with self._lock:
-            return dict(self._targets)
+        return dict(self._targets)
 
     def target(
         self,
@@ -278,6 +277,13 @@ class LoadSession:
             LoadError: as `check`, or a device layout does not fit the memory of the old one.
             BackendError, FormatError: a bound module cannot be prepared; the message names the weight.
         """
+        self.finish()
+        report = self.report.build()
+        _LOG.info("%s", report.line())
+        return report
+
+    def finish(self) -> None:
+        """As `close`, but leave the summary to whoever holds the report, which several sessions may share."""
         if self._held is not None:
             self._held()
         with holding_back(self._bounds):
@@ -285,9 +291,6 @@ class LoadSession:
         settle(self._bounds, self.report)
         count(self.report, self.targets.values(), dict(self._kept), self._profile)
         self.report.quantizer = self.report.quantizer or ", ".join(self._quantizers.names)
-        report = self.report.build()
-        _LOG.info("%s", report.line())
-        return report
 
     def _hold_heap(self) -> None:
         with self._lock:

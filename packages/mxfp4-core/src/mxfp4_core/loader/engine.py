@@ -1,0 +1,136 @@
+"""The layers of an engine that loads by itself: one module for each, filled by the engine's own loaders.
+
+An engine makes the parameters of a layer, loads them through loaders of its own, and says when a layer is loaded.
+`EngineLoad` keeps the account of a model (of one rank), `EngineLayer` that of one layer: what the engine's parameters
+look like, who follows its loaders, and the module that computes. No weight ever exists in high precision: what is
+held is what has been quantised, and the piece in the engine's hands.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import torch
+
+from mxfp4_core.backend.problem import Matrix
+from mxfp4_core.backend.quantizers import DeviceQuantizers
+from mxfp4_core.config.schema import Mxfp4Config
+from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.loader.account import check_targets
+from mxfp4_core.loader.engine_layer import EngineLayer
+from mxfp4_core.loader.engine_names import EngineDecision
+from mxfp4_core.loader.report import LoadReport, LoadReportBuilder
+from mxfp4_core.loader.session import LoadSession
+from mxfp4_core.modules.ask import likely_backends
+from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.refit import named
+from mxfp4_core.parallel.ranges import shard_ranges
+
+_LOG = logging.getLogger("mxfp4_core.loader")
+
+
+class EngineLoad:
+    """The layers of one model on one rank, as an engine makes and loads them.
+
+    Args:
+        config: how weights are quantised, and which backend computes.
+        device: where the model is.
+        stored: the weights come quantised, part by part.
+
+    Example:
+        load = EngineLoad(Mxfp4Config(), device="cuda:0")
+        module = Mxfp4Linear(n, k, device="meta")
+        layer = load.layer(module, "model.layers.0.mlp.down_proj", dtype=torch.bfloat16, ranks=2)
+        for place in layer.places():
+            parameter = Parameter(torch.empty(place.shape, dtype=place.dtype, device="meta"), requires_grad=False)
+            parameter.weight_loader = layer.loader(place, engine_layer.weight_loader)
+        ...                              # the engine loads
+        layer.finish()
+        layer.module(x)
+    """
+
+    def __init__(
+        self, config: Mxfp4Config, *, device: torch.device | str = "cpu", stored: bool = False
+    ) -> None:
+        self.config, self.stored, self.device = config, stored, torch.device(device)
+        self.report = LoadReportBuilder()
+        self._quantizers = DeviceQuantizers(likely_backends(config, str(self.device)))
+        self._layers: dict[str, EngineLayer] = {}
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    @property
+    def layers(self) -> dict[str, EngineLayer]:
+        """The layers by name; a copy."""
+        with self._lock:
+            return dict(self._layers)
+
+    def layer(
+        self,
+        module: Mxfp4Module,
+        name: str,
+        *,
+        dtype: torch.dtype,
+        ranks: int = 1,
+        decision: EngineDecision | None = None,
+    ) -> EngineLayer:
+        """Make the account of one layer; ask for its backend, and whether its weights may be cut.
+
+        Args:
+            module: an `Mxfp4Linear` or `Mxfp4Experts` of the sizes of this rank, on the meta device.
+            name: the engine's name of the layer, unique in the model.
+            dtype: of the activations, and the precision that the engine believes to load.
+            ranks: over how many ranks K of a linear is cut, or the intermediate size of experts.
+            decision: what `EngineNames` said of it: how the checkpoint calls its parts.
+
+        Raises:
+            BackendError: no backend takes it; the message has what each one said.
+            ShapeError: the cut goes through a block.
+            LoadError: there is a layer of that name.
+        """
+        self._check_cut(module, name, ranks)
+        session = LoadSession(self.config, report=self.report, quantizers=self._quantizers)
+        try:
+            made = session.bind(module, prefix=name, dtype=dtype, device=self.device, exact=self.stored)
+        except Mxfp4Error as error:
+            raise named(error, name) from None
+        targets = dict(zip(module.matrices, made.values(), strict=True))
+        suffixes = {} if decision is None else decision.suffixes
+        layer = EngineLayer(self, module, name, session, targets, suffixes)
+        with self._lock:
+            self._layers[name] = layer
+            self._waiting += 1
+        return layer
+
+    def kept(self, name: str, *, kind: str, reason: str, nbytes: int) -> None:
+        """Count a layer that stays in high precision, so that the report says so and why."""
+        self.report.kept(name, kind=kind, reason=reason, nbytes=nbytes)
+
+    def check(self) -> None:
+        """Check the first load of all layers that do not compute yet.
+
+        Raises:
+            LoadError: ranges are missing, duplicate or overlapping.
+        """
+        check_targets([each for layer in self.layers.values() for each in layer.problems()], subset=False)
+
+    def finished(self) -> LoadReport | None:
+        """Say that a layer is loaded; with the last one the summary is logged, and returned."""
+        with self._lock:
+            self._waiting -= 1
+            if self._waiting:
+                return None
+        report = self.report.build()
+        _LOG.info("%s", report.line())
+        return report
+
+    def _check_cut(self, module: Mxfp4Module, name: str, ranks: int) -> None:
+        block = module.format.block
+        cut: Matrix = "weight" if "weight" in module.shapes else "down"
+        k = module.shapes[cut][-1]
+        if ranks > 1 and (self.stored or self.config.tail == "refuse"):
+            shard_ranges(k * ranks, ranks, multiple=block, tensor=f"{name}.{module.matrices[cut]}", dim="k")
+
+
+__all__ = ["EngineLoad"]

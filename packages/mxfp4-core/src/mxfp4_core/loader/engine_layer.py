@@ -1,0 +1,192 @@
+"""One layer of an engine: what its parameters look like, who follows its loaders, and the module that computes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.nn.functional import pad
+
+from mxfp4_core.arithmetic.formats.base import Parts
+from mxfp4_core.backend.problem import Matrix
+from mxfp4_core.loader.regions import Region
+from mxfp4_core.loader.session import LoadSession
+from mxfp4_core.loader.target import QuantTarget
+from mxfp4_core.modules.base import Mxfp4Module
+
+_LOG = logging.getLogger("mxfp4_core.loader")
+
+
+@dataclass(frozen=True)
+class EnginePlace:
+    """One parameter that the engine registers, without memory: what is loaded into it goes to the module.
+
+    Attributes:
+        matrix: which weight of the module.
+        part: the part of the format that it brings; empty where it brings the weight in high precision.
+        suffix: what follows the name of the weight in the name of the parameter, for example ``_scale``.
+        shape: of the parameter; its last axis counts elements of the part.
+        dtype: of the parameter.
+    """
+
+    matrix: Matrix
+    part: str
+    suffix: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Account(Protocol):
+    """What a layer asks the load of its model."""
+
+    stored: bool
+
+    def check(self) -> None:
+        """Check the first load of all layers."""
+
+    def finished(self) -> object:
+        """Hear that one more layer is loaded."""
+
+
+class EngineLayer:
+    """One layer: the module that computes, and how an engine fills it, again and again. `EngineLoad.layer` makes it.
+
+    Attributes:
+        module: the MXFP4 module; it computes after `finish`.
+        name: of the layer, for messages.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        module: Mxfp4Module,
+        name: str,
+        session: LoadSession,
+        targets: Mapping[Matrix, QuantTarget],
+        suffixes: Mapping[str, str],
+    ) -> None:
+        self.module, self.name = module, name
+        self._account, self._session, self._targets, self._suffixes = account, session, targets, suffixes
+        self._lock = threading.RLock()
+        self._open = True
+
+    @property
+    def touched(self) -> bool:
+        """Whether the load that is under way has brought anything."""
+        return self._open and any(target.ledger.touched for target in self._targets.values())
+
+    def places(self) -> list[EnginePlace]:
+        """Return the parameters that the engine registers for the weights of this layer."""
+        found: list[EnginePlace] = []
+        for matrix, target in self._targets.items():
+            if not self._account.stored:
+                found.append(EnginePlace(matrix, "", "", tuple(target.shape), target.dtype))
+                continue
+            shapes = target.format.shapes(tuple(target.shape))
+            for part in target.format.parts:
+                dtype: torch.dtype = getattr(torch, part.dtype)
+                suffix = self._suffixes.get(part.name, part.suffix)
+                found.append(EnginePlace(matrix, part.name, suffix, shapes[part.name], dtype))
+        return found
+
+    def loader(self, place: EnginePlace, weight_loader: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a loader for the parameter of a place, which follows the engine's own; see `LoadSession.wrap`.
+
+        The first piece after `finish` begins another load. Its last piece ends it: the new weights then take the
+        memory of the old ones.
+
+        Args:
+            place: of `places`.
+            weight_loader: the engine's.
+        """
+        name = self._targets[place.matrix].name
+        follow = self._session.wrap(name, weight_loader, part=place.part)
+
+        @functools.wraps(weight_loader)
+        def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._begin()
+            result = follow(param, loaded_weight, *args, **kwargs)
+            self._settle()
+            return result
+
+        return load
+
+    def put(self, matrix: Matrix, given: Parts) -> None:
+        """Take a whole weight of this rank, for engines that hand it over.
+
+        Args:
+            matrix: which weight.
+            given: its parts by name; or the weight in high precision under the empty name.
+
+        Raises:
+            ShapeError, FormatError, NonFiniteError: as `QuantTarget.quantize` and `QuantTarget.put`.
+        """
+        self._begin()
+        target = self._targets[matrix]
+        if "" in given:
+            target.quantize(given[""])
+        else:
+            target.put(given)
+        self._settle()
+
+    def make_up(self) -> None:
+        """Fill the layer with weights that nobody chose, for engines that try a model without its checkpoint."""
+        for target in self._targets.values():
+            *lead, n, k = target.shape
+            made = torch.Generator("cpu").manual_seed(len(self.name))
+            rows = torch.randn(n, k, generator=made, device="cpu").mul_(k**-0.5).to(target.dtype)
+            rows = pad(rows, (0, target.k_physical - k))
+            parts = target.format.empty((n, k), "cpu")
+            target.format.quantize_into(rows, parts, profile=target.format.resolve(None).name)
+            for expert in range(lead[0] if lead else 1):
+                target.put(parts, Region((expert, expert + 1), (0, n), (0, k)))
+        self._settle()
+
+    def finish(self) -> None:
+        """Make what was loaded the module's own; nothing happens where nothing came since the last time.
+
+        At the first load, all layers of the model are checked, so that one error names all that is missing.
+
+        Raises:
+            LoadError: ranges are missing, duplicate or overlapping.
+            BackendError, FormatError: the backend cannot take the weights.
+        """
+        with self._lock:
+            first = not self.module.computes
+            if not self._open or not (first or self.touched):
+                return
+            if first:
+                self._account.check()
+            self._session.finish()
+            self._open = False
+        if first:
+            self._account.finished()
+
+    def problems(self) -> list[QuantTarget]:
+        """Return the targets of a first load that is not finished."""
+        return [] if self.module.computes else list(self._targets.values())
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._open:
+                self._session.begin()
+                self._open = True
+
+    def _settle(self) -> None:
+        """End a later load with its last piece: nobody else may say when it is over."""
+        with self._lock:
+            if self._open and self.module.computes and not self.module.biases and self._whole():
+                self._session.finish()
+                self._open = False
+                _LOG.debug("%s has new weights", self.name)
+
+    def _whole(self) -> bool:
+        return all(target.ledger.covered() for target in self._targets.values())
+
+
+__all__ = ["EngineLayer", "EnginePlace"]

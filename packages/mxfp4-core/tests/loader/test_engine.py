@@ -1,0 +1,163 @@
+"""Layers of an engine: parameters without memory, the account of a whole model, loads again, weights made up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from loader_layers import weights
+from torch.nn import Parameter
+
+from mxfp4_core import Mxfp4Config, quantize
+from mxfp4_core.errors import BackendError, LoadError, ShapeError
+from mxfp4_core.loader import EngineDecision, EngineLayer, EngineLoad
+from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
+from mxfp4_core.testing import engine_loaders as engines
+from mxfp4_core.testing.samples import random_routes, random_x
+
+N, K, E = 32, 64, 3
+
+
+def parameters(layer: EngineLayer, loader: Callable[..., Any], **attributes: Any) -> dict[str, Parameter]:
+    """Do what an engine does with the places of a layer."""
+    found = {}
+    for place in layer.places():
+        made = Parameter(torch.empty(place.shape, dtype=place.dtype, device="meta"), requires_grad=False)
+        vars(made).update(attributes, weight_loader=layer.loader(place, loader))
+        found[f"{place.matrix}{place.suffix}"] = made
+    return found
+
+
+def load_in(params: dict[str, Parameter], source: dict[str, torch.Tensor], *args: Any) -> None:
+    for name, param in params.items():
+        param.weight_loader(param, source[name], *args)
+
+
+def row_parallel(
+    load: EngineLoad, rank: int, tp: int, name: str = "down"
+) -> tuple[EngineLayer, dict[str, Parameter]]:
+    engine = engines.RowParallel(N, K * tp, rank, tp)
+    layer = load.layer(Mxfp4Linear(N, K, device="meta"), name, dtype=torch.bfloat16, ranks=tp)
+    return layer, parameters(layer, engine.weight_loader, input_dim=1)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_rank_computes_with_its_slice_of_the_bytes(stored: bool) -> None:
+    weight = weights(N, 2 * K)
+    whole = quantize(weight)
+    for rank in range(2):
+        load = EngineLoad(Mxfp4Config(), stored=stored)
+        layer, params = row_parallel(load, rank, 2)
+        given = {"weight": whole.parts["codes"], "weight_scale": whole.parts["scales"]}
+        load_in(params, given if stored else {"weight": weight})
+        assert all(param.is_meta for param in params.values())
+        layer.finish()
+        parts = layer.module.canonical("weight").parts
+        for part, bytes in parts.items():
+            assert torch.equal(bytes, whole.parts[part].chunk(2, 1)[rank])
+        assert layer.module(random_x(3, K)).shape == (3, N)
+
+
+def test_the_summary_comes_with_the_last_layer(caplog: pytest.LogCaptureFixture) -> None:
+    load = EngineLoad(Mxfp4Config())
+    made = [row_parallel(load, 0, 1, name) for name in ("a", "b")]
+    load.kept("head", kind="ParallelLMHead", reason="an output head", nbytes=10)
+    for _, params in made:
+        load_in(params, {"weight": weights(N, K)})
+    with caplog.at_level(logging.INFO, "mxfp4_core.loader"):
+        made[0][0].finish()
+        assert not caplog.records
+        made[1][0].finish()
+    assert "quantised 2 layers" in caplog.text and "an output head" in caplog.text
+
+
+def test_one_error_names_all_that_is_missing_in_the_model() -> None:
+    load = EngineLoad(Mxfp4Config(), stored=True)
+    whole = quantize(weights(N, K))
+    layers = {}
+    for name in ("a", "b", "c"):
+        layers[name], params = row_parallel(load, 0, 1, name)
+        given = {"weight": whole.parts["codes"], "weight_scale": whole.parts["scales"]}
+        if name == "b":
+            params.pop("weight_scale")
+        load_in(params if name != "c" else {}, given)
+    with pytest.raises(
+        LoadError, match=r"(?s)b\.weight: scales: missing.*c\.weight: missing: nothing was loaded"
+    ):
+        layers["a"].finish()
+
+
+def test_another_load_ends_with_its_last_piece_and_keeps_the_memory() -> None:
+    load = EngineLoad(Mxfp4Config())
+    layer, params = row_parallel(load, 0, 1)
+    load_in(params, {"weight": weights(N, K)})
+    layer.finish()
+    layer.finish()
+    before = {name: buffer.data_ptr() for name, buffer in layer.module.named_buffers()}
+    x = random_x(3, K)
+    old = layer.module(x)
+    param, new = params["weight"], weights(N, K, seed=7)
+    half = layer.loader(layer.places()[0], lambda p, w: p.data[: N // 2].copy_(w))
+    half(param, new[: N // 2])
+    assert torch.equal(layer.module(x), old) and layer.touched
+    with pytest.raises(LoadError, match="missing"):
+        layer.finish()
+    rest = layer.loader(layer.places()[0], lambda p, w: p.data[N // 2 :].copy_(w))
+    rest(param, new[N // 2 :])
+    assert torch.equal(layer.module.canonical("weight").codes, quantize(new).codes)
+    assert before == {name: buffer.data_ptr() for name, buffer in layer.module.named_buffers()}
+    assert not torch.equal(layer.module(x), old)
+    layer.put("weight", {"": weights(N, K)})
+    assert torch.equal(layer.module(x), old)
+
+
+def test_experts_come_one_by_one() -> None:
+    load = EngineLoad(Mxfp4Config())
+    layer = load.layer(Mxfp4Experts(E, N, K, top_k=2, device="meta"), "experts", dtype=torch.bfloat16)
+    up, down = weights(E, 2 * N, K), weights(E, K, N, seed=3)
+
+    def loader(param: Any, loaded: torch.Tensor, weight_name: str, shard_id: str, expert_id: int) -> None:
+        place = param.data[expert_id]
+        place = {"w1": place[:N], "w3": place[N:], "w2": place}[shard_id] if shard_id != "w2" else place
+        place.copy_(loaded)
+
+    params = parameters(layer, loader)
+    for expert in range(E):
+        for shard, source in (("w1", up[expert, :N]), ("w3", up[expert, N:])):
+            params["gate_up"].weight_loader(params["gate_up"], source, "x", shard, expert)
+        params["down"].weight_loader(params["down"], down[expert], "x", "w2", expert)
+    layer.finish()
+    for matrix, source in (("gate_up", up), ("down", down)):
+        assert torch.equal(layer.module.canonical(matrix).codes, quantize(source).codes)
+    assert layer.module(random_x(4, K), *random_routes(4, E, 2)).shape == (4, K)
+
+
+def test_what_cannot_be_is_said_when_the_layer_is_made() -> None:
+    with pytest.raises(ShapeError, match=r"(?s)mlp\.down_proj.*k = 160 over 2 ranks"):
+        EngineLoad(Mxfp4Config(), stored=True).layer(
+            Mxfp4Linear(N, 80, device="meta"), "mlp.down_proj", dtype=torch.bfloat16, ranks=2
+        )
+    with pytest.raises(BackendError, match=r"(?s)mlp\.up_proj: .*cuda-marlin"):
+        EngineLoad(Mxfp4Config(backend="cuda-marlin")).layer(
+            Mxfp4Linear(N, K, device="meta"), "mlp.up_proj", dtype=torch.bfloat16
+        )
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_weights_may_be_made_up(stored: bool) -> None:
+    load = EngineLoad(Mxfp4Config(tail="pad"), stored=stored)
+    layer = load.layer(Mxfp4Experts(E, N, 40, top_k=2, device="meta"), "experts", dtype=torch.bfloat16)
+    layer.make_up()
+    layer.finish()
+    y = layer.module(random_x(4, 40), *random_routes(4, E, 2))
+    assert y.isfinite().all() and y.abs().sum() > 0
+
+
+def test_parts_have_the_names_that_the_checkpoint_gives_them() -> None:
+    decision = EngineDecision(True, "in the checkpoint", suffixes={"codes": "_packed", "scales": "_scale"})
+    load = EngineLoad(Mxfp4Config(), stored=True)
+    layer = load.layer(Mxfp4Linear(N, K, device="meta"), "up", dtype=torch.bfloat16, decision=decision)
+    assert [place.suffix for place in layer.places()] == ["_packed", "_scale"]
