@@ -8,7 +8,6 @@ held is what has been quantised, and the piece in the engine's hands.
 
 from __future__ import annotations
 
-import logging
 import threading
 
 import torch
@@ -26,8 +25,6 @@ from mxfp4_core.modules.ask import likely_backends
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.refit import named
 from mxfp4_core.parallel.ranges import shard_ranges
-
-_LOG = logging.getLogger("mxfp4_core.loader")
 
 
 class EngineLoad:
@@ -121,9 +118,7 @@ class EngineLoad:
             self._waiting -= 1
             if self._waiting:
                 return None
-        report = self.report.build()
-        _LOG.info("%s", report.line())
-        return report
+        return self.report.say()
 
     def _check_cut(self, module: Mxfp4Module, name: str, ranks: int) -> None:
         block = module.format.block

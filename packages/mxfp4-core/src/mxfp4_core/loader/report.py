@@ -10,6 +10,7 @@ print(builder.build().line())
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from mxfp4_core.errors import FormatError
 from mxfp4_core.loader.memory import MemoryMeter, MemoryUse
 
 T = TypeVar("T")
+_LOG = logging.getLogger("mxfp4_core.loader")
 PHASES = ("reading", "quantising", "preparing")
 _SAMPLE_SECONDS = 0.01
 
@@ -235,6 +237,12 @@ class LoadReportBuilder:
         self._sampled = now
         for meter in list(self._meters.values()):
             meter.sample()
+
+    def say(self) -> LoadReport:
+        """Return the report up to now, and log its line."""
+        report = self.build()
+        _LOG.info("%s", report.line())
+        return report
 
     def build(self) -> LoadReport:
         """Return the report up to now, without phases that are still open. It may be built again later."""

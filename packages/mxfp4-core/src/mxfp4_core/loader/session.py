@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Sequence
@@ -27,8 +26,6 @@ from mxfp4_core.loader.memory import HEAP
 from mxfp4_core.loader.part_call import putting
 from mxfp4_core.loader.report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.target import QuantTarget
-
-_LOG = logging.getLogger("mxfp4_core.loader")
 
 
 class LoadSession:
@@ -73,7 +70,8 @@ class LoadSession:
     @property
     def targets(self) -> dict[str, QuantTarget]:
         """All targets by name, in the order in which they were made; a copy."""
-        return dict(self._targets)
+        with self._lock:
+            return dict(self._targets)
 
     def target(
         self,
@@ -278,9 +276,7 @@ class LoadSession:
             BackendError, FormatError: a bound module cannot be prepared; the message names the weight.
         """
         self.finish()
-        report = self.report.build()
-        _LOG.info("%s", report.line())
-        return report
+        return self.report.say()
 
     def finish(self) -> None:
         """As `close`, but leave the summary to whoever holds the report, which several sessions may share."""
@@ -289,7 +285,9 @@ class LoadSession:
         with holding_back(self._bounds):
             self.check()
         settle(self._bounds, self.report)
-        count(self.report, self.targets.values(), dict(self._kept), self._profile)
+        with self._lock:
+            kept = dict(self._kept)
+        count(self.report, self.targets.values(), kept, self._profile)
         self.report.quantizer = self.report.quantizer or ", ".join(self._quantizers.names)
 
     def _hold_heap(self) -> None:
