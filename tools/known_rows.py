@@ -277,6 +277,7 @@ def _facts(parameter: Parameter) -> dict[str, Any]:
         "keep": parameter.keep,
         "refusal": parameter.refusal,
         "held": parameter.held,
+        "reader": parameter.reader,
         "gate": [gate.alpha, gate.limit, gate.up_offset, gate.interleaved] if gate else None,
     }
     return {key: value for key, value in found.items() if value}

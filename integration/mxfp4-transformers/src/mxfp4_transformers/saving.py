@@ -15,7 +15,7 @@ from transformers.core_model_loading import WeightConverter, WeightTransform
 from mxfp4_core.dialects import NATIVE, Source, get
 from mxfp4_core.errors import ConfigError, DialectError, LoadError, OutputError
 from mxfp4_core.jobs import convert_checkpoint
-from mxfp4_core.modules import ModelPlan
+from mxfp4_core.modules import ModelPlan, weight_readers
 from mxfp4_transformers import converters
 from mxfp4_transformers.compose import compose
 from mxfp4_transformers.config import Mxfp4CoreConfig
@@ -141,8 +141,8 @@ def save(
         model: loaded by ``from_pretrained`` with this package.
         path: a folder that does not exist, or is empty.
         dialect: ``"mxfp4-core"`` (as ``model.save_pretrained``), ``"compressed-tensors"``, another one of
-            ``mxfp4_core.dialects.names()``, or ``"auto"``: compressed-tensors where it can say everything, else
-            our own; the one of the config if None, which is ``"auto"`` unless it names one.
+            ``mxfp4_core.dialects.names()``, or ``"auto"``: compressed-tensors where it can say everything and others
+            can run the model, else our own; the one of the config if None, which is ``"auto"`` unless it names one.
         force: replace the checkpoint in ``path``; other files there stay.
 
     Returns:
@@ -162,6 +162,9 @@ def save(
             fix="load it with quantization_config=mxfp4_transformers.Mxfp4Config()",
         )
     chosen, target = dialect or config.core.dialect, Path(path)
+    plan: ModelPlan = model.hf_quantizer.plan
+    if chosen == "auto" and {site.path for site in plan.sites} & weight_readers(model).keys():
+        chosen = NATIVE.name  # others load a folder without the weights that its code reads
     if chosen != "auto":
         get(chosen)
     if not force and target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -18,12 +18,13 @@ _MULTIPLIED = ("linear", "head", "router", "experts")
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
 
-def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
+def view_of(model: PreTrainedModel, headers: Headers, *, readers: bool = False) -> ModelView:
     """Return what transformers knows about a model and the checkpoint that it loads.
 
     Args:
         model: the model on the meta device, before anything in it was replaced.
         headers: the tensors of the checkpoint; those with no place in the model are left out. May be empty.
+        readers: say which classes read a weight themselves, as who writes a folder wants to know.
     """
     ties: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
     kept = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
@@ -34,6 +35,7 @@ def view_of(model: PreTrainedModel, headers: Headers) -> ModelView:
         heads=list(_heads(model)),
         ties={**{source: target for target, source in ties.items()}, **ties},
         keep=lambda path: "the model keeps it in float32" if any(p.search(path) for p in patterns) else "",
+        readers=readers,
     )
     stored = model.state_dict().keys() - parameters.keys()
     parameters |= {

@@ -183,6 +183,7 @@ class Row:
             GatedActivation(*gate) if gate else None,
             self._settings.number(facts.get("top_k", 0)) or 0,
             facts.get("held", ""),
+            facts.get("reader", ""),
         )
 
 

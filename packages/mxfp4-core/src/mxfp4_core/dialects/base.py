@@ -37,6 +37,7 @@ class Entry:
         profile: resolved profile of this weight, where it is not that of the contents.
         activation: activation mode of this weight, where it is not that of the contents.
         known: who owns the model says that it is multiplied with, whatever its name.
+        reader: class of the model whose code reads the weight, beside calling its module; empty if none is known.
     """
 
     weight: str
@@ -48,6 +49,7 @@ class Entry:
     profile: str = ""
     activation: str = ""
     known: bool = False
+    reader: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

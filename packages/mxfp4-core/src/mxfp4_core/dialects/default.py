@@ -1,4 +1,8 @@
-"""Which dialect is written where none is asked for: one that others load without our packages, where it can say all."""
+"""Which dialect is written where none is asked for: one that others load without our packages, where it can say all.
+
+And where they can run what they load: transformers takes the weights of linears away with this dialect, so code of a
+model that reads one itself fails in its first call.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ PREFERRED = "compressed-tensors"
 
 
 def default_for(description: Description) -> tuple[Dialect, str]:
-    """Choose the dialect for a checkpoint: compressed-tensors where it can say everything, else our own.
+    """Choose the dialect for a checkpoint: compressed-tensors where it says everything and models run, else our own.
 
     Args:
         description: what is to be written.
@@ -34,6 +38,12 @@ def default_for(description: Description) -> tuple[Dialect, str]:
         dialect.documents(description)
     except Mxfp4Error as error:
         return native, f"{error.what}: {error.seen}; {native.readers} loads this one"
+    read = next((entry for entry in description.entries if entry.reader), None)
+    if read is not None:
+        why = (
+            f"{read.reader} reads {read.weight} itself, and {PREFERRED} leaves linears without a weight there"
+        )
+        return native, f"{why}; {native.readers} loads this one"
     return dialect, f"it can say everything; it loads in {dialect.readers}"
 
 

@@ -45,11 +45,13 @@ def planned(
         format: what the weight becomes.
         view: what a model provider says, if one does.
     """
-    known = view is not None and view.names(weight) and not any(each.refusal for each in view.find(weight))
+    found = view.find(weight) if view is not None else ()
+    known = view is not None and view.names(weight) and not any(each.refusal for each in found)
+    reader = next((each.reader for each in found if each.reader), "")
     logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
     parts = _parts(logical, format)
     turn = alternates(weight, model_type)
-    return Entry(weight, logical, parts, format, transposed, turn, known=known)
+    return Entry(weight, logical, parts, format, transposed, turn, known=known, reader=reader)
 
 
 def decided(resolver: Resolver, infos: Sequence[TensorInfo]) -> list[Decision]:

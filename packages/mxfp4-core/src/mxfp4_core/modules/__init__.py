@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.prepare import prepare_model as prepare_model
     from mxfp4_core.modules.quantize import Quantised as Quantised
     from mxfp4_core.modules.quantize import quantize_ as quantize_
+    from mxfp4_core.modules.readers import weight_readers as weight_readers
     from mxfp4_core.modules.sites import Site as Site
     from mxfp4_core.modules.sites import find_sites as find_sites
     from mxfp4_core.modules.stored import Stored as Stored
@@ -63,6 +64,7 @@ _HOMES = {
     "plan_model": "planning",
     "Quantised": "quantize",
     "quantize_": "quantize",
+    "weight_readers": "readers",
     "Site": "sites",
     "find_sites": "sites",
     "find_gate": "experts",
@@ -106,6 +108,7 @@ __all__ = [
     "stored_config",
     "summary",
     "view_of",
+    "weight_readers",
     "widened",
 ]
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.modules.experts import find_gate, top_k_of
+from mxfp4_core.modules.readers import weight_readers
 from mxfp4_core.modules.sites import find_sites
 from mxfp4_core.naming.families import rewritten
 from mxfp4_core.naming.view import Kind, ModelView, Parameter
@@ -42,6 +43,7 @@ def describe_parameters(
     heads: Collection[nn.Module] = (),
     ties: Mapping[str, str] | None = None,
     keep: Callable[[str], str] = lambda path: "",
+    readers: bool = False,
 ) -> dict[str, Parameter]:
     """Return what each parameter of a model is, by its name in the model.
 
@@ -50,8 +52,10 @@ def describe_parameters(
         heads: the modules that give the output.
         ties: name of a parameter to that of another one which has the same memory.
         keep: says by the name of a module why it must stay in high precision, empty where it need not.
+        readers: say which code of the model reads a weight itself; its source is looked at.
     """
     found = _Describer(model, {id(head) for head in heads}, ties or {}, keep)
+    found.readers = weight_readers(model) if readers else {}
     return {
         each.name: each for path, module in model.named_modules() for each in found.parameters(path, module)
     }
@@ -69,6 +73,7 @@ class _Describer:
     ) -> None:
         self._model, self._heads, self._ties = model, heads, ties
         self._keep = keep
+        self.readers: Mapping[str, str] = {}
         self._type = str(getattr(getattr(model, "config", None), "model_type", ""))
         self._sites = {site.path: site for site in find_sites(model)}
         # The blocks around experts, each with the number of them: what gives one number for each is their router.
@@ -91,10 +96,11 @@ class _Describer:
         for name, parameter in module.named_parameters(recurse=False):
             kind = self._kind(path, module, name, parameter.ndim)
             shape, k_first = tuple(parameter.shape), False
-            refusal, held, gate, top_k = "", "", None, 0
+            refusal, held, reader, gate, top_k = "", "", "", None, 0
             if site is not None and name in site.weights:
                 shape, k_first = site.weights[name], site.transposed
                 refusal, held = site.refusal, site.held
+                reader = self.readers.get(path, "") if name == "weight" else ""
                 if kind == "experts" and not (refusal or held):
                     gate, top_k = find_gate(module), _top_k(self._model, site.path)
             elif kind in ("head", "router"):
@@ -111,6 +117,7 @@ class _Describer:
                 gate,
                 top_k,
                 held,
+                reader,
             )
 
     def _kind(self, path: str, module: nn.Module, name: str, axes: int) -> Kind:

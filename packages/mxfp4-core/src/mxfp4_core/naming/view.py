@@ -45,6 +45,7 @@ class Parameter:
         gate: for experts, the gated activation between their weights; None if unknown or not one that we know.
         top_k: for experts, experts per token; 0 if unknown.
         held: why no backend computes with it: the library's own code does, with values that are widened in each call.
+        reader: class of the library whose code reads it, beside calling the module that holds it; empty if none does.
             Empty where a backend does.
     """
 
@@ -59,6 +60,7 @@ class Parameter:
     gate: Gate | None = None
     top_k: int = 0
     held: str = ""
+    reader: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

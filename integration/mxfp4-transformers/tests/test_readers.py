@@ -1,0 +1,75 @@
+"""Models whose code reads weights itself, and classes that are a part of the model in a folder: plain loads run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from families import T5
+from tiny import DEVICE, reload, settings
+
+import mxfp4_transformers
+from mxfp4_core.jobs import plan_checkpoint, quantize_checkpoint
+
+IDS = torch.tensor([[1, 5, 9, 3, 7]])
+SIGLIP: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "projection_size": 64,
+}
+
+READERS: dict[str, Any] = {
+    "t5": lambda: transformers.T5EncoderModel(transformers.T5Config(**T5)),
+    "umt5": lambda: transformers.UMT5EncoderModel(transformers.UMT5Config(**T5)),
+    # it begins the weights of an attention where it begins the attention
+    "siglip": lambda: transformers.SiglipTextModel(transformers.SiglipTextConfig(**SIGLIP)),
+    "mamba": lambda: transformers.MambaModel(
+        transformers.MambaConfig(
+            vocab_size=96, hidden_size=64, num_hidden_layers=1, state_size=16, time_step_rank=32
+        )
+    ),
+}
+
+
+@torch.no_grad()
+def hidden(model: Any) -> torch.Tensor:
+    return model(IDS.to(DEVICE)).last_hidden_state.float().cpu()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_folder_is_written_such_that_a_plain_load_runs(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = READERS[name]().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "bf16")
+    result = quantize_checkpoint(tmp_path / "bf16", tmp_path / "q")
+    assert result.dialect == "mxfp4-core" and "itself, and compressed-tensors leaves" in result.why
+    assert result.why == plan_checkpoint(tmp_path / "bf16").why
+    read = reload(tmp_path / "q", type(model))
+    now = type(model).from_pretrained(
+        tmp_path / "bf16", quantization_config=settings(), device_map=None if DEVICE == "cpu" else DEVICE
+    )
+    assert torch.equal(hidden(read), hidden(now))
+    mxfp4_transformers.save(now, tmp_path / "saved")
+    assert torch.equal(hidden(reload(tmp_path / "saved", type(model))), hidden(now))
+
+
+@pytest.mark.parametrize("dialect", ["mxfp4-core", "compressed-tensors"])
+def test_an_encoder_is_loaded_from_the_folder_of_the_whole_model(dialect: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)).to(torch.bfloat16)
+    whole.save_pretrained(tmp_path / "bf16")
+    kind = transformers.T5EncoderModel
+    where = {} if DEVICE == "cpu" else {"device_map": DEVICE}
+    now = kind.from_pretrained(tmp_path / "bf16", quantization_config=settings(), **where)
+    quantize_checkpoint(tmp_path / "bf16", tmp_path / "q", settings(dialect=dialect).core)
+    read = mxfp4_transformers.from_pretrained(tmp_path / "q", settings(), auto_class=kind, **where)
+    assert torch.equal(hidden(read), hidden(now))
+    if dialect == "mxfp4-core":
+        assert torch.equal(hidden(reload(tmp_path / "q", kind)), hidden(now))
