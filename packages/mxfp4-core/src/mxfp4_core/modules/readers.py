@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -33,17 +34,19 @@ def weight_readers(model: nn.Module) -> dict[str, str]:
     Args:
         model: in memory or on the meta device, its own modules or ours in their places.
     """
-    begun = {rule for module in model.modules() for rule in _of_class(type(module)).begun}
+    kinds: dict[str, Any] = {path: type(module) for path, module in model.named_modules()}
+    begun = {rule for kind in kinds.values() for rule in _of_class(kind).begun}
     found: dict[str, str] = {}
     for path, module in model.named_modules():
-        names = {kind.__name__ for kind in type(module).__mro__}
-        wanted = {*_of_class(type(module)).read, *(below for owners, below in begun if owners & names)}
+        kind = kinds[path]
+        names = {each.__name__ for each in kind.__mro__}
+        wanted = {*_of_class(kind).read, *(below for owners, below in begun if owners & names)}
         if not wanted:
             continue
         pattern = re.compile("|".join(sorted(wanted)))
         for inner, _ in module.named_modules():
             if inner and pattern.fullmatch(inner):
-                found.setdefault(f"{path}.{inner}".lstrip("."), type(module).__name__)
+                found.setdefault(f"{path}.{inner}".lstrip("."), kind.__name__)
     return found
 
 
@@ -109,8 +112,13 @@ def _names(test: ast.expr) -> Iterator[str]:
 
 def _paths(node: ast.AST, root: str) -> Iterator[str]:
     for inner in ast.walk(node):
-        read = isinstance(inner, ast.Attribute) and inner.attr == "weight" and isinstance(inner.ctx, ast.Load)
-        if read and (path := _path(inner.value, root)):
+        if (
+            not isinstance(inner, ast.Attribute)
+            or inner.attr != "weight"
+            or not isinstance(inner.ctx, ast.Load)
+        ):
+            continue
+        if path := _path(inner.value, root):
             yield path
 
 
