@@ -32,6 +32,7 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 TORCH = "torch==2.13.0"
 OPTIONAL = ("compressed-tensors", "diffusers", "gguf", "peft", "pytest-cov", "triton")  # tests do without
 EXTRAS = ("cpu", "cli")  # of the members: what their users install, and the tests need
+SCALE_EXTRAS = ("ray", "remote")  # what the session "scale" tests beside them
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 shared_python = sys.executable  # the session "setup" puts the interpreter of the shared environment here
@@ -217,6 +218,28 @@ def architectures(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Feed every reader with hostile input, kill runs, flip bits of results: some 20 seconds; arguments go along."""
     python(session, "tools/fuzz.py", *session.posargs, OMP_NUM_THREADS="1")
+
+
+@nox.session(reuse_venv=True)
+def scale(session: nox.Session) -> None:
+    """Kill workers and a node of a Ray cluster, use an S3 server: some two minutes, in an environment of its own."""
+    python_here = "python"
+    if session.venv_backend != "none":
+        python_here = str(Path(session.bin) / "python")
+        core = next(path for path in linked.members() if path.name == "mxfp4-core")
+        recipe = [Path(__file__), ROOT / "pyproject.toml", core / "pyproject.toml"]
+        digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in recipe)).hexdigest()
+        stamp = Path(session.virtualenv.location) / "recipe.sha256"
+        if not stamp.exists() or stamp.read_text() != digest:
+            stamp.unlink(missing_ok=True)
+            install_torch(session)
+            extra = ",".join((*EXTRAS, *SCALE_EXTRAS, "testing"))
+            session.install("-e", f"{core}[{extra}]", *group("scale"), TORCH)
+            stamp.write_text(digest)
+    folder = "packages/mxfp4-core/tests/scale"
+    session.run(
+        python_here, "-m", "pytest", folder, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True
+    )
 
 
 @nox.session(venv_backend="none", requires=["setup"])

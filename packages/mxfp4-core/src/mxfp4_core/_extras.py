@@ -8,6 +8,7 @@ from mxfp4_core.errors import ConfigError
 EXTRAS = {
     "cpu": ("numba", "llvmlite"),
     "cli": ("typer", "rich", "click"),
+    "ray": ("ray",),
 }
 
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from mxfp4_core.checkpoint import writer as writer_module
 from mxfp4_core.checkpoint.assemble import Progress, plan_shards
 from mxfp4_core.checkpoint.header import read_header
 from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, write_file
@@ -91,9 +92,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_device_that_is_full(tmp_path: Path) -> None:
+def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "x.safetensors"
-    (tmp_path / "x.safetensors.partial").symlink_to("/dev/full")
+    (tmp_path / "x.partial").symlink_to("/dev/full")
+    monkeypatch.setattr(writer_module, "temporary_of", lambda path: tmp_path / "x.partial")
     with pytest.raises(OutputError, match="No space left"), ShardWriter(target, SPECS):
         pass
     assert not target.exists()

@@ -22,7 +22,7 @@ from mxfp4_core.checkpoint.files import MANIFEST, STAGING
 from mxfp4_core.checkpoint.hashing import file_sha256
 from mxfp4_core.checkpoint.journal import Journal, refused
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
-from mxfp4_core.checkpoint.writer import TEMPORARY, output_failed, sync_folder
+from mxfp4_core.checkpoint.writer import TEMPORARY, output_failed, sync_folder, wait_for_file
 from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
 
 _JOURNAL = "journal.jsonl"
@@ -111,7 +111,12 @@ class Target:
         return self
 
     def record(self, shard: str, facts: Mapping[str, Any]) -> None:
-        """Write down that a shard is complete: ``facts`` has its ``size``, ``sha256`` and ``tensors``."""
+        """Write down that a shard is complete: ``facts`` has its ``size``, ``sha256`` and ``tensors``.
+
+        Raises:
+            OutputError: it is not here: whoever wrote it sees other files under the same names.
+        """
+        wait_for_file(self.staging / shard, facts["size"])
         self._journal.append({"shard": shard, **facts})
         self.finished[shard] = {"shard": shard, **facts}
 
@@ -269,7 +274,8 @@ class Target:
     def _discard_staged(self, resumes: bool) -> None:
         """Remove what is left of another run; of this one, only what can be no file of ours."""
         for path in self.staging.iterdir():
-            if path.name != _JOURNAL and not (resumes and path.is_file() and not path.is_symlink()):
+            ours = resumes and path.is_file() and not path.is_symlink() and path.suffix != TEMPORARY
+            if path.name != _JOURNAL and not ours:
                 _remove(path)
 
     def _is_on_disk(self, line: Mapping[str, Any]) -> bool:

@@ -3,8 +3,9 @@
 A task works on paths: it can be pickled, needs nothing of the other tasks, gives the same result whoever runs it, and
 leaves its output complete or absent. So it may run in any process that sees the same files.
 
-A worker that has a task counts what it did in a small file, and looks for the file ``stop`` before it goes on. This
-works with every executor, needs no channel between the processes, and ends a run within one piece of work.
+A worker tells through a `Channel` how far it is, and hears there that the run has ended. The channel of an executor
+that has none of its own is a folder of small files: it works for all processes of a machine, and ends a run within one
+piece of work.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -54,6 +56,77 @@ class Stopped(Exception):
     """Ends a task because another one failed; `run_tasks` lets no caller see it."""
 
 
+class Channel(Protocol):
+    """What workers and a run tell each other; it is pickled into every task."""
+
+    def telling(self, number: int) -> AbstractContextManager[Progress]:
+        """Return, in a worker, what is called with the bytes that task ``number`` has done so far.
+
+        The call raises `Stopped` where the run has ended.
+        """
+        ...
+
+    def heard(self) -> Mapping[int, int]:
+        """Return, in the run, the bytes that tasks have done, by their number; what is not known is not there."""
+        ...
+
+    def stop(self) -> None:
+        """Tell all workers that the run has ended."""
+        ...
+
+    def close(self) -> None:
+        """Remove it, when no task runs any more."""
+        ...
+
+
+class ConnectedExecutor(Executor, Protocol):
+    """An executor whose workers are reached in a way of its own."""
+
+    def channel(self) -> Channel:
+        """Return a new channel, for one run."""
+        ...
+
+
+class _Files:
+    """The channel of processes that share a folder: a counter for each task, and the file ``stop``."""
+
+    def __init__(self) -> None:
+        self.room = Path(tempfile.mkdtemp(prefix="mxfp4-tasks-"))
+
+    @contextmanager
+    def telling(self, number: int) -> Iterator[Progress]:
+        counter: int | None
+        try:
+            counter = os.open(self.room / str(number), os.O_WRONLY | os.O_CREAT, 0o600)
+        except OSError:  # another machine: the task does its work, and nobody sees how far it is
+            counter = None
+
+        def tell(done: int) -> None:
+            if (self.room / "stop").exists():
+                raise Stopped
+            if counter is not None:
+                os.pwrite(counter, done.to_bytes(8, "little"), 0)
+
+        try:
+            yield tell
+        finally:
+            if counter is not None:
+                os.close(counter)
+
+    def heard(self) -> Mapping[int, int]:
+        found = {}
+        for path in self.room.iterdir():
+            if path.name != "stop":
+                found[int(path.name)] = int.from_bytes(path.read_bytes(), "little")
+        return found
+
+    def stop(self) -> None:
+        (self.room / "stop").touch()
+
+    def close(self) -> None:
+        shutil.rmtree(self.room, ignore_errors=True)
+
+
 def run_tasks(
     tasks: Mapping[str, Task[R]],
     finished: Callable[[str, R], None],
@@ -67,7 +140,7 @@ def run_tasks(
         tasks: the tasks by name.
         finished: called here with the name and the facts of each task once it is done; with an executor in the order
             in which they end.
-        executor: who runs them; this thread if None.
+        executor: who runs them; this thread if None. Where it has a method ``channel``, workers are heard through that.
         progress: called here with the number of source bytes since the last call.
 
     Raises:
@@ -78,11 +151,12 @@ def run_tasks(
         for name, task in tasks.items():
             finished(name, task.run(progress))
         return
-    room = Path(tempfile.mkdtemp(prefix="mxfp4-tasks-"))
+    own: Callable[[], Channel] | None = getattr(executor, "channel", None)
+    channel = own() if own is not None else _Files()
     try:
-        _Run(tasks, finished, progress, room).by(executor)
+        _Run(tasks, finished, progress, channel).by(executor)
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        channel.close()
 
 
 class _Run:
@@ -93,9 +167,9 @@ class _Run:
         tasks: Mapping[str, Task[Any]],
         finished: Callable[[str, Any], None],
         progress: Progress,
-        room: Path,
+        channel: Channel,
     ) -> None:
-        self._tasks, self._finished, self._progress, self._room = tasks, finished, progress, room
+        self._tasks, self._finished, self._progress, self._channel = tasks, finished, progress, channel
         self._counted = dict.fromkeys(tasks, 0)
         self._futures: dict[str, Future[Any]] = {}
         self._open = set(tasks)
@@ -104,7 +178,7 @@ class _Run:
         """Run all tasks; leave none running, however it ends."""
         try:
             for number, (name, task) in enumerate(self._tasks.items()):
-                self._futures[name] = executor.submit(_work, task, self._room, number)
+                self._futures[name] = executor.submit(_work, task, self._channel, number)
             while self._open:
                 waiting = [future for name, future in self._futures.items() if name in self._open]
                 wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -129,14 +203,11 @@ class _Run:
                 self._report(name, self._tasks[name].source_bytes)
 
     def _look(self) -> None:
-        """Report what the counters of the workers say."""
+        """Report what the workers say."""
+        heard = self._channel.heard()
         for number, name in enumerate(self._tasks):
-            if name in self._open:
-                try:
-                    counted = (self._room / str(number)).read_bytes()
-                except OSError:  # not begun, or on a machine that does not share this folder
-                    continue
-                self._report(name, int.from_bytes(counted, "little"))
+            if name in self._open and number in heard:
+                self._report(name, heard[number])
 
     def _report(self, name: str, done: int) -> None:
         done = min(done, self._tasks[name].source_bytes)
@@ -146,7 +217,7 @@ class _Run:
 
     def _stop(self) -> list[BaseException]:
         """End every task and return why tasks failed by themselves, in the order of the tasks."""
-        (self._room / "stop").touch()
+        self._channel.stop()
         for future in self._futures.values():
             future.cancel()
         wait(self._futures.values())
@@ -158,29 +229,18 @@ def _succeeded(future: Future[Any]) -> bool:
     return not future.cancelled() and future.exception() is None
 
 
-def _work(task: Task[R], room: Path, number: int) -> R:
-    """Run a task in a worker: count in ``room / number`` what it did, end where ``room / stop`` appears."""
+def _work(task: Task[R], channel: Channel, number: int) -> R:
+    """Run a task in a worker, and tell how far it is."""
     done = 0
+    with channel.telling(number) as tell:
 
-    def progress(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if (room / "stop").exists():
-            raise Stopped
-        if counter is not None:
-            os.pwrite(counter, done.to_bytes(8, "little"), 0)
+        def progress(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            tell(done)
 
-    counter: int | None
-    try:
-        counter = os.open(room / str(number), os.O_WRONLY | os.O_CREAT, 0o600)
-    except OSError:  # another machine: the task does its work, and nobody sees how far it is
-        counter = None
-    try:
         progress(0)
         return task.run(progress)
-    finally:
-        if counter is not None:
-            os.close(counter)
 
 
 def _died(error: BaseException) -> OutputError:
@@ -188,8 +248,9 @@ def _died(error: BaseException) -> OutputError:
         "the work was not finished",
         seen=f"a worker process ended in the middle of its task: {error}",
         rule="each task is done by one process, which lives until the task is done",
-        fix="often the memory was used up: run the same command again with fewer --jobs; finished files are kept",
+        fix="often the memory was used up: run the same command again with fewer --jobs, or more memory for each; "
+        "finished files are kept",
     )
 
 
-__all__ = ["Executor", "Progress", "Stopped", "Task", "run_tasks"]
+__all__ = ["Channel", "ConnectedExecutor", "Executor", "Progress", "Stopped", "Task", "run_tasks"]

@@ -11,17 +11,22 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
+from uuid import uuid4
 
 from mxfp4_core.checkpoint.header import DTYPE_BITS
 from mxfp4_core.errors import OutputError
 
 TEMPORARY = ".partial"
 """Suffix of a file that is being written."""
+
+VISIBLE_SECONDS = 90.0
+"""NFS may go on for a minute to say that a file is not there."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class ShardWriter:
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
         self.path = path
         self.tensor_sha256: dict[str, str] = {}
-        self._temporary = path.with_name(path.name + TEMPORARY)
+        self._temporary = temporary_of(path)
         self._specs = list(specs)
         self._file_hash = hashlib.sha256()
         self._tensor_hash = hashlib.sha256()
@@ -163,13 +168,21 @@ class ShardWriter:
             view = view[written:]
 
 
+def temporary_of(path: Path) -> Path:
+    """Return where a file is written until it is complete: a name that no other attempt at the same file has.
+
+    A machine that was given up may go on writing for a while; it then meets nobody.
+    """
+    return path.with_name(f"{uuid4().hex[:12]}{TEMPORARY}")
+
+
 def write_file(path: Path, data: bytes) -> str:
     """Write a small file so that it is complete or absent, and return its sha256.
 
     Raises:
         OutputError: the disk is full or the file cannot be written.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = temporary_of(path)
     try:
         try:
             with open(temporary, "wb") as file:
@@ -183,6 +196,25 @@ def write_file(path: Path, data: bytes) -> str:
     except OSError as error:
         output_failed(path, error)
     return hashlib.sha256(data).hexdigest()
+
+
+def wait_for_file(path: Path, size: int) -> None:
+    """Wait until a file that somebody has written is seen here; a file system of many machines may take its time.
+
+    Raises:
+        OutputError: it does not come.
+    """
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not os.path.isfile(path) or path.stat().st_size != size:
+        if time.monotonic() > deadline:
+            raise OutputError(
+                f"cannot find {path}",
+                seen="a worker has written it, and it is not here",
+                rule="all workers see the same files under the same names",
+                fix="choose a target on a file system that all machines share, or in a bucket",
+            )
+        os.listdir(path.parent)  # makes NFS look again
+        time.sleep(VISIBLE_SECONDS / 300)
 
 
 def sync_folder(folder: Path) -> None:
@@ -208,5 +240,6 @@ def output_failed(path: Path, error: OSError) -> NoReturn:
 
 
 __all__ = [
-    "TEMPORARY", "ShardWriter", "TensorSpec", "aligned", "header_bytes", "output_failed", "sync_folder", "write_file",
+    "TEMPORARY", "ShardWriter", "TensorSpec", "aligned", "header_bytes", "output_failed", "sync_folder", "temporary_of",
+    "wait_for_file", "write_file",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
-from mxfp4_core.cli.settings import Jobs
+from mxfp4_core.cli.settings import Jobs, Ray, Retries, workers
 from mxfp4_core.config.known import dialect_names
 
 
@@ -21,6 +21,8 @@ def convert_command(
     ] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
+    ray: Ray = None,
+    retries: Retries = 3,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
@@ -29,10 +31,10 @@ def convert_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Convert an MXFP4 checkpoint to another dialect: names and config change, codes and scales do not."""
-    from mxfp4_core.jobs import convert_checkpoint, processes
+    from mxfp4_core.jobs import convert_checkpoint
 
     shown = not (quiet or as_json or dry_run)
-    with progress_bar("converting", shown=shown) as progress, processes(jobs) as executor:
+    with progress_bar("converting", shown=shown) as progress, workers(jobs, ray, retries) as executor:
         result = convert_checkpoint(
             source,
             target,

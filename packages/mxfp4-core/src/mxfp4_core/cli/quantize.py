@@ -17,11 +17,14 @@ from mxfp4_core.cli.settings import (
     Jobs,
     Models,
     Profile,
+    Ray,
+    Retries,
     Rule,
     Tail,
     Targets,
     Ties,
     merged_config,
+    workers,
 )
 
 
@@ -42,6 +45,8 @@ def quantize_command(
     nonfinite: Annotated[str | None, typer.Option(help="NaN or infinity in a weight: refuse or nan.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
+    ray: Ray = None,
+    retries: Retries = 3,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
@@ -53,7 +58,7 @@ def quantize_command(
 
     A run that was interrupted goes on where it stopped when the same command is given again.
     """
-    from mxfp4_core.jobs import processes, quantize_checkpoint
+    from mxfp4_core.jobs import quantize_checkpoint
 
     merged = merged_config(
         config,
@@ -69,7 +74,7 @@ def quantize_command(
         nonfinite=nonfinite,
     )
     shown = not (quiet or as_json or dry_run)
-    with progress_bar("quantising", shown=shown) as progress, processes(jobs) as executor:
+    with progress_bar("quantising", shown=shown) as progress, workers(jobs, ray, retries) as executor:
         result = quantize_checkpoint(
             source,
             target,

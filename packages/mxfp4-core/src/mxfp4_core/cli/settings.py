@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from mxfp4_core.config.words import ACTIVATIONS, FORMATS
 
 if TYPE_CHECKING:
     from mxfp4_core.backend.device import Device
+    from mxfp4_core.checkpoint.tasks import Executor
     from mxfp4_core.config.schema import Mxfp4Config
 
 ConfigFile = Annotated[Path | None, typer.Option(help="Config file (JSON or TOML); options add to it.")]
@@ -30,6 +33,15 @@ Ignore = Annotated[
 Targets = Annotated[list[str] | None, typer.Option("--target", help="Names to quantise; may be given again.")]
 Jobs = Annotated[
     int, typer.Option(help="Processes that work at a time, each on one file and with its own memory.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster whose nodes do the work: auto, HOST:PORT, ray://HOST:PORT, or local for one of its own."
+    ),
+]
+Retries = Annotated[
+    int, typer.Option(help="How often the work of a process or node that was killed is done by others.")
 ]
 Models = Annotated[
     str,
@@ -56,6 +68,31 @@ def merged_config(
         if names:
             settings[key] = [*settings.get(key, []), *names]
     return Mxfp4Config.from_dict(settings)
+
+
+@contextmanager
+def workers(jobs: int, ray: str | None, retries: int) -> Iterator[Executor | None]:
+    """Start or find who does the work: processes of this machine, or a Ray cluster.
+
+    Raises:
+        ConfigError: both are asked for, or what is asked for cannot be had.
+    """
+    from mxfp4_core.errors import ConfigError
+    from mxfp4_core.jobs import processes, ray_cluster
+
+    if ray is None:
+        with processes(jobs, retries=retries) as pools:
+            yield pools
+        return
+    if jobs != 1:
+        raise ConfigError(
+            "--jobs and --ray cannot be used together",
+            seen=f"--jobs {jobs} --ray {ray}",
+            rule="either processes of this machine do the work, or a cluster, which knows its processors",
+            fix="leave one of them out",
+        )
+    with ray_cluster(ray, retries=retries) as cluster:
+        yield cluster
 
 
 def asked_device(text: str) -> Device:
@@ -96,10 +133,13 @@ __all__ = [
     "Jobs",
     "Models",
     "Profile",
+    "Ray",
+    "Retries",
     "Rule",
     "Tail",
     "Targets",
     "Ties",
     "asked_device",
     "merged_config",
+    "workers",
 ]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mxfp4_core.cli.output import progress_bar, say
-from mxfp4_core.cli.settings import Jobs, Models
+from mxfp4_core.cli.settings import Jobs, Models, Ray, Retries, workers
 
 _SHOWN = 20
 
@@ -24,16 +24,18 @@ def verify_command(
     ] = None,
     models: Models = "auto",
     jobs: Jobs = 1,
+    ray: Ray = None,
+    retries: Retries = 3,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check headers, index, hashes, description and bytes of an MXFP4 checkpoint; exit code 1 if anything is wrong."""
     import json
 
-    from mxfp4_core.jobs import processes, verify_checkpoint
+    from mxfp4_core.jobs import verify_checkpoint
 
     shown = sys.stderr.isatty() and not (quiet or as_json)
-    with progress_bar("checking", shown=shown) as progress, processes(jobs) as executor:
+    with progress_bar("checking", shown=shown) as progress, workers(jobs, ray, retries) as executor:
         result = verify_checkpoint(
             path, source, profile=profile, models=models, progress=progress, executor=executor
         )

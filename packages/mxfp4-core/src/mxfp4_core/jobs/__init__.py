@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mxfp4_core.jobs.plan import plan_checkpoint as plan_checkpoint
     from mxfp4_core.jobs.quantize import FLOATS as FLOATS
     from mxfp4_core.jobs.quantize import quantize_checkpoint as quantize_checkpoint
+    from mxfp4_core.jobs.ray import RayExecutor as RayExecutor
+    from mxfp4_core.jobs.ray import ray_cluster as ray_cluster
     from mxfp4_core.jobs.verify import Finding as Finding
     from mxfp4_core.jobs.verify import Verification as Verification
     from mxfp4_core.jobs.verify import verify_checkpoint as verify_checkpoint
@@ -35,6 +37,8 @@ _HOMES = {
     "convert_checkpoint": "convert",
     "verify_checkpoint": "verify",
     "processes": "workers",
+    "RayExecutor": "ray",
+    "ray_cluster": "ray",
     "Plan": "plan",
     "Result": "output",
     "Verification": "verify",
@@ -46,6 +50,7 @@ __all__ = [
     "Finding",
     "PipelinePlan",
     "Plan",
+    "RayExecutor",
     "Result",
     "Verification",
     "convert_checkpoint",
@@ -54,6 +59,7 @@ __all__ = [
     "plan_pipeline",
     "processes",
     "quantize_checkpoint",
+    "ray_cluster",
     "verify_checkpoint",
 ]
 
