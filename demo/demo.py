@@ -147,7 +147,7 @@ def places(folder: Path, output: Path, *, force: bool) -> tuple[Path, dict[str, 
             rule="nothing is replaced unasked",
             fix="choose another --output, or add --force",
         )
-    return saved, files.targets(output / f"{folder.name}-report", list(files.RENDERERS), force=force)
+    return saved, files.destinations(output / f"{folder.name}-report", list(files.RENDERERS), force=force)
 
 
 def show(console: Console, folder: Path, args: argparse.Namespace) -> tuple[Path, Path]:
@@ -177,8 +177,8 @@ def show(console: Console, folder: Path, args: argparse.Namespace) -> tuple[Path
     report = report_on(folder, saved, command=sys.argv)
     files.write(report, pages)
     checked = verify_checkpoint(saved, folder)
-    if not checked.ok or report.problems:
-        raise SystemExit(f"{saved} is damaged: {checked.findings or report.problems}")
+    if not checked.ok or report.findings:
+        raise SystemExit(f"{saved} is damaged: {checked.findings or report.findings}")
     console.print(
         f"verified {checked.weights} weights in {saved.name}: quantised again from the file, the bytes are equal"
     )

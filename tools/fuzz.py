@@ -96,20 +96,20 @@ def _feed(
 
 
 def _kills(
-    given: argparse.Namespace, made: dict[str, Path], target: Path, bounded: bool
+    given: argparse.Namespace, made: dict[str, Path], destination: Path, bounded: bool
 ) -> list[crashes.Kills]:
     points = BOUNDED["points"] if bounded else given.points or 0
     count = BOUNDED["kills"] if bounded else given.kills or 0
     found = []
-    for name, job in crashes.jobs(made, target).items() if points or count else ():
+    for name, job in crashes.jobs(made, destination).items() if points or count else ():
         crashes.in_child(job)
-        whole = crashes.contents(target)
+        whole = crashes.contents(destination)
         if points:
-            crashes.shutil.rmtree(target)
-            found.append(crashes.at_every_call(name, job, target, whole, int(points), given.seed))
+            crashes.shutil.rmtree(destination)
+            found.append(crashes.at_every_call(name, job, destination, whole, int(points), given.seed))
         if count:
-            crashes.shutil.rmtree(target, ignore_errors=True)
-            found.append(crashes.at_random(name, job, target, whole, int(count), given.seed))
+            crashes.shutil.rmtree(destination, ignore_errors=True)
+            found.append(crashes.at_random(name, job, destination, whole, int(count), given.seed))
     return found
 
 

@@ -38,7 +38,7 @@ def done(step: str, *arguments: object) -> str:
     if code:
         with contextlib.suppress(ValueError):
             found = json.loads(out)
-            out = str(found.get("problems") or found.get("findings") or found.get("error"))
+            out = str(found.get("findings") or found.get("error"))
         raise Fault(step, f"mxfp4 {arguments[0]} ends with {code}: {out[:600]} {messages[-600:]}")
     return out
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzing.material import SHARD_BYTES
-from mxfp4_core.checkpoint.staging import STAGING, Target
+from mxfp4_core.checkpoint.staging import STAGING, Destination
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.jobs import convert_checkpoint, quantize_checkpoint, verify_checkpoint
@@ -40,7 +40,7 @@ class Kills:
     Attributes:
         name: the command, and how it was killed.
         kills: runs that were killed.
-        in_commit: those that had begun to move files into the target.
+        in_commit: those that had begun to move files into the destination.
         points: calls at which a run can be killed; 0 for random moments.
         failures: what must not happen.
         seconds: for all.
@@ -58,15 +58,15 @@ class Kills:
         return dict(self.__dict__)
 
 
-def jobs(made: dict[str, Path], target: Path) -> dict[str, Job]:
-    """Return the commands that are killed, each of which writes into ``target``."""
+def jobs(made: dict[str, Path], destination: Path) -> dict[str, Job]:
+    """Return the commands that are killed, each of which writes into ``destination``."""
     config = Mxfp4Config(dialect="mxfp4-core")
     source, native = made["plain"], made["mxfp4-core"]
     return {
         "quantize": lambda: quantize_checkpoint(
-            source, target, config, max_shard_bytes=SHARD_BYTES, models="none"
+            source, destination, config, max_shard_bytes=SHARD_BYTES, models="none"
         ),
-        "convert": lambda: convert_checkpoint(native, target, "quark", max_shard_bytes=SHARD_BYTES),
+        "convert": lambda: convert_checkpoint(native, destination, "quark", max_shard_bytes=SHARD_BYTES),
     }
 
 
@@ -79,14 +79,16 @@ def in_child(work: Callable[[], object]) -> int:
     return _FAILED
 
 
-def at_every_call(name: str, job: Job, target: Path, whole: dict[str, bytes], most: int, seed: int) -> Kills:
+def at_every_call(
+    name: str, job: Job, destination: Path, whole: dict[str, bytes], most: int, seed: int
+) -> Kills:
     """Kill a command before each call, or before a random ``most`` of them."""
     outcome, started = Kills(f"{name}, every call"), time.perf_counter()
     reading, writing = os.pipe()
     in_child(lambda: os.write(writing, str(_counted(job, -1)).encode()))
     outcome.points = int(os.read(reading, 100))
     os.close(reading), os.close(writing)
-    shutil.rmtree(target)
+    shutil.rmtree(destination)
     points = list(range(outcome.points))
     if most < len(points):
         points = sorted(random.Random(seed).sample(points, most))
@@ -94,15 +96,17 @@ def at_every_call(name: str, job: Job, target: Path, whole: dict[str, bytes], mo
         ended = in_child(functools.partial(_counted, job, point))
         if ended != -signal.SIGKILL:
             outcome.failures.append(f"point {point}: the run ended with {ended} instead of being killed")
-        _after(outcome, f"point {point}", job, target, whole)
+        _after(outcome, f"point {point}", job, destination, whole)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
-def at_random(name: str, job: Job, target: Path, whole: dict[str, bytes], count: int, seed: int) -> Kills:
+def at_random(
+    name: str, job: Job, destination: Path, whole: dict[str, bytes], count: int, seed: int
+) -> Kills:
     """Kill a command at random moments, every second time after its commit has begun."""
     outcome, started, rng = Kills(f"{name}, random"), time.perf_counter(), random.Random(seed)
-    whole_run, commit = _times(job, target)
+    whole_run, commit = _times(job, destination)
     tries = 0
     while outcome.kills < count and tries < 20 * count:
         tries += 1
@@ -118,9 +122,9 @@ def at_random(name: str, job: Job, target: Path, whole: dict[str, bytes], count:
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.close(reading), os.close(writing)
         if ended == -signal.SIGKILL:
-            _after(outcome, f"--seed {seed}, try {tries}", job, target, whole)
+            _after(outcome, f"--seed {seed}, try {tries}", job, destination, whole)
         else:
-            shutil.rmtree(target)
+            shutil.rmtree(destination)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
@@ -133,24 +137,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _after(outcome: Kills, where: str, job: Job, target: Path, whole: dict[str, bytes]) -> None:
+def _after(outcome: Kills, where: str, job: Job, destination: Path, whole: dict[str, bytes]) -> None:
     """Check what a kill has left, run the same command again, and compare."""
     outcome.kills += 1
-    left = contents(target) if target.exists() else {}
+    left = contents(destination) if destination.exists() else {}
     outcome.in_commit += bool(left)
-    if left and left != whole and in_child(lambda: _refuse_good(target)):
+    if left and left != whole and in_child(lambda: _refuse_good(destination)):
         outcome.failures.append(f"{outcome.name}, {where}: verify calls half a result good, or fails")
-    finished = left == whole and not (target / STAGING).exists()
+    finished = left == whole and not (destination / STAGING).exists()
     if not finished and (ended := in_child(job)):
         outcome.failures.append(f"{outcome.name}, {where}: the same command ends with {ended}")
-    elif contents(target) != whole or (target / STAGING).exists():
+    elif contents(destination) != whole or (destination / STAGING).exists():
         outcome.failures.append(f"{outcome.name}, {where}: other bytes than an undisturbed run")
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(destination, ignore_errors=True)
 
 
-def _refuse_good(target: Path) -> None:
+def _refuse_good(destination: Path) -> None:
     try:
-        good = verify_checkpoint(target, models="none").ok
+        good = verify_checkpoint(destination, models="none").ok
     except Mxfp4Error:
         return
     if good:
@@ -184,22 +188,22 @@ def _counted(job: Job, stop: int) -> int:
 
 def _announced(job: Job, pipe: int) -> None:
     """Run, say through a pipe when the commit begins, and make it last long enough for a kill to fall into it."""
-    commit, replace = Target.commit, os.replace
+    commit, replace = Destination.commit, os.replace
 
     def later(start: str, end: str) -> None:
         time.sleep(_PAUSE)
         replace(start, end)
 
-    def announce(self: Target) -> None:
+    def announce(self: Destination) -> None:
         os.write(pipe, b"x")
         os.replace = later  # type: ignore[assignment]
         commit(self)
 
-    Target.commit = announce  # type: ignore[method-assign]
+    Destination.commit = announce  # type: ignore[method-assign]
     job()
 
 
-def _times(job: Job, target: Path) -> tuple[float, float]:
+def _times(job: Job, destination: Path) -> tuple[float, float]:
     """Return the seconds that a run takes, and those of them for the commit."""
     reading, writing = os.pipe()
     started = time.perf_counter()
@@ -211,7 +215,7 @@ def _times(job: Job, target: Path) -> tuple[float, float]:
     os.waitpid(child, 0)
     ended = time.perf_counter()
     os.close(reading), os.close(writing)
-    shutil.rmtree(target)
+    shutil.rmtree(destination)
     return ended - started, ended - begun
 
 

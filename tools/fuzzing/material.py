@@ -92,10 +92,10 @@ def smallest(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _native(plain: Path, target: Path, *, max_shard_bytes: int = 10**9, **settings: Any) -> Path:
+def _native(plain: Path, destination: Path, *, max_shard_bytes: int = 10**9, **settings: Any) -> Path:
     config = Mxfp4Config(dialect="mxfp4-core", **settings)
-    quantize_checkpoint(plain, target, config, max_shard_bytes=max_shard_bytes, models="none")
-    return target
+    quantize_checkpoint(plain, destination, config, max_shard_bytes=max_shard_bytes, models="none")
+    return destination
 
 
 __all__ = ["DIALECTS", "SHARD_BYTES", "quantised", "smallest", "source"]

@@ -1,4 +1,4 @@
-"""One target for each kind of file that is read: good inputs, and what reads a mutated one."""
+"""One reader for each kind of file that is read: good inputs, and what reads a mutated one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mxfp4_core.checkpoint import open_checkpoint, read_header
 from mxfp4_core.checkpoint.header import parse_json
 from mxfp4_core.checkpoint.journal import Journal
 from mxfp4_core.checkpoint.manifest import read_manifest
-from mxfp4_core.checkpoint.staging import STAGING, Target
+from mxfp4_core.checkpoint.staging import STAGING, Destination
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.jobs.convert import settings_of
@@ -230,12 +230,12 @@ def journal(made: dict[str, Path], room: Path) -> Reader:
             if not os.path.exists(folder / STAGING / shard.name):
                 (folder / STAGING / shard.name).write_bytes(shard.read_bytes())
         file.put(data)
-        target = Target(folder, run, names, force=False)
+        destination = Destination(folder, run, names, force=False)
         try:
-            target.__enter__()
-            taken = dict(target.finished)
+            destination.__enter__()
+            taken = dict(destination.finished)
         finally:
-            target._journal.close()
+            destination._journal.close()
         if any(facts != lines[name] for name, facts in taken.items()):
             raise Wrong("facts that were not written")
 

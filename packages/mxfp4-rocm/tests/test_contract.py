@@ -18,7 +18,7 @@ from mxfp4_rocm.wheel import CONTRACT
 def test_the_wheel_is_what_was_proven(wheel_files: Path) -> None:
     """Where this fails, the message says what has moved."""
     found = contract.read(wheel_files / "aiter")
-    assert not found.problems, found.missing(*found.problems)
+    assert not found.findings, found.missing(*found.findings)
     assert dict(found.calls) == dict(CONTRACT.calls)
     assert found.fused_profile == CONTRACT.fused_profile
     assert found.quantizer_profile == CONTRACT.quantizer_profile
@@ -26,7 +26,7 @@ def test_the_wheel_is_what_was_proven(wheel_files: Path) -> None:
 
 def test_the_emulated_wheel_has_the_arguments_of_the_real_one() -> None:
     found = contract.read(HERE / "wheel" / "aiter")
-    assert not found.problems
+    assert not found.findings
     assert {name: each.arguments for name, each in found.calls.items()} == {
         name: each.arguments for name, each in CONTRACT.calls.items()
     }
@@ -34,7 +34,7 @@ def test_the_emulated_wheel_has_the_arguments_of_the_real_one() -> None:
 
 def test_the_head_of_the_repository_is_told_apart_by_what_it_has() -> None:
     found = contract.read(HERE / "head" / "aiter")
-    assert not found.problems
+    assert not found.findings
     assert (found.fused_profile, found.quantizer_profile) == ("aiter-hip", "aiter-triton")
     assert "out" not in found.calls["gemm_a4w4"].arguments and "dtype" in found.calls["gemm_a4w4"].arguments
     assert found.calls["fused_moe_mxfp4"].module == "aiter.ops.triton.moe.moe_op_mxfp4"

@@ -198,10 +198,10 @@ class Packer:
 
 def _filled(target: QuantTarget) -> dict[str, torch.Tensor]:
     """Return the parts of a weight by their names in the model, once every row is there."""
-    if problems := target.ledger.problems(subset=False):
+    if findings := target.ledger.findings(subset=False):
         raise LoadError(
             f"{target.name} is not filled",
-            seen="; ".join(problems[:5]),
+            seen="; ".join(findings[:5]),
             rule="the tensors of the checkpoint cover every row once",
             fix="complete the checkpoint; a shard may be missing",
         )

@@ -8,7 +8,7 @@
     │   └── PatternError        a name pattern that matches nothing, or splits a fused module
     ├── DialectError            a checkpoint whose way of storing MXFP4 is unknown or not as it claims
     ├── CheckpointError         a source file that is damaged, incomplete or hostile
-    ├── OutputError             a target that exists, is read-only, is full, or belongs to another run
+    ├── OutputError             a destination that exists, is read-only, is full, or belongs to another run
     ├── LoadError               ranges that are missing, duplicate or overlapping after a load
     ├── ModelError              a provider of model knowledge that is broken, or two that claim one model
     └── BackendError            no backend accepts the problem, or the named one is missing or broken
@@ -116,7 +116,7 @@ class CheckpointError(Mxfp4Error):
 
 
 class OutputError(Mxfp4Error):
-    """A target that exists, is read-only, is full, or belongs to another run."""
+    """A destination that exists, is read-only, is full, or belongs to another run."""
 
 
 class LoadError(Mxfp4Error):

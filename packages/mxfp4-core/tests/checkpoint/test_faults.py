@@ -248,7 +248,7 @@ def test_numbers_of_layers_from_anyone(save: Save, digits: int) -> None:
     source = save(
         {name: torch.ones(32, 32) for name in names}, config={"model_type": "x", "num_hidden_layers": 2}
     )
-    assert plan_checkpoint(source).problems == []
+    assert plan_checkpoint(source).findings == []
     quantize_checkpoint(source, source.parent / "target")
     assert verify_checkpoint(source.parent / "target", source).ok
 

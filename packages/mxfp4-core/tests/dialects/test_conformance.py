@@ -47,3 +47,25 @@ class TestDeepSeekV4(DialectConformance):
         ),
         *STACKS,
     )
+
+
+class TestGptOssOriginal(TestGptOss):
+    dialect_name = "gpt-oss-original"
+
+
+class TestAutoRound(DialectConformance):
+    dialect_name = "auto-round"
+
+
+class TestModelOpt(DialectConformance):
+    dialect_name = "modelopt"
+    settings = {"activation": "mxfp4"}  # noqa: RUF012, read only
+
+
+class TestTorchAo(DialectConformance):
+    dialect_name = "torchao"
+    settings = {"activation": "mxfp4"}  # noqa: RUF012, read only
+
+
+class TestTorchAoPlain(TestTorchAo):
+    dialect_name = "torchao-plain"

@@ -16,10 +16,10 @@ from mxfp4_core.arithmetic import Part
 from mxfp4_core.checkpoint.hashing import tensor_sha256
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.dialects.base import Entry
-from mxfp4_core.dialects.foreign import foreign_format
 from mxfp4_core.dialects.pairs import accepted
 from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.dialects.source import Source
+from mxfp4_core.dialects.unread import unread_format
 from mxfp4_core.errors import ConfigError, DialectError
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 
@@ -344,7 +344,7 @@ def test_high_precision_is_not_taken_for_quantised(save: Save, dense: dict[str, 
     )
     assert dialects.detect(checkpoint) is None
     assert dialects.read(checkpoint) is None
-    assert foreign_format({}, {}, set()) is None
+    assert unread_format({}, {}, set()) is None
 
 
 def test_an_unknown_dialect() -> None:
@@ -352,7 +352,9 @@ def test_an_unknown_dialect() -> None:
         dialects.get("compressed-tensor")
     with pytest.raises(ConfigError, match="did you mean 'quark'"):
         dialects.get("Quark")
-    with pytest.raises(ConfigError, match="mxfp4-core, compressed-tensors, deepseek-v4, gpt-oss, "):
+    with pytest.raises(
+        ConfigError, match="mxfp4-core, auto-round, compressed-tensors, deepseek-v4, gpt-oss, "
+    ):
         dialects.get("zzz")
 
 

@@ -116,8 +116,8 @@ def test_a_pipeline_is_planned_component_by_component(
 ) -> None:
     found = plan_pipeline(pipeline)
     assert {name: len(plan.quantized) for name, plan in found.plans.items()} == {"transformer": 1, "vae": 0}
-    assert found.problems == []
-    assert plan_pipeline(pipeline, Mxfp4Config(targets=["to_q"])).problems == []
+    assert found.findings == []
+    assert plan_pipeline(pipeline, Mxfp4Config(targets=["to_q"])).findings == []
     with pytest.raises(PatternError, match="match nothing"):
         plan_pipeline(pipeline, Mxfp4Config(ignore=["nowhere"]))
     for arguments, told in (([], "component transformer:"), (["--json"], '"components": {')):
@@ -128,7 +128,7 @@ def test_a_pipeline_is_planned_component_by_component(
     (pipeline / "vae" / "diffusion_pytorch_model.safetensors").write_text("damaged")
     broken = plan_pipeline(pipeline)
     assert list(broken.errors) == ["vae"]
-    assert broken.problems[0].startswith("vae: cannot read")
+    assert broken.findings[0].startswith("vae: cannot read")
     with pytest.raises(CheckpointError, match="a pipeline of several models"):
         quantize_checkpoint(pipeline, pipeline.parent / "target")
 

@@ -130,7 +130,7 @@ def test_codes_behind_the_end_of_k_are_found(target: Path, format: str) -> None:
 
 def test_its_error_is_measured(source: Path, target: Path, format: str) -> None:
     report = measure(source, target)
-    assert report.problems == ()
+    assert report.findings == ()
     (layer,) = [layer for layer in report.layers if layer.name == LINEAR]
     (metrics,) = layer.results.values()
     weight = open_checkpoint(source).load(LINEAR)

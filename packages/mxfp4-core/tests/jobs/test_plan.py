@@ -1,4 +1,4 @@
-"""The plan: from headers alone, with every problem listed, for people and for programs."""
+"""The plan: from headers alone, with every finding listed, for people and for programs."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_the_peak_is_everything_quantised_and_the_largest_unit(model: Path) -> N
 
 def test_ranks_share_what_engines_cut(model: Path) -> None:
     whole, halves = plan_checkpoint(model), plan_checkpoint(model, tp=2)
-    assert halves.problems == []
+    assert halves.findings == []
     for each in whole.quantized:
         assert row(halves, each.name).rank_bytes * 2 == each.rank_bytes, each.name
         assert row(halves, each.name).unit_bytes * 2 == each.unit_bytes
@@ -158,33 +158,33 @@ def test_kept_weights_are_shared_among_ranks_too(model: Path) -> None:
     assert kept.rank_bytes * 2 == kept.bytes_before == kept.bytes_after
 
 
-def test_every_problem_is_listed_once_with_its_advice(model: Path) -> None:
+def test_every_finding_is_listed_once_with_its_advice(model: Path) -> None:
     found = plan_checkpoint(model, tp=4)
-    (problem,) = found.problems
-    assert "model.layers.{0-1}.mlp.experts.{0-3}.down_proj.weight" in problem
-    assert "k = 192 over 4 ranks" in problem and "here it would be 48" in problem and "2, 3 or 6" in problem
-    assert "tail='pad' lets each rank pad" in problem
-    assert plan_checkpoint(model, Mxfp4Config(tail="pad"), tp=4).problems == []
-    assert len(plan_checkpoint(model, tp=8).problems) == 3
-    assert "4 over 3 ranks" in "".join(plan_checkpoint(model, ep=3).problems)
+    (finding,) = found.findings
+    assert "model.layers.{0-1}.mlp.experts.{0-3}.down_proj.weight" in finding
+    assert "k = 192 over 4 ranks" in finding and "here it would be 48" in finding and "2, 3 or 6" in finding
+    assert "tail='pad' lets each rank pad" in finding
+    assert plan_checkpoint(model, Mxfp4Config(tail="pad"), tp=4).findings == []
+    assert len(plan_checkpoint(model, tp=8).findings) == 3
+    assert "4 over 3 ranks" in "".join(plan_checkpoint(model, ep=3).findings)
 
 
 def test_blocks_dtypes_and_dialects_are_checked(tmp_path: Path) -> None:
     odd = write(tmp_path / "odd", {"a.q_proj.weight": (64, 48)}, {})
-    assert "K is a multiple of 32" in plan_checkpoint(odd).problems[0]
-    assert plan_checkpoint(odd, Mxfp4Config(tail="pad")).problems == []
+    assert "K is a multiple of 32" in plan_checkpoint(odd).findings[0]
+    assert plan_checkpoint(odd, Mxfp4Config(tail="pad")).findings == []
     assert plan_checkpoint(odd, Mxfp4Config(tail="pad")).bytes_after == 64 * (32 + 2)
     assert (
         "cannot be written in the dialect quark"
-        in plan_checkpoint(odd, Mxfp4Config(tail="pad", dialect="quark")).problems[0]
+        in plan_checkpoint(odd, Mxfp4Config(tail="pad", dialect="quark")).findings[0]
     )
     integers = write(tmp_path / "integers", {"a.q_proj.weight": (64, 64)}, {}, dtype="I32")
-    assert "dtype I32" in plan_checkpoint(integers).problems[0]
+    assert "dtype I32" in plan_checkpoint(integers).findings[0]
 
 
-def test_nothing_to_quantise_is_a_problem(tmp_path: Path) -> None:
+def test_nothing_to_quantise_is_a_finding(tmp_path: Path) -> None:
     path = write(tmp_path / "norms", {"model.norm.weight": (64,)}, {})
-    assert plan_checkpoint(path).problems == ["nothing to quantise: every tensor is kept; see the reasons"]
+    assert plan_checkpoint(path).findings == ["nothing to quantise: every tensor is kept; see the reasons"]
 
 
 def test_k_first_tensors_are_shown_with_k_last(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_k_first_tensors_are_shown_with_k_last(tmp_path: Path) -> None:
         "moe m=any n=96 k=64 experts=4/4 top_k=2" in fit.question
         and "bias gate:clamped rows:interleaved" in fit.question
     )
-    assert found.problems == []
+    assert found.findings == []
 
 
 class TestBackend:
@@ -236,16 +236,16 @@ class TestBackend:
         assert fit.padding_bytes == 2 * (mx_bytes((fit.n, fit.k)) - mx_bytes((128, 128)))
         assert found.rank_bytes == found.bytes_after + sum(fit.padding_bytes for fit in found.fits)
 
-    def test_a_refusal_is_a_problem_with_its_fix(
+    def test_a_refusal_is_a_finding_with_its_fix(
         self, model: Path, emulated: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from mxfp4_core.backend.answers import No
 
         monkeypatch.setattr(
-            type(emulated), "supports", lambda self, problem: No(f"k = {problem.k}", "use --tp 1")
+            type(emulated), "supports", lambda self, finding: No(f"k = {finding.k}", "use --tp 1")
         )
-        problems = plan_checkpoint(model, backend="emulated").problems
-        assert any("k = 128" in problem and "use --tp 1" in problem for problem in problems)
+        findings = plan_checkpoint(model, backend="emulated").findings
+        assert any("k = 128" in finding and "use --tp 1" in finding for finding in findings)
 
     def test_the_backend_of_the_config_is_asked(self, model: Path) -> None:
         assert plan_checkpoint(model, Mxfp4Config(backend="reference"), device=H200).fits
@@ -290,7 +290,7 @@ def test_a_large_model_is_planned_in_seconds(tmp_path: Path) -> None:
     path = write(tmp_path / "large", *moe(layers=24, experts=128, hidden=2048, inner=768))
     start = time.perf_counter()
     found = plan_checkpoint(path, tp=2)
-    assert len(found.rows) > 9000 and found.bytes_before > 25e9 and found.problems == []
+    assert len(found.rows) > 9000 and found.bytes_before > 25e9 and found.findings == []
     assert time.perf_counter() - start < 20
 
 
@@ -325,15 +325,15 @@ class TestCommand:
         assert code == 0 and data["profile"] == "floor/even" and data["tp"] == 2
         want = plan_checkpoint(model, Mxfp4Config(rule="floor"), tp=2, backend="reference").to_dict()
         assert data == json.loads(json.dumps(want))
-        assert {"name", "quantize", "reason", "pattern", "matched", "shard", "problem"} <= set(
+        assert {"name", "quantize", "reason", "pattern", "matched", "shard", "finding"} <= set(
             data["tensors"][0]
         )
 
-    def test_a_problem_is_exit_code_1(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_finding_is_exit_code_1(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         code, out, _ = self.run(capsys, model, "--tp", 4)
-        assert code == 1 and "1 problem:" in out and "PROBLEM" in out
+        assert code == 1 and "1 finding:" in out and "PROBLEM" in out
         code, out, _ = self.run(capsys, model, "--tp", 4, "--json")
-        assert code == 1 and len(json.loads(out)["problems"]) == 1
+        assert code == 1 and len(json.loads(out)["findings"]) == 1
 
     @pytest.mark.parametrize(
         "arguments",
@@ -388,7 +388,7 @@ class TestCommand:
             f"from mxfp4_core.cli import main; main(['plan', {str(model)!r}, '--tp', '2', '--json'])"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and json.loads(done.stdout)["problems"] == [], done.stderr
+        assert done.returncode == 0 and json.loads(done.stdout)["findings"] == [], done.stderr
 
 
 NUMBERS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=20)

@@ -104,8 +104,8 @@ def test_files_that_changed_or_went(target: Path) -> None:
 def test_a_header_that_changed(target: Path) -> None:
     file = file_of(target, Q)
     save_file(load_file(file), file, metadata={"format": "pt", "by": "me"})
-    problems = verify_checkpoint(target).findings
-    assert [(p.where, p.found) for p in problems] == [
+    findings = verify_checkpoint(target).findings
+    assert [(p.where, p.found) for p in findings] == [
         (file.name, "the file has another sha256, its tensors have not")
     ]
 

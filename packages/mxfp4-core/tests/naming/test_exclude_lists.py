@@ -14,7 +14,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from mxfp4_core.config.patterns import Pattern
 from mxfp4_core.errors import ConfigError, PatternError
-from mxfp4_core.naming.resolver import foreign
+from mxfp4_core.naming.resolver import exclude_patterns
 
 PIECE = st.sampled_from(
     ["model", "layers", "1", "11", "mlp", "gate", "gate_proj", "lm_head", "shared_expert"]
@@ -29,7 +29,7 @@ REGEX = st.lists(
 
 
 def ours(dialect: str, entry: str, module: str) -> bool:
-    (text,) = foreign(dialect, [entry])
+    (text,) = exclude_patterns(dialect, [entry])
     return Pattern.parse(text).matches(module)
 
 
@@ -78,18 +78,18 @@ def test_sglang_diffusion_entries_are_dotted_paths(entry: str, module: str) -> N
     ],
 )
 def test_translations_stay_readable(dialect: str, entry: str, translated: str) -> None:
-    assert foreign(dialect, [entry]) == [translated]
+    assert exclude_patterns(dialect, [entry]) == [translated]
 
 
 def test_repetitions_are_dropped_and_order_is_kept() -> None:
-    assert foreign("quark", ["b", "a", "b"]) == ["=b", "=a"]
+    assert exclude_patterns("quark", ["b", "a", "b"]) == ["=b", "=a"]
 
 
 def test_an_unknown_dialect_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'modelopt'"):
-        foreign("modelop", [])
+        exclude_patterns("modelop", [])
 
 
 def test_an_entry_that_cannot_be_read_names_its_list() -> None:
     with pytest.raises(PatternError, match="compressed-tensors exclude list"):
-        foreign("compressed-tensors", ["re:("])
+        exclude_patterns("compressed-tensors", ["re:("])

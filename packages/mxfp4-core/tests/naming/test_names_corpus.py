@@ -18,7 +18,7 @@ import pytest
 
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import PatternError
-from mxfp4_core.naming.resolver import Resolver, foreign
+from mxfp4_core.naming.resolver import Resolver, exclude_patterns
 
 CORPUS = sorted((Path(__file__).parent / "names_corpus").glob("*.json"))
 MATRIX, VECTOR, STACK = (128, 64), (64,), (8, 128, 64)
@@ -69,7 +69,9 @@ def test_a_real_exclude_list_does_what_it_was_written_for(
 ) -> None:
     entries = [*case["patterns"], *expand(case.get("generated", ()))]
     assert len(entries) == case.get("count", len(entries))
-    config = Mxfp4Config.from_dict({"ignore": foreign(case["dialect"], entries), **case.get("config", {})})
+    config = Mxfp4Config.from_dict(
+        {"ignore": exclude_patterns(case["dialect"], entries), **case.get("config", {})}
+    )
     resolver = Resolver.for_model(config, model["model_config"], renames=model.get("renames", ()))
     names = offered(model)
     pairs = [(name, shape) for name, (_, shape) in names.items()]
@@ -78,7 +80,7 @@ def test_a_real_exclude_list_does_what_it_was_written_for(
         with pytest.raises(PatternError, match=case["error"]):
             resolver.decide_all(pairs)
         return
-    if unmatched := foreign(case["dialect"], case.get("unmatched", ())):
+    if unmatched := exclude_patterns(case["dialect"], case.get("unmatched", ())):
         with pytest.raises(
             PatternError, match=f"{len(unmatched)} of {len(entries)} name patterns match nothing"
         ):

@@ -131,7 +131,7 @@ def test_a_missing_tensor_gives_exit_code_1_and_still_a_report(
     assert run(quantised, "--source", source, "--json") == 1
     printed = capsys.readouterr()
     assert "layers.0.norm.weight" in printed.err
-    assert len(json.loads(printed.out)["problems"]) == 1
+    assert len(json.loads(printed.out)["findings"]) == 1
 
 
 @pytest.mark.parametrize(

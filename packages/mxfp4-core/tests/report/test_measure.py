@@ -88,7 +88,7 @@ def agrees(found: Metrics, weight: torch.Tensor, **rule: str) -> None:
 @pytest.mark.parametrize("rule", ["even", "floor"])
 def test_measured_figures_are_right(source: Path, dialect: str, rule: str) -> None:
     report = measure(source, quantised(source, rule=rule, dialect=dialect))
-    assert report.problems == ()
+    assert report.findings == ()
     for name, weight in weights().items():
         if "proj" in name and "experts" not in name:
             agrees(metrics(report, name), weight, rule=rule)
@@ -190,14 +190,14 @@ def test_zeros_are_exact(source: Path) -> None:
     assert (found.state, found.sqnr_db, found.relative_error, found.zeros) == ("exact", None, 0.0, 128)
 
 
-def test_nan_in_the_source_is_a_problem_and_no_figure(tmp_path: Path) -> None:
+def test_nan_in_the_source_is_a_finding_and_no_figure(tmp_path: Path) -> None:
     tensors = weights()
     tensors["model.layers.0.self_attn.q_proj.weight"][1, 3] = float("nan")
     report = compare(save(tmp_path / "s", tensors), ["even"])
     found = metrics(report, "model.layers.0.self_attn.q_proj.weight")
     assert (found.state, found.nonfinite) == ("nonfinite", 32)
-    assert len(report.problems) == 1
-    assert "q_proj" in report.problems[0]
+    assert len(report.findings) == 1
+    assert "q_proj" in report.findings[0]
     assert (
         json.loads(json.dumps(report.to_dict(), allow_nan=False))["summary"]["even/even"]["sqnr_db"] is None
     )
@@ -211,7 +211,7 @@ def test_kept_tensors_are_compared_too(source: Path) -> None:
     stored["model.layers.0.self_attn.q_proj.input_amax"] = torch.ones(1)  # belongs to a quantised module
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
     report = measure(source, target)
-    assert sorted(problem.split(":")[0] for problem in report.problems) == [
+    assert sorted(finding.split(":")[0] for finding in report.findings) == [
         "model.extra.weight",
         "model.norm.weight",
     ]
@@ -219,24 +219,24 @@ def test_kept_tensors_are_compared_too(source: Path) -> None:
     assert report.summary("even/even") == compare(source, ["even"]).summary("even/even")  # of quantised ones
 
 
-def test_a_kept_tensor_in_a_wider_dtype_is_no_problem(source: Path) -> None:
+def test_a_kept_tensor_in_a_wider_dtype_is_no_finding(source: Path) -> None:
     target = quantised(source)
     stored = load_file(target / "model.safetensors")
     stored["model.embed_tokens.weight"] = stored["model.embed_tokens.weight"].float()
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
     report = measure(source, target)
-    assert report.problems == ()
+    assert report.findings == ()
     assert all(not layer.results for layer in report.layers if layer.decision == "kept")
 
 
-def test_a_missing_tensor_is_a_problem(source: Path) -> None:
+def test_a_missing_tensor_is_a_finding(source: Path) -> None:
     target = quantised(source)
     stored = load_file(target / "model.safetensors")
     del stored["model.norm.weight"]
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
-    (problem,) = measure(source, target).problems
-    assert "model.norm.weight" in problem
-    assert "missing" in problem
+    (finding,) = measure(source, target).findings
+    assert "model.norm.weight" in finding
+    assert "missing" in finding
 
 
 def test_another_source_is_refused(source: Path, tmp_path: Path) -> None:

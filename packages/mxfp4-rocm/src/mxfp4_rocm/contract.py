@@ -119,13 +119,13 @@ class Contract:
 
     Attributes:
         calls: by the names of ``CALLS``; what is absent has no entry.
-        problems: what is absent or has moved, in words, by the same names.
+        findings: what is absent or has moved, in words, by the same names.
         fused_profile: by which profile ``fused_moe`` quantises.
         quantizer_profile: by which profile ``dynamic_mxfp4_quant`` does.
     """
 
     calls: Mapping[str, Found] = field(default_factory=dict)
-    problems: Mapping[str, str] = field(default_factory=dict)
+    findings: Mapping[str, str] = field(default_factory=dict)
     fused_profile: str = "aiter-hip-0.1.7"
     quantizer_profile: str = "aiter-triton-0.1.7"
 
@@ -135,7 +135,7 @@ class Contract:
 
     def missing(self, *names: str) -> str:
         """Return in words which of these cannot be called, and why."""
-        return "; ".join(self.problems[name] for name in names if name in self.problems)
+        return "; ".join(self.findings[name] for name in names if name in self.findings)
 
 
 def read(package: Path) -> Contract:
@@ -145,16 +145,16 @@ def read(package: Path) -> Contract:
         package: the folder ``aiter``.
     """
     calls: dict[str, Found] = {}
-    problems: dict[str, str] = {}
+    findings: dict[str, str] = {}
     for name, call in CALLS.items():
         found = _find(package, call)
         if isinstance(found, Found):
             calls[name] = found
         else:
-            problems[name] = found
+            findings[name] = found
     return Contract(
         calls,
-        problems,
+        findings,
         "aiter-hip" if _file(package, MODES).is_file() else "aiter-hip-0.1.7",
         "aiter-triton" if _rounds_to_even(package) else "aiter-triton-0.1.7",
     )

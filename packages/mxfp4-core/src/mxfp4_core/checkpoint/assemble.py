@@ -20,7 +20,7 @@ from mxfp4_core.checkpoint.copied import copied
 from mxfp4_core.checkpoint.files import INDEX, MANIFEST, WEIGHTS
 from mxfp4_core.checkpoint.header import DTYPE_BITS, Identity, damaged, identity
 from mxfp4_core.checkpoint.manifest import Manifest
-from mxfp4_core.checkpoint.staging import Target
+from mxfp4_core.checkpoint.staging import Destination
 from mxfp4_core.checkpoint.tasks import Executor, Progress, run_tasks
 from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, write_file
 from mxfp4_core.errors import OutputError
@@ -53,10 +53,12 @@ class ShardTask:
     Args:
         path: where it appears when it is complete.
         units: what it holds, in order.
+        metadata: what its header says beside the tensors.
     """
 
     path: Path
     units: tuple[Unit, ...]
+    metadata: tuple[tuple[str, str], ...] = ()
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -75,7 +77,7 @@ class ShardTask:
             OutputError: the file cannot be written.
             Mxfp4Error: whatever a unit raises.
         """
-        with ShardWriter(self.path, self.specs) as writer:
+        with ShardWriter(self.path, self.specs, dict(self.metadata)) as writer:
             for unit in self.units:
                 for tensor, piece in unit.stream(progress):
                     writer.write(tensor, piece)
@@ -96,6 +98,7 @@ class Content:
         copies: files to copy, by path inside the folder.
         manifest: the manifest without files and tensors.
         seen: what tells each file of the source from one that takes its place while the checkpoint is written.
+        metadata: what the header of each weight file says beside its tensors.
     """
 
     units: Sequence[Unit]
@@ -103,6 +106,7 @@ class Content:
     copies: Mapping[str, Path]
     manifest: Manifest
     seen: Mapping[Path, Identity] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,13 +163,14 @@ def write_checkpoint(
         progress: called with the number of source bytes since the last call.
 
     Raises:
-        OutputError: a target that exists, is full, cannot be written or belongs to another run.
+        OutputError: a destination that exists, is full, cannot be written or belongs to another run.
         CheckpointError: a file of the source was changed while it was read.
         Mxfp4Error: whatever a unit raises; the folder is then as it was before.
     """
     shards = plan_shards(content.units, max_shard_bytes)
     specs = {name: [spec for unit in units for spec in unit.specs] for name, units in shards.items()}
-    layout = hashlib.sha256(b"".join(header_bytes(each) for each in specs.values())).hexdigest()
+    headers = [header_bytes(each, content.metadata) for each in specs.values()]
+    layout = hashlib.sha256(b"".join(headers)).hexdigest()
     run = {
         "release": version("mxfp4-core"),
         "config": content.manifest.config_sha256,
@@ -175,39 +180,46 @@ def write_checkpoint(
     index = _index(specs, any("/" not in name for name in content.copies if name.endswith(".safetensors")))
     documents = {**content.documents, **index}
     names = {*specs, *documents, *content.copies, MANIFEST}
-    with Target(folder, run, names, copies=content.copies, seen=_when(content.seen), force=force) as target:
-        if target.complete is not None:
+    with Destination(
+        folder, run, names, copies=content.copies, seen=_when(content.seen), force=force
+    ) as destination:
+        if destination.complete is not None:
             progress(sum(unit.source_bytes for unit in content.units))
-            return Written(target.complete, len(shards))
-        resumed = len(target.finished)
-        _check_room(target, specs, content.copies)
+            return Written(destination.complete, len(shards))
+        resumed = len(destination.finished)
+        _check_room(destination, specs, content.copies)
         tasks = {
-            name: ShardTask(target.staging.absolute() / name, tuple(units)) for name, units in shards.items()
+            name: ShardTask(
+                destination.staging.absolute() / name, tuple(units), tuple(content.metadata.items())
+            )
+            for name, units in shards.items()
         }
-        for name in target.finished:
+        for name in destination.finished:
             progress(tasks.pop(name).source_bytes)
-        run_tasks(tasks, target.record, executor=executor, progress=progress)
-        files = {name: {"size": f["size"], "sha256": f["sha256"]} for name, f in target.finished.items()}
+        run_tasks(tasks, destination.record, executor=executor, progress=progress)
+        files = {name: {"size": f["size"], "sha256": f["sha256"]} for name, f in destination.finished.items()}
         for name, data in documents.items():
-            files[name] = {"size": len(data), "sha256": write_file(target.staging / name, data)}
+            files[name] = {"size": len(data), "sha256": write_file(destination.staging / name, data)}
         for name, source in content.copies.items():
-            files[name] = copied(source, target.place(name))
-        _check_unchanged(content.seen, target)
+            files[name] = copied(source, destination.place(name))
+        _check_unchanged(content.seen, destination)
         manifest = replace(
-            content.manifest, run=target.run, files=files, tensors=_tensor_table(target, specs)
+            content.manifest, run=destination.run, files=files, tensors=_tensor_table(destination, specs)
         )
-        write_file(target.staging / MANIFEST, manifest.to_bytes())
-        target.commit()
+        write_file(destination.staging / MANIFEST, manifest.to_bytes())
+        destination.commit()
     return Written(manifest, resumed)
 
 
-def _tensor_table(target: Target, specs: Mapping[str, Sequence[TensorSpec]]) -> dict[str, dict[str, object]]:
+def _tensor_table(
+    destination: Destination, specs: Mapping[str, Sequence[TensorSpec]]
+) -> dict[str, dict[str, object]]:
     return {
         spec.name: {
             "file": name,
             "dtype": spec.dtype,
             "shape": list(spec.shape),
-            "sha256": target.finished[name]["tensors"][spec.name],
+            "sha256": destination.finished[name]["tensors"][spec.name],
         }
         for name, each in specs.items()
         for spec in each
@@ -229,18 +241,18 @@ def _index(specs: Mapping[str, Sequence[TensorSpec]], beside: bool) -> dict[str,
 
 
 def _check_room(
-    target: Target, specs: Mapping[str, Sequence[TensorSpec]], copies: Mapping[str, Path]
+    destination: Destination, specs: Mapping[str, Sequence[TensorSpec]], copies: Mapping[str, Path]
 ) -> None:
     """Fail before the work rather than after it where the disk cannot hold the result."""
-    missing = [spec for name, each in specs.items() if name not in target.finished for spec in each]
+    missing = [spec for name, each in specs.items() if name not in destination.finished for spec in each]
     needed = sum(spec.nbytes for spec in missing) + sum(path.stat().st_size for path in copies.values())
-    free = shutil.disk_usage(target.staging).free
+    free = shutil.disk_usage(destination.staging).free
     if needed > free:
         raise OutputError(
-            f"cannot write into {target.folder}",
+            f"cannot write into {destination.folder}",
             seen=f"{disk_text(free)} free",
             rule=f"the result needs another {disk_text(needed)}",
-            fix="free space there, or choose another target",
+            fix="free space there, or choose another destination",
         )
 
 
@@ -250,10 +262,10 @@ def _when(seen: Mapping[Path, Identity]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _check_unchanged(seen: Mapping[Path, Identity], target: Target) -> None:
+def _check_unchanged(seen: Mapping[Path, Identity], destination: Destination) -> None:
     for path, before in seen.items():
         if identity(path) != before:
-            target.forget()
+            destination.forget()
             damaged(
                 path,
                 "a file that was replaced or written to while it was read",

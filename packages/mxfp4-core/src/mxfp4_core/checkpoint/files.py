@@ -15,7 +15,7 @@ INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 MANIFEST = "mxfp4_manifest.json"
 STAGING = ".mxfp4-partial"
-"""Folder in a target in which files are finished."""
+"""Folder in a destination in which files are finished."""
 
 PIPELINE = "model_index.json"
 """What diffusers writes into the folder around the models of a pipeline."""

@@ -68,7 +68,7 @@ class Journal:
                 f"cannot write into {self.path.parent.parent}",
                 seen="another process is writing into it",
                 rule="one run writes into a folder at a time",
-                fix="wait for it, or choose another target",
+                fix="wait for it, or choose another destination",
             ) from None
 
     def keep_valid(self, lines: bool) -> None:
@@ -114,12 +114,12 @@ class Journal:
 
 
 def refused(path: Path, seen: str) -> OutputError:
-    """Return the error for something in the place of what a run keeps in its target."""
+    """Return the error for something in the place of what a run keeps in its destination."""
     return OutputError(
         f"cannot use {path}",
         seen=seen,
-        rule="a run keeps its work in a folder of its own in the target, and follows no links there",
-        fix="remove it, or choose another target",
+        rule="a run keeps its work in a folder of its own in the destination, and follows no links there",
+        fix="remove it, or choose another destination",
     )
 
 

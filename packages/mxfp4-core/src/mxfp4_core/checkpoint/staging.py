@@ -30,8 +30,8 @@ _COPIES = "copies"
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
-class Target:
-    """The target of one run, a context manager; what is unfinished when it fails is removed.
+class Destination:
+    """The destination of one run, a context manager; what is unfinished when it fails is removed.
 
     Finished shards stay for the next attempt after an interruption, a full disk or a source that could not be read.
     They are removed after an error about a weight, which the same command would only meet again.
@@ -172,7 +172,7 @@ class Target:
             os.replace(self.place(name), path)
 
     def _inside(self, name: str) -> Path:
-        """Return the path of a file in the target, no folder on the way to it being a link."""
+        """Return the path of a file in the destination, no folder on the way to it being a link."""
         path = self.folder / name
         for parent in path.relative_to(self.folder).parents:
             if (self.folder / parent).is_symlink() and parent != Path():
@@ -226,7 +226,7 @@ class Target:
             raise OutputError(
                 f"cannot write into {self.folder}",
                 seen="a file",
-                rule="the target is a folder",
+                rule="the destination is a folder",
                 fix="choose a folder",
             )
         try:
@@ -239,7 +239,7 @@ class Target:
                 f"cannot write into {self.folder}",
                 seen=f"{len(unexpected)} entries, for example {min(unexpected)!r}",
                 rule="nothing is overwritten unless asked for",
-                fix="choose another target, or pass --force to replace the checkpoint in it",
+                fix="choose another destination, or pass --force to replace the checkpoint in it",
             )
         owned = self._owned()
         self._stale = {name for name in owned.keys() - self._names if self._is_ours(name, owned[name])}
@@ -248,7 +248,7 @@ class Target:
                 f"cannot write into {self.folder}",
                 seen=f"weights that mxfp4 did not write: {min(weights)}",
                 rule="only files that are listed in a manifest are removed",
-                fix="remove them yourself, or choose another target",
+                fix="remove them yourself, or choose another destination",
             )
 
     def _owned(self) -> dict[str, dict[str, Any]]:
@@ -297,4 +297,4 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-__all__ = ["STAGING", "Target"]
+__all__ = ["STAGING", "Destination"]

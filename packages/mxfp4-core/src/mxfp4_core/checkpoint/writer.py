@@ -12,11 +12,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import NoReturn, Self
+from types import MappingProxyType, TracebackType
+from typing import Final, NoReturn, Self
 from uuid import uuid4
 
 from mxfp4_core.checkpoint.header import DTYPE_BITS
@@ -27,6 +27,8 @@ TEMPORARY = ".partial"
 
 VISIBLE_SECONDS = 90.0
 """NFS may go on for a minute to say that a file is not there."""
+
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ def aligned(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return sorted(specs, key=lambda spec: -DTYPE_BITS[spec.dtype])
 
 
-def header_bytes(specs: Sequence[TensorSpec]) -> bytes:
+def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping[str, str] = NOTHING) -> bytes:
     """Return the length prefix and the header, padded to 8 bytes, for tensors stored in this order.
 
     Equal input gives equal bytes: no time, no host, no version.
     """
-    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for spec in specs:
         table[spec.name] = {
@@ -76,13 +78,16 @@ class ShardWriter:
     Args:
         path: where the file appears when all is written.
         specs: the tensors in the order in which their data comes.
+        metadata: what the header says beside them.
     """
 
-    def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str] = NOTHING
+    ) -> None:
         self.path = path
         self.tensor_sha256: dict[str, str] = {}
         self._temporary = temporary_of(path)
-        self._specs = list(specs)
+        self._specs, self._metadata = list(specs), metadata
         self._file_hash = hashlib.sha256()
         self._tensor_hash = hashlib.sha256()
         self._next = 0
@@ -99,7 +104,7 @@ class ShardWriter:
         except OSError as error:
             output_failed(self.path, error)
         try:
-            self._put(header_bytes(self._specs))
+            self._put(header_bytes(self._specs, self._metadata))
         except OSError as error:
             self._discard()
             output_failed(self.path, error)
@@ -232,10 +237,10 @@ def output_failed(path: Path, error: OSError) -> NoReturn:
     raise OutputError(
         f"cannot write {path}",
         seen=error.strerror or str(error),
-        rule="the target has room for the result and may be written",
+        rule="the destination has room for the result and may be written",
         fix="free space there and run the same command again"
         if full
-        else "choose a target that can be written",
+        else "choose a destination that can be written",
     ) from error
 
 

@@ -4,7 +4,7 @@ Command modules import nothing but typer at the top, so that ``mxfp4 --help`` an
 ``doctor`` work where torch is missing. They print results to stdout, progress to stderr, and let `Mxfp4Error`
 escape: `main` turns it into a message and an exit code.
 
-Exit codes: 0 done, 1 a problem was found (a damaged file, a weight that cannot be quantised, a difference),
+Exit codes: 0 done, 1 something was found (a damaged file, a weight that cannot be quantised, a difference),
 2 misuse (a bad option, path or setting), 130 interrupted.
 """
 

@@ -14,16 +14,20 @@ from mxfp4_core.config.known import dialect_names
 
 def convert_command(
     source: Annotated[Path, typer.Argument(help="Folder with an MXFP4 checkpoint.")],
-    target: Annotated[Path, typer.Argument(help="Folder for the result.")],
+    destination: Annotated[Path, typer.Argument(help="Folder for the result.")],
     to: Annotated[str, typer.Option(help=f"Dialect to write: auto, {', '.join(dialect_names())}.")],
     beside: Annotated[
         str, typer.Option(help="FP8 weights beside the MXFP4 ones: keep, or widen to BF16, which is exact.")
     ] = "keep",
+    activation: Annotated[
+        str | None,
+        typer.Option(help="How activations are quantised, where the target has no word for the source's."),
+    ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
     ray: Ray = None,
     retries: Retries = 3,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
     ] = False,
@@ -37,9 +41,10 @@ def convert_command(
     with progress_bar("converting", shown=shown) as progress, workers(jobs, ray, retries) as executor:
         result = convert_checkpoint(
             source,
-            target,
+            destination,
             to,
             beside=beside,
+            activation=activation,
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,
             dry_run=dry_run,

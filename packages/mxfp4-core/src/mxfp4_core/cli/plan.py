@@ -52,7 +52,7 @@ def plan_command(
 ) -> None:
     """Show what would become MXFP4, why, how large it gets and what stands against it. Reads no weights.
 
-    Exits with 1 if there is a problem, such as a shard that would cut a block.
+    Exits with 1 if there is a finding, such as a shard that would cut a block.
     """
     import json
 
@@ -91,7 +91,7 @@ def plan_command(
         from mxfp4_core.jobs import Plan
 
         print_plan(result, full=full) if isinstance(result, Plan) else print_pipeline(result, full=full)
-    if result.problems:
+    if result.findings:
         raise typer.Exit(1)
 
 

@@ -45,10 +45,10 @@ def print_pipeline(pipeline: PipelinePlan, *, full: bool = False) -> None:
         print()
     for name, error in pipeline.errors.items():
         print(f"component {printable(name)}: {error}\n")
-    if problems := pipeline.problems:
-        print("\n".join(printable(problem) for problem in problems))
+    if findings := pipeline.findings:
+        print("\n".join(printable(finding) for finding in findings))
     else:
-        print("each component is quantised by itself: mxfp4 quantize FOLDER/COMPONENT TARGET")
+        print("each component is quantised by itself: mxfp4 quantize FOLDER/COMPONENT DESTINATION")
 
 
 def _table(plan: Plan, full: bool) -> Table:
@@ -78,7 +78,7 @@ def _table(plan: Plan, full: bool) -> Table:
                     disk_text(after),
                     _why(first),
                 ]
-            style = "red" if first.problem else "" if first.decision.quantize else "dim"
+            style = "red" if first.finding else "" if first.decision.quantize else "dim"
             table.add_row(*(escape(printable(cell)) for cell in [module_of(line), *shown]), style=style)
     return table
 
@@ -97,7 +97,7 @@ def _becomes(row: Row) -> str:
 
 
 def _why(row: Row) -> str:
-    if row.problem:
+    if row.finding:
         return "PROBLEM, see below"
     decision = row.decision
     through = ""
@@ -107,7 +107,7 @@ def _why(row: Row) -> str:
 
 
 def summary(plan: Plan) -> list[str]:
-    """Return the totals and the problems, one sentence each."""
+    """Return the totals and the findings, one sentence each."""
     before, after, quantized = plan.bytes_before, plan.bytes_after, len(plan.quantized)
     share = f" ({after / before:.1%})" if before else ""
     lines = [
@@ -129,10 +129,10 @@ def summary(plan: Plan) -> list[str]:
     lines += [_fit_line(fit) for fit in plan.fits if fit.backend]
     lines += [f"note: {note}" for note in plan.notes]
     lines += beside_lines(plan.copied, plan.left)
-    problems = plan.problems
-    if problems:
-        lines += ["", f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:"]
-        lines += [f"  {number}. {text}" for number, text in enumerate(problems, 1)]
+    findings = plan.findings
+    if findings:
+        lines += ["", f"{len(findings)} finding{'s' if len(findings) > 1 else ''}:"]
+        lines += [f"  {number}. {text}" for number, text in enumerate(findings, 1)]
     return lines
 
 

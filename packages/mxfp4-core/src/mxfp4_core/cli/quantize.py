@@ -30,7 +30,7 @@ from mxfp4_core.cli.settings import (
 
 def quantize_command(
     source: Annotated[Path, typer.Argument(help="Folder with safetensors files in high precision.")],
-    target: Annotated[Path, typer.Argument(help="Folder for the result.")],
+    destination: Annotated[Path, typer.Argument(help="Folder for the result.")],
     config: ConfigFile = None,
     format: Format = None,
     profile: Profile = None,
@@ -47,7 +47,7 @@ def quantize_command(
     jobs: Jobs = 1,
     ray: Ray = None,
     retries: Retries = 3,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
     ] = False,
@@ -77,7 +77,7 @@ def quantize_command(
     with progress_bar("quantising", shown=shown) as progress, workers(jobs, ray, retries) as executor:
         result = quantize_checkpoint(
             source,
-            target,
+            destination,
             merged,
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,

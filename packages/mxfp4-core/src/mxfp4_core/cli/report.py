@@ -52,7 +52,7 @@ def report_command(
     from mxfp4_core.checkpoint.reader import open_checkpoint
     from mxfp4_core.cli.output import progress_bar
     from mxfp4_core.config.schema import Mxfp4Config
-    from mxfp4_core.report.files import RENDERERS, targets, write
+    from mxfp4_core.report.files import RENDERERS, destinations, write
     from mxfp4_core.report.measure import compare, measure
     from mxfp4_core.report.naming import printable
     from mxfp4_core.report.render import render_text
@@ -65,7 +65,7 @@ def report_command(
         raise typer.BadParameter(
             "--rule, --profile and --config are for a checkpoint that is not quantised yet"
         )
-    paths = {} if out is None else targets(out, formats or list(RENDERERS), force=force)
+    paths = {} if out is None else destinations(out, formats or list(RENDERERS), force=force)
 
     command = ["mxfp4", *sys.argv[1:]]
     high = open_checkpoint(checkpoint if source is None else source)
@@ -86,8 +86,8 @@ def report_command(
                 high, variants, config=settings, models=models, progress=progress, command=command
             )
 
-    for problem in report.problems:
-        typer.echo(f"problem: {printable(problem)}", err=True)
+    for finding in report.findings:
+        typer.echo(f"finding: {printable(finding)}", err=True)
     if out is None and formats:
         typer.echo(RENDERERS[formats[0]](report), nl=False)
     else:
@@ -98,5 +98,5 @@ def report_command(
         typer.echo(
             f"wrote {first}{hint}" if first else "nothing was written; --out FOLDER makes a page with plots"
         )
-    if report.problems:
+    if report.findings:
         raise typer.Exit(1)

@@ -214,6 +214,34 @@ class Dialect(ABC):
         """
         return {"config.json": {**description.model, "quantization_config": self.describe(description)}}
 
+    def can_say(self, profile: str) -> bool:
+        """Return whether a description may name this profile; a conversion leaves open what it may not.
+
+        Args:
+            profile: name of a resolved profile.
+        """
+        return True
+
+    def metadata(self, description: Description) -> dict[str, str]:
+        """Return what the header of each weight file says beside the tensors; empty for most dialects.
+
+        Raises:
+            DialectError: something that this dialect has no word for.
+        """
+        return {}
+
+    def write_others(self, tensors: Mapping[str, Recipe], model: Mapping[str, Any]) -> dict[str, Recipe]:
+        """Return the tensors to store for everything that is not quantised, by name: as they are for most dialects.
+
+        Args:
+            tensors: recipes by canonical name.
+            model: ``config.json`` of the model.
+
+        Raises:
+            DialectError: a tensor that this dialect has no name for.
+        """
+        return dict(tensors)
+
     def write_beside(self, beside: Beside) -> dict[str, Recipe]:
         """Return the tensors to store for a weight in FP8, by name.
 

@@ -97,7 +97,9 @@ class CompressedTensorsDialect(Dialect):
             "targets": ["Linear"],
             "weights": dict(_MX),
         }
+        provider = {"provider": "auto-round"} if description.profile == "auto-round" else {}
         return {
+            **provider,
             "config_groups": {"group_0": group},
             "format": FORMAT,
             "global_compression_ratio": None,

@@ -1,8 +1,10 @@
-"""The gpt-oss dialect, as Hugging Face publishes it, and read-only under the names of OpenAI's own files.
+"""The gpt-oss dialects: as Hugging Face publishes it, and under the names of OpenAI's own files.
 
 Tensors: ``X.experts.gate_up_proj_blocks`` U8 ``[E, 2I, H/32, 16]`` with ``.._scales`` U8 ``[E, 2I, H/32]``, rows of
 gate and up in turn, and ``X.experts.down_proj_blocks`` with its scales; biases and everything else in high precision.
 Element 2i is in the low nibble, so blocks are our codes in another shape. The model holds the weights as ``[E, K, N]``.
+
+OpenAI's files have ``block.N.mlp.mlp1_weight.blocks`` and ``.scales`` of the same shapes, and no description at all.
 
 Nothing but stacked experts of a gpt-oss model can be stored: transformers and vLLM build all other layers in BF16.
 Sources: transformers 5.23, ``integrations/mxfp4.py`` and ``convert_gpt_oss_weights_to_hf.py``; openai/gpt-oss 7b58334.
@@ -16,7 +18,15 @@ from typing import Any
 
 from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, one_activation
-from mxfp4_core.dialects.original import config_of, name_of, others_of
+from mxfp4_core.dialects.original import (
+    NAME,
+    config_of,
+    name_of,
+    original_config_of,
+    original_of,
+    originals_of,
+    others_of,
+)
 from mxfp4_core.dialects.pairs import contradiction, name_list, nothing
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -37,17 +47,16 @@ class GptOssDialect(Dialect):
     readers = "transformers, vLLM, SGLang, llama.cpp's converter: gpt-oss models"
 
     def recognise(self, source: Source) -> str | None:
-        """Recognise by ``quant_method``, or OpenAI's files by the names of their tensors."""
+        """Recognise by ``quant_method``."""
         method = source.described.get("quant_method")
-        if method in _METHODS:
-            return f"gpt-oss MXFP4: quant_method is {method}"
-        if not source.config.get("quantization_config") and any(map(_ORIGINAL.fullmatch, source.tensors)):
-            return "gpt-oss MXFP4 (original layout): tensor names block.N.mlp.mlp1_weight.blocks"
-        return None
+        return f"gpt-oss MXFP4: quant_method is {method}" if method in _METHODS else None
 
     def read(self, source: Source) -> Contents:
-        """Find the pairs of blocks and scales; OpenAI's names become those of transformers."""
-        original = not source.described
+        """Find the pairs of blocks and scales."""
+        entries, rest = self._read(source, original=False)
+        return Contents(entries, rest, name_list(self.name, source.described, "modules_to_not_convert"))
+
+    def _read(self, source: Source, *, original: bool) -> tuple[dict[str, Entry], dict[str, Recipe]]:
         ends = _KEYS[original]
         entries: dict[str, Entry] = {}
         for name in source.tensors:
@@ -64,10 +73,7 @@ class GptOssDialect(Dialect):
                 )
         if not entries:
             nothing(self.name, source, "no gpt-oss MXFP4 weight: blocks with scales")
-        rest = source.rest(used)
-        if original:
-            return Contents(entries, others_of(rest, source.config), model=config_of(source.config))
-        return Contents(entries, rest, name_list(self.name, source.described, "modules_to_not_convert"))
+        return entries, source.rest(used)
 
     def check(self, entry: Entry) -> None:
         """Take stacked experts of gpt-oss in whole blocks, gate and up in turn; refuse everything else."""
@@ -139,6 +145,49 @@ class GptOssDialect(Dialect):
         return Entry(weight, (experts, n, count * BLOCK), parts, transposed=True, interleaved=fused)
 
 
-GPT_OSS = GptOssDialect()
+class GptOssOriginalDialect(GptOssDialect):
+    """Read and write the files that OpenAI publishes: other names, q, k and v as one tensor, no description."""
 
-__all__ = ["GPT_OSS", "MODEL_TYPE", "GptOssDialect"]
+    name = NAME
+    readers = "OpenAI's own gpt_oss.torch and gpt_oss.triton"
+
+    def recognise(self, source: Source) -> str | None:
+        """Recognise by the names of tensors."""
+        if not source.config.get("quantization_config") and any(map(_ORIGINAL.fullmatch, source.tensors)):
+            return "gpt-oss MXFP4 (original layout): tensor names block.N.mlp.mlp1_weight.blocks"
+        return None
+
+    def read(self, source: Source) -> Contents:
+        """Find the pairs of blocks and scales; OpenAI's names become those of transformers."""
+        entries, rest = self._read(source, original=True)
+        return Contents(entries, others_of(rest, source.config), model=config_of(source.config))
+
+    def check(self, entry: Entry) -> None:
+        """Take what the names of OpenAI's files are for."""
+        super().check(entry)
+        original_of(entry.weight)
+
+    def write(self, entry: Entry) -> dict[str, Recipe]:
+        """Store blocks and scales under OpenAI's names."""
+        blocks, scales = super().write(entry).values()
+        base = original_of(entry.weight)
+        return {f"{base}.blocks": blocks, f"{base}.scales": scales}
+
+    def write_others(self, tensors: Mapping[str, Recipe], model: Mapping[str, Any]) -> dict[str, Recipe]:
+        """Store everything else under OpenAI's names."""
+        return originals_of(tensors)
+
+    def documents(self, description: Description) -> dict[str, dict[str, Any]]:
+        """Write OpenAI's ``config.json``, which says nothing of quantisation."""
+        self.describe(description)  # refuses what cannot be said
+        return {"config.json": original_config_of(description.model)}
+
+    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
+        """Load with OpenAI's own code."""
+        return f"python -m gpt_oss.generate {path}"
+
+
+GPT_OSS = GptOssDialect()
+GPT_OSS_ORIGINAL = GptOssOriginalDialect()
+
+__all__ = ["GPT_OSS", "GPT_OSS_ORIGINAL", "MODEL_TYPE", "GptOssDialect", "GptOssOriginalDialect"]

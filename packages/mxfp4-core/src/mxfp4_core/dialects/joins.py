@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mxfp4_core.dialects.raw import Bytes, joined, misfit
+from mxfp4_core.checkpoint.header import DTYPE_BITS
+from mxfp4_core.dialects.raw import CARRIERS, Bytes, joined, misfit
 from mxfp4_core.dialects.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -106,10 +107,59 @@ def interleave(recipes: Sequence[Recipe], axis: int = 0) -> Recipe:
     return stack(recipes, axis + 1).reshape(*shape)
 
 
+@dataclass(frozen=True)
+class Zeros(Recipe):
+    """Bytes of zero, where a layout has places that no weight fills; it reads nothing."""
+
+    @property
+    def source_bytes(self) -> int:
+        """Nothing is read."""
+        return 0
+
+    def rows(self, source: Bytes, start: int, stop: int) -> torch.Tensor:
+        """Make zeros."""
+        import torch
+
+        return torch.zeros(
+            (stop - start, *self.shape[1:]), dtype=getattr(torch, CARRIERS[DTYPE_BITS[self.dtype]])
+        )
+
+
+def extended(recipe: Recipe, *shape: int) -> Recipe:
+    """Fill up the first two axes of a matrix with zeros behind its rows and columns.
+
+    Raises:
+        DialectError: no matrix, or a smaller shape.
+    """
+    if len(recipe.shape) != 2 or any(new < old for new, old in zip(shape, recipe.shape, strict=True)):
+        misfit(f"{list(recipe.shape)} filled up to {list(shape)}", "a matrix is filled up to a larger one")
+    n, k = recipe.shape
+    wide = concat([recipe, Zeros(recipe.dtype, (n, shape[1] - k))], 1) if shape[1] > k else recipe
+    return concat([wide, Zeros(recipe.dtype, (shape[0] - n, shape[1]))]) if shape[0] > n else wide
+
+
+def blocked(scales: Recipe) -> Recipe:
+    """Lay out scales ``[N, K/32]`` as NVIDIA's matrix units take them, ``[ceil(N/128) 32, ceil(K/128) 16]``.
+
+    In the order of the bytes: blocks of 128 rows, of 4 columns, row % 32, row / 32 % 4, column % 4. Places that no
+    scale fills are zero. Source: cuBLAS, "1D block scaling factors layout"; torchao 0.18, ``to_blocked``.
+    """
+    high, wide = -(-scales.shape[0] // 128), -(-scales.shape[1] // 4)
+    tiles = extended(scales, high * 128, wide * 4).reshape(high, 4, 32, wide, 4)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(high * 32, wide * 16)
+
+
+def unblocked(scales: Recipe, n: int, columns: int) -> Recipe:
+    """Undo `blocked`, for so many rows and columns."""
+    high, wide = -(-n // 128), -(-columns // 4)
+    tiles = scales.reshape(high, wide, 32, 4, 4).permute(0, 3, 2, 1, 4)
+    return tiles.reshape(high * 128, wide * 4).take(0, n).take(0, columns, axis=1)
+
+
 def _alike(recipes: Sequence[Recipe]) -> Recipe:
     if len({each.dtype for each in recipes}) != 1:
         misfit(f"dtypes {sorted({each.dtype for each in recipes})}", "what is joined has one dtype")
     return recipes[0]
 
 
-__all__ = ["Concat", "Stack", "concat", "interleave", "stack"]
+__all__ = ["Concat", "Stack", "Zeros", "blocked", "concat", "extended", "interleave", "stack", "unblocked"]

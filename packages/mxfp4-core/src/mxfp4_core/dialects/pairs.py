@@ -10,9 +10,9 @@ from mxfp4_core.arithmetic.formats.base import Format, Part
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.checkpoint.reader import TORCH_DTYPES
 from mxfp4_core.dialects.base import Entry
-from mxfp4_core.dialects.foreign import named_like
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
+from mxfp4_core.dialects.unread import named_like
 from mxfp4_core.errors import DialectError
 
 DTYPES = {name: word for word, name in TORCH_DTYPES.items()}

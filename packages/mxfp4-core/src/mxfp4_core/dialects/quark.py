@@ -51,6 +51,14 @@ class QuarkDialect(Dialect):
         """Load in an engine that reads Quark checkpoints."""
         return f"vllm serve {path}  # or transformers with the package amd-quark"
 
+    def can_say(self, profile: str) -> bool:
+        """Return whether Quark has a word for the scale rule."""
+        try:
+            _scale_mode(profile)
+        except DialectError:
+            return False
+        return True
+
     def describe(self, description: Description) -> dict[str, Any]:
         """Write the scheme mxfp4 or mxfp4_weight_only, by the activation mode.
 
@@ -63,6 +71,7 @@ class QuarkDialect(Dialect):
         if activation not in ("none", "mxfp4"):
             raise _unsaid(f"activation {activation!r}", "its schemes are mxfp4 and mxfp4_weight_only")
         mode = _scale_mode(profile)
+        weight = {**_mx(mode, dynamic=False), **({} if profile else {"scale_calculation_mode": None})}
         return {
             "algo_config": None,
             "exclude": list(description.kept),
@@ -72,7 +81,7 @@ class QuarkDialect(Dialect):
                 "input_tensors": _mx(mode, dynamic=True) if activation == "mxfp4" else None,
                 "output_tensors": None,
                 "target_device": None,
-                "weight": _mx(mode, dynamic=False),
+                "weight": weight,
             },
             "kv_cache_post_rope": False,
             "kv_cache_quant_config": {},
@@ -108,7 +117,7 @@ def _spec(quantization_config: Mapping[str, Any], name: str) -> dict[str, Any] |
 
 
 def _scale_mode(profile: str) -> str:
-    """Return Quark's word for the rule of a profile; codes of unknown origin get its default, ``even``."""
+    """Return Quark's word for the rule of a profile; for an unknown one its default, which activations then have."""
     if not profile:
         return "even"
     from mxfp4_core.arithmetic.profiles import resolve

@@ -16,9 +16,9 @@ from mxfp4_core._plugins import DIALECTS, Broken, Plugin, plugins
 from mxfp4_core._text import did_you_mean
 from mxfp4_core.config.known import dialect_names
 from mxfp4_core.dialects.base import Contents, Dialect
-from mxfp4_core.dialects.foreign import foreign_format
 from mxfp4_core.dialects.pairs import check_parts
 from mxfp4_core.dialects.source import Source
+from mxfp4_core.dialects.unread import unread_format
 from mxfp4_core.errors import ConfigError, DialectError, Mxfp4Error
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
                 claims.append((dialect, reason))
         except Mxfp4Error as error:
             failed[plugin.name] = error
-    foreign = None if claims else foreign_format(source.config, source.tensors, source.files)
+    unread = None if claims else unread_format(source.config, source.tensors, source.files)
     for name, fault in failed.items():
-        if foreign or name == source.described.get("quant_method"):
+        if unread or name == source.described.get("quant_method"):
             raise fault
         _LOG.warning("%s, and is not asked about it: %s; %s", fault.what, fault.seen, fault.fix)
     if len(claims) > 1:
@@ -93,7 +93,7 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
     if claims:
         dialect, reason = claims[0]
         return dialect.name, reason, dialect
-    return (*foreign, None) if foreign else None
+    return (*unread, None) if unread else None
 
 
 def detect(checkpoint: Checkpoint) -> Dialect | None:

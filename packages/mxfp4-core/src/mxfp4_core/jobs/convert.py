@@ -15,7 +15,7 @@ from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Contents, Description, Dialect
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
 from mxfp4_core.dialects.default import AUTO, default_for
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
@@ -39,10 +39,11 @@ BESIDE = ("keep", "widen")
 
 def convert_checkpoint(
     source: str | Path,
-    target: str | Path,
+    destination: str | Path,
     to: str,
     *,
     beside: str = "keep",
+    activation: str | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     dry_run: bool = False,
@@ -53,12 +54,13 @@ def convert_checkpoint(
 
     Args:
         source: folder with a checkpoint in a dialect that is read.
-        target: folder for the result.
+        destination: folder for the result.
         to: dialect to write; ``auto`` for compressed-tensors where it can say everything, else our own.
         beside: what becomes of weights in FP8 that stand beside the MXFP4 ones: ``keep`` them as they are, where the
             other dialect has a word for them, or ``widen`` them to BF16, which is exact.
+        activation: how the result says that activations are quantised; as the source does if None.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
-        force: replace a checkpoint in the target, and discard what another run left there.
+        force: replace a checkpoint in the destination, and discard what another run left there.
         dry_run: check everything that headers tell, and write nothing.
         progress: called with the bytes of the source that are done and their total.
         executor: who writes the files: anything with the ``submit`` of `concurrent.futures`, such as `processes`
@@ -69,16 +71,18 @@ def convert_checkpoint(
         ConfigError: no such dialect, or another word for ``beside``.
         DialectError: a source in high precision or in a dialect that is not read, one that contradicts itself, or one
             that holds something for which the other dialect has no word; it names the tensor.
-        OutputError: a target that exists, is full, cannot be written or belongs to another run.
+        OutputError: a destination that exists, is full, cannot be written or belongs to another run.
     """
     if beside not in BESIDE:
         raise unknown_name("beside", beside, BESIDE)
-    named, folder = None if to == AUTO else dialects.get(to), Path(target)
+    named, folder = None if to == AUTO else dialects.get(to), Path(destination)
     check_apart(Path(source), folder)
     checkpoint, origin, contents = open_quantized(source, "convert")
     _refuse_static_scales(checkpoint, origin, contents)
     config, profile = settings_of(checkpoint, origin, contents)
-    entries = list(contents.entries.values())
+    if activation is not None:
+        config = Mxfp4Config.from_dict({**config.to_dict(), "activation": activation})
+    entries = [_with(entry, activation) for entry in contents.entries.values()]
     kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
     kept |= {name: each.values.shape for name, each in contents.beside.items()}
     others = tuple(kept)
@@ -87,12 +91,14 @@ def convert_checkpoint(
     described = Description(model, config, entries, linear_modules(kept, entries), profile, left, others)
     dialect, why = (named, "") if named is not None else default_for(described)
     config = config.model_copy(update={"dialect": dialect.name})
-    described = replace(described, config=config)
-    units = _units(checkpoint, contents, config, dialect, beside)
+    silent = not dialect.can_say(profile)
+    described = replace(described, config=config, profile="" if silent else profile)
+    units = _units(checkpoint, contents, config, dialect, beside, model)
     manifest = Manifest(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
-    content = content_of(checkpoint, units, dialect.documents(described), manifest)
+    documents, metadata = dialect.documents(described), dialect.metadata(described)
+    content = content_of(checkpoint, units, documents, manifest, metadata)
     result = write_result(
         folder,
         content,
@@ -105,6 +111,8 @@ def convert_checkpoint(
         progress=progress,
         executor=executor,
     )
+    notes = (f"{dialect.name} has no word for the profile {profile}: the manifest alone names it",)
+    result = replace(result, notes=notes if silent else ())
     return replace(result, why=why, format=", ".join(sorted({entry.format for entry in entries})))
 
 
@@ -127,7 +135,12 @@ def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) ->
 
 
 def _units(
-    checkpoint: Checkpoint, contents: Contents, config: Mxfp4Config, dialect: Dialect, beside: str
+    checkpoint: Checkpoint,
+    contents: Contents,
+    config: Mxfp4Config,
+    dialect: Dialect,
+    beside: str,
+    model: Mapping[str, Any],
 ) -> list[Unit]:
     """Return one unit for each tensor or weight, in the order in which the source stores them."""
     place = {name: number for number, name in enumerate(checkpoint.tensors)}
@@ -142,12 +155,16 @@ def _units(
         # Who quantised it knew that it is multiplied with.
         check_expressible(replace(entry, known=True), padding, dialect)
         add(PartsUnit, dialect.write(entry))
-    for name, recipe in contents.tensors.items():
+    for name, recipe in dialect.write_others(contents.tensors, model).items():
         add(CopyUnit, {name: recipe})
     for each in contents.beside.values():
         add(CopyUnit, {each.weight: each.widened} if beside == "widen" else dialect.write_beside(each))
     units.sort(key=lambda pair: pair[0])
     return [unit for _, unit in units]
+
+
+def _with(entry: Entry, activation: str | None) -> Entry:
+    return entry if activation is None else replace(entry, activation="")
 
 
 def _refuse_static_scales(checkpoint: Checkpoint, origin: Dialect, contents: Contents) -> None:

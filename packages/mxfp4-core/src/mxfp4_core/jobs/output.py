@@ -16,7 +16,7 @@ from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
 from mxfp4_core.dialects.base import AUTO_CLASS, Dialect, Entry
-from mxfp4_core.dialects.foreign import DESCRIPTIONS
+from mxfp4_core.dialects.unread import DESCRIPTIONS
 from mxfp4_core.errors import OutputError
 from mxfp4_core.jobs.units import CopyUnit
 from mxfp4_core.naming.view import ModelView
@@ -78,23 +78,23 @@ class Result:
         return {**self.__dict__, "path": str(self.path), **lists, "left": dict(self.left)}
 
 
-def check_apart(source: Path, target: Path) -> None:
-    """Raise OutputError where source and target are one folder or one lies in the other."""
+def check_apart(source: Path, destination: Path) -> None:
+    """Raise OutputError where source and destination are one folder or one lies in the other."""
     try:
-        a, b = local_path(source).resolve(), target.resolve()
+        a, b = local_path(source).resolve(), destination.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links; a byte that no name has
         raise OutputError(
-            f"cannot write into {target}",
+            f"cannot write into {destination}",
             seen=str(error),
-            rule="source and target are folders",
-            fix="choose a target that is no link",
+            rule="source and destination are folders",
+            fix="choose a destination that is no link",
         ) from error
     if a == b or a in b.parents or b in a.parents:
         raise OutputError(
-            f"cannot write into {target}",
-            seen=f"source {a}, target {b}",
-            rule="source and target are apart",
-            fix="choose a target outside of the source",
+            f"cannot write into {destination}",
+            seen=f"source {a}, destination {b}",
+            rule="source and destination are apart",
+            fix="choose a destination outside of the source",
         )
 
 
@@ -103,6 +103,7 @@ def content_of(
     units: Sequence[Unit],
     documents: Mapping[str, Mapping[str, Any]],
     manifest: Manifest,
+    metadata: Mapping[str, str] | None = None,
 ) -> Content:
     """Put the parts of the new checkpoint together: tensors, the dialect's JSON documents, files to copy."""
     texts = {
@@ -112,7 +113,8 @@ def content_of(
     others = [path.as_posix() for path in checkpoint.other_files]
     copies = {name: checkpoint.path / name for name in others if name not in DESCRIPTIONS | texts.keys()}
     old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
-    return Content(units, texts, copies, replace(manifest, left={**checkpoint.left, **old}), checkpoint.seen)
+    left = replace(manifest, left={**checkpoint.left, **old})
+    return Content(units, texts, copies, left, checkpoint.seen, metadata or {})
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:

@@ -30,13 +30,13 @@ class PipelinePlan:
     errors: Mapping[str, Mxfp4Error]
 
     @property
-    def problems(self) -> list[str]:
+    def findings(self) -> list[str]:
         """Return what stands against carrying out the plans.
 
         A component of which nothing is quantised is none where another one is, nor is a pattern that is for another.
         """
         useful = {name: plan for name, plan in self.plans.items() if plan.quantized}
-        found = [f"{name}: {problem}" for name, plan in useful.items() for problem in plan.problems]
+        found = [f"{name}: {finding}" for name, plan in useful.items() for finding in plan.findings]
         for name, error in self.errors.items():
             if not (isinstance(error, PatternError) and self.plans):
                 found.append(f"{name}: {error.what}: {error.seen}; {error.rule}; {error.fix}")
@@ -48,7 +48,7 @@ class PipelinePlan:
         """Return plain JSON data."""
         plans = {name: plan.to_dict() for name, plan in self.plans.items()}
         errors = {name: {"what": e.what, "seen": e.seen, "fix": e.fix} for name, e in self.errors.items()}
-        return {"path": self.path, "components": plans, "errors": errors, "problems": self.problems}
+        return {"path": self.path, "components": plans, "errors": errors, "findings": self.findings}
 
 
 def is_pipeline(path: str | Path) -> bool:

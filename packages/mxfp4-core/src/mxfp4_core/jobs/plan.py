@@ -1,6 +1,6 @@
-"""What would happen to a checkpoint, from its headers alone: decisions, sizes, shards, peak memory, problems.
+"""What would happen to a checkpoint, from its headers alone: decisions, sizes, shards, peak memory, findings.
 
-Nothing is read but headers and config.json, and without a backend to ask no torch is needed. A plan lists problems
+Nothing is read but headers and config.json, and without a backend to ask no torch is needed. A plan lists findings
 instead of stopping at the first one; patterns that match nothing and damaged files are errors all the same.
 """
 
@@ -102,12 +102,12 @@ class Plan:
         return self.rank_bytes + unit * (2 if device_copy else 1)
 
     @property
-    def problems(self) -> list[str]:
+    def findings(self) -> list[str]:
         """Return everything that stands against carrying out the plan; empty if nothing does."""
         by_text: dict[str, list[str]] = {}
         for row in self.rows:
-            if row.problem:
-                by_text.setdefault(row.problem.replace(row.name, "{}"), []).append(row.name)
+            if row.finding:
+                by_text.setdefault(row.finding.replace(row.name, "{}"), []).append(row.name)
         found = [text.replace("{}", ", ".join(collapse(names))) for text, names in by_text.items()]
         found += [fit.refusal for fit in self.fits if fit.refusal]
         if not self.quantized:
@@ -143,7 +143,7 @@ class Plan:
             "notes": list(self.notes),
             "copied": list(self.copied),
             "left": dict(self.left),
-            "problems": self.problems,
+            "findings": self.findings,
             "tensors": [row.to_dict() for row in self.rows],
         }
 
@@ -173,7 +173,7 @@ def plan_checkpoint(
         progress: called with the bytes of the tensors that are planned and their total; none of them is read.
 
     Returns:
-        The plan; its ``problems`` are empty if it can be carried out.
+        The plan; its ``findings`` are empty if it can be carried out.
 
     Raises:
         CheckpointError: a damaged or hostile checkpoint.

@@ -16,7 +16,8 @@ from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
-from mxfp4_core.errors import ConfigError, FormatError, check_type
+from mxfp4_core.dialects.recipes import Read
+from mxfp4_core.errors import ConfigError, DialectError, FormatError, check_type
 from mxfp4_core.jobs.described import describe_checkpoint, is_refused, notes_of
 from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, loading_class, write_result
@@ -33,7 +34,7 @@ FLOATS = ("BF16", "F16", "F32")
 
 def quantize_checkpoint(
     source: str | Path,
-    target: str | Path,
+    destination: str | Path,
     config: Mxfp4Config | None = None,
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -51,10 +52,10 @@ def quantize_checkpoint(
 
     Args:
         source: folder with safetensors files in high precision.
-        target: folder for the result; it appears complete or not at all.
+        destination: folder for the result; it appears complete or not at all.
         config: what to quantise, how, and in which dialect to write it.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
-        force: replace a checkpoint in the target, and discard what another run left there.
+        force: replace a checkpoint in the destination, and discard what another run left there.
         dry_run: check everything that headers tell, and write nothing.
         models: who says what the weights are: ``auto`` asks the installed model providers, ``none`` goes by names, a
             name asks that provider.
@@ -71,11 +72,11 @@ def quantize_checkpoint(
         NonFiniteError: NaN or infinity, and ``nonfinite`` is ``refuse``.
         ConfigError: nothing is left to quantise, or no model provider has that name.
         ModelError: two model providers claim the model, or the named one cannot say.
-        OutputError: a target that exists, is full, cannot be written or belongs to another run.
+        OutputError: a destination that exists, is full, cannot be written or belongs to another run.
     """
     check_type(source, (str, os.PathLike), "the path of a checkpoint")
-    check_type(target, (str, os.PathLike), "target")
-    config, folder = config or Mxfp4Config.from_dict({}), Path(target)
+    check_type(destination, (str, os.PathLike), "destination")
+    config, folder = config or Mxfp4Config.from_dict({}), Path(destination)
     check_type(config, Mxfp4Config, "config")
     check_apart(Path(source), folder)
     checkpoint = open_high_precision(source)
@@ -85,12 +86,13 @@ def quantize_checkpoint(
     dialect, why = chosen(checkpoint, config, entries)
     config = config.model_copy(update={"dialect": dialect.name})
     units = quantize_units(checkpoint, config, dialect, weights)
-    documents = dialect.documents(description(checkpoint, config, entries))
+    described = description(checkpoint, config, entries)
+    documents = dialect.documents(described)
     profile = config.resolved_profile()
     manifest = Manifest(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
-    content = content_of(checkpoint, units, documents, manifest)
+    content = content_of(checkpoint, units, documents, manifest, dialect.metadata(described))
     result = write_result(
         folder,
         content,
@@ -166,9 +168,19 @@ def quantize_units(
         ShapeError, DialectError: as `quantize_checkpoint`.
     """
     units: list[Unit] = []
+    high = {n: Read(info.dtype, info.shape, n) for n, info in checkpoint.tensors.items() if n not in weights}
+    others = dialect.write_others(high, checkpoint.config)
+    if others.keys() != high.keys():
+        moved = next(name for name in high if name not in others)
+        raise DialectError(
+            f"tensor {moved!r} cannot be stored in the dialect {dialect.name} while others are quantised",
+            seen="another name in that dialect",
+            rule="quantising copies what is not quantised as it is",
+            fix=f"quantise into mxfp4-core, then `mxfp4 convert --to {dialect.name}`",
+        )
     for name in checkpoint.tensors:
         if name not in weights:
-            units.append(CopyUnit.of(checkpoint, name))
+            units.append(CopyUnit(checkpoint, ((name, others[name]),)))
             continue
         entry, profile = weights[name]
         names, layouts = stored_as(entry, config, dialect)

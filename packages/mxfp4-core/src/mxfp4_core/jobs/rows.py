@@ -37,7 +37,7 @@ class Row:
         rank_bytes: bytes that one rank holds; its share where experts are divided.
         unit_bytes: bytes in high precision of the part that one rank quantises at once; 0 where it is kept.
         shard: what one rank holds; None where it is kept whole or cannot be cut.
-        problem: why the plan cannot be carried out for this tensor; None where it can.
+        finding: why the plan cannot be carried out for this tensor; None where it can.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Row:
     rank_bytes: int
     unit_bytes: int = 0
     shard: Shard | None = None
-    problem: str | None = None
+    finding: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -68,7 +68,7 @@ class Row:
             "bytes_after": self.bytes_after,
             "rank_bytes": self.rank_bytes,
             "shard": shard and {"split": shard.split, "n": shard.n, "k": shard.k, "experts": shard.experts},
-            "problem": self.problem,
+            "finding": self.finding,
         }
 
 
@@ -100,7 +100,7 @@ class Rows:
         alike = self._known.get(key)
         if alike is None:
             row = row_of(info, decision, entry, *self._by)
-            if row.problem is None:  # a problem tells the name
+            if row.finding is None:  # a finding tells the name
                 self._known[key] = row
             return row
         return Row(
@@ -125,7 +125,7 @@ def row_of(
     parallel: Parallel,
     facts: ModelFacts,
 ) -> Row:
-    """Return the plan for one tensor; what stands against it is its ``problem``.
+    """Return the plan for one tensor; what stands against it is its ``finding``.
 
     Args:
         info: the tensor.
@@ -151,7 +151,7 @@ def row_of(
     form = formats.get(entry.format)
     after = form.nbytes(shape)
     row = Row(info.name, shape, info.dtype, decision, info.nbytes, after, after, info.nbytes)
-    problem = None
+    finding = None
     try:
         if info.dtype not in FLOATS:
             raise ShapeError(
@@ -162,14 +162,14 @@ def row_of(
             )
         stored_as(entry, config, dialect)
     except Mxfp4Error as error:
-        problem = _one_line(error)
+        finding = _one_line(error)
     try:
         shard = shard_of(info.name, shape, parallel, facts, tail=config.tail, block=form.block)
     except ShapeError as error:
-        return replace(row, problem=problem or _one_line(error))
+        return replace(row, finding=finding or _one_line(error))
     rank = form.nbytes((max(shard.experts, 1), shard.n, shard.k))
     unit = shard.values * (info.nbytes // max(1, math.prod(shape)))
-    return replace(row, rank_bytes=-(-rank // shard.ranks), unit_bytes=unit, shard=shard, problem=problem)
+    return replace(row, rank_bytes=-(-rank // shard.ranks), unit_bytes=unit, shard=shard, finding=finding)
 
 
 def _kept_bytes(info: TensorInfo, shape: tuple[int, ...], parallel: Parallel, facts: ModelFacts) -> int:

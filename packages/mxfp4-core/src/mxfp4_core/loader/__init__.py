@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.report import LoadReportBuilder as LoadReportBuilder
     from mxfp4_core.loader.report import PhaseTime as PhaseTime
     from mxfp4_core.loader.session import LoadSession as LoadSession
+    from mxfp4_core.loader.stored_tensors import StoredTensors as StoredTensors
     from mxfp4_core.loader.target import QuantTarget as QuantTarget
 
 _HOMES = {
@@ -44,6 +45,7 @@ _HOMES = {
     "Region": "regions",
     "LoadSession": "session",
     "QuantTarget": "target",
+    "StoredTensors": "stored_tensors",
     "LayerGroup": "report",
     "LoadReport": "report",
     "LoadReportBuilder": "report",
@@ -70,6 +72,7 @@ __all__ = [
     "PhaseTime",
     "QuantTarget",
     "Region",
+    "StoredTensors",
     "count_modules",
     "quantize_rows",
 ]

@@ -8,7 +8,7 @@ from mxfp4_core.errors import LoadError
 from mxfp4_core.loader.report import LoadReportBuilder
 from mxfp4_core.loader.target import QuantTarget
 
-_MOST_PROBLEMS = 20
+_MOST_FINDINGS = 20
 
 
 def check_targets(targets: Iterable[QuantTarget], *, subset: bool) -> None:
@@ -21,16 +21,16 @@ def check_targets(targets: Iterable[QuantTarget], *, subset: bool) -> None:
     Raises:
         LoadError: ranges are missing, duplicate or overlapping; the message names parameter, rows and shard.
     """
-    problems = [
-        f"{target.name}: {problem}" for target in targets for problem in target.ledger.problems(subset=subset)
+    findings = [
+        f"{target.name}: {finding}" for target in targets for finding in target.ledger.findings(subset=subset)
     ]
-    if not problems:
+    if not findings:
         return
-    shown = problems[:_MOST_PROBLEMS]
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more")
+    shown = findings[:_MOST_FINDINGS]
+    if len(findings) > len(shown):
+        shown.append(f"and {len(findings) - len(shown)} more")
     raise LoadError(
-        f"the load is not complete: {len(problems)} finding{'s' if len(problems) > 1 else ''}",
+        f"the load is not complete: {len(findings)} finding{'s' if len(findings) > 1 else ''}",
         seen="\n        ".join(shown),
         rule="each range of each quantised weight is loaded exactly once, and its loader returns",
         fix="check the checkpoint's index and the engine's name mapping; to refresh some weights only, use "

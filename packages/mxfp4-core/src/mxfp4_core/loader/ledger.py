@@ -118,16 +118,16 @@ class Ledger:
                 math.prod(self.shape) * (1 if not done[0].part else len(self.parts))
             ):
                 return False
-            return not any(view._problems(False) for view in self._views().values())
+            return not any(view._findings(False) for view in self._views().values())
 
-    def problems(self, *, subset: bool) -> list[str]:
+    def findings(self, *, subset: bool) -> list[str]:
         """Return one sentence for each missing, duplicate or overlapping range, without the parameter's name.
 
         Args:
             subset: accept what an earlier load wrote where this one wrote nothing.
         """
         with self._lock:
-            each = {part: view._problems(subset) for part, view in self._views().items()}
+            each = {part: view._findings(subset) for part, view in self._views().items()}
             found = next(iter(each.values()))
             if any(other != found for other in each.values()):
                 found = [f"{part}: {one}" for part, several in each.items() for one in several]
@@ -179,7 +179,7 @@ class Ledger:
         some, every = np.logical_or.reduce(covered), np.logical_and.reduce(covered)
         return [Write(THE_WEIGHT, region) for region in self._boxes(some & ~every, edges)]
 
-    def _problems(self, subset: bool) -> list[str]:
+    def _findings(self, subset: bool) -> list[str]:
         count, edges = self._count()
         found: list[str] = []
         if not (count == 1).all() or not all(write.done for write in self._writes):

@@ -67,7 +67,7 @@ class PartCall(LoaderCall):
 
     def _place(self, view: torch.Tensor) -> Place:
         shape = self._shape
-        place = locate(view, (shape[0] if len(shape) > 2 else 1, *shape[-2:]))
+        place = locate(view, (*[1] * (3 - len(shape)), *shape))
         if place is None:
             raise self.refuse(
                 f"a copy into strides {tuple(view.stride())} of shape {tuple(view.shape)}",

@@ -139,7 +139,7 @@ class QuantTarget:
         if not self.ledger.complete():
             raise LoadError(
                 f"{self.name} is not complete",
-                seen="; ".join(self.ledger.problems(subset=True)),
+                seen="; ".join(self.ledger.findings(subset=True)),
                 rule="every row of every expert is loaded before the weight is used",
                 fix="load the missing ranges, and call LoadSession.close before using the weights",
             )

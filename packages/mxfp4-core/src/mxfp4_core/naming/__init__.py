@@ -9,7 +9,7 @@ from mxfp4_core._exports import exports
 if TYPE_CHECKING:
     from mxfp4_core.naming.braces import collapse as collapse
     from mxfp4_core.naming.decision import Decision as Decision
-    from mxfp4_core.naming.exclude_lists import foreign as foreign
+    from mxfp4_core.naming.exclude_lists import exclude_patterns as exclude_patterns
     from mxfp4_core.naming.facts import ModelFacts as ModelFacts
     from mxfp4_core.naming.families import FAMILIES as FAMILIES
     from mxfp4_core.naming.families import Family as Family
@@ -48,7 +48,7 @@ _HOMES = {
     "transposed": "vocabulary",
     "Decision": "decision",
     "Resolver": "resolver",
-    "foreign": "exclude_lists",
+    "exclude_patterns": "exclude_lists",
     "ModelFacts": "facts",
     "collapse": "braces",
 }
@@ -71,7 +71,7 @@ __all__ = [
     "Resolver",
     "collapse",
     "describe",
-    "foreign",
+    "exclude_patterns",
     "installed_providers",
     "load_provider",
     "transposed",

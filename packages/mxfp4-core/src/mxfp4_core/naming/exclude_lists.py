@@ -9,6 +9,7 @@ was written for tensors (``*mlp.gate.*``), on the tensor name.
     quark                fnmatch on the whole name                                      amd-quark 0.13
     modelopt             fnmatch on the whole name                                      vLLM modelopt.py
     compressed-tensors   the whole name, or ``re:`` with re.match (start anchored)      CT 0.20 utils/match.py
+    auto-round           the whole name, or a regex somewhere in it                     0.16.1 inference/utils.py
     transformers         regex from the start to a component border, or plain suffix    5.23 quantizers_utils.py
     sglang               the whole name, or ``re:`` with re.match                       0.5.23 quark/utils.py
     sglang-diffusion     a run of whole components                                      0.5.23 is_layer_skipped
@@ -30,11 +31,12 @@ _GLOB: Final = re.compile(r"[*?\[]")
 _PLAIN: Final = re.compile(r"[\w\-]+(\.[\w\-]+)*", re.ASCII)
 
 
-def foreign(dialect: str, patterns: Iterable[str]) -> list[str]:
+def exclude_patterns(dialect: str, patterns: Iterable[str]) -> list[str]:
     """Translate another producer's exclude list into our patterns, without repetitions.
 
     Args:
-        dialect: whose list it is; see the table above. ``gpt-oss`` and ``mxfp4`` mean ``transformers``.
+        dialect: whose list it is; see the table above. ``gpt-oss``, ``mxfp4``, ``torchao`` and ``fp-quant`` mean
+            ``transformers``.
         patterns: the entries of their list.
 
     Returns:
@@ -86,17 +88,26 @@ def _transformers(entry: str) -> str:
     return rf"re:(?:{entry})(?:(?<=\.)|(?=\.|$)).*|.*{re.escape(entry)}"
 
 
+def _name_or_search(entry: str) -> str:
+    return _exact(entry) if _PLAIN.fullmatch(entry) else f"re:.*(?:{entry}).*"
+
+
 _TRANSLATORS: Final[Mapping[str, Callable[[str], str]]] = {
     "mxfp4-core": str,
     "quark": _glob,
     "modelopt": _glob,
     "compressed-tensors": _name_or_regex,
+    "auto-round": _name_or_search,
     "transformers": _transformers,
+    "torchao": _transformers,
+    "torchao-plain": _transformers,
+    "fp-quant": _transformers,
     "gpt-oss": _transformers,
+    "gpt-oss-original": str,
     "mxfp4": _transformers,
     "sglang": _name_or_regex,
     "sglang-diffusion": str,
     "msmodelslim": _exact,
 }
 
-__all__ = ["foreign"]
+__all__ = ["exclude_patterns"]

@@ -21,7 +21,7 @@ from mxfp4_core.config.patterns import near_misses
 from mxfp4_core.config.schema import Mxfp4Config, Override
 from mxfp4_core.errors import PatternError
 from mxfp4_core.naming.decision import NO_TARGET, Decision, refuse_pair, refuse_split
-from mxfp4_core.naming.exclude_lists import foreign
+from mxfp4_core.naming.exclude_lists import exclude_patterns
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.kept import kept_by_default, kept_by_nature
 from mxfp4_core.naming.matching import Hits, Matcher
@@ -291,4 +291,4 @@ def _expert_numbers(texts: Iterable[str]) -> frozenset[int]:
     return frozenset(int(number) for text in texts for number in re.findall(r"\d+", text) if len(number) < 6)
 
 
-__all__ = ["DEFAULT_FUSED", "Decision", "Resolver", "foreign"]
+__all__ = ["DEFAULT_FUSED", "Decision", "Resolver", "exclude_patterns"]

@@ -218,10 +218,10 @@ class ModelView:
         found: dict[str, dict[str, None]] = {}
         for stored in self.tensors.values():
             source = module_of(stored.name)
-            for target in map(module_of, stored.parameters):
-                if target != source and parse_expert(target) is None:
-                    found.setdefault(source, {})[target] = None
-                    found.setdefault(target, {})[source] = None
+            for held in map(module_of, stored.parameters):
+                if held != source and parse_expert(held) is None:
+                    found.setdefault(source, {})[held] = None
+                    found.setdefault(held, {})[source] = None
         return {name: tuple(others) for name, others in found.items()}
 
     @cached_property
@@ -229,10 +229,10 @@ class ModelView:
         found: dict[str, dict[str, None]] = {}
         for stored in self.tensors.values():
             source = parse_expert(module_of(stored.name))
-            for target in map(parse_expert, map(module_of, stored.parameters)):
-                if source and target and source.prefix != target.prefix:
-                    found.setdefault(source.prefix, {})[target.prefix] = None
-                    found.setdefault(target.prefix, {})[source.prefix] = None
+            for held in map(parse_expert, map(module_of, stored.parameters)):
+                if source and held and source.prefix != held.prefix:
+                    found.setdefault(source.prefix, {})[held.prefix] = None
+                    found.setdefault(held.prefix, {})[source.prefix] = None
         return {name: tuple(others) for name, others in found.items()}
 
 

@@ -152,8 +152,8 @@ def spellings(module: str, renames: Sequence[tuple[str, str]] = ()) -> list[Spel
     """
     texts = [module]
     for engine, checkpoint in renames:
-        for source, target in ((engine, checkpoint), (checkpoint, engine)):
-            texts += [renamed for text in texts[:] if (renamed := rename(text, source, target)) != text]
+        for old, new in ((engine, checkpoint), (checkpoint, engine)):
+            texts += [renamed for text in texts[:] if (renamed := rename(text, old, new)) != text]
     found: dict[str, Spelling] = {}
     for text in dict.fromkeys(texts):
         for variant in _expert_variants(text):
@@ -163,10 +163,10 @@ def spellings(module: str, renames: Sequence[tuple[str, str]] = ()) -> list[Spel
     return list(found.values())
 
 
-def rename(name: str, source: str, target: str) -> str:
-    """Replace the first run of whole components ``source`` by ``target``; ``^`` before either anchors both."""
-    anchored = source.startswith("^") or target.startswith("^")
-    old, new = (text.removeprefix("^").strip(".") for text in (source, target))
+def rename(name: str, source: str, result: str) -> str:
+    """Replace the first run of whole components ``source`` by ``result``; ``^`` before either anchors both."""
+    anchored = source.startswith("^") or result.startswith("^")
+    old, new = (text.removeprefix("^").strip(".") for text in (source, result))
     dotted = f".{name}."
     if not old:
         return f"{new}.{name}" if anchored and new else name

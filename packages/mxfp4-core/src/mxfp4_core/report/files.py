@@ -20,7 +20,7 @@ RENDERERS: Mapping[str, Callable[[Report], str]] = MappingProxyType(
 """By format, which is also the suffix of the file."""
 
 
-def targets(folder: Path, formats: Sequence[str], *, force: bool) -> dict[str, Path]:
+def destinations(folder: Path, formats: Sequence[str], *, force: bool) -> dict[str, Path]:
     """Return the path of each format, checked before the work, so that it is not in vain; writes nothing.
 
     Raises:
@@ -58,4 +58,4 @@ def write(report: Report, paths: Mapping[str, Path]) -> None:
         write_file(path, data)
 
 
-__all__ = ["RENDERERS", "targets", "write"]
+__all__ = ["RENDERERS", "destinations", "write"]

@@ -74,31 +74,31 @@ def measure(
     variant = profile or "as stored"
     view = describe_checkpoint(source, models).view
     resolver = Resolver.for_model(config, source.config, view=view)
-    lines, problems = Lines(), list[str]()
+    lines, findings = Lines(), list[str]()
     used: set[str] = set()
     for name, info in source.tensors.items():
         entry = contents.entries.get(name)
         if entry is not None:
             used.update(entry.names)
             results = {variant: measured_error(source, info, quantised, entry, progress)}
-            problems += _nonfinite(name, results)
+            findings += _nonfinite(name, results)
             lines.add(
                 info, "quantised", f"{_kind(entry)} in the file ({dialect.name})", entry.nbytes, results
             )
         elif name in quantised.tensors:
             used.add(name)
-            metrics, problem = kept_error(source, info, quantised, progress)
-            problems += [f"{name}: {problem}"] if problem else []
+            metrics, finding = kept_error(source, info, quantised, progress)
+            findings += [f"{name}: {finding}"] if finding else []
             results = {variant: dict[int | None, Metrics]({None: metrics})} if metrics else {}
             lines.add(info, "kept", _why_kept(resolver, info), quantised.tensors[name].nbytes, results)
         else:
-            problems.append(f"{name}: in the source, missing from the quantised checkpoint")
+            findings.append(f"{name}: in the source, missing from the quantised checkpoint")
     # What belongs to a quantised module, such as the scale of its input, has no counterpart in the source.
     modules = {_module(entry.weight) for entry in contents.entries.values()}
     extra = [name for name in quantised.tensors if name not in used and _module(name) not in modules]
-    problems += [f"{name}: in the quantised checkpoint, not in the source" for name in extra]
+    findings += [f"{name}: in the quantised checkpoint, not in the source" for name in extra]
     paths = str(source.path), str(quantised.path)
-    return Report("measured", *paths, (variant,), lines.layers(), tuple(problems), environment(command))
+    return Report("measured", *paths, (variant,), lines.layers(), tuple(findings), environment(command))
 
 
 def compare(
@@ -133,12 +133,12 @@ def compare(
     view = describe_checkpoint(source, models).view
     resolver = Resolver.for_model(config or Mxfp4Config(), source.config, view=view)
     decisions = decided(resolver, list(source.tensors.values()))
-    lines, problems = Lines(), list[str]()
+    lines, findings = Lines(), list[str]()
     for (name, info), decision in zip(source.tensors.items(), decisions, strict=True):
         if decision.quantize:
             first = k_first(name, info.shape, source.config, view)
             results = compared_error(source, info, variants, progress, transposed=first)
-            problems += _nonfinite(name, results)
+            findings += _nonfinite(name, results)
             after = _mxfp4_bytes(logical_shape(info.shape, transposed=first))
             lines.add(info, "quantised", decision.reason, after, results)
         else:
@@ -146,7 +146,7 @@ def compare(
             if progress:
                 progress(name, info.nbytes)
     return Report(
-        "compared", str(source.path), None, variants, lines.layers(), tuple(problems), environment(command)
+        "compared", str(source.path), None, variants, lines.layers(), tuple(findings), environment(command)
     )
 
 

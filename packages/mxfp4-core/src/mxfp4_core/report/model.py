@@ -143,7 +143,7 @@ class Report:
         quantised: path of the quantised checkpoint, None when compared.
         variants: names of the profiles; exactly one when measured (``unknown`` if the file does not say).
         layers: every tensor of the source, in order of name with numbers counted up.
-        problems: what a reader must know before trusting the figures: missing, differing or non-finite
+        findings: what a reader must know before trusting the figures: missing, differing or non-finite
             tensors.
         environment: date, command, machine and versions.
     """
@@ -153,7 +153,7 @@ class Report:
     quantised: str | None
     variants: tuple[str, ...]
     layers: tuple[Layer, ...]
-    problems: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -191,7 +191,7 @@ class Report:
             "variants": list(self.variants),
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
-            "problems": list(self.problems),
+            "findings": list(self.findings),
             "summary": {variant: self.summary(variant).to_dict() for variant in self.variants},
             "tensors": [layer.to_dict() for layer in self.layers],
         }

@@ -86,9 +86,9 @@ def _markdown(report: Report) -> Iterator[str]:
     versions = report.environment.get("versions", {})
     if versions:
         yield f"* versions: {', '.join(f'{name} {number}' for name, number in versions.items())}"
-    if report.problems:
-        yield from ("", f"## {len(report.problems)} problem(s)", "")
-        yield from (f"* {_md(problem)}" for problem in report.problems)
+    if report.findings:
+        yield from ("", f"## {len(report.findings)} finding(s)", "")
+        yield from (f"* {_md(finding)}" for finding in report.findings)
     yield from ("", "## Totals", "")
     yield from _md_table(_TOTALS_HEAD, _totals(report))
     for variant in report.variants:

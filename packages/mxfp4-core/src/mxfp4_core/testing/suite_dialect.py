@@ -28,6 +28,7 @@ from mxfp4_core.checkpoint import Checkpoint, open_checkpoint
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.dialects import Contents, Description, Dialect, Entry, Source
 from mxfp4_core.errors import DialectError, Mxfp4Error
+from mxfp4_core.testing.counted import Counted
 
 STRANGE: tuple[Mapping[str, Any], ...] = (
     {},
@@ -56,23 +57,6 @@ class Stored:
     shape: tuple[int, ...]
     transposed: bool = False
     interleaved: bool = False
-
-
-class Counted:
-    """A checkpoint that counts what is read of it.
-
-    Args:
-        checkpoint: the checkpoint.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.nbytes = 0
-        self._checkpoint = checkpoint
-
-    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """Read, and count."""
-        self.nbytes += len(buffer)
-        self._checkpoint.read_into(name, start, buffer)
 
 
 LINEARS = tuple(
@@ -155,15 +139,22 @@ class DialectConformance:
                 f"{entry.weight} is written over another weight"
             )
             tensors.update({name: recipe.load(source) for name, recipe in written.items()})
-        high = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in OTHERS.items()}
+        plain = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in OTHERS.items()}
+        save_file(plain, where / "others.safetensors")
+        beside = open_checkpoint(where / "others.safetensors")
+        others = {name: Source.of(beside).tensor(name) for name in plain}
+        high = {
+            name: recipe.load(beside) for name, recipe in dialect.write_others(others, self.model).items()
+        }
         assert not set(high) & set(tensors)
         target = where / "written"
         target.mkdir()
-        save_file({**high, **tensors}, target / "model.safetensors")
         config = Mxfp4Config.from_dict({"dialect": dialect.name, **self.settings})
         description = Description(
             dict(self.model), config, entries, ["lm_head"], "even/even", others=list(OTHERS)
         )
+        metadata = {"format": "pt", **dialect.metadata(description)}
+        save_file({**high, **tensors}, target / "model.safetensors", metadata)
         for name, document in dialect.documents(description).items():
             (target / name).write_text(json.dumps(document), encoding="utf-8")
         return target, made

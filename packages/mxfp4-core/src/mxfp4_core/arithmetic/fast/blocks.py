@@ -102,12 +102,12 @@ def _matrices(
         # Outputs must be written in place; a weight with a strided last axis (a transposed view) may be copied.
         for start, stop in _row_chunks(weight, whole=weight.stride(-1) == 1 and way.whole()):
             parts = [tensor[start:stop] for tensor in outputs]
-            targets = [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
+            dense = [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
             source = weight[start:stop]
-            yield source if source.stride(-1) == 1 else source.contiguous(), tuple(targets), start
-            for target, part in zip(targets, parts, strict=True):
-                if target is not part:
-                    part.copy_(target)
+            yield source if source.stride(-1) == 1 else source.contiguous(), tuple(dense), start
+            for written, part in zip(dense, parts, strict=True):
+                if written is not part:
+                    part.copy_(written)
         return
     rows = math.prod(weight.shape[1:-1])
     for index in range(weight.shape[0]):

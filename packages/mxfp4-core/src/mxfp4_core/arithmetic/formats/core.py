@@ -1,4 +1,4 @@
-"""What the formats of this package share: targets are checked, then the fast path of the format runs."""
+"""What the formats of this package share: the parts given are checked, then the fast path of the format runs."""
 
 from __future__ import annotations
 

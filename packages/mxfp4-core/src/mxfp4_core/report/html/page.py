@@ -36,7 +36,7 @@ def render_html(report: Report) -> str:
         '<meta name="color-scheme" content="light dark"><meta name="generator" content="mxfp4-core">'
         f'<link rel="icon" href="data:,"><title>{title}</title>\n<style>{style}</style></head>\n'
         f'<body data-v="{_best(report)}"><main><header><h1>{title}</h1>{_paths(report)}</header>\n'
-        f"{_problems(report)}{_tiles(report)}{_chooser(report)}{_legend(scene)}\n"
+        f"{_findings(report)}{_tiles(report)}{_chooser(report)}{_legend(scene)}\n"
         f'<section class="plots" aria-label="Plots">{worst(scene)}\n'
         f"{''.join(plot.html() + chr(10) for plot in plots(scene))}</section>\n"
         f"{_table_section(scene)}{_about(report)}</main>"
@@ -76,12 +76,12 @@ def _paths(report: Report) -> str:
     return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{text(value)}</dd></div>' for name, value in rows)}</dl>"
 
 
-def _problems(report: Report) -> str:
-    if not report.problems:
+def _findings(report: Report) -> str:
+    if not report.findings:
         return ""
-    count = len(report.problems)
-    items = "".join(f"<li>{text(problem)}</li>" for problem in report.problems)
-    word = "problem" if count == 1 else "problems"
+    count = len(report.findings)
+    items = "".join(f"<li>{text(finding)}</li>" for finding in report.findings)
+    word = "finding" if count == 1 else "findings"
     return f'<section class="alert" role="alert"><h2>⚠ {count} {word}</h2><ul>{items}</ul></section>'
 
 

@@ -53,7 +53,7 @@ _TENSORS = (
 _NARROW = {"U8", "I8", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
 
 
-def foreign_format(config: Mapping[str, Any], tensors: Shapes, files: Set[str]) -> tuple[str, str] | None:
+def unread_format(config: Mapping[str, Any], tensors: Shapes, files: Set[str]) -> tuple[str, str] | None:
     """Return the name of the format and how it was noticed, or None for a checkpoint in high precision."""
     for where, described in _descriptions(config):
         method = described.get("quant_method") if isinstance(described, dict) else None
@@ -96,4 +96,4 @@ def _descriptions(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(prefix + key, part[key]) for prefix, part in parts for key in keys if part.get(key)]
 
 
-__all__ = ["DESCRIPTIONS", "foreign_format", "named_like"]
+__all__ = ["DESCRIPTIONS", "named_like", "unread_format"]
