@@ -2,10 +2,11 @@
 
 Usage: python bench/startup.py [--runs 7]
 
-Each command runs as a process of its own, and the least time counts: a start does the same work every time, and what
-else the machine does only adds to it. The large checkpoint has the headers of Qwen3-30B-A3B in files that take no
-space on disk. `--models none` goes by headers and names alone; without it the provider of the library that owns the
-model is asked: its table where that knows the model, else the library itself, as for a model with one more tensor.
+Each command runs as a process of its own, with bytecode as pip leaves it, and the least time counts: a start does the
+same work every time, and what else the machine does only adds to it. The large checkpoint has the headers of
+Qwen3-30B-A3B in files that take no space on disk. `--models none` goes by headers and names alone; without it the
+provider of the library that owns the model is asked: its table where that knows the model, else the library itself, as
+for a model with one more tensor.
 """
 
 from __future__ import annotations
@@ -89,10 +90,12 @@ def write_headers(folder: Path, *more: tuple[str, tuple[int, ...]]) -> tuple[int
 def least(arguments: list[str], runs: int) -> tuple[float, float, bool]:
     """Return the least wall and processor time of a command in seconds, and whether it imported torch."""
     times, spent, said = [], [], ""
+    # What pip installs has its bytecode beside it, whatever this machine is told about other code.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     for _ in range(runs):
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", CODE, *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-c", CODE, *arguments], capture_output=True, text=True, check=False, env=env
         )
         times.append(time.perf_counter() - start)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
