@@ -10,8 +10,7 @@ is torch's matmul; it is no W4A16 peer. How to fetch the peers: bench/README.md.
 
 from __future__ import annotations
 
-import torch
-from hopper import compare, timing
+from hopper import compare, loops
 from hopper.cases import DENSE_SHAPES, DENSE_TOKENS, DenseCase
 from hopper.peers import Linear
 
@@ -20,25 +19,7 @@ from mxfp4_core.backend import calls
 
 def main() -> None:
     options = compare.arguments(__doc__.splitlines()[0], DENSE_SHAPES, DENSE_TOKENS).parse_args()
-    timing.require_sm90()
-    session = compare.Session.start(options, "dense")
-    for name in options.shapes:
-        case = DenseCase.random(name, torch.device("cuda"))
-        draw = {"device": "cuda", "dtype": torch.bfloat16}
-        session.shape(
-            name,
-            {m: torch.randn(m, case.problem.k, **draw) for m in options.m},
-            {m: case.floor(m, session.copy, session.peak) for m in options.m},
-            lambda case=case: ours(case),
-            {
-                who: (lambda peer=peer, case=case: peer.linear(case, options.m))
-                for who, peer in session.peers.items()
-            },
-            lambda x, gate, case=case: case.truth(x, compare.ROWS),
-        )
-        del case
-        torch.cuda.empty_cache()
-    session.finish(options.json)
+    loops.dense(options, ours, options.json)
 
 
 def ours(case: DenseCase) -> Linear:

@@ -12,8 +12,7 @@ engine pads them. ``bf16`` is torch's grouped matmul; it is no W4A16 peer. How t
 
 from __future__ import annotations
 
-import torch
-from hopper import compare, timing
+from hopper import compare, loops
 from hopper.cases import MOE_SHAPES, MOE_TOKENS, MoeCase, ours_moe
 from hopper.peers import Moe
 
@@ -22,25 +21,7 @@ from mxfp4_core.backend import Routes, calls
 
 def main() -> None:
     options = compare.arguments(__doc__.splitlines()[0], MOE_SHAPES, MOE_TOKENS).parse_args()
-    timing.require_sm90()
-    session = compare.Session.start(options, "moe")
-    for name in options.shapes:
-        case = MoeCase.random(name, torch.device("cuda"))
-        inputs = {m: case.route(m) for m in options.m}
-        session.shape(
-            name,
-            inputs,
-            {m: case.floor(routed, session.copy, session.peak) for m, routed in inputs.items()},
-            lambda case=case: ours(case),
-            {
-                who: (lambda peer=peer, case=case: peer.moe(case, options.m))
-                for who, peer in session.peers.items()
-            },
-            lambda routed, gate, case=case: case.truth(routed, gate, compare.ROWS),
-        )
-        del case, inputs
-        torch.cuda.empty_cache()
-    session.finish(options.json)
+    loops.moe(options, ours, options.json)
 
 
 def ours(case: MoeCase) -> Moe:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 
-import torch
-from hopper import compare, timing
+from hopper import compare, loops
 from hopper.cases import DENSE_SHAPES, MOE_SHAPES, DenseCase, MoeCase
 from hopper.peers import Linear, Moe
 
@@ -28,9 +27,9 @@ def main() -> None:
     parser = compare.arguments(__doc__.splitlines()[0], MOE_SHAPES | DENSE_SHAPES, TOKENS)
     parser.set_defaults(peers=["triton_kernels"])
     options = parser.parse_args()
-    timing.require_sm90()
-    moe(some(options, MOE_SHAPES))
-    dense(some(options, DENSE_SHAPES))
+    json = options.json
+    loops.moe(some(options, MOE_SHAPES), our_moe, json and json.with_suffix(".moe.json"))
+    loops.dense(some(options, DENSE_SHAPES), our_linear, json and json.with_suffix(".dense.json"))
 
 
 def some(options: argparse.Namespace, shapes: dict[str, object]) -> argparse.Namespace:
@@ -38,48 +37,6 @@ def some(options: argparse.Namespace, shapes: dict[str, object]) -> argparse.Nam
     chosen = copy.copy(options)
     chosen.shapes = [name for name in options.shapes if name in shapes]
     return chosen
-
-
-def moe(options: argparse.Namespace) -> None:
-    session = compare.Session.start(options, "moe")
-    for name in options.shapes:
-        case = MoeCase.random(name, torch.device("cuda"))
-        inputs = {m: case.route(m) for m in options.m}
-        session.shape(
-            name,
-            inputs,
-            {m: case.floor(routed, session.copy, session.peak) for m, routed in inputs.items()},
-            lambda case=case: our_moe(case),
-            {
-                who: (lambda peer=peer, case=case: peer.moe(case, options.m))
-                for who, peer in session.peers.items()
-            },
-            lambda routed, gate, case=case: case.truth(routed, gate, compare.ROWS),
-        )
-        del case, inputs
-        torch.cuda.empty_cache()
-    session.finish(options.json and options.json.with_suffix(".moe.json"))
-
-
-def dense(options: argparse.Namespace) -> None:
-    session = compare.Session.start(options, "dense")
-    for name in options.shapes:
-        case = DenseCase.random(name, torch.device("cuda"))
-        draw = {"device": "cuda", "dtype": torch.bfloat16}
-        session.shape(
-            name,
-            {m: torch.randn(m, case.problem.k, **draw) for m in options.m},
-            {m: case.floor(m, session.copy, session.peak) for m in options.m},
-            lambda case=case: our_linear(case),
-            {
-                who: (lambda peer=peer, case=case: peer.linear(case, options.m))
-                for who, peer in session.peers.items()
-            },
-            lambda x, gate, case=case: case.truth(x, compare.ROWS),
-        )
-        del case
-        torch.cuda.empty_cache()
-    session.finish(options.json and options.json.with_suffix(".dense.json"))
 
 
 def our_moe(case: MoeCase) -> Moe:
