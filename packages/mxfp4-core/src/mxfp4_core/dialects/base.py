@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.dialects.beside import Beside
+from mxfp4_core.dialects.beside import Narrow
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
 from mxfp4_core.naming.families import gate_of
@@ -96,7 +96,7 @@ class Contents:
     profile: str = ""
     activation: str = "none"
     static: Mapping[str, Recipe] = field(default_factory=dict)
-    beside: Mapping[str, Beside] = field(default_factory=dict)
+    beside: Mapping[str, Narrow] = field(default_factory=dict)
     model: Mapping[str, Any] | None = None
 
 
@@ -112,6 +112,7 @@ class Description:
         profile: name of the resolved profile of the codes, empty when it is unknown.
         beside: weights in another kind of quantisation.
         others: names of all tensors that are stored as they are.
+        static: names of static scales of activations.
     """
 
     model: Mapping[str, Any]
@@ -119,8 +120,9 @@ class Description:
     entries: Sequence[Entry]
     kept: Sequence[str]
     profile: str = ""
-    beside: Sequence[Beside] = ()
+    beside: Sequence[Narrow] = ()
     others: Sequence[str] = ()
+    static: Sequence[str] = ()
 
 
 def one_activation(dialect: str, description: Description) -> str:
@@ -242,17 +244,31 @@ class Dialect(ABC):
         """
         return dict(tensors)
 
-    def write_beside(self, beside: Beside) -> dict[str, Recipe]:
-        """Return the tensors to store for a weight in FP8, by name.
+    def write_static(self, static: Mapping[str, Recipe]) -> dict[str, Recipe]:
+        """Return the tensors to store for static scales of activations, by name.
+
+        Raises:
+            DialectError: the dialect has none.
+        """
+        raise DialectError(
+            f"static scales of activations cannot be written in the dialect {self.name}",
+            seen=f"{len(static)} static scales, for example {next(iter(static), '')!r}",
+            rule="only the dialect that they come from says what they mean",
+            fix="say how activations are quantised instead (--activation none, mxfp4 or fp8), which leaves them out",
+        )
+
+    def write_beside(self, beside: Narrow) -> dict[str, Recipe]:
+        """Return the tensors to store for a weight in another kind of quantisation, by name.
 
         Raises:
             DialectError: the dialect has no word for such weights.
         """
         raise DialectError(
             f"tensor {beside.weight!r} cannot be written in the dialect {self.name}",
-            seen=f"FP8 with scales for blocks of {list(beside.block)}",
+            seen=beside.told,
             rule="that dialect has no word for it",
-            fix="widen it to BF16 (--beside widen), which is exact, or choose the dialect that it comes from",
+            fix="widen it to BF16 (--beside widen), which is exact or an error; quantise it again (--beside quantize), "
+            "which rounds; or choose the dialect that it comes from",
         )
 
     def check(self, entry: Entry) -> None:
