@@ -36,17 +36,29 @@ class Watch(threading.Thread):
             self.peak = max(self.peak, anonymous())
 
 
-def main(warm_up: str, path: str) -> None:
-    """Load a small model first, so that imports and compiled kernels do not count."""
+@torch.no_grad()
+def main(warm_up: str, path: str, offload: str = "") -> None:
+    """Load a small model first, so that imports and compiled kernels do not count.
+
+    Args:
+        warm_up: folder of the small model.
+        path: folder of the one that is measured.
+        offload: a folder: its layers go to the disk, what transformers saves there goes to this one, and it is called.
+    """
     torch.set_num_threads(1)
-    from_pretrained(warm_up)
+    places = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    given = {"device_map": {**places, "model.layers": "disk"}, "offload_folder": offload} if offload else {}
+    ids = torch.arange(3, 15)[None]
+    from_pretrained(warm_up, **given)(ids)
     watch = Watch()
     watch.start()
-    model = from_pretrained(path)
+    model = from_pretrained(path, **given)
+    if offload:
+        model(ids)
     watch.done.set()
     watch.join()
-    result = sum(tensor.nbytes for tensor in model.state_dict().values())
-    print(json.dumps({"rise": watch.peak - watch.start_bytes, "result": result}))
+    rise = watch.peak - watch.start_bytes
+    print(json.dumps({"rise": rise, "result": sum(tensor.nbytes for tensor in model.state_dict().values())}))
 
 
 if __name__ == "__main__":

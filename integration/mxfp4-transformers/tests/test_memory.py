@@ -48,9 +48,9 @@ def write(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def rise(warm_up: Path, folder: Path) -> dict[str, int]:
+def rise(warm_up: Path, folder: Path, *more: Path) -> dict[str, int]:
     """Load both in a process of its own; return how far the second one's memory rose, and what it is."""
-    command = [sys.executable, Path(__file__).parent / "measure_load.py", warm_up, folder]
+    command = [sys.executable, Path(__file__).parent / "measure_load.py", warm_up, folder, *more]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     measured: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
@@ -83,3 +83,12 @@ def test_a_quantised_folder_takes_no_more_than_one_that_is_quantised_now(
         quantize_checkpoint(source, target, Mxfp4Config(dialect=dialect))
     measured = rise(small, large)
     assert measured["rise"] < measured["result"] + 2 * INNER * HIDDEN + ALLOWANCE
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the measure is Linux's")
+def test_what_lies_on_the_disk_takes_no_memory(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    write(tmp_path)
+    measured = rise(checkpoints["qwen3_moe"], tmp_path, tmp_path / "offload")
+    assert measured["result"] > 4 * ALLOWANCE
+    # One tensor of the checkpoint, and in the call one expert of each matrix, widened to float32.
+    assert measured["rise"] < 3 * 2 * INNER * HIDDEN * 4 + ALLOWANCE

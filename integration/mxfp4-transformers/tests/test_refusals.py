@@ -276,14 +276,6 @@ def test_files_that_are_not_safetensors(saved: dict[str, Path], tmp_path: Path) 
         reload(tmp_path)
 
 
-@pytest.mark.usefixtures("nothing_read")
-def test_offload(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the model on disk"):
-        load(checkpoints["llama"], settings(), device_map={"": "disk"}, offload_folder=tmp_path)
-    with pytest.raises(ConfigError, match="lm_head on cpu"):
-        load(checkpoints["llama"], settings(), device_map={"model": 0, "lm_head": "cpu"})
-
-
 def test_a_linear_that_another_library_quantised(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

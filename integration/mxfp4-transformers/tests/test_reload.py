@@ -12,7 +12,6 @@ import pytest
 import torch
 from tiny import DEVICE, load, logits, reload, settings, tensors
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 import mxfp4_transformers
 from mxfp4_core import quantize
@@ -75,11 +74,6 @@ def test_device_maps(saved: dict[str, Path], device_map: Any) -> None:
     model = load(saved["qwen3_moe"], settings(backend="reference"), device_map=device_map)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {torch.device(DEVICE).type}
     same_state(model, reload(saved["qwen3_moe"]))
-
-
-def test_offload(saved: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="offloads modules"):
-        AutoModelForCausalLM.from_pretrained(saved["llama"], device_map={"": "disk"}, offload_folder=tmp_path)
 
 
 def test_a_weight_that_has_no_place(saved: dict[str, Path], edited: Edit) -> None:

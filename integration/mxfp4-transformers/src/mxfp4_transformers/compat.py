@@ -98,6 +98,11 @@ def device_of(device_map: dict[str, Any] | None, name: str) -> torch.device:
     return torch.device(get_device(device_map, name, valid_torch_device=True))
 
 
+def place_of(device_map: dict[str, Any], name: str) -> str:
+    """Return what a ``device_map`` says about a parameter: a device, or ``disk``."""
+    return str(get_device(device_map, name))
+
+
 def dtype_of(model: PreTrainedModel) -> torch.dtype:
     """Return the dtype that a model is loaded in, which its config has; ``model.dtype`` is that of its first parameter.
 

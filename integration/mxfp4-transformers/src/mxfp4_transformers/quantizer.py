@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.backend import DeviceQuantizers
 from mxfp4_core.checkpoint import TensorInfo
-from mxfp4_core.errors import ConfigError, DialectError
+from mxfp4_core.errors import DialectError
 from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, count_modules
 from mxfp4_core.modules import (
     ModelPlan,
@@ -24,13 +24,12 @@ from mxfp4_core.modules import (
     prepare_model,
     widened,
 )
-from mxfp4_transformers import compat, converters
+from mxfp4_transformers import compat, converters, offload
 from mxfp4_transformers.adapters import below_adapters
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.counting import LogicalCount
 from mxfp4_transformers.feed import Feed
 from mxfp4_transformers.folder import Folder
-from mxfp4_transformers.messages import some
 from mxfp4_transformers.ops import Converter, Direct, Nothing, QuantizeOp
 from mxfp4_transformers.packer import Packer
 from mxfp4_transformers.parallel import place_empty, settle_all
@@ -88,16 +87,6 @@ class Mxfp4Quantizer(HfQuantizer):
         if not isinstance(device_map, dict):
             return
         self._device_map = device_map
-        places = {str(name) or "the model": str(device) for name, device in device_map.items()}
-        away = [f"{name} on {device}" for name, device in places.items() if device in ("cpu", "disk")]
-        if away and set(places.values()) != {"cpu"}:
-            # accelerate would move MXFP4 weights, which are buffers, to the accelerator for good.
-            raise ConfigError(
-                "device_map offloads modules",
-                seen=some(away),
-                rule="MXFP4 weights stay where they compute",
-                fix="use more devices or a smaller model; MXFP4 takes about a quarter of BF16",
-            )
         if not self._reloads:
             # Likely the backend of the model, which is still to be made: kernels take half a second to start.
             core = self.quantization_config.core
@@ -152,7 +141,13 @@ class Mxfp4Quantizer(HfQuantizer):
         serialised = self.quantization_config.serialised
         session = LoadSession(self.quantization_config.core, report=builder, quantizers=self._quantizers)
         self._targets = targets = Targets(
-            session, model, self.plan, self._dtype, serialised is not None, shares=self._shares
+            session,
+            model,
+            self.plan,
+            self._dtype,
+            serialised is not None,
+            shares=self._shares,
+            parking=lambda name: offload.parking_of(self._device_map, name),
         )
         if serialised is not None:
             placed = serialised.placed(targets, builder, weight_conversions, self._dtype, self._device_of)
@@ -201,6 +196,7 @@ class Mxfp4Quantizer(HfQuantizer):
         builder, core = self._builder or LoadReportBuilder(), self.quantization_config.core
         if self._packer is not None:
             self._packer.feed.close()
+        offload.check_biases(model)
         if self._targets is not None:
             self._targets.check()
         with builder.timing("preparing"):
@@ -239,6 +235,7 @@ class Mxfp4Quantizer(HfQuantizer):
     def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         """Put the model's own modules back, with the values of the MXFP4 weights in ``dtype``, or that of the load."""
         self.check_whole("dequantised")
+        offload.check_at_home(model, "dequantised")
         return super().dequantize(model, dtype or self._dtype)  # the config of a saved model may name another
 
     def _dequantize(self, model: Any, dtype: torch.dtype) -> Any:

@@ -12,6 +12,7 @@ from mxfp4_core.backend import Backend, DeviceQuantizers
 from mxfp4_core.errors import ConfigError, LoadError, ShapeError
 from mxfp4_core.loader import Key, LoadReport, LoadReportBuilder, LoadSession, QuantTarget
 from mxfp4_core.modules import ModelPlan, Mxfp4Module
+from mxfp4_transformers.offload import check_at_home
 from mxfp4_transformers.places import Place, find_places
 
 
@@ -53,6 +54,7 @@ def refit(
             fix="load it with mxfp4_transformers.from_pretrained",
         )
     quantizer.check_whole("refitted")
+    check_at_home(model, "refitted")
     core = quantizer.quantization_config.core
     modules = [module for module in model.modules() if isinstance(module, Mxfp4Module)]
     backends: dict[str, dict[str, Backend]] = {}

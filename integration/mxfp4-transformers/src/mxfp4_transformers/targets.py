@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mxfp4_core.loader import LoadSession, QuantTarget
-from mxfp4_core.modules import ModelPlan, Site, Weight
+from mxfp4_core.modules import ModelPlan, Parking, Site, Weight
 from mxfp4_transformers.sharding import Share
 
 
@@ -29,6 +29,7 @@ class Targets:
         exact: the weights come quantised.
         wide: dtypes from which weights are quantised, by name, where that is not the dtype of the model.
         shares: what this process holds of the weights that processes share, by name.
+        parking: says by name of a weight where it lies, if that is not where it is computed with.
     """
 
     session: LoadSession
@@ -38,6 +39,7 @@ class Targets:
     exact: bool
     wide: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
     shares: Mapping[str, Share] = field(default_factory=dict[str, Share])
+    parking: Callable[[str], Parking | None] = lambda name: None
     _made: dict[str, QuantTarget] = field(default_factory=dict[str, QuantTarget])
 
     @cached_property
@@ -71,8 +73,14 @@ class Targets:
         self.session.check()
 
     def _bind(self, site: Site, device: torch.device) -> None:
+        module = self.model.get_submodule(site.path)
+        if (parking := self.parking(site.name(next(iter(site.weights))))) is not None:
+            module.park(parking)
+            module._is_hf_initialized = (
+                True  # else transformers fills what it finds nowhere with random numbers
+            )
         self._made |= self.session.bind(
-            self.model.get_submodule(site.path),
+            module,
             prefix=site.path,
             dtype=self.wide.get(site.name(next(iter(site.weights))), self.dtype),
             device=device,

@@ -101,7 +101,7 @@ class Bound:
             LoadError: something is; it names the buffer.
         """
         for key, buffer in self.module.named_buffers(recurse=False):
-            if buffer.is_meta:
+            if buffer.is_meta and self.module.stored(key) is buffer:
                 raise LoadError(
                     f"{self.name}.{key}".lstrip(".") + " was not loaded",
                     seen="a tensor on the meta device",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.model_plan import ModelPlan as ModelPlan
     from mxfp4_core.modules.model_view import describe_parameters as describe_parameters
     from mxfp4_core.modules.model_view import view_of as view_of
+    from mxfp4_core.modules.parked import Parking as Parking
     from mxfp4_core.modules.planning import plan_model as plan_model
     from mxfp4_core.modules.prepare import prepare_model as prepare_model
     from mxfp4_core.modules.quantize import Quantised as Quantised
@@ -61,6 +62,7 @@ _HOMES = {
     "ModelPlan": "model_plan",
     "describe_parameters": "model_view",
     "view_of": "model_view",
+    "Parking": "parked",
     "plan_model": "planning",
     "Quantised": "quantize",
     "quantize_": "quantize",
@@ -85,6 +87,7 @@ __all__ = [
     "Mxfp4Held",
     "Mxfp4Linear",
     "Mxfp4Module",
+    "Parking",
     "Quantised",
     "Site",
     "Stored",

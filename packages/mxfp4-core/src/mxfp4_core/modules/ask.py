@@ -26,7 +26,9 @@ from mxfp4_core.modules.sites import Site
 
 
 def device_names(device_map: Any) -> list[str]:
-    """Return the devices that a ``device_map`` names, or the one that ``"auto"`` begins with.
+    """Return the devices on which a model computes by its ``device_map``, or the one that ``"auto"`` begins with.
+
+    What such a map puts on the CPU or the disk beside another device is computed with there.
 
     Args:
         device_map: None, a word such as ``"auto"``, a device, or devices by name of a module, as accelerate takes it.
@@ -38,7 +40,8 @@ def device_names(device_map: Any) -> list[str]:
         return [device.torch_name]
     values = device_map.values() if isinstance(device_map, Mapping) else [device_map]
     names = [_name_of(value) for value in values]
-    return [name for name in dict.fromkeys(names) if name not in ("meta", "disk")]
+    found = [name for name in dict.fromkeys(names) if name not in ("meta", "disk")]
+    return [name for name in found if name != "cpu"] or found or ["cpu"]
 
 
 def _name_of(value: Any) -> str:

@@ -19,7 +19,7 @@ from mxfp4_core.backend.options import Value
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Packed
 from mxfp4_core.errors import BackendError, FormatError
-from mxfp4_core.modules.buffers import WeightBuffers
+from mxfp4_core.modules.away import ParkableBuffers
 from mxfp4_core.modules.refit import Snapshot, alike, check_same, check_state, write
 
 
@@ -27,7 +27,7 @@ class _RefusedError(Exception):
     """A ``state_dict`` that torch will refuse when it has looked at all modules."""
 
 
-class Mxfp4Module(WeightBuffers):
+class Mxfp4Module(ParkableBuffers):
     """What linear and experts share: canonical buffers on one side, packed buffers on the other.
 
     Attributes:
@@ -101,6 +101,8 @@ class Mxfp4Module(WeightBuffers):
                 rule=f"the backend must accept {problem}",
                 fix=answer.fix,
             )
+        if self.parked is not None:
+            return self._prepare_parked(self.parked, backend, problem, name)
         again = self.backend is not None
         # What a layout overwrites cannot be had back while another one computes with it.
         consume = consume and not again
@@ -146,6 +148,7 @@ class Mxfp4Module(WeightBuffers):
             FormatError: the device cannot represent a scale byte of a weight.
             LoadError: the layout of the new weight does not fit the memory of the old one.
         """
+        self._check_free("new weights", name)
         backend, packed = self._ready(), dict[Matrix, Packed]()
         for matrix, weight in weights.items():
             new = self._pack(backend, self.problem, matrix, weight, consume=True, name=name)
@@ -180,6 +183,7 @@ class Mxfp4Module(WeightBuffers):
         if backend is None:
             yield self
             return
+        self._check_free("new weights")
         was = self._snapshot(backend)
         weights = {matrix: self.apart(matrix, fresh=matrix in fresh) for matrix in self.matrices}
         self._forget()
@@ -246,7 +250,7 @@ class Mxfp4Module(WeightBuffers):
         return self.backend
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if self.backend is not None:
+        if self.backend is not None and self.parked is None:
             probe = torch.empty(0, dtype=getattr(torch, self.problem.dtype), device=self.where)
             moved = fn(probe)
             if (moved.device, moved.dtype) != (probe.device, probe.dtype):
@@ -260,7 +264,7 @@ class Mxfp4Module(WeightBuffers):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for matrix in self.matrices:
-            if self._held(matrix) is None:
+            if self.parked is None and self._held(matrix) is None:
                 parts = self.canonical(matrix).parts
                 for part, key in self.buffer_names(matrix).items():
                     destination[prefix + key] = parts[part]

@@ -17,6 +17,7 @@ from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, InPlaceLayout, Packed
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.modules.logical import LogicalWeight, frozen, say
+from mxfp4_core.modules.parked import Parked
 from mxfp4_core.modules.refit import Kept, named
 
 
@@ -28,6 +29,7 @@ class WeightBuffers(nn.Module):
         format: which parts each weight has.
         profile: name of the profile that made the bytes.
         backend: who computes.
+        parked: the weights, where they are not buffers but lie somewhere else than they are computed with.
         dtype: of the activations for which the module was prepared last.
         k_first: the model holds its weights with k before n, and so sees them.
         label: name of the module in messages, once it is prepared.
@@ -36,6 +38,7 @@ class WeightBuffers(nn.Module):
     matrices: ClassVar[Mapping[Matrix, str]]
     k_first: bool = False
     label: str = ""
+    parked: Parked | None = None
 
     def __init__(
         self,
@@ -54,7 +57,16 @@ class WeightBuffers(nn.Module):
         # Behind a backend's back the buffer would change and the computation would not.
         if name in self.matrices.values() and self.__dict__.get("_buffers") is not None and self.computes:
             raise frozen(f"{self.label}.{name}" if self.label else name, f"{name} = …")
+        if self.parked is not None and name in self.parked.tensors:
+            self.parked.tensors[name], self._buffers[name] = value, None
+            return
         super().__setattr__(name, value)
+
+    def stored(self, name: str) -> Tensor | None:
+        """Return a part of a weight by the name of its buffer, as it lies, also where it is parked."""
+        if self.parked is not None and name in self.parked.tensors:
+            return self.parked.tensors[name]
+        return self._buffers[name]
 
     def _begin(self, problem: Problem, profile: str, device: torch.device | str | None) -> None:
         """Make empty canonical buffers, of a module that is one already."""
@@ -98,7 +110,9 @@ class WeightBuffers(nn.Module):
         if self.backend is not None and matrix in self._packed and self._held(matrix) is None:
             packed = self._take(matrix)
             return calls.unpack(self.backend, self.problem, packed, matrix, profile=self.profile)
-        parts = {part: cast(Tensor, self._buffers[name]) for part, name in self.buffer_names(matrix).items()}
+        parts = {part: cast(Tensor, self.stored(name)) for part, name in self.buffer_names(matrix).items()}
+        if self.parked is not None:
+            parts = {part: self.parked.parking.fetch(tensor) for part, tensor in parts.items()}
         return MxTensor.from_parts(self.format, parts, self.shapes[matrix], self.profile)
 
     @property
@@ -110,7 +124,7 @@ class WeightBuffers(nn.Module):
         """Return what the attribute of a weight gives: the buffer while it is loaded, then a `LogicalWeight`."""
         name = self.matrices[matrix]
         if not self.computes:
-            return self._buffers[name]
+            return self.stored(name)
         return LogicalWeight.of(
             lambda: self.canonical(matrix),
             self.shapes[matrix],
@@ -145,6 +159,8 @@ class WeightBuffers(nn.Module):
 
     def materialise(self, matrix: Matrix, device: torch.device | str) -> dict[str, Tensor]:
         """Return the canonical parts of one weight by name; those on the meta device get memory on ``device``."""
+        if self.parked is not None:
+            return self.parked.parts(self.buffer_names(matrix), self.format, self.shapes[matrix])
         found: dict[str, Tensor] = {}
         fresh: dict[str, Tensor] = {}
         for part, name in self.buffer_names(matrix).items():
@@ -162,6 +178,7 @@ class WeightBuffers(nn.Module):
         sizes += f", activation={p.activation}" if p.activation != "none" else ""
         if p.activation == "auto" and self.backend is not None:
             sizes += f" ({numerics_for(self.backend, p).activation})"
+        sizes += ", parked" if self.parked is not None else ""
         layouts = "/".join(dict.fromkeys(layout for layout, _, _ in self._packed.values()))
         ready = f"{self.backend.name} ({layouts})" if self.backend else "not prepared"
         return (
@@ -188,12 +205,20 @@ class WeightBuffers(nn.Module):
 
     def _held(self, matrix: Matrix) -> Tensor | None:
         """Return the canonical part that the weight is known by, or None where a backend holds the weight alone."""
-        return self._buffers[self.matrices[matrix]]
+        return self.stored(self.matrices[matrix])
 
     def _keep(self, matrix: Matrix, weight: MxTensor | None) -> None:
         """Put the parts of a weight into the canonical buffers, or nothing."""
         for part, name in self.buffer_names(matrix).items():
-            self._buffers[name] = None if weight is None else weight.parts[part]
+            held = None if weight is None else weight.parts[part]
+            if self.parked is None:
+                self._buffers[name] = held
+                continue
+            self._buffers[name] = None  # of a load there may be a placeholder left
+            if held is not None:
+                self.parked.tensors[name] = held
+            else:
+                self.parked.tensors.pop(name, None)
 
     def _pack(
         self,
@@ -222,6 +247,9 @@ class WeightBuffers(nn.Module):
     def _take(self, matrix: Matrix) -> Packed:
         # Every call of the module comes here: no names are made, and nothing is looked up twice.
         layout, names, shape = self._packed[matrix]
+        if self.parked is not None:
+            fetched: dict[str, Any] = {name: self.parked.fetch(buffer) for name, buffer in names}
+            return Packed(layout, fetched, shape)
         buffers = self._buffers
         tensors: dict[str, Any] = {name: buffers[buffer] for name, buffer in names}
         return Packed(layout, tensors, shape)
@@ -250,7 +278,9 @@ class WeightBuffers(nn.Module):
 
     @property
     def where(self) -> torch.device:
-        """The device of the weights."""
+        """The device of the weights; of parked ones, that on which they are computed with."""
+        if self.parked is not None:
+            return self.parked.parking.device
         return next(buffer for buffer in self._buffers.values() if buffer is not None).device
 
 

@@ -30,12 +30,14 @@ def settle(module: Mxfp4Module, site: Site, weights: Mapping[str, Weight]) -> No
         weight = weights[site.name(name)]
         parts: dict[str, torch.Tensor] = {}
         for part in weight.kind.parts:
-            tensor, shape = getattr(module, f"{name}{part.suffix}"), weight.shapes[part.name]
+            tensor, shape = module.stored(f"{name}{part.suffix}"), weight.shapes[part.name]
             dtype: torch.dtype = getattr(torch, part.dtype)
-            if tensor.dtype != dtype or tuple(tensor.shape) != shape or tensor.is_meta:
+            if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != shape or tensor.is_meta:
                 raise LoadError(
                     f"{weight.names[part.name]} was not loaded",
-                    seen=f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}",
+                    seen="nothing"
+                    if tensor is None
+                    else f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}",
                     rule=f"a model is loaded when it has {dtype} {list(shape)} there",
                     fix="complete the checkpoint, and use the config.json that belongs to it",
                 )

@@ -91,7 +91,10 @@ class Mxfp4Held(Mxfp4Module):
         name: str = "",
     ) -> Self:
         """Let the code of the model see its weights in ``dtype``; there is no layout to derive and no backend."""
+        if self.computes:
+            self._check_free("a module that is prepared already", name)
         self.problem, self.dtype, self.label = self.question(dtype), dtype, name or self.label
+        self._drop_placeholders()
         self.__dict__["_ready_to_run"] = True
         return self
 
@@ -115,6 +118,7 @@ class Mxfp4Held(Mxfp4Module):
 
     def repack(self, weights: Mapping[Matrix, MxTensor], *, name: str = "") -> dict[Matrix, Packed]:
         """Return new weights as `commit` takes them."""
+        self._check_free("new weights", name)
         return {
             matrix: Packed("canonical", dict(weight.parts), tuple(weight.shape))
             for matrix, weight in weights.items()
