@@ -258,8 +258,7 @@ class Mxfp4Module(ParkableBuffers):
                     if self._held(matrix) is None:
                         self._keep(matrix, self.canonical(matrix))
                 self._forget()
-        # torch annotates everything but this method.
-        return cast("Self", super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -160,7 +160,7 @@ class WeightBuffers(nn.Module):
     def materialise(self, matrix: Matrix, device: torch.device | str) -> dict[str, Tensor]:
         """Return the canonical parts of one weight by name; those on the meta device get memory on ``device``."""
         if self.parked is not None:
-            return self.parked.parts(self.buffer_names(matrix), self.format, self.shapes[matrix])
+            return {**self.parked.parts(self.buffer_names(matrix), self.format, self.shapes[matrix])}
         found: dict[str, Tensor] = {}
         fresh: dict[str, Tensor] = {}
         for part, name in self.buffer_names(matrix).items():
