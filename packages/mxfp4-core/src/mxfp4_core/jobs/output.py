@@ -8,33 +8,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, plan_shards, write_checkpoint
 from mxfp4_core.checkpoint.cache import local_path
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
-from mxfp4_core.dialects.base import AUTO_CLASS, Entry
+from mxfp4_core.dialects.base import AUTO_CLASS, Dialect, Entry
 from mxfp4_core.dialects.unread import DESCRIPTIONS
 from mxfp4_core.errors import OutputError
 from mxfp4_core.jobs.units import CopyUnit
 from mxfp4_core.naming.view import ModelView
 
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe")
-
-
-class Loadable(Protocol):
-    """How a result is stored: a dialect, or another format."""
-
-    @property
-    def name(self) -> str:
-        """What users call it."""
-        ...
-
-    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
-        """Return the line of Python or shell that loads it."""
-        ...
 
 
 Report = Callable[[int, int], None]
@@ -64,7 +51,6 @@ class Result:
         copied: weight files that are taken over as they are.
         left: files of the source that the result does not have, and why.
         format: of the weights; several in the order of their names, with commas.
-        errors: signal to noise in dB of each weight that was rounded, by name; infinite where nothing was lost.
     """
 
     path: Path
@@ -85,18 +71,11 @@ class Result:
     copied: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     format: str = "mxfp4"
-    errors: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         lists = {name: list(getattr(self, name)) for name in ("files", "notes", "copied")}
-        return {
-            **self.__dict__,
-            "path": str(self.path),
-            **lists,
-            "left": dict(self.left),
-            "errors": dict(self.errors),
-        }
+        return {**self.__dict__, "path": str(self.path), **lists, "left": dict(self.left)}
 
 
 def check_apart(source: Path, destination: Path) -> None:
@@ -176,7 +155,7 @@ def loading_class(model: Mapping[str, Any], view: ModelView | None = None) -> st
 def write_result(
     folder: Path,
     content: Content,
-    dialect: Loadable,
+    dialect: Dialect,
     quantized: int,
     *,
     model: str = AUTO_CLASS,
@@ -252,7 +231,6 @@ def counted(total: int, report: Report | None) -> Progress:
 
 
 __all__ = [
-    "Loadable",
     "Report",
     "Result",
     "check_apart",

@@ -1,0 +1,187 @@
+"""The only module that touches what SGLang changes between releases, or keeps to itself.
+
+Read in 0.5.17, 0.5.18, 0.5.21 and 0.5.23; ``tests/engines`` checks every name below against the released wheels. What
+differs between them, and what is done about it:
+
+* ``_get_weights_iterator`` has further keywords since 0.5.18: hooks pass on what they get.
+* 0.5.23 asks a MoE method for its runner's backend; 0.5.17 has no ``runner`` on the base class: ours say both.
+* Diffusion: the table of methods is a list and a dict up to 0.5.22 and inside a function in 0.5.23, so that function is
+  wrapped; up to 0.5.20 the workers load no plug-ins (`words.FIRST_DIFFUSION`).
+* Linear loaders of version 2 are chosen by the name of the method's class; ours is not among them, and the loaders of
+  version 1 narrow by ``output_dim`` and ``input_dim``, which is right for every part of a weight.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from sglang.srt.layers.linear import LinearBase
+from sglang.srt.layers.moe.fused_moe_triton import FusedMoE, FusedMoeWeightScaleSupported
+from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+from sglang.srt.layers.moe.topk import TopKOutputChecker
+from sglang.srt.layers.moe.utils import get_moe_a2a_backend, get_moe_runner_backend
+from sglang.srt.layers.quantization import CPU_QUANTIZATION_METHODS, QUANTIZATION_METHODS
+from sglang.srt.layers.quantization.base_config import (
+    FusedMoEMethodBase,
+    LinearMethodBase,
+    QuantizationConfig,
+)
+from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.server_args import QUANTIZATION_CHOICES, add_quantization_method_choices
+from torch.nn import Parameter
+
+from mxfp4_core.errors import ConfigError
+
+LOADER = "sglang.srt.model_loader.loader"
+VERIFY = "sglang.srt.configs.model_config.ModelConfig._verify_quantization"
+CONFIGURED = f"{LOADER}._get_quantization_config"
+WEIGHTS = f"{LOADER}.DefaultModelLoader._get_weights_iterator"
+DIFFUSION_QUANTIZATION = "sglang.multimodal_gen.runtime.layers.quantization"
+DIFFUSION_GET = f"{DIFFUSION_QUANTIZATION}.get_quantization_config"
+DIFFUSION_RESOLVE = "sglang.multimodal_gen.runtime.loader.transformer_load_utils._resolve_quant_config"
+
+BLOCK_SCALES = FusedMoeWeightScaleSupported.BLOCK.value
+"""What the loader of experts reads on a parameter that is narrowed like the weight."""
+
+_RUNNERS = ("auto", "triton")
+"""Runners of experts that route as our modules take it: ids of this rank, -1 for what lives elsewhere."""
+
+
+def add_methods(methods: Mapping[str, type]) -> None:
+    """Make methods known to language models; again it changes nothing.
+
+    Raises:
+        ConfigError: somebody else has one of the names.
+    """
+    for name, config in methods.items():
+        check_free(name, QUANTIZATION_METHODS.get(name), config)
+    for name, config in methods.items():
+        QUANTIZATION_METHODS[name] = CPU_QUANTIZATION_METHODS[name] = config
+    add_choices([*methods])
+
+
+def check_free(name: str, taken: Any, ours: type) -> None:
+    """Check that a name is ours to take.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if taken is None or getattr(taken, "__module__", "").split(".")[0] == ours.__module__.split(".")[0]:
+        return
+    raise ConfigError(
+        f"--quantization {name} cannot be registered",
+        seen=f"{getattr(taken, '__module__', '')}.{getattr(taken, '__qualname__', taken)} has that name",
+        rule="a name of a method belongs to one package",
+        fix="uninstall one of the two, or name the plug-ins to load: SGLANG_PLUGINS=mxfp4",
+    )
+
+
+def add_choices(names: list[str]) -> None:
+    """Make names choices of ``--quantization``; the parser has the same list."""
+    add_quantization_method_choices([name for name in names if name not in QUANTIZATION_CHOICES])
+
+
+def around(target: str, hook: Callable[..., Any]) -> None:
+    """Wrap a function of SGLang, by its path; again it changes nothing."""
+    if target not in HookRegistry._patched:
+        HookRegistry.register(target, hook, HookType.AROUND)
+
+
+def around_diffusion(target: str, hook: Callable[..., Any]) -> None:
+    """Wrap a function of the diffusion server, whose registry is its own."""
+    plugins = importlib.import_module("sglang.multimodal_gen.runtime.platforms.plugins")
+    if target not in plugins.HookRegistry._patched:
+        plugins.HookRegistry.register(target, hook, HookType.AROUND)
+
+
+def add_diffusion_methods(methods: Mapping[str, type]) -> None:
+    """Make names of methods known to the diffusion server; again it changes nothing.
+
+    Raises:
+        ConfigError: somebody else has one of the names.
+    """
+    module = importlib.import_module(DIFFUSION_QUANTIZATION)
+    table = getattr(module, "_CUSTOMIZED_METHOD_TO_QUANT_CONFIG", {})
+    for name, config in methods.items():
+        check_free(name, table.get(name), config)
+        if name not in module.QUANTIZATION_METHODS:
+            module.QUANTIZATION_METHODS.append(name)
+
+
+def diffusion_classes() -> tuple[Any, Any, Any, Any]:
+    """Return LinearBase, LinearMethodBase, UnquantizedLinearMethod and QuantizationConfig of the diffusion server."""
+    # The package of methods goes first: it and the layers import each other.
+    base = importlib.import_module(f"{DIFFUSION_QUANTIZATION}.configs.base_config")
+    layers = importlib.import_module("sglang.multimodal_gen.runtime.layers.linear")
+    return layers.LinearBase, layers.LinearMethodBase, layers.UnquantizedLinearMethod, base.QuantizationConfig
+
+
+def place(
+    layer: torch.nn.Module, name: str, shape: tuple[int, ...], dtype: torch.dtype, **attributes: Any
+) -> None:
+    """Register a parameter without memory on a layer, with what SGLang's loaders look for on it."""
+    parameter = Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    vars(parameter).update(attributes)
+    layer.register_parameter(name, parameter)
+
+
+def device_of_new_tensors() -> torch.device:
+    """Return where SGLang makes the parameters of a model: on the device of the context that it builds it in."""
+    return torch.empty(0).device
+
+
+def check_routing(name: str) -> None:
+    """Check that SGLang routes tokens to experts in the way that our modules take.
+
+    Raises:
+        ConfigError: another runner or all-to-all backend was asked for; the message names the option.
+    """
+    runner, exchange = get_moe_runner_backend(), get_moe_a2a_backend()
+    if runner.value in _RUNNERS and exchange.is_none():
+        return
+    seen = f"--moe-runner-backend {runner.value}, --moe-a2a-backend {exchange.value}"
+    raise ConfigError(
+        f"{name} cannot be MXFP4 experts",
+        seen=seen,
+        rule="tokens come with the ids of this rank's experts: runner auto or triton, no all-to-all backend",
+        fix=f"drop these options, or keep the experts in high precision: ignore=[{name!r}]",
+    )
+
+
+def is_standard(dispatched: Any) -> bool:
+    """Return whether tokens come with one row for each, and ids and weights of their experts."""
+    return bool(
+        dispatched.format.is_standard() and TopKOutputChecker.format_is_standard(dispatched.topk_output)
+    )
+
+
+__all__ = [
+    "BLOCK_SCALES",
+    "CONFIGURED",
+    "DIFFUSION_GET",
+    "DIFFUSION_RESOLVE",
+    "VERIFY",
+    "WEIGHTS",
+    "FusedMoE",
+    "FusedMoEMethodBase",
+    "LinearBase",
+    "LinearMethodBase",
+    "QuantizationConfig",
+    "StandardCombineInput",
+    "UnquantizedLinearMethod",
+    "add_choices",
+    "add_diffusion_methods",
+    "add_methods",
+    "around",
+    "around_diffusion",
+    "check_free",
+    "check_routing",
+    "device_of_new_tensors",
+    "diffusion_classes",
+    "is_standard",
+    "place",
+]

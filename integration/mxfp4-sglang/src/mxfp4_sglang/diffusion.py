@@ -1,0 +1,133 @@
+"""Diffusion models: which of their linears become MXFP4, and who computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from mxfp4_core.config import Mxfp4Config, config_for_stored, config_of_environment
+from mxfp4_core.dialects import NATIVE
+from mxfp4_sglang import compat
+from mxfp4_sglang.config import DTYPES
+from mxfp4_sglang.linear import LinearWeights
+from mxfp4_sglang.model import Model
+from mxfp4_sglang.words import FORMATS, METHOD, METHOD_FP8
+
+_Linear: Any
+_LinearMethod: Any
+_Unquantized: Any
+_Config: Any
+_Linear, _LinearMethod, _Unquantized, _Config = compat.diffusion_classes()
+
+
+class Mxfp4DiffusionLinearMethod(LinearWeights, _LinearMethod):
+    """A linear layer of a diffusion model."""
+
+    stay = False  # the server refuses a parameter without memory when a model is loaded
+
+
+class Mxfp4DiffusionConfig(_Config):
+    """``--quantization mxfp4-core`` of the diffusion server.
+
+    Args:
+        core: the config; that of ``MXFP4_CONFIG`` if None.
+        stored: the weights are quantised in the checkpoint.
+    """
+
+    method: ClassVar[str] = METHOD
+
+    def __init__(self, core: Mxfp4Config | None = None, *, stored: bool = False) -> None:
+        super().__init__()
+        core = core or config_of_environment(format=FORMATS[self.method])
+        self.model = Model(core, stored)
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Return the name under which SGLang knows this."""
+        return cls.method
+
+    @classmethod
+    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        """Return the dtypes of activations."""
+        return DTYPES
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """Return the least compute capability: any, since backends say themselves what they need."""
+        return 0
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """Return no files: without ``quantization_config`` in config.json, weights are quantised while they load."""
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Mxfp4DiffusionConfig:
+        """Read ``quantization_config`` of a saved folder."""
+        return cls(config_for_stored(NATIVE.settings(dict(config))), stored=True)
+
+    def ignoring(self, patterns: list[str]) -> None:
+        """Keep layers that ``--quantization-ignored-layers`` names, like ``ignore`` of the config."""
+        core = self.model.core
+        self.model.core = core.model_copy(update={"ignore": [*core.ignore, *patterns]})
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
+        """Return who makes and computes the weights of a layer; None for what the server computes by itself.
+
+        Raises:
+            PatternError: a pattern splits what the server fuses.
+        """
+        if not isinstance(layer, _Linear):
+            return None
+        own: Any = layer
+        name = self.model.unused(prefix, f"{type(layer).__name__}")
+        self.model.fused = self.packed_modules_mapping or {}
+        decision = self.model.decide(name, (own.output_size, own.input_size))
+        if not decision.quantize:
+            self.model.keep(name, "linear", decision.reason, torch.device("cpu"))
+            return _Unquantized()
+        return Mxfp4DiffusionLinearMethod(self.model, name, decision)
+
+
+class Mxfp8DiffusionConfig(Mxfp4DiffusionConfig):
+    """``--quantization mxfp8-core`` of the diffusion server."""
+
+    method = METHOD_FP8
+
+
+CONFIGS: Mapping[str, type] = {METHOD: Mxfp4DiffusionConfig, METHOD_FP8: Mxfp8DiffusionConfig}
+"""The class of each method."""
+
+
+def get_config(original: Callable[..., Any], quantization: str) -> Any:
+    """Return the class of a method; the server's own are left to it."""
+    return CONFIGS[quantization] if quantization in CONFIGS else original(quantization)
+
+
+def resolved(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Tell our config which component it is for, and which layers the command line keeps.
+
+    The server hands its list of ignored layers to methods of its own only.
+    """
+    config = original(*args, **kwargs)
+    if isinstance(config, Mxfp4DiffusionConfig):
+        path = kwargs.get("component_model_path")
+        config.model.config = dict(kwargs.get("hf_config") or {})
+        stored = config.model.stored and path is not None and Path(path).is_dir()
+        config.model.folder = path if stored else None
+        if ignored := getattr(kwargs.get("server_args"), "quantization_ignored_layers", None):
+            config.ignoring(list(ignored))
+    return config
+
+
+__all__ = [
+    "CONFIGS",
+    "Mxfp4DiffusionConfig",
+    "Mxfp4DiffusionLinearMethod",
+    "Mxfp8DiffusionConfig",
+    "get_config",
+    "resolved",
+]

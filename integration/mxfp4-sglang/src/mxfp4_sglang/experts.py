@@ -1,0 +1,126 @@
+"""Routed experts: what SGLang calls to make, load and compute them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mxfp4_core.errors import ConfigError
+from mxfp4_core.loader import EngineDecision
+from mxfp4_core.modules import Mxfp4Experts
+from mxfp4_sglang import compat
+from mxfp4_sglang.gates import gate_of
+from mxfp4_sglang.hosted import Hosted
+from mxfp4_sglang.model import Model
+
+NAMES = {"gate_up": "w13_weight", "down": "w2_weight"}
+
+
+class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
+    """The routed experts of one layer.
+
+    Args:
+        model: whose layer it is.
+        name: of the layer.
+        decision: how it is quantised.
+    """
+
+    hosted: Hosted
+    runner = None  # SGLang's own kernels are not used
+
+    def __init__(self, model: Model, name: str, decision: EngineDecision) -> None:
+        super().__init__()
+        self._model, self._name, self._decision = model, name, decision
+        self._factor: float | None = None
+
+    def create_weights(
+        self,
+        layer: Any,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Make the module of the sizes of this rank, and the parameters that SGLang loads.
+
+        Raises:
+            BackendError: no backend takes it; the message has what each one said.
+            ShapeError: tensor parallelism cuts a block.
+            ConfigError: SGLang wants something of these experts that they do not do.
+        """
+        compat.check_routing(self._name)
+        how, config = self._decision, layer.moe_runner_config
+        module = Mxfp4Experts(
+            num_experts,
+            intermediate_size_per_partition,
+            hidden_size,
+            top_k=layer.top_k or 1,
+            gate=gate_of(config, self._name),
+            bias=bool(extra_weight_attrs.get("with_bias")),
+            activation=how.activation,
+            profile=how.profile,
+            format=how.format,
+            device="meta",
+            dtype=params_dtype,
+        )
+        load = self._model.load(compat.device_of_new_tensors())
+        own = load.layer(module, self._name, dtype=params_dtype, ranks=layer.moe_tp_size, decision=how)
+        self.hosted = Hosted(own, NAMES, self._model)
+        loader = extra_weight_attrs["weight_loader"]
+        for name in [*module.named_biases]:
+            self._bias(layer, module, name, loader)
+        # SGLang's loader takes parts of a weight for what narrows like the weight.
+        self.hosted.register(layer, loader, quant_method=compat.BLOCK_SCALES)
+
+    def create_moe_runner(self, layer: torch.nn.Module, moe_runner_config: Any) -> None:
+        """Remember what the result is multiplied with; the module itself is the runner."""
+        self._factor = moe_runner_config.routed_scaling_factor
+
+    def get_moe_runner_backend(self, layer: torch.nn.Module) -> None:
+        """Return that there is no runner: ids are those of this rank."""
+        return None
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Let the module compute with what was loaded.
+
+        Raises:
+            LoadError: something is missing, or came twice.
+        """
+        self._model.loaded()
+        self.hosted.finish(layer, stay=True)
+
+    def apply(self, layer: Any, dispatch_output: Any) -> Any:
+        """Return what the experts that live here make of their tokens, summed with the weights of the router.
+
+        Raises:
+            ConfigError: the tokens are sorted or packed for a kernel of SGLang's.
+        """
+        if not compat.is_standard(dispatch_output):
+            raise ConfigError(
+                f"{self._name} cannot compute",
+                seen=f"tokens as {type(dispatch_output.topk_output).__name__}",
+                rule="tokens come in order, with ids and weights of their experts",
+                fix="use --moe-runner-backend triton, and no --moe-a2a-backend",
+            )
+        routed = dispatch_output.topk_output
+        weights = routed.topk_weights
+        if self._factor is not None and not layer.should_fuse_routed_scaling_factor_in_topk:
+            weights = weights * self._factor
+        y = self.hosted.ready()(dispatch_output.hidden_states, routed.topk_ids, weights)
+        return compat.StandardCombineInput(hidden_states=y)
+
+    @staticmethod
+    def _bias(layer: torch.nn.Module, module: Mxfp4Experts, name: str, loader: Any) -> None:
+        """Let SGLang load a bias into the memory of the module."""
+        shape, dtype = module.named_biases[name].shape, module.named_biases[name].dtype
+        bias = torch.nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+        vars(bias)["weight_loader"] = loader
+        stem = name.removesuffix("_bias")
+        weight = {"gate_up_proj": NAMES["gate_up"], "down_proj": NAMES["down"]}[stem]
+        layer.register_parameter(f"{weight}_bias", bias)
+        module._buffers[name] = bias.data
+
+
+__all__ = ["Mxfp4ExpertsMethod"]

@@ -1,0 +1,182 @@
+"""Real stacks of experts of SGLang: under tensor and expert parallelism, online and saved, and what they compute."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sgl_layers import parts_of, weights
+from sglang.srt.layers.moe.fused_moe_triton import layer as moe_layer
+from sglang.srt.layers.moe.token_dispatcher import standard
+from sglang.srt.layers.moe.topk import StandardTopKOutput
+from sglang.srt.layers.quantization import QUANTIZATION_METHODS
+
+from mxfp4_core import quantize
+from mxfp4_core.errors import ConfigError, LoadError, ShapeError
+
+E, H, I, TOP = 4, 64, 64, 2  # noqa: E741 - experts, hidden, intermediate, experts per token
+NAME = "model.layers.0.mlp.experts"
+SHAPES = {"w1": (I, H), "w3": (I, H), "w2": (H, I)}
+
+
+@pytest.fixture
+def parallel(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stand for the groups of ranks, which an engine makes when it starts."""
+
+    def set_to(ep: int = 1, tp: int = 1, rank: int = 0) -> None:
+        sizes = {
+            "moe_ep_size": ep,
+            "moe_ep_rank": rank if ep > 1 else 0,
+            "moe_tp_size": tp,
+            "moe_tp_rank": rank if tp > 1 else 0,
+        }
+        groups = SimpleNamespace(**sizes, tp_group=None, elastic_ep_initial_size=None)
+        settings = SimpleNamespace(
+            moe=SimpleNamespace(ep_join_mode=None, moe_runner_backend="auto", enable_eplb=False)
+        )
+        for module in (moe_layer, standard):
+            monkeypatch.setattr(module, "get_parallel", lambda: groups, raising=False)
+        monkeypatch.setattr(moe_layer, "get_exec", lambda: settings, raising=False)
+        monkeypatch.setattr(moe_layer, "get_server_args", lambda: SimpleNamespace(kt_weight_path=None))
+        monkeypatch.setattr(moe_layer, "create_kt_config_from_server_args", lambda *_: None)
+        monkeypatch.setattr(moe_layer, "get_global_expert_location_metadata", lambda: None)
+        monkeypatch.setattr(standard, "get_device", lambda: "cpu", raising=False)
+
+    set_to()
+    return set_to
+
+
+def make(stored: bool = False, **options: Any) -> Any:
+    kind = QUANTIZATION_METHODS["mxfp4-core"]
+    how = kind.from_config({"quant_method": "mxfp4-core"}) if stored else kind()
+    sizes = {"num_experts": E, "hidden_size": H, "intermediate_size": I, "layer_id": 0, "top_k": TOP}
+    return moe_layer.FusedMoE(**{**sizes, **options}, quant_config=how, prefix=NAME)
+
+
+def sources() -> dict[tuple[str, int], torch.Tensor]:
+    return {
+        (shard, expert): weights(*shape, seed=10 * expert + place)
+        for place, (shard, shape) in enumerate(SHAPES.items())
+        for expert in range(E)
+    }
+
+
+def load(layer: Any, given: dict[tuple[str, int], torch.Tensor], suffix: str = "") -> None:
+    params = dict(layer.named_parameters())
+    for (shard, expert), source in given.items():
+        name = f"{'w2' if shard == 'w2' else 'w13'}_weight{suffix}"
+        params[name].weight_loader(params[name], source, f"{NAME}.{name}", shard_id=shard, expert_id=expert)
+
+
+def finish(layer: Any) -> Any:
+    layer.quant_method.process_weights_after_loading(layer)
+    return layer
+
+
+def expected(part: str, ep: int, tp: int, rank: int) -> dict[str, torch.Tensor]:
+    """Return what a rank holds of a part: gate above up, its experts, its slice of each."""
+    made = {key: quantize(source).parts[part] for key, source in sources().items()}
+    first, count, cut = (rank * E // ep if ep > 1 else 0), E // ep, (rank if tp > 1 else 0)
+    held = range(first, first + count)
+    gate_up = [torch.cat([made[s, e].chunk(tp, 0)[cut] for s in ("w1", "w3")]) for e in held]
+    return {
+        "gate_up": torch.stack(gate_up),
+        "down": torch.stack([made["w2", e].chunk(tp, 1)[cut] for e in held]),
+    }
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(("ep", "tp"), [(1, 1), (2, 1), (1, 2)])
+def test_each_rank_holds_its_experts(parallel: Any, ep: int, tp: int, stored: bool) -> None:
+    for rank in range(ep * tp):
+        parallel(ep, tp, rank)
+        layer = make(stored)
+        if stored:
+            made = {key: quantize(source) for key, source in sources().items()}
+            load(layer, {key: each.codes for key, each in made.items()})
+            load(layer, {key: each.scales for key, each in made.items()}, "_scale")
+        else:
+            load(layer, sources())
+        finish(layer)
+        for part in ("codes", "scales"):
+            for matrix, want in expected(part, ep, tp, rank).items():
+                assert torch.equal(parts_of(layer, matrix)[part], want)
+
+
+def routed(seed: int = 5, tokens: int = 6) -> tuple[torch.Tensor, StandardTopKOutput]:
+    scores = torch.randn(tokens, E, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    chosen = scores.softmax(-1).topk(TOP)
+    return weights(tokens, H, seed=seed), StandardTopKOutput(chosen.values, chosen.indices.int(), scores)
+
+
+def reference(x: torch.Tensor, routes: StandardTopKOutput, factor: float = 1.0) -> torch.Tensor:
+    made = {key: quantize(source).dequantize(torch.float32) for key, source in sources().items()}
+    result = torch.zeros(x.shape, dtype=torch.float32)
+    for token, (ids, shares) in enumerate(zip(routes.topk_ids, routes.topk_weights, strict=True)):
+        for expert, share in zip(ids.tolist(), shares, strict=True):
+            gate, up = (made[shard, expert] @ x[token].float() for shard in ("w1", "w3"))
+            result[token] += share * factor * (made["w2", expert] @ (torch.nn.functional.silu(gate) * up))
+    return result
+
+
+def close(found: torch.Tensor, want: torch.Tensor) -> bool:
+    """Say whether two results differ by the rounding of BF16 between the matmuls, and no more."""
+    return bool((found.float() - want).abs().max() <= 2**-6 * want.abs().max())
+
+
+@pytest.mark.parametrize("factor", [None, 2.5])
+def test_they_compute(parallel: Any, factor: float | None) -> None:
+    layer = make(routed_scaling_factor=factor)
+    load(layer, sources())
+    x, routes = routed()
+    assert close(finish(layer)(x, routes), reference(x, routes, factor or 1.0))
+
+
+def test_the_shares_of_expert_parallel_ranks_add_up(parallel: Any) -> None:
+    x, routes = routed()
+    total = torch.zeros(x.shape, dtype=torch.float32)
+    for rank in range(2):
+        parallel(2, 1, rank)
+        layer = make()
+        load(layer, sources())
+        total += finish(layer)(x, routes).float()
+    assert close(total, reference(x, routes))
+
+
+def test_missing_experts_are_named(parallel: Any) -> None:
+    layer = make()
+    load(layer, {key: source for key, source in sources().items() if key != ("w3", 2)})
+    with pytest.raises(LoadError, match=r"missing: expert 2, rows 64:128, k 0:64 \(shard w3\)"):
+        finish(layer)
+
+
+def test_a_tp_size_that_cuts_a_block_is_refused(parallel: Any) -> None:
+    parallel(1, 2, 0)
+    with pytest.raises(ShapeError, match="experts"):
+        make(intermediate_size=96)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"activation": "gelu"}, "activation 'gelu'"),
+        ({"is_gated": False}, "without a gate"),
+        ({"apply_router_weight_on_input": True}, "on the input"),
+        ({"no_combine": True}, "one by one"),
+    ],
+)
+def test_what_they_do_not_do_is_refused(parallel: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make(**options)
+
+
+def test_another_runner_is_refused(parallel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.layers.moe.utils import MoeRunnerBackend
+
+    from mxfp4_sglang import compat
+
+    monkeypatch.setattr(compat, "get_moe_runner_backend", lambda: MoeRunnerBackend("flashinfer_trtllm"))
+    with pytest.raises(ConfigError, match="--moe-runner-backend flashinfer_trtllm"):
+        make()
