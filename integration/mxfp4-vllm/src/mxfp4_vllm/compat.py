@@ -1,0 +1,90 @@
+"""The only module that touches what vLLM changes between releases, or keeps to itself.
+
+Read in the wheels of 0.26.0, 0.32.0 and 0.33.0; 0.32.0 runs in CI. What differs, and what is done about it:
+
+* A load again (``reload_weights``, RL updates) puts the parameters of every module back as they were made, buffers the
+  calls of their loaders, counts elements by calling each loader once on the meta device, and then loads the layer in
+  high precision. While that is under way, our loaders step aside (`reloading`), and the layer is quantised as a whole.
+* It looks at every module and puts its buffers on the meta device: so the MXFP4 module is no submodule of the layer.
+* ``init_mxfp4_linear_kernel`` asks ``_supports_quant_scheme`` in 0.33, and no activation key in 0.26.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.kernels import linear as linear_kernels
+from vllm.model_executor.kernels.linear.mxfp4.base import MxFp4LinearKernel
+from vllm.model_executor.layers.fused_moe import (
+    FusedMoEMethodBase,
+    FusedMoeWeightScaleSupported,
+    RoutedExperts,
+)
+from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
+from vllm.model_executor.layers.quantization import get_quantization_config as registered
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.utils import set_weight_attrs
+from vllm.platforms import current_platform
+
+BLOCK_SCALES: str = FusedMoeWeightScaleSupported.BLOCK.value
+"""What a parameter of experts is marked with whose scales are cut like the weight."""
+
+
+def reloading(layer: torch.nn.Module) -> bool:
+    """Say whether vLLM is loading this layer again by its own machinery, which wants plain parameters."""
+    return bool(get_layerwise_info(layer).can_load())
+
+
+def model_of() -> tuple[str, dict[str, Any], bool]:
+    """Return of the model that is being built: its path or name, its config.json, and whether weights are made up."""
+    current = get_current_vllm_config()
+    config = current.model_config
+    return config.model, config.hf_config.to_dict(), current.load_config.load_format == "dummy"
+
+
+def default_device() -> torch.device:
+    """Return the device on which vLLM builds the model, with its number."""
+    return torch.empty(0).device
+
+
+def offer_linear_kernel(kernel: type) -> None:
+    """Give vLLM a kernel for MXFP4 linear layers on this platform, behind its own."""
+    platform = current_platform._enum
+    if kernel not in linear_kernels._POSSIBLE_MXFP4_KERNELS.get(platform, []):
+        linear_kernels.register_linear_kernel(kernel, platform, "mxfp4")
+
+
+def place(
+    layer: torch.nn.Module, name: str, shape: tuple[int, ...], dtype: torch.dtype, **attributes: Any
+) -> None:
+    """Register a parameter without memory, with the attributes that vLLM's loaders look for."""
+    parameter = torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    layer.register_parameter(name, parameter)
+    set_weight_attrs(parameter, attributes)
+
+
+__all__ = [
+    "BLOCK_SCALES",
+    "QUANTIZATION_METHODS",
+    "FusedMoEMethodBase",
+    "LinearBase",
+    "LinearMethodBase",
+    "MxFp4LinearKernel",
+    "QuantizationConfig",
+    "QuantizeMethodBase",
+    "RoutedExperts",
+    "UnquantizedLinearMethod",
+    "VocabParallelEmbedding",
+    "default_device",
+    "model_of",
+    "offer_linear_kernel",
+    "place",
+    "register_quantization_config",
+    "registered",
+    "reloading",
+]

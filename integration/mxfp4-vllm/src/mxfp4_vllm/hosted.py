@@ -1,0 +1,67 @@
+"""The parameters that vLLM sees of a layer whose weights are MXFP4, and what happens to what it loads into them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from mxfp4_core.loader import EngineLayer
+from mxfp4_vllm import compat
+
+
+class Hosted:
+    """One layer of vLLM and the layer of the core behind it.
+
+    Args:
+        own: the layer of the core.
+        names: what vLLM calls each weight of the layer, by name of the matrix in the core.
+    """
+
+    def __init__(self, own: EngineLayer, names: Mapping[str, str]) -> None:
+        self.own, self._names = own, names
+
+    def register(self, layer: torch.nn.Module, weight_loader: Callable[..., Any], **attributes: Any) -> None:
+        """Give the layer of vLLM a parameter without memory for each place, with a loader that fills the module.
+
+        Args:
+            layer: of vLLM.
+            weight_loader: its own loader.
+            attributes: what else vLLM's loaders look for on a parameter.
+        """
+        for place in self.own.places():
+            loader = _aside(layer, self.own.loader(place, weight_loader), weight_loader)
+            name = f"{self._names[place.matrix]}{place.suffix}"
+            compat.place(layer, name, place.shape, place.dtype, weight_loader=loader, **attributes)
+
+    def finish(self, layer: torch.nn.Module) -> None:
+        """Take what vLLM loaded, and let the module compute.
+
+        Args:
+            layer: of vLLM.
+        """
+        held = {
+            place: getattr(layer, f"{self._names[place.matrix]}{place.suffix}") for place in self.own.places()
+        }
+        for matrix in dict.fromkeys(place.matrix for place in held):
+            whole = {place.part: each.data for place, each in held.items() if place.matrix == matrix}
+            if not any(each.is_meta for each in whole.values()):
+                self.own.put(matrix, whole)
+        self.own.finish()
+
+
+def _aside(
+    layer: torch.nn.Module, ours: Callable[..., Any], weight_loader: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return our loader, which leaves the call to vLLM's own while vLLM loads the layer again by itself."""
+
+    @functools.wraps(weight_loader)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        return (weight_loader if compat.reloading(layer) else ours)(*args, **kwargs)
+
+    return load
+
+
+__all__ = ["Hosted"]

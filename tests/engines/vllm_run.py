@@ -1,0 +1,133 @@
+"""Start vLLM's engine in this process, once for each scenario, and write down what it says and holds.
+
+    python vllm_run.py SCENARIOS.json RESULTS.json
+
+A scenario is a table: ``name``, ``model``, ``arguments`` of ``vllm.LLM``, ``prompts`` as token ids, ``tokens`` to
+generate. It may have ``parts``, a file for the bytes of all MXFP4 modules; and ``again``, a folder whose weights are
+loaded afterwards, by ``load_weights`` or by vLLM's own ``reload_weights`` (``how``). An error is a result, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault(
+    "VLLM_ENABLE_V1_MULTIPROCESSING", "0"
+)  # the engine lives in the process of its scenario
+os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # functions go to workers
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from safetensors.torch import save_file
+
+
+def held(model: Any) -> dict[str, torch.Tensor]:
+    """Return the parts of every MXFP4 module behind a layer of vLLM, by name of the layer and of the part."""
+    found: dict[str, torch.Tensor] = {}
+    for path, layer in model.named_modules():
+        module = getattr(getattr(layer, "quant_method", None), "module", None)
+        for matrix in module.shapes if module is not None else ():
+            for part, tensor in module.canonical(matrix).parts.items():
+                found[f"{path.removesuffix('.routed_experts')}.{matrix}.{part}"] = (
+                    tensor.detach().cpu().contiguous().clone()
+                )
+    return found
+
+
+def memory(model: Any) -> list[int]:
+    """Return the addresses of what the MXFP4 modules compute with."""
+    modules = [getattr(getattr(layer, "quant_method", None), "module", None) for layer in model.modules()]
+    return [buffer.data_ptr() for module in modules if module is not None for buffer in module.buffers()]
+
+
+def load_again(model: Any, folder: str) -> None:
+    from safetensors.torch import load_file
+
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        model.load_weights(load_file(file).items())
+
+
+def save(model: Any, path: str) -> None:
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    save_file(held(model), path.format(rank=get_tensor_model_parallel_rank()))
+
+
+def said(llm: Any, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
+    from vllm import SamplingParams
+
+    how = SamplingParams(temperature=0, max_tokens=tokens, logprobs=20, detokenize=False, ignore_eos=True)
+    out = llm.generate([{"prompt_token_ids": each} for each in prompts], how, use_tqdm=False)
+    return [
+        {
+            "tokens": list(each.outputs[0].token_ids),
+            "first": {str(token): one.logprob for token, one in each.outputs[0].logprobs[0].items()},
+        }
+        for each in out
+    ]
+
+
+def run(scenario: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM
+
+    defaults = {
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "dtype": "bfloat16",
+        "max_model_len": 256,
+        "kv_cache_memory_bytes": 32 << 20,
+        "disable_log_stats": True,
+    }
+    llm = LLM(model=scenario["model"], **{**defaults, **scenario.get("arguments", {})})
+    result: dict[str, Any] = {"outputs": said(llm, scenario["prompts"], scenario.get("tokens", 4))}
+    if "parts" in scenario:
+        llm.apply_model(partial(save, path=scenario["parts"]))
+    if "again" in scenario:
+        before = llm.apply_model(memory)
+        if scenario.get("how") == "reload_weights":
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": scenario["again"]})
+        else:
+            llm.apply_model(partial(load_again, folder=scenario["again"]))
+        llm.reset_prefix_cache()
+        result["again"] = said(llm, scenario["prompts"], scenario.get("tokens", 4))
+        result["moved"] = llm.apply_model(memory) != before
+    return result
+
+
+def main(scenarios: Path, results: Path) -> None:
+    import vllm.entrypoints.llm  # noqa: F401  # once, for all children: it takes longer than a scenario
+
+    found = {}
+    for scenario in json.loads(scenarios.read_text()):
+        # A process for each: a second engine in one process finds what the first one left.
+        answer = results.with_name(f"{results.name}.{scenario['name']}")
+        if (child := os.fork()) == 0:
+            os._exit(alone(scenario, answer))
+        os.waitpid(child, 0)
+        found[scenario["name"]] = json.loads(answer.read_text()) if answer.exists() else {"error": "it died"}
+    results.write_text(json.dumps(found))
+
+
+def alone(scenario: dict[str, Any], answer: Path) -> int:
+    try:
+        began = time.perf_counter()
+        result = run(scenario)
+        result["seconds"] = time.perf_counter() - began
+    except Exception as error:
+        traceback.print_exc()
+        result = {"error": f"{type(error).__name__}: {error}"}
+    answer.write_text(json.dumps(result))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
