@@ -30,9 +30,8 @@ from mxfp4_core.errors import (
     DialectError,
     LoadError,
 )
-from mxfp4_core.loader import filling
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
-from mxfp4_transformers import Mxfp4Config
+from mxfp4_transformers import Mxfp4Config, filler
 
 Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 DIALECTS = ("mxfp4-core", "compressed-tensors", "quark")
@@ -399,7 +398,7 @@ def test_weights_are_read_in_pieces(
         return copy(self, source, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling, "_PIECE", 256)
+        patch.setattr(filler, "_PIECE", 256)
         patch.setattr(torch.Tensor, "copy_", noted)
         model = from_pretrained(made("qwen3_moe", "quark"))
     same(model, whole)

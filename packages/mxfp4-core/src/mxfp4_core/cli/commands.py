@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": "Show what would become MXFP4, and why.",
     "quantize": "Quantise a checkpoint, file to file.",
     "convert": "Convert an MXFP4 checkpoint to another dialect.",
+    "dequantize": "Write the values of a quantised checkpoint in BF16.",
     "verify": "Check that an MXFP4 checkpoint is what it claims.",
     "report": "Measure the error of each tensor.",
     "doctor": "Say which backend would run, and why.",

@@ -15,14 +15,25 @@ from mxfp4_core.config.known import dialect_names
 def convert_command(
     source: Annotated[Path, typer.Argument(help="Folder with an MXFP4 checkpoint.")],
     destination: Annotated[Path, typer.Argument(help="Folder for the result.")],
-    to: Annotated[str, typer.Option(help=f"Dialect to write: auto, {', '.join(dialect_names())}.")],
+    to: Annotated[
+        str, typer.Option(help=f"What to write: auto, {', '.join(dialect_names())}; or fp8, nvfp4.")
+    ],
     beside: Annotated[
-        str, typer.Option(help="FP8 weights beside the MXFP4 ones: keep, or widen to BF16, which is exact.")
+        str,
+        typer.Option(
+            help="Weights in FP8 beside MXFP4 ones: keep; widen to BF16, which is exact; quantize, which rounds."
+        ),
     ] = "keep",
     activation: Annotated[
         str | None,
         typer.Option(help="How activations are quantised, where the target has no word for the source's."),
     ] = None,
+    lossy: Annotated[
+        bool,
+        typer.Option(
+            "--lossy", help="Let values be rounded on the way to fp8 or nvfp4, and say by how much."
+        ),
+    ] = False,
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
     ray: Ray = None,
@@ -34,7 +45,7 @@ def convert_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Convert an MXFP4 checkpoint to another dialect: names and config change, codes and scales do not."""
+    """Convert a checkpoint: among dialects of MXFP4 names and config change, codes and scales do not."""
     from mxfp4_core.jobs import convert_checkpoint
 
     shown = not (quiet or as_json or dry_run)
@@ -45,6 +56,7 @@ def convert_command(
             to,
             beside=beside,
             activation=activation,
+            lossy=lossy,
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,
             dry_run=dry_run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,6 +94,17 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:_SHOWN])) + more
 
 
+def error_lines(errors: Mapping[str, float]) -> list[str]:
+    """Say how much was lost: the worst weights, and how many there are."""
+    if not errors:
+        return []
+    worst = sorted(errors.items(), key=lambda pair: pair[1])[:_SHOWN]
+    exact = sum(value == math.inf for value in errors.values())
+    told = ", ".join(f"{printable(name)} {value:.1f} dB" for name, value in worst if value != math.inf)
+    lost = f"; the worst: {told}" if told else ""
+    return [f"signal to noise of {len(errors)} weights, {exact} of them exact{lost}; --json lists all"]
+
+
 def print_result(result: Result, *, as_json: bool) -> None:
     """Print what was done; the last line says where the result is and how to load it."""
     if as_json:
@@ -111,6 +123,8 @@ def print_result(result: Result, *, as_json: bool) -> None:
     for line in (reason, result.kinds, *(f"note: {note}" for note in result.notes)):
         if line:
             say(line)
+    for line in error_lines(result.errors):
+        say(line)
     if result.dry_run:
         say(f"dry run: nothing was written to {result.path}")
         return

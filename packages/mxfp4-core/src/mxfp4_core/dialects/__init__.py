@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mxfp4_core.dialects.base import Dialect as Dialect
     from mxfp4_core.dialects.base import Entry as Entry
     from mxfp4_core.dialects.beside import Beside as Beside
+    from mxfp4_core.dialects.beside import Narrow as Narrow
     from mxfp4_core.dialects.default import default_for as default_for
     from mxfp4_core.dialects.joins import concat as concat
     from mxfp4_core.dialects.joins import interleave as interleave
@@ -43,6 +44,7 @@ _HOMES = {
     "Dialect": "base",
     "Entry": "base",
     "Beside": "beside",
+    "Narrow": "beside",
     "default_for": "default",
     "concat": "joins",
     "interleave": "joins",
@@ -71,6 +73,7 @@ __all__ = [
     "Description",
     "Dialect",
     "Entry",
+    "Narrow",
     "Recipe",
     "Source",
     "check_parts",

@@ -13,64 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from mxfp4_core.arithmetic.format import BLOCK
-from mxfp4_core.dialects.beside import Beside
+from mxfp4_core.dialects.beside import Narrow
+from mxfp4_core.dialects.entry import Entry, alternates
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
-from mxfp4_core.naming.families import gate_of
 
 if TYPE_CHECKING:
     from mxfp4_core.config.schema import Mxfp4Config
     from mxfp4_core.dialects.source import Source
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One quantised weight of a checkpoint.
-
-    Args:
-        weight: canonical name of the weight, with ``.weight`` for a linear and without for stacked experts.
-        shape: logical shape ``[..., N, K]``, before any padding of K to whole blocks.
-        parts: for each part of the format the recipe that makes it, in the dtype and shape that the format gives it.
-        format: name of the format.
-        transposed: whether the weight has the axes ``[..., K, N]`` in the model that was quantised. The parts do not.
-        interleaved: whether rows of gate and up alternate in a fused weight of experts; else gate is above up.
-        profile: resolved profile of this weight, where it is not that of the contents.
-        activation: activation mode of this weight, where it is not that of the contents.
-        known: who owns the model says that it is multiplied with, whatever its name.
-        reader: class of the model whose code reads the weight, beside calling its module; empty if none is known.
-    """
-
-    weight: str
-    shape: tuple[int, ...]
-    parts: Mapping[str, Recipe]
-    format: str = "mxfp4"
-    transposed: bool = False
-    interleaved: bool = False
-    profile: str = ""
-    activation: str = ""
-    known: bool = False
-    reader: str = ""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The stored tensors that its parts are made from, each once."""
-        return tuple(dict.fromkeys(name for part in self.parts.values() for name in part.names))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts.values())
-
-
-def alternates(weight: str, model_type: str) -> bool:
-    """Return whether a model is known to hold rows of gate and up in turn in a fused weight of stacked experts.
-
-    Args:
-        weight: canonical name.
-        model_type: as in config.json, that of the language model where there are several.
-    """
-    gate = gate_of(model_type) if weight.endswith("experts.gate_up_proj") else None
-    return gate is not None and gate.interleaved
 
 
 @dataclass(frozen=True)
@@ -96,7 +46,7 @@ class Contents:
     profile: str = ""
     activation: str = "none"
     static: Mapping[str, Recipe] = field(default_factory=dict)
-    beside: Mapping[str, Beside] = field(default_factory=dict)
+    beside: Mapping[str, Narrow] = field(default_factory=dict)
     model: Mapping[str, Any] | None = None
 
 
@@ -112,6 +62,7 @@ class Description:
         profile: name of the resolved profile of the codes, empty when it is unknown.
         beside: weights in another kind of quantisation.
         others: names of all tensors that are stored as they are.
+        static: names of static scales of activations.
     """
 
     model: Mapping[str, Any]
@@ -119,8 +70,9 @@ class Description:
     entries: Sequence[Entry]
     kept: Sequence[str]
     profile: str = ""
-    beside: Sequence[Beside] = ()
+    beside: Sequence[Narrow] = ()
     others: Sequence[str] = ()
+    static: Sequence[str] = ()
 
 
 def one_activation(dialect: str, description: Description) -> str:
@@ -156,14 +108,12 @@ class Dialect(ABC):
         formats: formats that it stores.
         linear_only: whether it stores nothing but 2-D weights ``[N, K]`` of linears in whole blocks.
         readers: who loads it, in a few words.
-        components: diffusers loads a component of a pipeline from it, with the adapter of this project.
     """
 
     name: str
     formats: frozenset[str] = frozenset({"mxfp4"})
     linear_only: bool = True
     readers: str = ""
-    components: bool = False
 
     def __repr__(self) -> str:
         return f"<dialect {self.name}>"
@@ -244,17 +194,31 @@ class Dialect(ABC):
         """
         return dict(tensors)
 
-    def write_beside(self, beside: Beside) -> dict[str, Recipe]:
-        """Return the tensors to store for a weight in FP8, by name.
+    def write_static(self, static: Mapping[str, Recipe]) -> dict[str, Recipe]:
+        """Return the tensors to store for static scales of activations, by name.
+
+        Raises:
+            DialectError: the dialect has none.
+        """
+        raise DialectError(
+            f"static scales of activations cannot be written in the dialect {self.name}",
+            seen=f"{len(static)} static scales, for example {next(iter(static), '')!r}",
+            rule="only the dialect that they come from says what they mean",
+            fix="say how activations are quantised instead (--activation none, mxfp4 or fp8), which leaves them out",
+        )
+
+    def write_beside(self, beside: Narrow) -> dict[str, Recipe]:
+        """Return the tensors to store for a weight in another kind of quantisation, by name.
 
         Raises:
             DialectError: the dialect has no word for such weights.
         """
         raise DialectError(
             f"tensor {beside.weight!r} cannot be written in the dialect {self.name}",
-            seen=f"FP8 with scales for blocks of {list(beside.block)}",
+            seen=beside.told,
             rule="that dialect has no word for it",
-            fix="widen it to BF16 (--beside widen), which is exact, or choose the dialect that it comes from",
+            fix="widen it to BF16 (--beside widen), which is exact or an error; quantise it again (--beside quantize), "
+            "which rounds; or choose the dialect that it comes from",
         )
 
     def check(self, entry: Entry) -> None:

@@ -1,36 +1,86 @@
-"""Weights that are quantised, but are no MXFP4: FP8 with one scale for each block of rows and columns.
+"""Weights that are quantised, but are no plain MXFP4: FP8 in blocks, NVFP4, MXFP4 that was rotated.
 
-A checkpoint with MXFP4 experts may hold its dense layers so (DeepSeek-V4: 128 x 128). They are kept as they are, or
-widened to BF16: an E4M3 value has four significant bits, BF16 has eight, and a scale that is a power of two moves the
-exponent only, so nothing is rounded. What would be rounded is an error.
+A checkpoint with MXFP4 experts may hold its dense layers in FP8 (DeepSeek-V4: 128 x 128), or all of its weights may
+be of another kind. They are kept as they are, or their values are made: widened to BF16 where that is exact, which it
+is for FP8 with scales that are powers of two (E4M3 has four significant bits, BF16 eight), or rounded to a dtype
+where that is asked for.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mxfp4_core.arithmetic.format import E8M0_BIAS, E8M0_NAN
-from mxfp4_core.dialects.raw import Bytes, misfit
+from mxfp4_core.checkpoint.header import DTYPE_BITS
+from mxfp4_core.checkpoint.reader import TORCH_DTYPES
+from mxfp4_core.dialects.raw import CARRIERS, Bytes, misfit
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
 
 if TYPE_CHECKING:
     import torch
 
+_SCALES = ("F8_E8M0", "U8", "F32", "BF16", "F16")
+
 
 @dataclass(frozen=True)
-class Beside:
+class Narrow(ABC):
+    """One weight in another kind of quantisation.
+
+    Args:
+        weight: canonical name.
+    """
+
+    weight: str
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape ``[..., N, K]``."""
+
+    @property
+    @abstractmethod
+    def stored(self) -> tuple[Recipe, ...]:
+        """What it is made from."""
+
+    @property
+    @abstractmethod
+    def told(self) -> str:
+        """What it is, in a few words."""
+
+    @abstractmethod
+    def numbers(self, source: Bytes, start: int, stop: int) -> torch.Tensor:
+        """Make the values of the indices ``start`` to ``stop`` of the first axis, in float64."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stored tensors."""
+        return tuple(dict.fromkeys(name for recipe in self.stored for name in recipe.names))
+
+    @property
+    def widened(self) -> Recipe:
+        """The recipe for the same values in BF16; it raises where BF16 does not have one of them."""
+        return Widen("BF16", self.shape, self, True)
+
+    def rounded(self, dtype: str = "BF16") -> Recipe:
+        """Return the recipe for the values rounded to a dtype, ties to even."""
+        return Widen(dtype, self.shape, self, False)
+
+
+@dataclass(frozen=True)
+class Beside(Narrow):
     """One weight in FP8.
 
     Args:
         weight: canonical name.
         values: ``F8_E4M3`` ``[..., N, K]``.
-        scales: ``F8_E8M0`` or ``F32`` ``[..., N / rows, K / columns]``, rounded up; a value counts times its scale.
+        scales: ``F8_E8M0``, ``U8`` with the same bits, or floats ``[..., N / rows, K / columns]``, rounded up; a value
+            counts times its scale.
         block: rows and columns that share a scale.
     """
 
-    weight: str
     values: Recipe
     scales: Recipe
     block: tuple[int, int]
@@ -39,50 +89,29 @@ class Beside:
         """Check that values and scales belong together."""
         *lead, n, k = self.values.shape if len(self.values.shape) > 1 else (0, 0)
         grid = (*lead, -(-n // self.block[0]), -(-k // self.block[1]))
-        fits = self.values.dtype == "F8_E4M3" and self.scales.dtype in ("F8_E8M0", "F32")
+        fits = self.values.dtype == "F8_E4M3" and self.scales.dtype in _SCALES
         if not fits or self.scales.shape != grid or len(self.values.shape) < 2:
             seen = f"{self.weight!r}: {self.values.dtype} {list(self.values.shape)} with "
             seen += f"{self.scales.dtype} {list(self.scales.shape)}"
-            misfit(seen, f"F8_E4M3 values have F8_E8M0 or F32 scales for blocks of {list(self.block)}")
+            misfit(seen, f"F8_E4M3 values have F8_E8M0 or float scales for blocks of {list(self.block)}")
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The stored tensors."""
-        return (*self.values.names, *self.scales.names)
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values."""
+        return self.values.shape
 
     @property
-    def widened(self) -> Recipe:
-        """The recipe for the same values in BF16."""
-        return Widen("BF16", self.values.shape, self.weight, self.values, self.scales, self.block)
-
-
-@dataclass(frozen=True)
-class Widen(Recipe):
-    """Values times their scales in BF16, exactly; made by `Beside.widened`.
-
-    Args:
-        weight: name for messages.
-        values: the FP8 values.
-        scales: their scales.
-        block: rows and columns that share a scale.
-    """
-
-    weight: str
-    values: Recipe
-    scales: Recipe
-    block: tuple[int, int]
-
-    @property
-    def children(self) -> tuple[Recipe, ...]:
+    def stored(self) -> tuple[Recipe, ...]:
         """Values and scales."""
         return self.values, self.scales
 
-    def rows(self, source: Bytes, start: int, stop: int) -> torch.Tensor:
-        """Multiply in FP64, where every such product is exact, and round to BF16, which must change nothing.
+    @property
+    def told(self) -> str:
+        """FP8, and its blocks."""
+        return f"FP8 with scales for blocks of {list(self.block)}"
 
-        Raises:
-            DialectError: a product that BF16 does not have.
-        """
+    def numbers(self, source: Bytes, start: int, stop: int) -> torch.Tensor:
+        """Multiply in FP64, where every such product is exact."""
         import torch
 
         high, wide = self.block
@@ -95,27 +124,62 @@ class Widen(Recipe):
         row = torch.arange(*((0, self.shape[-2]) if len(self.shape) > 2 else (start, stop))) // high - first
         column = torch.arange(self.shape[-1]) // wide
         values = self.values.load(source, start, stop).double()
-        exact = values * _factors(scales)[..., row, :][..., column]
-        rounded = exact.to(torch.bfloat16)
-        lost = (rounded.double() != exact) & ~exact.isnan()
+        return values * factors(scales)[..., row, :][..., column]
+
+
+@dataclass(frozen=True)
+class Widen(Recipe):
+    """The values of a weight in a dtype; made by `Narrow.widened` and `Narrow.rounded`.
+
+    Args:
+        of: the weight.
+        exact: whether a value that the dtype does not have is an error.
+    """
+
+    of: Narrow
+    exact: bool
+
+    @property
+    def children(self) -> tuple[Recipe, ...]:
+        """What the weight is made from."""
+        return self.of.stored
+
+    def rows(self, source: Bytes, start: int, stop: int) -> torch.Tensor:
+        """Make the values, and round them.
+
+        Raises:
+            DialectError: a value that the dtype does not have, where that counts; or one that is larger than all of it.
+        """
+        import torch
+
+        values = self.of.numbers(source, start, stop)
+        rounded = values.to(getattr(torch, TORCH_DTYPES[self.dtype]))
+        back = rounded.double()
+        lost = back.isinf()  # no weight is infinite
+        if self.exact:
+            lost |= (back != values) & ~values.isnan()
         if lost.any():
             raise DialectError(
-                f"tensor {self.weight!r} cannot be widened to BF16",
-                seen=f"{int(lost.sum())} value(s) that BF16 does not have, for example {float(exact[lost][0])!r}",
-                rule="widening is exact: scales are powers of two, and products lie in the range of BF16",
-                fix="keep these weights in FP8, or start from the checkpoint in high precision",
+                f"tensor {self.of.weight!r} cannot be widened to {self.dtype}",
+                seen=f"{int(lost.sum())} value(s) that {self.dtype} does not have, for example "
+                f"{float(values[lost][0])!r}",
+                rule="widening is exact: scales are powers of two, and products lie in the range of the dtype",
+                fix="keep these weights as they are, use `mxfp4 dequantize`, which rounds, or start from the "
+                "checkpoint in high precision",
             )
-        return rounded.view(torch.int16)
+        carrier: torch.dtype = getattr(torch, CARRIERS[DTYPE_BITS[self.dtype]])
+        return rounded.view(carrier)
 
 
-def _factors(scales: torch.Tensor) -> torch.Tensor:
+def factors(scales: torch.Tensor) -> torch.Tensor:
+    """Return the numbers that scales stand for, in float64: floats as they are, bytes as powers of two."""
     import torch
 
-    if scales.dtype == torch.float32:
+    if scales.dtype not in (torch.uint8, torch.float8_e8m0fnu):
         return scales.double()
     exponents = scales.view(torch.uint8).double()
-    factors = torch.exp2(exponents - E8M0_BIAS)
-    return torch.where(exponents == E8M0_NAN, torch.nan, factors)
+    found = torch.exp2(exponents - E8M0_BIAS)
+    return torch.where(exponents == E8M0_NAN, torch.nan, found)
 
 
-__all__ = ["Beside", "Widen"]
+__all__ = ["Beside", "Narrow", "Widen", "factors"]

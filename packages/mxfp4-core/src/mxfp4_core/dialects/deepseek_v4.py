@@ -15,7 +15,7 @@ from typing import Any
 from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, one_activation
-from mxfp4_core.dialects.beside import Beside
+from mxfp4_core.dialects.beside import Beside, Narrow
 from mxfp4_core.dialects.pairs import contradiction, match_parts, nothing
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -51,7 +51,7 @@ class DeepSeekV4Dialect(Dialect):
     def read(self, source: Source) -> Contents:
         """Find MXFP4 weights and FP8 blocks by dtype, each with its scales."""
         entries: dict[str, Entry] = {}
-        beside: dict[str, Beside] = {}
+        beside: dict[str, Narrow] = {}
         used: set[str] = set()
         for name, (dtype, shape) in source.tensors.items():
             scales = _scales_of(source, name)
@@ -105,8 +105,14 @@ class DeepSeekV4Dialect(Dialect):
         codes, scales = entry.parts["codes"].reinterpret("I8"), entry.parts["scales"].reinterpret("F8_E8M0")
         return {entry.weight: codes, _stored_scales(entry.weight): scales}
 
-    def write_beside(self, beside: Beside) -> dict[str, Recipe]:
-        """Store values and scales as they are."""
+    def write_beside(self, beside: Narrow) -> dict[str, Recipe]:
+        """Store values and scales of FP8 as they are.
+
+        Raises:
+            DialectError: weights of another kind, or scales in a dtype that its readers do not take.
+        """
+        if not isinstance(beside, Beside) or beside.scales.dtype not in ("F8_E8M0", "F32"):
+            return super().write_beside(beside)
         return {beside.weight: beside.values, _stored_scales(beside.weight): beside.scales}
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
@@ -127,7 +133,7 @@ class DeepSeekV4Dialect(Dialect):
                 rule="readers take it for DeepSeek-V4 alone, whose activations are FP8",
                 fix="write the dialect mxfp4-core",
             )
-        blocks = {each.block for each in description.beside} or {(128, 128)}
+        blocks = {each.block for each in description.beside if isinstance(each, Beside)} or {(128, 128)}
         inside = {"expert_dtype": "fp4"} if found in _INSIDE else {}
         return {
             "quant_method": "fp8",

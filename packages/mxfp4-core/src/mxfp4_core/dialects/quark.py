@@ -1,7 +1,7 @@
 """The Quark dialect with MXFP4 weights, as amd-quark 0.13 writes it.
 
 Tensors: ``X.weight`` U8 ``[N, K/2]`` and ``X.weight_scale`` U8 ``[N, K/32]``; a static FP8 activation adds
-``X.input_scale``, which needs calibration data and is therefore read but never written.
+``X.input_scale``, which needs calibration data: it is read, and written where it was read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,32 @@ _EXPORT = {
     "weight_merge_groups": None,
 }
 
+_FP8: dict[str, Any] = {
+    "block_size": None,
+    "ch_axis": None,
+    "dtype": "fp8_e4m3",
+    "enable_buffer_reuse": False,
+    "group_size": None,
+    "is_dynamic": False,
+    "is_scale_quant": False,
+    "max_input_numel": 4194304,
+    "mx_element_dtype": None,
+    "observer_cls": "PerTensorMinMaxObserver",
+    "qscheme": "per_tensor",
+    "round_method": "half_even",
+    "scale_calculation_mode": None,
+    "scale_format": None,
+    "scale_type": None,
+    "symmetric": True,
+    "zero_point_type": "int32",
+}
+
 
 class QuarkDialect(Dialect):
     """Read and write ``quant_method: quark`` with MXFP4 weights."""
 
     name = "quark"
     readers = "vLLM, SGLang; transformers with the package amd-quark"
-    components = True
 
     def recognise(self, source: Source) -> str | None:
         """Recognise by ``quant_method`` and a weight scheme fp4, group 32, e8m0."""
@@ -47,6 +66,10 @@ class QuarkDialect(Dialect):
     def write(self, entry: Entry) -> dict[str, Recipe]:
         """Keep the name for codes and append ``_scale`` for scales."""
         return {entry.weight: entry.parts["codes"], f"{entry.weight}_scale": entry.parts["scales"]}
+
+    def write_static(self, static: Mapping[str, Recipe]) -> dict[str, Recipe]:
+        """Store them as they are."""
+        return dict(static)
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load in an engine that reads Quark checkpoints."""
@@ -67,9 +90,9 @@ class QuarkDialect(Dialect):
             DialectError: a scale rule or an activation mode for which Quark has no word.
         """
         activation, profile = one_activation(self.name, description), description.profile
-        if activation == "fp8":
+        if activation == "fp8" and not description.static:
             raise _unsaid("activation 'fp8'", "FP8 activations have static scales from calibration")
-        if activation not in ("none", "mxfp4"):
+        if activation not in ("none", "mxfp4", "fp8"):
             raise _unsaid(f"activation {activation!r}", "its schemes are mxfp4 and mxfp4_weight_only")
         mode = _scale_mode(profile)
         weight = {**_mx(mode, dynamic=False), **({} if profile else {"scale_calculation_mode": None})}
@@ -79,7 +102,9 @@ class QuarkDialect(Dialect):
             "export": dict(_EXPORT),
             "global_quant_config": {
                 "bias": None,
-                "input_tensors": _mx(mode, dynamic=True) if activation == "mxfp4" else None,
+                "input_tensors": {"none": None, "mxfp4": _mx(mode, dynamic=True), "fp8": dict(_FP8)}[
+                    activation
+                ],
                 "output_tensors": None,
                 "target_device": None,
                 "weight": weight,

@@ -12,7 +12,7 @@ from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
     from mxfp4_core.jobs.convert import convert_checkpoint as convert_checkpoint
-    from mxfp4_core.jobs.convert import settings_of as settings_of
+    from mxfp4_core.jobs.dequantize import dequantize_checkpoint as dequantize_checkpoint
     from mxfp4_core.jobs.output import Result as Result
     from mxfp4_core.jobs.pipeline import PipelinePlan as PipelinePlan
     from mxfp4_core.jobs.pipeline import is_pipeline as is_pipeline
@@ -36,7 +36,7 @@ _HOMES = {
     "PipelinePlan": "pipeline",
     "quantize_checkpoint": "quantize",
     "convert_checkpoint": "convert",
-    "settings_of": "convert",
+    "dequantize_checkpoint": "dequantize",
     "verify_checkpoint": "verify",
     "processes": "workers",
     "RayExecutor": "ray",
@@ -56,13 +56,13 @@ __all__ = [
     "Result",
     "Verification",
     "convert_checkpoint",
+    "dequantize_checkpoint",
     "is_pipeline",
     "plan_checkpoint",
     "plan_pipeline",
     "processes",
     "quantize_checkpoint",
     "ray_cluster",
-    "settings_of",
     "verify_checkpoint",
 ]
 

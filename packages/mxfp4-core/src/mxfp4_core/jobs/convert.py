@@ -1,4 +1,4 @@
-"""Convert an MXFP4 checkpoint to another dialect: names and description change, codes and scales do not."""
+"""Convert a checkpoint: to another dialect, where codes and scales stay; and between MXFP4, FP8 and NVFP4."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor
+from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
+from mxfp4_core.dialects.base import Contents, Description, Dialect
+from mxfp4_core.dialects.beside import Narrow
 from mxfp4_core.dialects.default import AUTO, default_for
 from mxfp4_core.dialects.recipes import Recipe
-from mxfp4_core.errors import DialectError
-from mxfp4_core.jobs.opened import open_quantized
+from mxfp4_core.jobs.again import Again, quantised_anew, without_activations
+from mxfp4_core.jobs.opened import open_any
+from mxfp4_core.jobs.other_formats import OTHER_FORMATS, write_other_format
 from mxfp4_core.jobs.output import (
     Report,
     Result,
@@ -29,12 +32,12 @@ from mxfp4_core.jobs.output import (
     loading_class,
     write_result,
 )
-from mxfp4_core.jobs.planned import check_expressible
+from mxfp4_core.jobs.planned import check_expressible, stored_as
 from mxfp4_core.jobs.units import CopyUnit, PartsUnit
 from mxfp4_core.naming.resolver import Resolver
 
-BESIDE = ("keep", "widen")
-"""What can become of weights in FP8 that stand beside the MXFP4 ones."""
+BESIDE = ("keep", "widen", "quantize")
+"""What can become of weights in other kinds of quantisation that stand beside the MXFP4 ones."""
 
 
 def convert_checkpoint(
@@ -44,21 +47,30 @@ def convert_checkpoint(
     *,
     beside: str = "keep",
     activation: str | None = None,
+    lossy: bool = False,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     dry_run: bool = False,
     progress: Report | None = None,
     executor: Executor | None = None,
 ) -> Result:
-    """Write an MXFP4 checkpoint in another dialect.
+    """Write an MXFP4 checkpoint in another dialect, or as FP8 or NVFP4; or an FP8 or NVFP4 checkpoint as MXFP4.
+
+    Among dialects codes and scales stay as they are. To FP8 with blocks of 128 x 128 and to NVFP4 the values stay, or
+    it is an error, unless ``lossy`` is set. From FP8, NVFP4 and FP-Quant weights are dequantised and quantised anew,
+    by the default rule, which rounds: ``errors`` of the result has the signal to noise of each.
 
     Args:
-        source: folder with a checkpoint in a dialect that is read.
+        source: folder with a checkpoint in a dialect that is read, in FP8 or in NVFP4.
         destination: folder for the result.
-        to: dialect to write; ``auto`` for compressed-tensors where it can say everything, else our own.
-        beside: what becomes of weights in FP8 that stand beside the MXFP4 ones: ``keep`` them as they are, where the
-            other dialect has a word for them, or ``widen`` them to BF16, which is exact.
-        activation: how the result says that activations are quantised; as the source does if None.
+        to: dialect to write; ``auto`` for compressed-tensors where it can say everything, else our own; ``fp8`` or
+            ``nvfp4``.
+        beside: what becomes of weights in other kinds of quantisation beside the MXFP4 ones: ``keep`` them as they are,
+            where the other dialect has a word for them, ``widen`` them to BF16, which is exact or an error, or
+            ``quantize`` them to MXFP4, which rounds. A checkpoint that has nothing else is quantised.
+        activation: how the result says that activations are quantised; as the source does if None. If given, static
+            scales of activations are left out.
+        lossy: whether values may be rounded on the way to FP8 or NVFP4.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the destination, and discard what another run left there.
         dry_run: check everything that headers tell, and write nothing.
@@ -75,48 +87,65 @@ def convert_checkpoint(
     """
     if beside not in BESIDE:
         raise unknown_name("beside", beside, BESIDE)
-    named, folder = None if to == AUTO else dialects.get(to), Path(destination)
+    folder = Path(destination)
+    named = None if to == AUTO or to in OTHER_FORMATS else dialects.get(to)
     check_apart(Path(source), folder)
-    checkpoint, origin, contents = open_quantized(source, "convert")
-    _refuse_static_scales(checkpoint, origin, contents)
+    how: dict[str, Any] = {
+        "max_shard_bytes": max_shard_bytes,
+        "force": force,
+        "dry_run": dry_run,
+        "progress": progress,
+        "executor": executor,
+    }
+    checkpoint, origin, contents = open_any(source, "convert")
+    if to in OTHER_FORMATS:
+        return write_other_format(
+            checkpoint, contents, OTHER_FORMATS[to], folder, widen=beside == "widen", lossy=lossy, how=how
+        )
+    again = quantised_anew(contents, everything=beside == "quantize")
+    contents = again.contents
     config, profile = settings_of(checkpoint, origin, contents)
     if activation is not None:
         config = Mxfp4Config.from_dict({**config.to_dict(), "activation": activation})
-    entries = [_with(entry, activation) for entry in contents.entries.values()]
+        contents = without_activations(contents)
+    entries = list(contents.entries.values())
     kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
-    kept |= {name: each.values.shape for name, each in contents.beside.items()}
-    others = tuple(kept)
+    kept |= {name: each.shape for name, each in contents.beside.items()}
     left = () if beside == "widen" else tuple(contents.beside.values())
     model = checkpoint.config if contents.model is None else contents.model
-    described = Description(model, config, entries, linear_modules(kept, entries), profile, left, others)
+    described = Description(
+        model,
+        config,
+        entries,
+        linear_modules(kept, entries),
+        profile,
+        left,
+        tuple(kept),
+        tuple(contents.static),
+    )
     dialect, why = (named, "") if named is not None else default_for(described)
     config = config.model_copy(update={"dialect": dialect.name})
     silent = not dialect.can_say(profile)
     described = replace(described, config=config, profile="" if silent else profile)
-    units = _units(checkpoint, contents, config, dialect, beside, model)
+    units = _units(checkpoint, contents, config, dialect, beside, model, again)
     manifest = Manifest(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
     documents, metadata = dialect.documents(described), dialect.metadata(described)
     content = content_of(checkpoint, units, documents, manifest, metadata)
-    result = write_result(
-        folder,
-        content,
-        dialect,
-        len(entries),
-        model=loading_class(model),
-        max_shard_bytes=max_shard_bytes,
-        force=force,
-        dry_run=dry_run,
-        progress=progress,
-        executor=executor,
-    )
-    notes = (f"{dialect.name} has no word for the profile {profile}: the manifest alone names it",)
-    result = replace(result, notes=notes if silent else ())
-    return replace(result, why=why, format=", ".join(sorted({entry.format for entry in entries})))
+    result = write_result(folder, content, dialect, len(entries), model=loading_class(model), **how)
+    notes = [f"{dialect.name} has no word for the profile {profile}: the manifest alone names it"]
+    notes = notes if silent else []
+    if again.weights:
+        notes.append(again.told)
+    errors = {} if dry_run else again.errors(checkpoint, folder)
+    formats = ", ".join(sorted({entry.format for entry in entries}))
+    return replace(result, notes=tuple(notes), why=why, format=formats, errors=errors)
 
 
-def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) -> tuple[Mxfp4Config, str]:
+def settings_of(
+    checkpoint: Checkpoint, dialect: Dialect | None, contents: Contents
+) -> tuple[Mxfp4Config, str]:
     """Return the config that describes a quantised checkpoint, and the profile of its codes ("" if unknown).
 
     The manifest says both, if it belongs to these files. Otherwise a dialect that stores the whole config says it; for
@@ -125,13 +154,15 @@ def settings_of(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) ->
     Raises:
         ConfigError: settings in the file that are not valid.
     """
+    if dialect is None:
+        return _derived_config(checkpoint, NATIVE_NAME, contents), contents.profile
     manifest = read_manifest(checkpoint.path) if os.path.isdir(checkpoint.path) else None
     if manifest is not None and manifest.dialect == dialect.name and _describes(manifest, checkpoint):
         return Mxfp4Config.from_dict(manifest.config), manifest.profile
     settings = dialect.settings(checkpoint.config.get("quantization_config") or {})
     if settings is not None:
         return Mxfp4Config.from_dict(settings), contents.profile
-    return _derived_config(checkpoint, dialect, contents), contents.profile
+    return _derived_config(checkpoint, dialect.name, contents), contents.profile
 
 
 def _units(
@@ -141,6 +172,7 @@ def _units(
     dialect: Dialect,
     beside: str,
     model: Mapping[str, Any],
+    again: Again,
 ) -> list[Unit]:
     """Return one unit for each tensor or weight, in the order in which the source stores them."""
     place = {name: number for number, name in enumerate(checkpoint.tensors)}
@@ -154,27 +186,21 @@ def _units(
     for entry in contents.entries.values():
         # Who quantised it knew that it is multiplied with.
         check_expressible(replace(entry, known=True), padding, dialect)
+        if entry.weight in again.weights:
+            names, layouts = stored_as(replace(entry, known=True), padding, dialect)
+            unit = again.unit(checkpoint, entry.weight, names, layouts)
+            units.append((place[again.weights[entry.weight].names[0]], unit))
+            continue
         add(PartsUnit, dialect.write(entry))
     for name, recipe in dialect.write_others(contents.tensors, model).items():
         add(CopyUnit, {name: recipe})
+    if contents.static:
+        for name, recipe in dialect.write_static(contents.static).items():
+            add(CopyUnit, {name: recipe})
     for each in contents.beside.values():
         add(CopyUnit, {each.weight: each.widened} if beside == "widen" else dialect.write_beside(each))
     units.sort(key=lambda pair: pair[0])
     return [unit for _, unit in units]
-
-
-def _with(entry: Entry, activation: str | None) -> Entry:
-    return entry if activation is None else replace(entry, activation="")
-
-
-def _refuse_static_scales(checkpoint: Checkpoint, origin: Dialect, contents: Contents) -> None:
-    if static := list(contents.static):
-        raise DialectError(
-            f"cannot convert {checkpoint.path}",
-            seen=f"activation {contents.activation} with static scales, for example {static[0]!r}",
-            rule=f"only the dialect {origin.name} says what these scales mean",
-            fix="use the checkpoint as it is, or quantise the original with activation none or mxfp4",
-        )
 
 
 def _describes(manifest: Manifest, checkpoint: Checkpoint) -> bool:
@@ -185,13 +211,13 @@ def _describes(manifest: Manifest, checkpoint: Checkpoint) -> bool:
     return wanted == {n: (info.file.name, info.dtype, info.shape) for n, info in checkpoint.tensors.items()}
 
 
-def _derived_config(checkpoint: Checkpoint, dialect: Dialect, contents: Contents) -> Mxfp4Config:
-    settings: dict[str, Any] = {"activation": contents.activation, "dialect": dialect.name}
+def _derived_config(checkpoint: Checkpoint, dialect: str, contents: Contents) -> Mxfp4Config:
+    settings: dict[str, Any] = {"activation": contents.activation, "dialect": dialect}
     if contents.profile:
         settings["profile"] = contents.profile
     plain = Mxfp4Config.from_dict(settings)
     resolver = Resolver.for_model(plain, checkpoint.config, fused={})
-    others = {**contents.tensors, **{name: each.values for name, each in contents.beside.items()}}
+    others: dict[str, Recipe | Narrow] = {**contents.tensors, **contents.beside}
     ignore = [
         f"={name.removesuffix('.weight')}"
         for name, recipe in others.items()

@@ -9,6 +9,8 @@ from mxfp4_core import dialects
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.dialects.agreement import check_model
 from mxfp4_core.dialects.base import Contents, Dialect
+from mxfp4_core.dialects.narrow import narrow_kind, read_narrow
+from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
 
 
@@ -61,9 +63,30 @@ def open_quantized(path: str | Path, verb: str) -> tuple[Checkpoint, Dialect, Co
     return checkpoint, dialect, contents
 
 
+def open_any(path: str | Path, verb: str) -> tuple[Checkpoint, Dialect | None, Contents]:
+    """Open a checkpoint with weights in MXFP4, FP8 or NVFP4, and read what it consists of.
+
+    Args:
+        path: folder or file.
+        verb: what is to be done with it, for the message.
+
+    Returns:
+        The checkpoint, its dialect (None for FP8 and NVFP4, which have none here), and what it holds.
+
+    Raises:
+        CheckpointError, DialectError, ConfigError: as `open_quantized`.
+    """
+    checkpoint = open_checkpoint(path)
+    found = dialects.identify(checkpoint)
+    source = Source.of(checkpoint)
+    if found is not None and found[2] is None and (kind := narrow_kind(source)):
+        return checkpoint, None, read_narrow(source, kind)
+    return open_quantized(path, verb)
+
+
 def _settings(checkpoint: Checkpoint, dialect: Dialect) -> dict[str, Any] | None:
     """Return what the file says about how it was made, where the dialect stores all of it."""
     return dialect.settings(checkpoint.config.get("quantization_config") or {})
 
 
-__all__ = ["open_high_precision", "open_quantized"]
+__all__ = ["open_any", "open_high_precision", "open_quantized"]

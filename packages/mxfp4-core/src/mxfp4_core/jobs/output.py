@@ -8,22 +8,33 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, plan_shards, write_checkpoint
 from mxfp4_core.checkpoint.cache import local_path
-from mxfp4_core.checkpoint.families import stem_for
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
-from mxfp4_core.dialects.base import AUTO_CLASS, Dialect, Entry
+from mxfp4_core.dialects.base import AUTO_CLASS, Entry
 from mxfp4_core.dialects.unread import DESCRIPTIONS
 from mxfp4_core.errors import OutputError
 from mxfp4_core.jobs.units import CopyUnit
 from mxfp4_core.naming.view import ModelView
 
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe")
-_COMPONENT = "diffusers."
+
+
+class Loadable(Protocol):
+    """How a result is stored: a dialect, or another format."""
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        ...
+
+    def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
+        """Return the line of Python or shell that loads it."""
+        ...
 
 
 Report = Callable[[int, int], None]
@@ -53,6 +64,7 @@ class Result:
         copied: weight files that are taken over as they are.
         left: files of the source that the result does not have, and why.
         format: of the weights; several in the order of their names, with commas.
+        errors: signal to noise in dB of each weight that was rounded, by name; infinite where nothing was lost.
     """
 
     path: Path
@@ -73,11 +85,18 @@ class Result:
     copied: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     format: str = "mxfp4"
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         lists = {name: list(getattr(self, name)) for name in ("files", "notes", "copied")}
-        return {**self.__dict__, "path": str(self.path), **lists, "left": dict(self.left)}
+        return {
+            **self.__dict__,
+            "path": str(self.path),
+            **lists,
+            "left": dict(self.left),
+            "errors": dict(self.errors),
+        }
 
 
 def check_apart(source: Path, destination: Path) -> None:
@@ -116,8 +135,7 @@ def content_of(
     copies = {name: checkpoint.path / name for name in others if name not in DESCRIPTIONS | texts.keys()}
     old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
     left = replace(manifest, left={**checkpoint.left, **old})
-    stem = stem_for(checkpoint.config)
-    return Content(units, texts, copies, left, checkpoint.seen, metadata or {}, stem)
+    return Content(units, texts, copies, left, checkpoint.seen, metadata or {})
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:
@@ -141,15 +159,12 @@ def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) 
 
 
 def loading_class(model: Mapping[str, Any], view: ModelView | None = None) -> str:
-    """Return the class that loads a model: its own of transformers where it is known, or ``diffusers.`` and its name.
+    """Return the class of transformers that loads a model: its own where it is known.
 
     Args:
         model: contents of config.json. Its ``architectures`` count where no code of the checkpoint is to be run.
         view: what a model provider says.
     """
-    component = model.get("_class_name")
-    if isinstance(component, str) and component.isidentifier():
-        return f"{_COMPONENT}{component}"
     if view is not None:
         return view.model if view.provider.startswith("transformers ") else AUTO_CLASS
     named = model.get("architectures")
@@ -161,7 +176,7 @@ def loading_class(model: Mapping[str, Any], view: ModelView | None = None) -> st
 def write_result(
     folder: Path,
     content: Content,
-    dialect: Dialect,
+    dialect: Loadable,
     quantized: int,
     *,
     model: str = AUTO_CLASS,
@@ -178,7 +193,7 @@ def write_result(
         content: what it consists of.
         dialect: how its weights are stored.
         quantized: weights that are MXFP4 in it.
-        model: from `loading_class`; empty if none loads it.
+        model: class of transformers that loads it; empty if none does.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the folder, and discard what another run left there.
         dry_run: write nothing.
@@ -197,13 +212,13 @@ def write_result(
         kept=sum(isinstance(unit, CopyUnit) for unit in content.units),
         source_bytes=sum(unit.source_bytes for unit in content.units),
         target_bytes=sum(spec.nbytes for unit in content.units for spec in unit.specs),
-        files=tuple(plan_shards(content.units, max_shard_bytes, content.stem)),
+        files=tuple(plan_shards(content.units, max_shard_bytes)),
         resumed=0,
         seconds=0.0,
         dry_run=dry_run,
         copied=copied_weights(content.copies),
         left=content.manifest.left,
-        load=_line(dialect, str(folder), model) if model else "",
+        load=dialect.how_to_load(str(folder), model) if model else "",
     )
     if dry_run:
         return result
@@ -216,14 +231,6 @@ def write_result(
         progress=counted(result.source_bytes, progress),
     )
     return replace(result, resumed=written.resumed, seconds=time.monotonic() - started)
-
-
-def _line(dialect: Dialect, folder: str, model: str) -> str:
-    if not model.startswith(_COMPONENT):
-        return dialect.how_to_load(folder, model)
-    if dialect.components:
-        return f"import mxfp4_diffusers, diffusers; {model}.from_pretrained({folder!r})"
-    return f"mxfp4 convert {folder} NEW --to mxfp4-core  # diffusers, with mxfp4_diffusers, loads that"
 
 
 def copied_weights(names: Iterable[str | Path]) -> tuple[str, ...]:
@@ -245,6 +252,7 @@ def counted(total: int, report: Report | None) -> Progress:
 
 
 __all__ = [
+    "Loadable",
     "Report",
     "Result",
     "check_apart",
