@@ -30,8 +30,9 @@ from mxfp4_core.errors import (
     DialectError,
     LoadError,
 )
+from mxfp4_core.loader import filling
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
-from mxfp4_transformers import Mxfp4Config, filler
+from mxfp4_transformers import Mxfp4Config
 
 Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 DIALECTS = ("mxfp4-core", "compressed-tensors", "quark")
@@ -398,7 +399,7 @@ def test_weights_are_read_in_pieces(
         return copy(self, source, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filler, "_PIECE", 256)
+        patch.setattr(filling, "_PIECE", 256)
         patch.setattr(torch.Tensor, "copy_", noted)
         model = from_pretrained(made("qwen3_moe", "quark"))
     same(model, whole)

@@ -10,12 +10,10 @@ import torch
 
 from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.checkpoint import Checkpoint
-from mxfp4_core.loader import Key, LoadReportBuilder, Region
+from mxfp4_core.loader import LoadReportBuilder, put_rows, read_rows
 from mxfp4_core.modules import Weight
 from mxfp4_transformers.compose import Composed
 from mxfp4_transformers.targets import Targets
-
-_PIECE = 1 << 20  # bytes that are read at a time; joins hold them twice
 
 
 @dataclass
@@ -59,24 +57,11 @@ class Filler:
                 if found is None:
                     continue
                 start, piece = found
-            rows = start, start + len(piece)
-            whole = target.whole
-            region = Region(rows, *whole.ranges[1:]) if target.stacked else Region((0, 1), rows, whole.cols)
-            if target.format.part(part).operand == "input":
-                region = Region((0, 1), (0, 1), whole.cols)
-            target.put({part: piece}, region, key=Key(part, rows[0] if target.stacked else None))
+            put_rows(target, part, start, piece)
         return {f"{name}{part.suffix}": target.parts[part.name] for part in target.format.parts}
 
     def _pieces(self, name: str) -> Iterator[tuple[str, int, torch.Tensor]]:
-        """Yield the parts of a weight: name of the part, index in its first axis, and bytes from there."""
-        for part, recipe in self.composed[name].parts.items():
-            # A part of the input is a row, which is not cut.
-            step = max(1, _PIECE // max(1, recipe.row_bytes)) if len(recipe.shape) > 1 else recipe.shape[0]
-            for start in range(0, recipe.shape[0], step):
-                with self.report.timing("reading"):
-                    piece = recipe.load(self.checkpoint, start, min(start + step, recipe.shape[0]))
-                    yield part, start, piece
-                self.report.sample()
+        return read_rows(self.composed[name].parts, self.checkpoint, self.report)
 
 
 __all__ = ["Filler"]

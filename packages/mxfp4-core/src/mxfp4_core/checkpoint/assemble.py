@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from mxfp4_core._text import disk_text
 from mxfp4_core.checkpoint.copied import copied
-from mxfp4_core.checkpoint.files import INDEX, MANIFEST, WEIGHTS
+from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST
 from mxfp4_core.checkpoint.header import DTYPE_BITS, Identity, damaged, identity
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.staging import Destination
@@ -99,6 +99,7 @@ class Content:
         manifest: the manifest without files and tensors.
         seen: what tells each file of the source from one that takes its place while the checkpoint is written.
         metadata: what the header of each weight file says beside its tensors.
+        stem: what the names of the weight files begin with; a library looks for its own.
     """
 
     units: Sequence[Unit]
@@ -107,6 +108,7 @@ class Content:
     manifest: Manifest
     seen: Mapping[Path, Identity] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    stem: str = "model"
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,13 @@ class Written:
     resumed: int
 
 
-def plan_shards(units: Sequence[Unit], max_shard_bytes: int) -> dict[str, list[Unit]]:
+def plan_shards(units: Sequence[Unit], max_shard_bytes: int, stem: str = "model") -> dict[str, list[Unit]]:
     """Distribute units over files in order; a file holds ``max_shard_bytes`` of data or a single unit.
+
+    Args:
+        units: in order.
+        max_shard_bytes: see above.
+        stem: what the names of the files begin with.
 
     Returns:
         File names to units; inside a file wide elements go first, so that every tensor is aligned.
@@ -139,8 +146,8 @@ def plan_shards(units: Sequence[Unit], max_shard_bytes: int) -> dict[str, list[U
         size += nbytes
     ordered = [sorted(shard, key=_width, reverse=True) for shard in shards]
     if len(ordered) == 1:
-        return {WEIGHTS: ordered[0]}
-    return {f"model-{i:05}-of-{len(ordered):05}.safetensors": shard for i, shard in enumerate(ordered, 1)}
+        return {f"{stem}.safetensors": ordered[0]}
+    return {f"{stem}-{i:05}-of-{len(ordered):05}.safetensors": shard for i, shard in enumerate(ordered, 1)}
 
 
 def write_checkpoint(
@@ -167,7 +174,7 @@ def write_checkpoint(
         CheckpointError: a file of the source was changed while it was read.
         Mxfp4Error: whatever a unit raises; the folder is then as it was before.
     """
-    shards = plan_shards(content.units, max_shard_bytes)
+    shards = plan_shards(content.units, max_shard_bytes, content.stem)
     specs = {name: [spec for unit in units for spec in unit.specs] for name, units in shards.items()}
     headers = [header_bytes(each, content.metadata) for each in specs.values()]
     layout = hashlib.sha256(b"".join(headers)).hexdigest()
@@ -177,7 +184,8 @@ def write_checkpoint(
         "source": content.manifest.source,
         "layout": layout,
     }
-    index = _index(specs, any("/" not in name for name in content.copies if name.endswith(".safetensors")))
+    beside = any("/" not in name for name in content.copies if name.endswith(".safetensors"))
+    index = _index(specs, beside, content.stem)
     documents = {**content.documents, **index}
     names = {*specs, *documents, *content.copies, MANIFEST}
     with Destination(
@@ -230,14 +238,14 @@ def _width(unit: Unit) -> int:
     return max(DTYPE_BITS[spec.dtype] for spec in unit.specs)
 
 
-def _index(specs: Mapping[str, Sequence[TensorSpec]], beside: bool) -> dict[str, bytes]:
+def _index(specs: Mapping[str, Sequence[TensorSpec]], beside: bool, stem: str) -> dict[str, bytes]:
     """Return the index; one file needs none, unless other weights lie beside it that are not to be read with it."""
     if len(specs) == 1 and not beside:
         return {}
     weight_map = {spec.name: name for name, each in specs.items() for spec in each}
     total = sum(spec.nbytes for each in specs.values() for spec in each)
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return {INDEX: json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"}
+    return {f"{stem}{INDEX_SUFFIX}": json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"}
 
 
 def _check_room(

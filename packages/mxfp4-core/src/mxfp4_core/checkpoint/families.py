@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mxfp4_core.checkpoint.header import damaged
 
@@ -17,6 +18,11 @@ _MAKERS = re.compile(r"consolidated([.-].*)?\.safetensors")
 _KEEP_ONE = "keep the files of one of them, or add the index that says which files are the model"
 
 Family = tuple[str, int, str]
+
+
+def stem_for(config: Mapping[str, Any]) -> str:
+    """Return what the names of weight files begin with for the library that a config.json belongs to."""
+    return "diffusion_pytorch_model" if isinstance(config.get("_class_name"), str) else "model"
 
 
 def family(name: str) -> Family | None:
@@ -89,4 +95,4 @@ def _ambiguous(root: Path, names: Sequence[str]) -> None:
     damaged(root, f"several models or formats side by side: {shown}", "one folder holds one model", _KEEP_ONE)
 
 
-__all__ = ["SINGLES", "check_complete", "chosen_files", "family", "is_makers_own"]
+__all__ = ["SINGLES", "check_complete", "chosen_files", "family", "is_makers_own", "stem_for"]

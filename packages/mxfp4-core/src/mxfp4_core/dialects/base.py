@@ -108,12 +108,14 @@ class Dialect(ABC):
         formats: formats that it stores.
         linear_only: whether it stores nothing but 2-D weights ``[N, K]`` of linears in whole blocks.
         readers: who loads it, in a few words.
+        components: diffusers loads a component of a pipeline from it, with the adapter of this project.
     """
 
     name: str
     formats: frozenset[str] = frozenset({"mxfp4"})
     linear_only: bool = True
     readers: str = ""
+    components: bool = False
 
     def __repr__(self) -> str:
         return f"<dialect {self.name}>"

@@ -47,6 +47,7 @@ class CompressedTensorsDialect(Dialect):
     """Read and write ``quant_method: compressed-tensors`` with MXFP4 weights."""
 
     name = "compressed-tensors"
+    components = True
     readers = (
         "vLLM, and in transformers with the package compressed-tensors where no code of the model asks a linear for "
         "its weight, as that of T5 and Mamba does"

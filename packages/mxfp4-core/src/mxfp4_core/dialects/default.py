@@ -30,6 +30,8 @@ def default_for(description: Description) -> tuple[Dialect, str]:
         ConfigError: the package of one of them is broken.
     """
     dialect, native = get(PREFERRED), get(NATIVE_NAME)
+    if isinstance(description.model.get("_class_name"), str):
+        return native, "diffusers loads it, with mxfp4_diffusers, and reads no other dialect by itself"
     try:
         for entry in description.entries:
             dialect.check(entry)

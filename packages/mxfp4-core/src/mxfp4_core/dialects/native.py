@@ -37,6 +37,7 @@ class NativeDialect(Dialect):
     name = NATIVE_NAME
     linear_only = False
     readers = "transformers with mxfp4_transformers"
+    components = True
 
     def recognise(self, source: Source) -> str | None:
         """Recognise by ``quant_method``."""

@@ -52,6 +52,7 @@ class QuarkDialect(Dialect):
 
     name = "quark"
     readers = "vLLM, SGLang; transformers with the package amd-quark"
+    components = True
 
     def recognise(self, source: Source) -> str | None:
         """Recognise by ``quant_method`` and a weight scheme fp4, group 32, e8m0."""

@@ -12,6 +12,7 @@ from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
     from mxfp4_core.jobs.convert import convert_checkpoint as convert_checkpoint
+    from mxfp4_core.jobs.convert import settings_of as settings_of
     from mxfp4_core.jobs.dequantize import dequantize_checkpoint as dequantize_checkpoint
     from mxfp4_core.jobs.output import Result as Result
     from mxfp4_core.jobs.pipeline import PipelinePlan as PipelinePlan
@@ -37,6 +38,7 @@ _HOMES = {
     "quantize_checkpoint": "quantize",
     "convert_checkpoint": "convert",
     "dequantize_checkpoint": "dequantize",
+    "settings_of": "convert",
     "verify_checkpoint": "verify",
     "processes": "workers",
     "RayExecutor": "ray",
@@ -63,6 +65,7 @@ __all__ = [
     "processes",
     "quantize_checkpoint",
     "ray_cluster",
+    "settings_of",
     "verify_checkpoint",
 ]
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, plan_shards, write_checkpoint
 from mxfp4_core.checkpoint.cache import local_path
+from mxfp4_core.checkpoint.families import stem_for
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
@@ -22,6 +23,7 @@ from mxfp4_core.jobs.units import CopyUnit
 from mxfp4_core.naming.view import ModelView
 
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe")
+_COMPONENT = "diffusers."
 
 
 class Loadable(Protocol):
@@ -135,7 +137,8 @@ def content_of(
     copies = {name: checkpoint.path / name for name in others if name not in DESCRIPTIONS | texts.keys()}
     old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
     left = replace(manifest, left={**checkpoint.left, **old})
-    return Content(units, texts, copies, left, checkpoint.seen, metadata or {})
+    stem = stem_for(checkpoint.config)
+    return Content(units, texts, copies, left, checkpoint.seen, metadata or {}, stem)
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:
@@ -159,12 +162,15 @@ def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) 
 
 
 def loading_class(model: Mapping[str, Any], view: ModelView | None = None) -> str:
-    """Return the class of transformers that loads a model: its own where it is known.
+    """Return the class that loads a model: its own of transformers where it is known, or ``diffusers.`` and its name.
 
     Args:
         model: contents of config.json. Its ``architectures`` count where no code of the checkpoint is to be run.
         view: what a model provider says.
     """
+    component = model.get("_class_name")
+    if isinstance(component, str) and component.isidentifier():
+        return f"{_COMPONENT}{component}"
     if view is not None:
         return view.model if view.provider.startswith("transformers ") else AUTO_CLASS
     named = model.get("architectures")
@@ -193,7 +199,7 @@ def write_result(
         content: what it consists of.
         dialect: how its weights are stored.
         quantized: weights that are MXFP4 in it.
-        model: class of transformers that loads it; empty if none does.
+        model: from `loading_class`; empty if none loads it.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the folder, and discard what another run left there.
         dry_run: write nothing.
@@ -212,13 +218,13 @@ def write_result(
         kept=sum(isinstance(unit, CopyUnit) for unit in content.units),
         source_bytes=sum(unit.source_bytes for unit in content.units),
         target_bytes=sum(spec.nbytes for unit in content.units for spec in unit.specs),
-        files=tuple(plan_shards(content.units, max_shard_bytes)),
+        files=tuple(plan_shards(content.units, max_shard_bytes, content.stem)),
         resumed=0,
         seconds=0.0,
         dry_run=dry_run,
         copied=copied_weights(content.copies),
         left=content.manifest.left,
-        load=dialect.how_to_load(str(folder), model) if model else "",
+        load=_line(dialect, str(folder), model) if model else "",
     )
     if dry_run:
         return result
@@ -231,6 +237,14 @@ def write_result(
         progress=counted(result.source_bytes, progress),
     )
     return replace(result, resumed=written.resumed, seconds=time.monotonic() - started)
+
+
+def _line(dialect: Dialect, folder: str, model: str) -> str:
+    if not model.startswith(_COMPONENT):
+        return dialect.how_to_load(folder, model)
+    if dialect.components:
+        return f"import mxfp4_diffusers, diffusers; {model}.from_pretrained({folder!r})"
+    return f"mxfp4 convert {folder} NEW --to mxfp4-core  # diffusers, with mxfp4_diffusers, loads that"
 
 
 def copied_weights(names: Iterable[str | Path]) -> tuple[str, ...]:

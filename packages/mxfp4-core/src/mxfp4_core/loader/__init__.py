@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.engine_layer import EnginePlace as EnginePlace
     from mxfp4_core.loader.engine_names import EngineDecision as EngineDecision
     from mxfp4_core.loader.engine_names import EngineNames as EngineNames
+    from mxfp4_core.loader.filling import fill_target as fill_target
+    from mxfp4_core.loader.filling import put_rows as put_rows
+    from mxfp4_core.loader.filling import read_rows as read_rows
     from mxfp4_core.loader.flat import quantize_rows as quantize_rows
     from mxfp4_core.loader.keys import Key as Key
     from mxfp4_core.loader.memory import MemoryMeter as MemoryMeter
@@ -39,6 +42,9 @@ _HOMES = {
     "EnginePlace": "engine_layer",
     "EngineDecision": "engine_names",
     "EngineNames": "engine_names",
+    "fill_target": "filling",
+    "put_rows": "filling",
+    "read_rows": "filling",
     "quantize_rows": "flat",
     "count_modules": "counting",
     "Key": "keys",
@@ -74,7 +80,10 @@ __all__ = [
     "Region",
     "StoredTensors",
     "count_modules",
+    "fill_target",
+    "put_rows",
     "quantize_rows",
+    "read_rows",
 ]
 
 if not TYPE_CHECKING:

@@ -44,6 +44,7 @@ def describe_parameters(
     ties: Mapping[str, str] | None = None,
     keep: Callable[[str], str] = lambda path: "",
     readers: bool = False,
+    default: Callable[[str], str] = lambda path: "",
 ) -> dict[str, Parameter]:
     """Return what each parameter of a model is, by its name in the model.
 
@@ -53,8 +54,9 @@ def describe_parameters(
         ties: name of a parameter to that of another one which has the same memory.
         keep: says by the name of a module why it must stay in high precision, empty where it need not.
         readers: say which code of the model reads a weight itself; its source is looked at.
+        default: as `keep`, why it stays there unless the config says otherwise.
     """
-    found = _Describer(model, {id(head) for head in heads}, ties or {}, keep)
+    found = _Describer(model, {id(head) for head in heads}, ties or {}, keep, default)
     found.readers = weight_readers(model) if readers else {}
     return {
         each.name: each for path, module in model.named_modules() for each in found.parameters(path, module)
@@ -70,9 +72,10 @@ class _Describer:
         heads: Collection[int],
         ties: Mapping[str, str],
         keep: Callable[[str], str],
+        default: Callable[[str], str],
     ) -> None:
         self._model, self._heads, self._ties = model, heads, ties
-        self._keep = keep
+        self._keep, self._default = keep, default
         self.readers: Mapping[str, str] = {}
         self._type = str(getattr(getattr(model, "config", None), "model_type", ""))
         self._sites = {site.path: site for site in find_sites(model)}
@@ -118,6 +121,7 @@ class _Describer:
                 top_k,
                 held,
                 reader,
+                self._default(path) if len(shape) > 1 else "",
             )
 
     def _kind(self, path: str, module: nn.Module, name: str, axes: int) -> Kind:

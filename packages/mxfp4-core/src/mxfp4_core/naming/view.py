@@ -47,6 +47,7 @@ class Parameter:
         held: why no backend computes with it: the library's own code does, with values that are widened in each call.
         reader: class of the library whose code reads it, beside calling the module that holds it; empty if none does.
             Empty where a backend does.
+        default: why the defaults keep it in high precision, though it could be MXFP4; empty where they do not.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Parameter:
     top_k: int = 0
     held: str = ""
     reader: str = ""
+    default: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -80,7 +82,7 @@ class Parameter:
     @property
     def by_default(self) -> str:
         """Return why the defaults keep it in high precision, empty where they do not."""
-        reason = _BY_DEFAULT.get(self.kind, "")
+        reason = _BY_DEFAULT.get(self.kind, "") or self.default
         return f"{reason}, kept by default" if reason else ""
 
 
