@@ -18,6 +18,10 @@ from mxfp4_core.errors import ConfigError, ShapeError
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear, Mxfp4Module
 from mxfp4_transformers import refit
 
+try:
+    import peft
+except ImportError:
+    peft = None
 warnings.simplefilter("ignore")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -119,6 +123,13 @@ def refused(root: Path, config: Any) -> list[str]:
         except ConfigError as error:
             lines.append(f"refused: {error.what}")
     assert not (root / "never" / "model.safetensors").exists()
+    if peft is not None:
+        before = logits(model)
+        try:
+            peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
+        except ConfigError as error:
+            lines.append(f"refused: {error.what}")
+        assert torch.equal(logits(model), before)
     return lines
 
 

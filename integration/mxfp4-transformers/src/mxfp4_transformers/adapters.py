@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mxfp4_core.errors import ConfigError
 from mxfp4_core.modules import Mxfp4Module
 
 
@@ -15,4 +16,19 @@ def below_adapters(model: Any, path: str) -> str:
     return path
 
 
-__all__ = ["below_adapters"]
+def no_adapter(path: str) -> ConfigError:
+    """Return the error about an adapter on a weight that processes share.
+
+    peft tells the module first how it will spread the adapter, by the attribute ``_hf_tp_plan``. What it does then
+    takes the size of the part that lies here for that of the whole weight.
+    """
+    return ConfigError(
+        f"an adapter cannot be put on {path}",
+        seen="a weight that processes share",
+        rule="an adapter is made for a weight that lies whole in its process",
+        fix="train with the model whole in each process (DistributedDataParallel, or fully_shard for the adapter), or "
+        "leave out of target_modules what the plan spreads",
+    )
+
+
+__all__ = ["below_adapters", "no_adapter"]

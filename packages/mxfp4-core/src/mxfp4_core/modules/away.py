@@ -1,8 +1,9 @@
-"""Modules whose weights may be parked: how they get there, and what cannot be done with them then."""
+"""Modules whose weights may be parked: how they get there, and what cannot be done with them then, or at all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Self, cast
 
 import torch
@@ -10,12 +11,25 @@ from torch import Tensor
 
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, InPlaceLayout
+from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.modules.buffers import WeightBuffers
 from mxfp4_core.modules.parked import Parked, Parking, parked_for_good
 
 
 class ParkableBuffers(WeightBuffers):
-    """Buffers of weights that may lie somewhere else than they are computed with; see `WeightBuffers`."""
+    """Buffers of weights that may lie somewhere else than they are computed with; see `WeightBuffers`.
+
+    Attributes:
+        refused: attributes that a library sets on a module for what cannot be done with this one, each with what makes
+            the error that says so.
+    """
+
+    refused: Mapping[str, Callable[[], Mxfp4Error]] = MappingProxyType({})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.refused:
+            raise self.refused[name]()
+        super().__setattr__(name, value)
 
     def park(self, parking: Parking) -> None:
         """Have the weights lie somewhere else than they are computed with, from their first byte on.
