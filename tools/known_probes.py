@@ -101,7 +101,7 @@ def see(kind: Any, config: Config, changed: str) -> Seen:
     for label, tensors in files.items():
         headers = {name: ("BF16", tuple(tensor.shape)) for name, tensor in tensors.items()}
         views[label] = (
-            view_of(model, headers, readers=True),
+            view_of(model, headers, writing=True),
             {name: shape for name, (_, shape) in headers.items()},
         )
     return Seen(changed, dict(flat(model.config.to_dict())), views)

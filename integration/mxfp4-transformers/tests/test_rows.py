@@ -24,8 +24,9 @@ from transformers.core_model_loading import (
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import Source
 from mxfp4_core.errors import LoadError
-from mxfp4_core.jobs import quantize_checkpoint, verify_checkpoint
-from mxfp4_transformers.rows import gathered
+from mxfp4_core.jobs import plan_checkpoint, quantize_checkpoint, verify_checkpoint
+from mxfp4_transformers.converters import Group
+from mxfp4_transformers.rows import gathered, moved
 
 Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 
@@ -178,6 +179,49 @@ def test_numbers_that_are_changed(
     convert(monkeypatch, "llama", WeightConverter("mlp.half", "mlp.up_proj", [Doubled()]))
     model = load(path, settings())
     same_state(model, load(checkpoints["llama"], settings()))
-    quantize_checkpoint(path, tmp_path / "file", CoreConfig(dialect="mxfp4-core"))
+    for done in (
+        plan_checkpoint(path),
+        quantize_checkpoint(path, tmp_path / "file", CoreConfig(dialect="mxfp4-core")),
+    ):
+        said = [note for note in done.notes if "Doubled does more than move rows" in note]
+        assert len(said) == 1 and "model.layers.{0-1}.mlp.half.weight" in said[0]
+    assert not done.load
     with pytest.raises(LoadError, match="Doubled"):
         reload(tmp_path / "file")
+
+
+class Does(ConversionOps):
+    """Does what it is given to the tensors."""
+
+    def __init__(self, what: Callable[[torch.Tensor], Any]) -> None:
+        self.what = what
+
+    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        (tensors,) = input_dict.values()
+        return {"mlp.up_proj": self.what(tensors[0])}
+
+
+@pytest.mark.parametrize(
+    ("what", "wanted"),
+    [
+        (lambda x: x.flip(0), [5, 4, 3, 2, 1, 0]),
+        (lambda x: x[1:4], [1, 2, 3]),
+        (lambda x: x * 2, None),
+        (lambda x: x + 1, None),
+        (lambda x: x - x.shape[0], None),
+        (lambda x: x.flip(1), None),
+        (lambda x: x.cumsum(0), None),
+        (lambda x: x.roll(1, 1), None),
+        (lambda x: x * 2.0, None),
+        (lambda x: torch.cat([x[:, :1], x[:1, 1:].expand(6, 1)], 1), None),
+        (lambda x: x.T, None),
+        (lambda x: x.abs().amax(), None),
+        (lambda x: "nothing", None),
+    ],
+    ids=lambda given: "" if callable(given) else str(given),
+)
+def test_whatever_is_more_than_moving_rows_is_found(what: Any, wanted: list[int] | None) -> None:
+    converter = WeightConverter("mlp.half", "mlp.up_proj", [Does(what)])
+    group = Group(("mlp.up_proj",), converter, {"mlp.half": ["mlp.half"]})
+    found = moved(group, {"mlp.half": (6,)}, nn.Module())
+    assert (found and found["mlp.up_proj"].tolist()) == wanted

@@ -23,10 +23,9 @@ from mxfp4_core.dialects import Entry, Recipe, concat, stack
 from mxfp4_core.errors import LoadError
 from mxfp4_core.modules import Mxfp4Module
 from mxfp4_transformers.converters import Group, Split
-from mxfp4_transformers.rows import gathered, moved
+from mxfp4_transformers.rows import KNOWN, gathered, moved
 
 Parts = Mapping[str, Recipe]
-_KNOWN: set[Any] = {MergeModulelist, Concatenate, Chunk, Split}
 _ROWS = "codes and scales can be stacked, joined and cut along their rows"
 
 
@@ -95,7 +94,7 @@ def _converted(group: Group, entries: Mapping[str, Entry], model: Any) -> list[P
             )
         return [columns[0][0]]
     kinds = {type(operation) for operation in group.converter.operations}
-    if kinds <= _KNOWN:
+    if kinds <= KNOWN:
         for operation in group.converter.operations:
             columns = _applied(operation, columns, group, model)
         return [column[0] for column in columns]

@@ -60,7 +60,7 @@ def described(model: PreTrainedModel, headers: Headers) -> ModelView:
     """
     from mxfp4_transformers.view import view_of
 
-    view = view_of(model, headers, readers=True)
+    view = view_of(model, headers, writing=True)
     pieces = Counter(name for stored in view.tensors.values() for name in stored.parameters)
     for stored in view.tensors.values():
         if len(stored.parameters) > 1:

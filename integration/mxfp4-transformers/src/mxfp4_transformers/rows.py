@@ -1,8 +1,8 @@
 """What a conversion of transformers does to rows, found out by trying it on row numbers.
 
 Codes and scales can go where whole rows go. Few kinds of conversion are known by their class; any other is applied to
-tensors that hold the numbers of their rows in a single column. What comes out says which row is where, or that more was
-done than to move rows.
+tensors in which each element says which row and which of two columns it is. What comes out says which row is where, or
+that more was done than to move rows: an element that was changed is none of those that went in.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers.core_model_loading import WeightConverter
+from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist, Transpose, WeightConverter
 
 from mxfp4_core.dialects import Recipe, concat
 from mxfp4_transformers import converters
-from mxfp4_transformers.converters import Group
+from mxfp4_transformers.converters import Group, Split
+
+KNOWN: frozenset[Any] = frozenset({MergeModulelist, Concatenate, Chunk, Split})
+"""Operations that are known to move whole rows and nothing else."""
+
+_STEP, _FIRST = (
+    1_000_003,
+    12_347,
+)  # of the numbers that go in: what arithmetic makes of one is hardly another one
 
 
 def moved(group: Group, rows: Mapping[str, tuple[int, ...]], model: Any) -> dict[str, torch.Tensor] | None:
@@ -37,16 +45,52 @@ def moved(group: Group, rows: Mapping[str, tuple[int, ...]], model: Any) -> dict
     for pattern, names in group.columns.items():
         for name in names:
             count = math.prod(rows[name])
-            numbers = torch.arange(at, at + count, device="cpu").reshape(*rows[name], 1)
+            numbers = torch.arange(2 * at, 2 * (at + count), device="cpu").reshape(*rows[name], 2)
+            numbers = numbers * _STEP + _FIRST
             converter.add_tensor(group.targets[0], name, pattern, numbers)
             at += count
     try:
-        made = converter.convert(group.targets[0], model=model, config=model.config)
+        made = converter.convert(group.targets[0], model=model, config=getattr(model, "config", None))
     except Exception:  # an operation may want anything of its tensors, and raise anything
         return None
     result = {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
-    whole = all(each.dtype == torch.int64 and each.shape[-1:] == (1,) for each in result.values())
-    return {name: each.squeeze(-1) for name, each in result.items()} if whole else None
+    found = {name: _rows_of(each, at) for name, each in result.items()}
+    return (
+        {name: each for name, each in found.items() if each is not None}
+        if None not in found.values()
+        else None
+    )
+
+
+def _rows_of(made: Any, count: int) -> torch.Tensor | None:
+    """Return the numbers of rows in what came out, or None where it is no rows that went in, whole."""
+    if not isinstance(made, torch.Tensor) or made.dtype != torch.int64 or made.shape[-1:] != (2,):
+        return None
+    numbers = torch.div(made - _FIRST, _STEP, rounding_mode="floor")
+    one, other = numbers.unbind(-1)
+    same = torch.equal(numbers * _STEP + _FIRST, made) and torch.equal(one + 1, other)
+    inside = not one.numel() or (
+        bool((one % 2 == 0).all()) and int(one.min()) >= 0 and int(one.max()) < 2 * count
+    )
+    return one // 2 if same and inside else None
+
+
+def unmoved(group: Group, shapes: Mapping[str, tuple[int, ...]], model: Any) -> str:
+    """Return why codes cannot take the way of a group from a file into the model; empty where they can.
+
+    Args:
+        group: what becomes of some tensors.
+        shapes: of these, k last, by name.
+        model: the model, which may be on the meta device.
+    """
+    kinds = {type(operation) for operation in group.converter.operations} if group.converter else set()
+    if kinds <= {*KNOWN, Transpose} or any(len(shapes[name]) < 2 for name in group.names):
+        return ""
+    index = moved(group, {name: shapes[name][:-1] for name in group.names}, model)
+    if index is not None and all(target in index for target in group.targets):
+        return ""
+    words = ", ".join(sorted(kind.__name__ for kind in kinds - {*KNOWN}))
+    return f"{words} does more than move rows while it is loaded, so it takes no codes from a file"
 
 
 def gathered(parts: list[Recipe], index: torch.Tensor) -> Recipe:
@@ -86,4 +130,4 @@ def _runs(index: torch.Tensor) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
-__all__ = ["gathered", "moved"]
+__all__ = ["KNOWN", "gathered", "moved", "unmoved"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +13,20 @@ from transformers import PretrainedConfig, PreTrainedModel
 from mxfp4_core.modules import describe_parameters
 from mxfp4_core.naming import CheckpointTensor, Headers, ModelView, Parameter
 from mxfp4_transformers import converters, meta
+from mxfp4_transformers.rows import unmoved
 
 _MULTIPLIED = ("linear", "head", "router", "experts")
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
 
-def view_of(model: PreTrainedModel, headers: Headers, *, readers: bool = False) -> ModelView:
+def view_of(model: PreTrainedModel, headers: Headers, *, writing: bool = False) -> ModelView:
     """Return what transformers knows about a model and the checkpoint that it loads.
 
     Args:
         model: the model on the meta device, before anything in it was replaced.
         headers: the tensors of the checkpoint; those with no place in the model are left out. May be empty.
-        readers: say which classes read a weight themselves, as who writes a folder wants to know.
+        writing: say what matters to who writes a quantised folder, too: which classes read a weight themselves, and
+            which weights transformers makes of others such that it takes no codes.
     """
     ties: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
     kept = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
@@ -35,7 +37,7 @@ def view_of(model: PreTrainedModel, headers: Headers, *, readers: bool = False) 
         heads=list(_heads(model)),
         ties={**{source: target for target, source in ties.items()}, **ties},
         keep=lambda path: "the model keeps it in float32" if any(p.search(path) for p in patterns) else "",
-        readers=readers,
+        readers=writing,
     )
     stored = model.state_dict().keys() - parameters.keys()
     parameters |= {
@@ -56,6 +58,9 @@ def view_of(model: PreTrainedModel, headers: Headers, *, readers: bool = False) 
                 parameters |= {each: replace(parameters[each], keep=told) for each in bare}
             first = _k_first(shape if dtype in _FLOATS else (), parameters[known[0]], group.turned)
             tensors[name] = CheckpointTensor(name, known, first)
+        quantised = [each for each in known if parameters[each].kind in ("linear", "experts")]
+        if writing and quantised and (why := unmoved(group, _logical(group.names, headers, tensors), model)):
+            parameters |= {each: replace(parameters[each], refusal=why) for each in quantised}
     return ModelView(
         f"transformers {meta.VERSION}",
         type(model).__name__,
@@ -64,6 +69,18 @@ def view_of(model: PreTrainedModel, headers: Headers, *, readers: bool = False) 
         converters.renames(conversions),
         model.config.to_dict(),
     )
+
+
+def _logical(
+    names: Iterable[str], headers: Headers, tensors: Mapping[str, CheckpointTensor]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors of a file with k last."""
+    found = {}
+    for name in names:
+        shape = tuple(headers[name][1])
+        turned = name in tensors and tensors[name].k_first
+        found[name] = (*shape[:-2], *reversed(shape[-2:])) if turned else shape
+    return found
 
 
 def _k_first(stored: tuple[int, ...], parameter: Parameter, turned: bool) -> bool:
