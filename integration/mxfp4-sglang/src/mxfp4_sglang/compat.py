@@ -42,6 +42,7 @@ CONFIGURED = f"{LOADER}._get_quantization_config"
 WEIGHTS = f"{LOADER}.DefaultModelLoader._get_weights_iterator"
 DIFFUSION_QUANTIZATION = "sglang.multimodal_gen.runtime.layers.quantization"
 DIFFUSION_GET = f"{DIFFUSION_QUANTIZATION}.get_quantization_config"
+DIFFUSION_NAMES = "sglang.multimodal_gen.runtime.loader.utils.get_param_names_mapping"
 DIFFUSION_RESOLVE = "sglang.multimodal_gen.runtime.loader.transformer_load_utils._resolve_quant_config"
 
 BLOCK_SCALES = FusedMoeWeightScaleSupported.BLOCK.value
@@ -163,6 +164,7 @@ __all__ = [
     "BLOCK_SCALES",
     "CONFIGURED",
     "DIFFUSION_GET",
+    "DIFFUSION_NAMES",
     "DIFFUSION_RESOLVE",
     "VERIFY",
     "WEIGHTS",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from mxfp4_core.arithmetic import MXFP4, MXFP8
 from mxfp4_core.config import Mxfp4Config, config_for_stored, config_of_environment
 from mxfp4_core.dialects import NATIVE
 from mxfp4_sglang import compat
@@ -15,6 +16,9 @@ from mxfp4_sglang.config import DTYPES
 from mxfp4_sglang.linear import LinearWeights
 from mxfp4_sglang.model import Model
 from mxfp4_sglang.words import FORMATS, METHOD, METHOD_FP8
+
+SUFFIXES = tuple({part.suffix for form in (MXFP4, MXFP8) for part in form.parts if part.suffix})
+"""What follows the name of a weight in the names of its parts."""
 
 _Linear: Any
 _LinearMethod: Any
@@ -107,6 +111,26 @@ def get_config(original: Callable[..., Any], quantization: str) -> Any:
     return CONFIGS[quantization] if quantization in CONFIGS else original(quantization)
 
 
+def names_mapping(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Map the name of a part as the name of its weight, where the server knows the latter only.
+
+    Some of its tables fuse ``to_q.weight`` with its neighbours, and have no line for ``to_q.weight_scale``.
+    """
+    find = original(*args, **kwargs)
+    known = kwargs.get("valid_target_names") or (args[1] if len(args) > 1 else None) or ()
+
+    def mapped(name: str) -> Any:
+        target, *place = find(name)
+        for suffix in SUFFIXES:
+            if target not in known and name.endswith(f".weight{suffix}"):
+                weight, *of_weight = find(name.removesuffix(suffix))
+                if f"{weight}{suffix}" in known:
+                    return f"{weight}{suffix}", *of_weight
+        return target, *place
+
+    return mapped
+
+
 def resolved(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Tell our config which component it is for, and which layers the command line keeps.
 
@@ -129,5 +153,6 @@ __all__ = [
     "Mxfp4DiffusionLinearMethod",
     "Mxfp8DiffusionConfig",
     "get_config",
+    "names_mapping",
     "resolved",
 ]

@@ -33,6 +33,7 @@ def register_diffusion() -> None:
 
     compat.add_diffusion_methods(diffusion.CONFIGS)
     compat.around_diffusion(compat.DIFFUSION_GET, diffusion.get_config)
+    compat.around_diffusion(compat.DIFFUSION_NAMES, diffusion.names_mapping)
     compat.around_diffusion(compat.DIFFUSION_RESOLVE, diffusion.resolved)
 
 
