@@ -273,7 +273,7 @@ def test_ignored_layers_of_the_command_line_stay(tmp_path: Path, monkeypatch: py
 
 def test_an_ignored_layer_that_is_none_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint("wan", tmp_path)
-    with pytest.raises(PatternError, match="'blocks.7'"):
+    with pytest.raises(PatternError, match=r"'blocks\.7'"):
         load("wan", tmp_path, resolve(monkeypatch, ["blocks.7"]))
 
 
