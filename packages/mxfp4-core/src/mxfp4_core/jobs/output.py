@@ -239,10 +239,10 @@ def write_result(
     return replace(result, resumed=written.resumed, seconds=time.monotonic() - started)
 
 
-def _line(dialect: Dialect, folder: str, model: str) -> str:
+def _line(dialect: Loadable, folder: str, model: str) -> str:
     if not model.startswith(_COMPONENT):
         return dialect.how_to_load(folder, model)
-    if dialect.components:
+    if getattr(dialect, "components", False):
         return f"import mxfp4_diffusers, diffusers; {model}.from_pretrained({folder!r})"
     return f"mxfp4 convert {folder} NEW --to mxfp4-core  # diffusers, with mxfp4_diffusers, loads that"
 

@@ -1,0 +1,3 @@
+"""Names that SGLang imports and does not call here."""
+
+rotary_embedding = awq_dequantize = None
