@@ -151,7 +151,7 @@ def test_what_cannot_be_converted(save: Save, source: Path) -> None:
     with pytest.raises(DialectError, match="no quantised weights"):
         convert_checkpoint(source, target, "quark")
     with pytest.raises(ConfigError, match="unknown dialect"):
-        convert_checkpoint(source, target, "gguf")
+        convert_checkpoint(source, target, "onnx")
     with pytest.raises(OutputError, match="apart"):
         convert_checkpoint(source, source, "quark")
     fp8: dict[str, Any] = {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": False}

@@ -18,11 +18,12 @@ from typing import Any, Protocol
 from mxfp4_core._text import disk_text
 from mxfp4_core.checkpoint.copied import copied
 from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST
+from mxfp4_core.checkpoint.gguf_writer import header_of, writer_of
 from mxfp4_core.checkpoint.header import DTYPE_BITS, Identity, damaged, identity
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.staging import Destination
 from mxfp4_core.checkpoint.tasks import Executor, Progress, run_tasks
-from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, write_file
+from mxfp4_core.checkpoint.writer import TensorSpec, write_file
 from mxfp4_core.errors import OutputError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -58,7 +59,7 @@ class ShardTask:
 
     path: Path
     units: tuple[Unit, ...]
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, Any], ...] = ()
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -77,7 +78,7 @@ class ShardTask:
             OutputError: the file cannot be written.
             Mxfp4Error: whatever a unit raises.
         """
-        with ShardWriter(self.path, self.specs, dict(self.metadata)) as writer:
+        with writer_of(self.path, self.specs, dict(self.metadata)) as writer:
             for unit in self.units:
                 for tensor, piece in unit.stream(progress):
                     writer.write(tensor, piece)
@@ -100,6 +101,7 @@ class Content:
         seen: what tells each file of the source from one that takes its place while the checkpoint is written.
         metadata: what the header of each weight file says beside its tensors.
         stem: what the names of the weight files begin with; a library looks for its own.
+        file: name of the only weight file, where it is no safetensors file.
     """
 
     units: Sequence[Unit]
@@ -107,8 +109,15 @@ class Content:
     copies: Mapping[str, Path]
     manifest: Manifest
     seen: Mapping[Path, Identity] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     stem: str = "model"
+    file: str = ""
+
+    def files(self, max_shard_bytes: int) -> dict[str, list[Unit]]:
+        """Return the names of the weight files, each with what goes into it."""
+        if self.file:
+            return {self.file: list(self.units)}
+        return plan_shards(self.units, max_shard_bytes, self.stem)
 
 
 @dataclass(frozen=True)
@@ -174,9 +183,9 @@ def write_checkpoint(
         CheckpointError: a file of the source was changed while it was read.
         Mxfp4Error: whatever a unit raises; the folder is then as it was before.
     """
-    shards = plan_shards(content.units, max_shard_bytes, content.stem)
+    shards = content.files(max_shard_bytes)
     specs = {name: [spec for unit in units for spec in unit.specs] for name, units in shards.items()}
-    headers = [header_bytes(each, content.metadata) for each in specs.values()]
+    headers = [header_of(name, each, content.metadata) for name, each in specs.items()]
     layout = hashlib.sha256(b"".join(headers)).hexdigest()
     run = {
         "release": version("mxfp4-core"),

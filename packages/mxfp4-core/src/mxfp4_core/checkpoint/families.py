@@ -14,6 +14,7 @@ SINGLES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 """Names under which transformers and diffusers store a whole model."""
 
 _SHARD = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})((?:\.\w+)?\.safetensors)")
+_PART = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.gguf")
 _MAKERS = re.compile(r"consolidated([.-].*)?\.safetensors")
 _KEEP_ONE = "keep the files of one of them, or add the index that says which files are the model"
 
@@ -63,6 +64,21 @@ def chosen_files(root: Path, found: Sequence[str]) -> list[str]:
     return list(found)
 
 
+def gguf_files(root: Path, found: Sequence[str]) -> list[str]:
+    """Choose the GGUF files of a folder that has nothing else: one, or all parts of one.
+
+    Raises:
+        CheckpointError: several models, or a part that is missing.
+    """
+    parts = [match for name in found if (match := _PART.fullmatch(name))]
+    if len(found) > 1 and (len(parts) < len(found) or len({(m[1], m[3]) for m in parts}) > 1):
+        _ambiguous(root, found)
+    if parts and len(parts) != int(parts[0][3]):
+        seen = f"{len(parts)} of {int(parts[0][3])} parts of {parts[0][1]}.gguf"
+        damaged(root, seen, "a model in N parts has all of them", "get the missing files")
+    return list(found)
+
+
 def check_complete(root: Path, names: Iterable[str]) -> None:
     """Check that of each family of shards all are there, counted from 1 or from 0.
 
@@ -95,4 +111,4 @@ def _ambiguous(root: Path, names: Sequence[str]) -> None:
     damaged(root, f"several models or formats side by side: {shown}", "one folder holds one model", _KEEP_ONE)
 
 
-__all__ = ["SINGLES", "check_complete", "chosen_files", "family", "is_makers_own", "stem_for"]
+__all__ = ["SINGLES", "check_complete", "chosen_files", "family", "gguf_files", "is_makers_own", "stem_for"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mxfp4_core.checkpoint.cache import blobs_of, cache_folder, hub_name
-from mxfp4_core.checkpoint.families import SINGLES, check_complete, chosen_files, family
+from mxfp4_core.checkpoint.families import SINGLES, check_complete, chosen_files, family, gguf_files
 from mxfp4_core.checkpoint.header import MAX_HEADER_BYTES, damaged, parse_json
 
 WEIGHTS = "model.safetensors"
@@ -16,6 +16,9 @@ INDEX_SUFFIX = ".safetensors.index.json"
 MANIFEST = "mxfp4_manifest.json"
 STAGING = ".mxfp4-partial"
 """Folder in a destination in which files are finished."""
+
+GGUF = ".gguf"
+"""Suffix of the one kind of weight files that is read beside safetensors."""
 
 PIPELINE = "model_index.json"
 """What diffusers writes into the folder around the models of a pipeline."""
@@ -58,6 +61,8 @@ def locate_weights(root: Path) -> tuple[list[Path], dict[str, str] | None]:
         check_complete(root, [name for name in found if family(name) in families])
         return [inside(root / name, root) for name in files], weight_map
     if not found:
+        if other := [name for name in present if name.endswith(GGUF)]:
+            return [inside(root / name, root) for name in gguf_files(root, other)], None
         _no_safetensors(root, present)
     return [inside(root / name, root) for name in chosen_files(root, found)], None
 

@@ -19,6 +19,7 @@ from mxfp4_core._text import nearest
 from mxfp4_core.checkpoint.adapters import refuse_adapter
 from mxfp4_core.checkpoint.cache import local_path
 from mxfp4_core.checkpoint.files import locate_weights, read_json_file
+from mxfp4_core.checkpoint.gguf import SUFFIX, read_gguf
 from mxfp4_core.checkpoint.header import (
     DTYPE_BITS,
     Identity,
@@ -157,6 +158,15 @@ class Checkpoint:
         return data.view(dtype).reshape(shape)
 
 
+def _header(file: Path) -> tuple[Mapping[str, TensorInfo], str]:
+    """Return the tensors of a file, and the hash of its header."""
+    if file.suffix == SUFFIX:
+        found = read_gguf(file)
+        return found.tensors, found.sha256
+    tensors, _, header = read_header(file)
+    return tensors, header
+
+
 def _reopened(
     path: Path, files: tuple[tuple[Path, str], ...], config: dict[str, Any], others: tuple[Path, ...]
 ) -> Checkpoint:
@@ -172,7 +182,7 @@ def _tensors(files: tuple[tuple[Path, str], ...]) -> Mapping[str, TensorInfo]:
     """
     tensors: dict[str, TensorInfo] = {}
     for file, expected in files:
-        found, _, header = read_header(file)
+        found, header = _header(file)
         if header != expected:
             rule = f"the file does not change while it is read; its header had sha256 {expected}"
             damaged(file, f"a header with sha256 {header}", rule, "let nothing write to it, and run it again")
@@ -215,7 +225,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     identities: dict[Path, Identity] = {}
     for file in files:
         identities[file] = identity(file)
-        found, _, headers[file] = read_header(file)
+        found, headers[file] = _header(file)
         for name, info in found.items():
             if name in tensors:
                 seen = f"tensor {name!r} is in {tensors[name].file.name} and in {file.name}"

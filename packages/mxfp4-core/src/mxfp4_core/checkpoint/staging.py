@@ -27,7 +27,7 @@ from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
 
 _JOURNAL = "journal.jsonl"
 _COPIES = "copies"
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 
 
 class Destination:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 from uuid import uuid4
 
 from mxfp4_core.checkpoint.header import DTYPE_BITS
@@ -28,7 +28,7 @@ TEMPORARY = ".partial"
 VISIBLE_SECONDS = 90.0
 """NFS may go on for a minute to say that a file is not there."""
 
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def aligned(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return sorted(specs, key=lambda spec: -DTYPE_BITS[spec.dtype])
 
 
-def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping[str, str] = NOTHING) -> bytes:
+def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping[str, Any] = NOTHING) -> bytes:
     """Return the length prefix and the header, padded to 8 bytes, for tensors stored in this order.
 
     Equal input gives equal bytes: no time, no host, no version.
@@ -82,7 +82,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str] = NOTHING
+        self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, Any] = NOTHING
     ) -> None:
         self.path = path
         self.tensor_sha256: dict[str, str] = {}
@@ -104,7 +104,7 @@ class ShardWriter:
         except OSError as error:
             output_failed(self.path, error)
         try:
-            self._put(header_bytes(self._specs, self._metadata))
+            self._put(self._header())
         except OSError as error:
             self._discard()
             output_failed(self.path, error)
@@ -143,6 +143,9 @@ class ShardWriter:
             output_failed(self.path, failure)
         finally:
             self._discard()
+
+    def _header(self) -> bytes:
+        return header_bytes(self._specs, self._metadata)
 
     def _finish(self) -> None:
         self._skip_empty()

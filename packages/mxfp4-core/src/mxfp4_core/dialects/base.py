@@ -109,6 +109,7 @@ class Dialect(ABC):
         linear_only: whether it stores nothing but 2-D weights ``[N, K]`` of linears in whole blocks.
         readers: who loads it, in a few words.
         components: diffusers loads a component of a pipeline from it, with the adapter of this project.
+        file: name of the only weight file, where it is no safetensors file.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Dialect(ABC):
     linear_only: bool = True
     readers: str = ""
     components: bool = False
+    file: str = ""
 
     def __repr__(self) -> str:
         return f"<dialect {self.name}>"
@@ -176,8 +178,10 @@ class Dialect(ABC):
         """
         return True
 
-    def metadata(self, description: Description) -> dict[str, str]:
+    def metadata(self, description: Description) -> dict[str, Any]:
         """Return what the header of each weight file says beside the tensors; empty for most dialects.
+
+        It is text by key in safetensors; GGUF has numbers, too.
 
         Raises:
             DialectError: something that this dialect has no word for.
@@ -195,6 +199,18 @@ class Dialect(ABC):
             DialectError: a tensor that this dialect has no name for.
         """
         return dict(tensors)
+
+    def arrange(self, entries: Sequence[Entry], model: Mapping[str, Any]) -> list[Entry]:
+        """Return the weights as this dialect has them: experts stacked or one by one, rows in its order.
+
+        Args:
+            entries: the weights as the source has them.
+            model: ``config.json`` of the model.
+
+        Raises:
+            DialectError: a weight that it has no place for.
+        """
+        return list(entries)
 
     def write_static(self, static: Mapping[str, Recipe]) -> dict[str, Recipe]:
         """Return the tensors to store for static scales of activations, by name.

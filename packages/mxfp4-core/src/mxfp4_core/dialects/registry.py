@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from mxfp4_core._plugins import DIALECTS, Broken, Plugin, plugins
 from mxfp4_core._text import did_you_mean
+from mxfp4_core.checkpoint.gguf import SUFFIX
 from mxfp4_core.config.known import dialect_names
 from mxfp4_core.dialects.base import Contents, Dialect
 from mxfp4_core.dialects.pairs import check_parts
@@ -79,6 +80,8 @@ def identify(checkpoint: Checkpoint) -> tuple[str, str, Dialect | None] | None:
         except Mxfp4Error as error:
             failed[plugin.name] = error
     unread = None if claims else unread_format(source.config, source.tensors, source.files)
+    if not claims and (others := [path.name for path in source.weights if path.suffix == SUFFIX]):
+        unread = "GGUF without MXFP4", f"file {others[0]}"
     for name, fault in failed.items():
         if unread or name == source.described.get("quant_method"):
             raise fault

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.checkpoint.files import read_json_file
+from mxfp4_core.checkpoint.gguf import SUFFIX, GgufHeader, read_gguf
 from mxfp4_core.checkpoint.header import read_header
 from mxfp4_core.dialects.raw import misfit
 from mxfp4_core.dialects.recipes import Read, Recipe
@@ -71,8 +72,13 @@ class Source:
         """Read the ``__metadata__`` of all weight files as one; the first file has the last word."""
         found: dict[str, str] = {}
         for path in reversed(self.weights):
-            found |= read_header(path)[1]
+            if path.suffix != SUFFIX:
+                found |= read_header(path)[1]
         return found
+
+    def gguf(self) -> list[GgufHeader]:
+        """Read what the headers of GGUF files say; none where weights are in other files."""
+        return [read_gguf(path) for path in self.weights if path.suffix == SUFFIX]
 
     def tensor(self, name: str) -> Recipe:
         """Return the recipe that reads a stored tensor as it is.

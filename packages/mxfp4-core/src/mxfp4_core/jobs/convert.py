@@ -20,6 +20,7 @@ from mxfp4_core.dialects.base import Contents, Description, Dialect
 from mxfp4_core.dialects.beside import Narrow
 from mxfp4_core.dialects.default import AUTO, default_for
 from mxfp4_core.dialects.recipes import Recipe
+from mxfp4_core.errors import DialectError
 from mxfp4_core.jobs.again import Again, quantised_anew, without_activations
 from mxfp4_core.jobs.opened import open_any
 from mxfp4_core.jobs.other_formats import OTHER_FORMATS, write_other_format
@@ -132,7 +133,7 @@ def convert_checkpoint(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
     documents, metadata = dialect.documents(described), dialect.metadata(described)
-    content = content_of(checkpoint, units, documents, manifest, metadata)
+    content = content_of(checkpoint, units, documents, manifest, metadata, dialect.file)
     result = write_result(folder, content, dialect, len(entries), model=loading_class(model), **how)
     notes = [f"{dialect.name} has no word for the profile {profile}: the manifest alone names it"]
     notes = notes if silent else []
@@ -183,7 +184,15 @@ def _units(
         names = list(dict.fromkeys(name for recipe in stored.values() for name in recipe.names))
         units.append((place[names[0]], kind(checkpoint, tuple(stored.items()))))
 
-    for entry in contents.entries.values():
+    arranged = dialect.arrange(list(contents.entries.values()), model)
+    if again.weights and dialect.file:
+        raise DialectError(
+            f"cannot convert {checkpoint.path} into the dialect {dialect.name}",
+            seen=f"{len(again.weights)} weight(s) that are quantised anew",
+            rule="what is quantised is written as it is made, and not in another order",
+            fix=f"convert into mxfp4-core first, and that into {dialect.name}",
+        )
+    for entry in arranged:
         # Who quantised it knew that it is multiplied with.
         check_expressible(replace(entry, known=True), padding, dialect)
         if entry.weight in again.weights:

@@ -126,7 +126,8 @@ def content_of(
     units: Sequence[Unit],
     documents: Mapping[str, Mapping[str, Any]],
     manifest: Manifest,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    file: str = "",
 ) -> Content:
     """Put the parts of the new checkpoint together: tensors, the dialect's JSON documents, files to copy."""
     texts = {
@@ -138,7 +139,7 @@ def content_of(
     old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
     left = replace(manifest, left={**checkpoint.left, **old})
     stem = stem_for(checkpoint.config)
-    return Content(units, texts, copies, left, checkpoint.seen, metadata or {}, stem)
+    return Content(units, texts, copies, left, checkpoint.seen, metadata or {}, stem, file)
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:
@@ -218,7 +219,7 @@ def write_result(
         kept=sum(isinstance(unit, CopyUnit) for unit in content.units),
         source_bytes=sum(unit.source_bytes for unit in content.units),
         target_bytes=sum(spec.nbytes for unit in content.units for spec in unit.specs),
-        files=tuple(plan_shards(content.units, max_shard_bytes, content.stem)),
+        files=tuple(content.files(max_shard_bytes)),
         resumed=0,
         seconds=0.0,
         dry_run=dry_run,

@@ -174,7 +174,7 @@ def _name_surplus(checkpoint: Checkpoint, manifest: Manifest, result: Verificati
     names += [name for name, why in checkpoint.left.items() if why != HIDDEN]
     for name in sorted(set(names) - manifest.files.keys()):
         found = "the file is not in the manifest"
-        if name.endswith((".safetensors", INDEX_SUFFIX, *PICKLES)):
+        if name.endswith((".safetensors", ".gguf", INDEX_SUFFIX, *PICKLES)):
             result.findings.append(Finding("manifest", name, found))
         else:
             result.notes.append(f"{name}: {found}")
