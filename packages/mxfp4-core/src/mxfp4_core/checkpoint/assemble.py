@@ -292,12 +292,5 @@ def _check_unchanged(seen: Mapping[Path, Identity], destination: Destination) ->
 
 
 __all__ = [
-    "DEFAULT_SHARD_BYTES",
-    "Content",
-    "Progress",
-    "ShardTask",
-    "Unit",
-    "Written",
-    "plan_shards",
-    "write_checkpoint",
-]
+    "DEFAULT_SHARD_BYTES", "Content", "Progress", "ShardTask", "Unit", "Written", "plan_shards", "write_checkpoint",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Weights of GGUF as models have them, and back: experts stacked, gate and up apart, rows of q and k in ggml's order."""
+"""Weights of GGUF as models have them, and back: experts stacked, gate and up apart, rows of q and k turned."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ ATTENTION = re.compile(
 def entry_of(
     name: str, parts: Mapping[str, Recipe], *, transposed: bool = False, fused: bool = False
 ) -> Entry:
+    """Return the entry of a weight with these parts."""
     codes = parts["codes"]
     shape = (*codes.shape[:-1], codes.shape[-1] * 2)
     return Entry(name, shape, parts, transposed=transposed, interleaved=fused)
@@ -116,6 +117,7 @@ def stacked(name: str, experts: Mapping[int, Entry]) -> Entry:
 
 
 def turned(known: Architecture, entry: Entry, model: Mapping[str, Any], *, back: bool) -> Entry:
+    """Bring the rows of a weight of q or k into ggml's order, or back; others stay."""
     parts = {
         key: turned_rows(known, entry.weight, part, model, back=back) for key, part in entry.parts.items()
     }

@@ -32,6 +32,7 @@ class _HighPrecision:
     """How the result is loaded: as any model."""
 
     name = "high precision"
+    components = False
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         return f"import transformers; transformers.{model}.from_pretrained({path!r})"

@@ -41,10 +41,12 @@ class OtherFormat:
     Attributes:
         name: what users type.
         readers: who loads it.
+        components: whether diffusers loads a component of a pipeline from it.
     """
 
     name: str
     readers: str
+    components: bool = False
 
     def check(self, entry: Entry) -> None:
         """Take linears in whole blocks.

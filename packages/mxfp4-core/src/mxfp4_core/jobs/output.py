@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, plan_shards, write_checkpoint
+from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, write_checkpoint
 from mxfp4_core.checkpoint.cache import local_path
 from mxfp4_core.checkpoint.families import stem_for
 from mxfp4_core.checkpoint.manifest import Manifest
@@ -28,6 +28,11 @@ _COMPONENT = "diffusers."
 
 class Loadable(Protocol):
     """How a result is stored: a dialect, or another format."""
+
+    @property
+    def components(self) -> bool:
+        """Whether diffusers loads a component of a pipeline from it."""
+        ...
 
     @property
     def name(self) -> str:
