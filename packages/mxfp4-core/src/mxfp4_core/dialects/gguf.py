@@ -155,7 +155,7 @@ class GgufDialect(Dialect):
         """Make blocks of 17 bytes."""
         return {entry.weight: blocks_of(entry.parts["codes"], entry.parts["scales"])}
 
-    def writeothers_of(self, tensors: Mapping[str, Recipe], model: Mapping[str, Any]) -> dict[str, Recipe]:
+    def write_others(self, tensors: Mapping[str, Recipe], model: Mapping[str, Any]) -> dict[str, Recipe]:
         """Rename; vectors become F32."""
         known, found = architecture_for(model), dict[str, Recipe]()
         for name, recipe in tensors.items():
