@@ -353,7 +353,8 @@ def test_an_unknown_dialect() -> None:
     with pytest.raises(ConfigError, match="did you mean 'quark'"):
         dialects.get("Quark")
     with pytest.raises(
-        ConfigError, match="mxfp4-core, auto-round, compressed-tensors, deepseek-v4, fp-quant, gguf, gpt-oss, "
+        ConfigError,
+        match="mxfp4-core, auto-round, compressed-tensors, deepseek-v4, fp-quant, gguf, gpt-oss, ",
     ):
         dialects.get("zzz")
 

@@ -81,6 +81,8 @@ def test_a_llama_goes_there_and_back(native: Path) -> None:
     result = convert_checkpoint(native, folder / "gguf", "gguf")
     assert (result.files, result.quantized) == (("model.gguf",), 7)
     assert verify_checkpoint(folder / "gguf").ok
+    names = open_checkpoint(folder / "gguf").tensors
+    assert all(name.split(".")[0] in ("blk", "token_embd", "output", "output_norm") for name in names)
     convert_checkpoint(folder / "gguf", folder / "back", "mxfp4-core")
     same(native, folder / "back")
     assert open_checkpoint(folder / "gguf").config == {
