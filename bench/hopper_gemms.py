@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -21,33 +20,32 @@ from hopper.cases import MOE_SHAPES, MoeCase, Routed, ours_moe
 
 from mxfp4_core.backend import Packed, Routes, calls
 from mxfp4_cuda_marlin import backend
-from mxfp4_cuda_marlin.kernels import load
+from mxfp4_cuda_marlin.kernels.launch import stream_of
+from mxfp4_cuda_marlin.plans import MoePlan
 
 
 def gemms_of(layer: Callable[[], object]) -> Callable[[], None]:
     """Return a call that repeats the launches of gate-up and down of a layer, and nothing else of it."""
-    launched: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    kept: list[Any] = []
-    launch, gemm, decode = load.launch, load.gemm, load.decode
+    plans: list[tuple[MoePlan, tuple[int, ...]]] = []
+    call = MoePlan.__call__
 
-    def keep(find: Callable[..., Any]) -> Callable[..., Any]:
-        def found(*args: Any) -> Any:
-            kept.append(find(*args))
-            return kept[-1]
+    def record(plan: MoePlan, stream: int, *addresses: int) -> None:
+        plans.append((plan, addresses))
+        call(plan, stream, *addresses)
 
-        return found
-
-    def record(*args: Any, **options: Any) -> None:
-        launched.append((args, options))
-        launch(*args, **options)
-
-    with patch.multiple(load, gemm=keep(gemm), decode=keep(decode), launch=record):
+    with patch.object(MoePlan, "__call__", record):
         layer()
-    (up, _), (down, options) = [(args, options) for args, options in launched if args[0] in kept]
+    ((plan, addresses),) = plans
+    # The layer's own workspace is free again, and may be another tensor's by the time that this runs.
+    workspace = torch.empty(plan.bytes, dtype=torch.uint8, device="cuda")
+    given = plan.given(*addresses[:-1], workspace.data_ptr())
+    for launch in plan.launches:  # tables of the routing, for the GEMMs alone
+        launch(stream_of(workspace.device), given)
+    up, down = plan.gemms
 
-    def run() -> None:
-        launch(*up)
-        launch(*down, **options)
+    def run(kept: object = workspace) -> None:
+        up(stream_of(workspace.device), given)
+        down(stream_of(workspace.device), given)
 
     return run
 

@@ -19,6 +19,7 @@ import torch
 from hopper.timing import microseconds, require_sm90
 
 from mxfp4_cuda_marlin.kernels import load
+from mxfp4_cuda_marlin.kernels.launch import Launch, stream_of
 from mxfp4_cuda_marlin.kernels.tiles import GATE_UP, MULTIPROCESSORS, Tile, moe_variants
 
 SHALLOW, DEEP = 768, 4096
@@ -44,17 +45,17 @@ def prepare(tile: Tile, k: int, tiles: int, tokens: int) -> Callable[[], None]:
     rows = torch.arange(tiles * tile.nt, dtype=torch.int32, device="cuda")
     rows.view(tiles, tile.nt)[:, tokens:] = -1
     owner = torch.zeros(tiles, dtype=torch.int32, device="cuda")
-    function = load.gemm(x.device, tile, GATE_UP, True)
+    operands = (codes, scales, x, out, None, owner, rows, None, None)
+    launch = Launch(
+        load.gemm(x.device, tile, GATE_UP, True),
+        tile.grid(tiles * tile.blocks(n), MULTIPROCESSORS),
+        tile.threads,
+        tile.shared_bytes(GATE_UP),
+        (*operands, tiles * tile.nt, n, k, tiles, 1.0, float("inf"), 0.0, load.no_map()),
+    )
 
-    def run() -> None:
-        load.launch(
-            function,
-            tile.grid(tiles * tile.blocks(n), MULTIPROCESSORS),
-            tile.threads,
-            tile.shared_bytes(GATE_UP),
-            *(codes, scales, x, out, None, owner, rows, None, None),
-            *(tiles * tile.nt, n, k, tiles, 1.0, float("inf"), 0.0, load.no_map()),
-        )
+    def run(kept: object = operands) -> None:  # a launch holds addresses, and no tensors
+        launch(stream_of(x.device))
 
     return run
 

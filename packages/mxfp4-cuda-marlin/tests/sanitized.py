@@ -14,7 +14,7 @@ import torch
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, Packed, Problem, Routes, calls
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
-from mxfp4_cuda_marlin import backend, compute, small
+from mxfp4_cuda_marlin import backend, compute
 from mxfp4_cuda_marlin.kernels.few import linear_fews, moe_fews
 from mxfp4_cuda_marlin.kernels.tiles import linear_variants, moe_variants
 
@@ -37,11 +37,11 @@ def linear(n: int, k: int) -> None:
     for tile in linear_variants():
         for m in (1, 150, 300):
             x = random_x(m, k).to(CUDA)
-            compute._linear(x, *tensors, x.new_empty((m, n)), tile)
+            compute.linear_into(x, tensors, x.new_empty((m, n)), tile)
     for few in linear_fews():
         for m in (1, few.tokens + 1):
             x = random_x(m, k).to(CUDA)
-            small.linear(x, tensors, x.new_empty((m, n)), few)
+            compute.linear_into(x, tensors, x.new_empty((m, n)), few)
 
 
 def moe(n: int, k: int, experts: int, top_k: int) -> None:
@@ -54,13 +54,12 @@ def moe(n: int, k: int, experts: int, top_k: int) -> None:
         ids[::7, 0] = -1
         calls.moe(backend, x, layer[0], layer[1], Routes(ids.to(CUDA), weights.to(CUDA)), problem)
 
-    with patch.object(compute, "moe_few", lambda *sizes: None):
-        for tile in moe_variants():
-            with patch.object(compute, "moe_tiles", lambda *sizes, tile=tile: (tile, tile)):
-                for m in (1, 60, 300):
-                    run(m)
+    for tile in moe_variants():
+        with patch.object(compute, "moe_variant", lambda *sizes, tile=tile: (tile, tile)):
+            for m in (1, 60, 300):
+                run(m)
     for pair in moe_fews():
-        with patch.object(compute, "moe_few", lambda *sizes, pair=pair: pair):
+        with patch.object(compute, "moe_variant", lambda *sizes, pair=pair: pair):
             for m in (1, 3, 20):
                 run(m)
     for m in (1, 3, 20, 200, 1500):

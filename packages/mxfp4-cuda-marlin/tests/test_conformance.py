@@ -40,7 +40,7 @@ class TestCudaMarlin(BackendConformance):
         packed = calls.pack(backend, problem, weight.to(device)).tensors
         assert (packed["scales"].shape[-1] == 128) == small
         there, out = x.to(device), torch.full((150, 320), torch.nan, dtype=torch.bfloat16, device=device)
-        compute._linear(there, packed["codes"], packed["scales"], None, out, tile)
+        compute.linear_into(there, (packed["codes"], packed["scales"], None), out, tile)
         judge.linear(x, weight, None, backend.numerics).check(out)
 
     @pytest.mark.parametrize("tile", moe_variants(), ids=str)
@@ -65,7 +65,7 @@ class TestCudaMarlin(BackendConformance):
         ]
         x, (ids, factors) = random_x(700, 320), random_routes(700, 5, 2)
         ids[::7, 0], ids[3::11, 1] = -1, 5
-        monkeypatch.setattr(compute, "moe_tiles", lambda *sizes: (tile, tile))
+        monkeypatch.setattr(compute, "moe_variant", lambda *sizes: (tile, tile))
         got = calls.moe(backend, x.to(device), *packed, Routes(ids.to(device), factors.to(device)), problem)
         local = torch.where((ids < 0) | (ids > 4), -1, ids)
         judge.moe(x, *weights, biases, local, factors, problem.gate, backend.numerics).check(got)

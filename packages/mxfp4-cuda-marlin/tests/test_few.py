@@ -11,7 +11,7 @@ from mxfp4_core.backend import GPT_OSS_SWIGLU, Backend, Device, Problem, Routes,
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.fixtures import Fixtures
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
-from mxfp4_cuda_marlin import compute, small, warmup
+from mxfp4_cuda_marlin import compute, warmup
 from mxfp4_cuda_marlin.kernels.few import TOKEN, TOP_K_MOST, Few, linear_few, linear_fews, moe_few, moe_fews
 
 FEWS = list(dict.fromkeys([*linear_fews(), *(few for pair in moe_fews() for few in pair)]))
@@ -103,7 +103,8 @@ class TestFew(Fixtures):
                 if m:
                     x = random_x(m, k) * 2.0**-30
                     out = torch.full((m, n), torch.nan, dtype=torch.bfloat16, device=device)
-                    small.linear(x.to(device), (packed["codes"], packed["scales"], packed["bias"]), out, few)
+                    weights = packed["codes"], packed["scales"], packed["bias"]
+                    compute.linear_into(x.to(device), weights, out, few)
                     judge.linear(x, weight, bias, backend.numerics).check(out)
 
     @pytest.mark.parametrize("pair", moe_fews(), ids=str)
@@ -126,7 +127,7 @@ class TestFew(Fixtures):
             calls.pack(backend, problem, w.to(device), b.to(device), matrix)
             for w, b, matrix in zip(weights, biases, calls.shapes(problem), strict=True)
         ]
-        monkeypatch.setattr(compute, "moe_few", lambda *sizes: pair)
+        monkeypatch.setattr(compute, "moe_variant", lambda *sizes: pair)
         for m in (1, 3, 50):
             x, (ids, factors) = random_x(m, 320), random_routes(m, 5, 2)
             ids[::7, 0], ids[3::11, 1] = -1, 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,6 +150,20 @@ class CudaMarlinBackend(Backend):
             *(routes.topk_ids, routes.topk_weights, routes.expert_map),
             *(gate.alpha, gate.limit, gate.up_offset),
         )
+
+    def direct_linear(self, weight: Packed, problem: Problem) -> Callable[[Tensor], Tensor]:
+        """Return ``linear`` for one weight without torch's dispatcher; see ``Backend.direct_linear``."""
+        from mxfp4_cuda_marlin import direct
+
+        return direct.linear(weight)
+
+    def direct_moe(
+        self, gate_up: Packed, down: Packed, problem: Problem
+    ) -> Callable[[Tensor, Routes], Tensor]:
+        """Return ``moe`` for one layer without torch's dispatcher; see ``Backend.direct_moe``."""
+        from mxfp4_cuda_marlin import direct
+
+        return direct.moe(gate_up, down, problem)
 
     def quantize(self, weight: Tensor, *, profile: str) -> MxTensor:
         """Quantise on the GPU of the weight; see ``Backend.quantize``."""

@@ -49,22 +49,48 @@ def check_linear(x: Tensor, weight: Weight) -> None:
         FormatError: dtypes, devices, strides or alignments other than those of ``ops.linear``.
         ShapeError: sizes that do not belong together, or that 32 bits do not hold.
     """
-    _check_device(_LINEAR, x)
-    n, k = sizes(weight[0])
-    _check_x(_LINEAR, x, k)
-    _check_weight(_LINEAR, x, weight, ())
-    _check_sizes(_LINEAR, n, k, 1)
+    _check_device(_LINEAR, x.device)
+    _check_x(_LINEAR, x, sizes(weight[0])[1])
+    check_linear_weight(weight, x.device)
+
+
+def check_linear_weight(weight: Weight, device: torch.device | None = None) -> None:
+    """Refuse a weight of a linear; raises as ``check_linear``.
+
+    Args:
+        weight: codes, scales and bias.
+        device: where it belongs; that of the codes if None.
+    """
+    device = device or weight[0].device
+    _check_device(_LINEAR, device)
+    _check_weight(_LINEAR, device, weight, ())
+    _check_sizes(_LINEAR, *sizes(weight[0]), 1)
 
 
 def check_moe(
     x: Tensor, gate_up: Weight, down: Weight, ids: Tensor, factors: Tensor, expert_map: Tensor | None
 ) -> None:
     """Refuse what ``ops.moe`` does not take; raises as ``check_linear``."""
-    _check_device(_MOE, x)
+    _check_device(_MOE, x.device)
+    _check_x(_MOE, x, sizes(gate_up[0])[1])
+    check_moe_weights(gate_up, down, ids.shape[1] if ids.dim() == 2 else 1, x.device)
+    _check_routes(x, ids, factors, expert_map)
+
+
+def check_moe_weights(gate_up: Weight, down: Weight, top_k: int, device: torch.device | None = None) -> None:
+    """Refuse the weights of a MoE layer; raises as ``check_linear``.
+
+    Args:
+        gate_up: codes, scales and bias.
+        down: codes, scales and bias.
+        top_k: experts of a token.
+        device: where they belong; that of the codes of ``gate_up`` if None.
+    """
+    device = device or gate_up[0].device
+    _check_device(_MOE, device)
     (rows, k), (back, n), experts = sizes(gate_up[0]), sizes(down[0]), gate_up[0].shape[0]
-    _check_x(_MOE, x, k)
     for weight in (gate_up, down):
-        _check_weight(_MOE, x, weight, (experts,))
+        _check_weight(_MOE, device, weight, (experts,))
     if rows != 2 * n or back != k:
         raise ShapeError(
             _MOE,
@@ -73,11 +99,10 @@ def check_moe(
             fix="give both weights of one layer",
         )
     _check_sizes(_MOE, rows, k, experts)
-    _check_routes(x, ids, factors, expert_map)
-    if not (1 <= experts <= MAX_EXPERTS and 1 <= ids.shape[1] <= MAX_TOP_K):
+    if not (1 <= experts <= MAX_EXPERTS and 1 <= top_k <= MAX_TOP_K):
         raise ShapeError(
             _MOE,
-            seen=f"{experts} experts, top_k = {ids.shape[1]}",
+            seen=f"{experts} experts, top_k = {top_k}",
             rule=f"1 to {MAX_EXPERTS} experts, 1 to {MAX_TOP_K} of them for a token",
             fix="use expert parallelism, or leave the layer out where it has no experts",
         )
@@ -102,11 +127,11 @@ def _is_sm90(device: torch.device) -> bool:
     return cuda and torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def _check_device(op: str, x: Tensor) -> None:
-    if not _is_sm90(x.device):
+def _check_device(op: str, device: torch.device) -> None:
+    if not _is_sm90(device):
         raise BackendError(
             op,
-            seen=f"x on {x.device}",
+            seen=f"tensors on {device}",
             rule="the kernels run on NVIDIA GPUs of compute capability 9.0",
             fix="ask mxfp4_core.select_backend for a backend of this device",
         )
@@ -124,7 +149,7 @@ def _check_x(op: str, x: Tensor, k: int) -> None:
         )
 
 
-def _check_weight(op: str, x: Tensor, weight: Weight, lead: tuple[int, ...]) -> None:
+def _check_weight(op: str, device: torch.device, weight: Weight, lead: tuple[int, ...]) -> None:
     codes, scales, bias = weight
     tiles = (*lead, *codes.shape[-3:-1])
     fits = codes.shape == (*tiles, 2048) and scales.shape in ((*tiles, 128), (*tiles, 64, 2))
@@ -134,7 +159,7 @@ def _check_weight(op: str, x: Tensor, weight: Weight, lead: tuple[int, ...]) -> 
     # Bulk copies read 16 bytes at a time.
     sound = all(
         part.dtype == dtypes[name]
-        and part.device == x.device
+        and part.device == device
         and part.is_contiguous()
         and part.data_ptr() % 16 == 0
         for name, part in parts.items()
@@ -144,7 +169,7 @@ def _check_weight(op: str, x: Tensor, weight: Weight, lead: tuple[int, ...]) -> 
             op,
             seen="; ".join(_describe(name, part) for name, part in parts.items()),
             rule=f"codes, scales and bias are what Sm90Layout.pack returned, of the leading sizes {lead}, contiguous, "
-            f"at addresses that 16 divides, on {x.device}",
+            f"at addresses that 16 divides, on {device}",
             fix="pack the weight with mxfp4_core.backend.calls.pack",
         )
 
@@ -193,7 +218,9 @@ __all__ = [
     "Weight",
     "check_limit",
     "check_linear",
+    "check_linear_weight",
     "check_moe",
+    "check_moe_weights",
     "has_small_scales",
     "sizes",
 ]

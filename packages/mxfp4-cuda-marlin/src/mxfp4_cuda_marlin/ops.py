@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-import torch
 from torch import Tensor
 
-from mxfp4_core.errors import BackendError
+from mxfp4_core.backend import Operators
 from mxfp4_cuda_marlin import compute
 from mxfp4_cuda_marlin import quantize as quantizer
 from mxfp4_cuda_marlin.checks import sizes
 
+_OPERATORS: Final = Operators("mxfp4_cuda_marlin")
 _LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias) -> Tensor"
 
 
-@torch.library.custom_op("mxfp4_cuda_marlin::linear", mutates_args=(), schema=_LINEAR)
+def _linear_fake(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((x.shape[0], sizes(codes)[0]))
+
+
+@_OPERATORS.define("linear", _LINEAR, _linear_fake)
 def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """Compute ``x @ weight.T + bias``.
 
@@ -36,11 +40,6 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
     return compute.linear(x, codes, scales, bias)
 
 
-@linear.register_fake
-def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((x.shape[0], sizes(codes)[0]))
-
-
 _MOE = (
     "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_bias, Tensor down, Tensor down_scales, "
     "Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, float alpha, float? limit, "
@@ -48,7 +47,7 @@ _MOE = (
 )
 
 
-@torch.library.custom_op("mxfp4_cuda_marlin::moe", mutates_args=(), schema=_MOE)
+@_OPERATORS.define("moe", _MOE, Operators.like_x)
 def moe(
     x: Tensor,
     gate_up: Tensor,
@@ -99,36 +98,10 @@ def moe(
     )
 
 
-@moe.register_fake
-def _(x: Tensor, *weights: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op(
-    "mxfp4_cuda_marlin::quantize", mutates_args=(), schema="(Tensor weight, str profile) -> (Tensor, Tensor)"
-)
+@_OPERATORS.define("quantize", "(Tensor weight, str profile) -> (Tensor, Tensor)", Operators.pair)
 def quantize(weight: Tensor, profile: str) -> tuple[Tensor, Tensor]:
     """Quantise on the GPU; see ``mxfp4_cuda_marlin.quantize.quantize``."""
     return quantizer.quantize(weight, profile)
 
-
-@quantize.register_fake
-def _(weight: Tensor, profile: str) -> tuple[Tensor, Tensor]:
-    *lead, k = weight.shape
-    codes = weight.new_empty((*lead, k // 2), dtype=torch.uint8)
-    return codes, weight.new_empty((*lead, k // 32), dtype=torch.uint8)
-
-
-def _no_gradient(context: Any, *gradients: Tensor) -> None:
-    raise BackendError(
-        "a gradient through an MXFP4 weight",
-        seen="backward() reached an operator of the backend 'cuda-marlin'",
-        rule="weights are frozen, and the modules of mxfp4_core compute the gradient of the input, not an operator",
-        fix="call Mxfp4Linear or Mxfp4Experts, or run under torch.no_grad()",
-    )
-
-
-linear.register_autograd(_no_gradient)
-moe.register_autograd(_no_gradient)
 
 __all__ = ["linear", "moe", "quantize"]

@@ -5,18 +5,26 @@ Both quantise x on the device, in the dtype that it has, and multiply codes by c
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
+from mxfp4_core.backend import Operators
 from mxfp4_npu import experts, vendor
 
+_OPERATORS: Final = Operators("mxfp4_npu")
 _LINEAR = (
     "(Tensor x, Tensor codes, Tensor scales, Tensor? level0, Tensor? multiplier, Tensor? bias, str mode) "
     "-> Tensor"
 )
 
 
-@torch.library.custom_op("mxfp4_npu::linear", mutates_args=(), schema=_LINEAR)
+def _linear_fake(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
+    return x.new_empty((x.shape[0], codes.shape[0]))
+
+
+@_OPERATORS.define("linear", _LINEAR, _linear_fake)
 def linear(
     x: Tensor,
     codes: Tensor,
@@ -68,11 +76,6 @@ def linear(
     return made
 
 
-@linear.register_fake
-def _(x: Tensor, codes: Tensor, *rest: object) -> Tensor:
-    return x.new_empty((x.shape[0], codes.shape[0]))
-
-
 _MOE = (
     "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_multiplier, Tensor? gate_up_bias, Tensor down, "
     "Tensor down_scales, Tensor? down_multiplier, Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, "
@@ -80,7 +83,7 @@ _MOE = (
 )
 
 
-@torch.library.custom_op("mxfp4_npu::moe", mutates_args=(), schema=_MOE)
+@_OPERATORS.define("moe", _MOE, Operators.like_x)
 def moe(
     x: Tensor,
     gate_up: Tensor,
@@ -137,11 +140,6 @@ def moe(
     result = experts.multiply(scaled(hidden, down_multiplier), down, down_scales, down_bias, slots, mode)
     weights = topk_weights.flatten()[slots.order, None]
     return experts.gather(result, weights, slots, x)
-
-
-@moe.register_fake
-def _(x: Tensor, *rest: object) -> Tensor:
-    return torch.empty_like(x)
 
 
 def scaled(x: Tensor, multiplier: Tensor | None) -> Tensor:

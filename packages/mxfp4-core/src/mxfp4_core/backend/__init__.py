@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mxfp4_core.backend.compiled import Kernels as Kernels
     from mxfp4_core.backend.device import Device as Device
     from mxfp4_core.backend.device import probe as probe
+    from mxfp4_core.backend.operators import Operators as Operators
     from mxfp4_core.backend.options import Options as Options
     from mxfp4_core.backend.options import check_choice as check_choice
     from mxfp4_core.backend.options import check_keys as check_keys
@@ -73,6 +74,7 @@ _HOMES = {
     "SILU": "problem",
     "Tokens": "problem",
     "input_format": "problem",
+    "Operators": "operators",
     "Options": "options",
     "check_choice": "options",
     "check_keys": "options",
@@ -135,6 +137,7 @@ __all__ = [
     "No",
     "Numerics",
     "Op",
+    "Operators",
     "Options",
     "Packed",
     "Problem",

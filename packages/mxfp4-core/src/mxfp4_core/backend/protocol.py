@@ -13,7 +13,7 @@ sees sizes that its kernel takes, and nothing else. How to write one: ``docs/add
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -188,6 +188,28 @@ class Backend(Protocol):
             ShapeError: an id that is neither -1 nor an expert, unless the backend reads it as an empty slot.
         """
         raise _missing(self, "moe")
+
+    def direct_linear(self, weight: Packed, problem: Problem) -> Callable[[Tensor], Tensor] | None:
+        """Return ``linear`` for one weight without torch's dispatcher; optional, for calls that nobody traces.
+
+        What depends on the weight alone is checked here, once. Refits write into the tensors of the weight, which
+        keep device, dtype and shape, and may get other memory.
+
+        Returns:
+            A function of x ``[..., k]``, contiguous, of the problem's dtype and device, with at least one row and the
+            physical k, to ``[..., n]``; None where there is no such way.
+        """
+        return None
+
+    def direct_moe(
+        self, gate_up: Packed, down: Packed, problem: Problem
+    ) -> Callable[[Tensor, Routes], Tensor] | None:
+        """Return ``moe`` for one layer without torch's dispatcher; optional, as ``direct_linear``.
+
+        Returns:
+            A function of x ``[m, k]`` and routes as ``moe`` gets them, to ``[m, k]``; None where there is no such way.
+        """
+        return None
 
     def quantize(self, weight: Tensor, *, profile: str) -> MxTensor:
         """Quantise on the device, to the bytes that ``mxfp4_core.quantize`` gives for the same profile.

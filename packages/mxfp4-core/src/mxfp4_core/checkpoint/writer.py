@@ -219,7 +219,7 @@ def wait_for_file(path: Path, size: int) -> None:
                 f"cannot find {path}",
                 seen="a worker has written it, and it is not here",
                 rule="all workers see the same files under the same names",
-                fix="choose a target on a file system that all machines share, or in a bucket",
+                fix="choose a destination on a file system that all machines share, or in a bucket",
             )
         os.listdir(path.parent)  # makes NFS look again
         time.sleep(VISIBLE_SECONDS / 300)

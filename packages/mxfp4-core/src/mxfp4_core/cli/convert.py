@@ -26,7 +26,9 @@ def convert_command(
     ] = "keep",
     activation: Annotated[
         str | None,
-        typer.Option(help="How activations are quantised, where the target has no word for the source's."),
+        typer.Option(
+            help="How activations are quantised, where the new dialect has no word for the source's."
+        ),
     ] = None,
     lossy: Annotated[
         bool,

@@ -13,11 +13,11 @@ from mxfp4_core.cli.settings import Jobs
 
 def dequantize_command(
     source: Annotated[Path, typer.Argument(help="Folder with a checkpoint in MXFP4, FP8 or NVFP4.")],
-    target: Annotated[Path, typer.Argument(help="Folder for the result.")],
+    destination: Annotated[Path, typer.Argument(help="Folder for the result.")],
     dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="What values become.")] = "bfloat16",
     max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
     jobs: Jobs = 1,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the target.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
     ] = False,
@@ -31,7 +31,7 @@ def dequantize_command(
     with progress_bar("dequantising", shown=shown) as progress, processes(jobs) as executor:
         result = dequantize_checkpoint(
             source,
-            target,
+            destination,
             dtype=dtype,
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,

@@ -52,11 +52,11 @@ class Again:
         """Read the result, and return the signal to noise of each in dB."""
         if not self.weights:
             return {}
-        target = open_checkpoint(folder)
-        found = dialects.read(target)
+        result = open_checkpoint(folder)
+        found = dialects.read(result)
         entries = found[1].entries if found else {}
         return {
-            name: signal_to_noise(each, checkpoint, Dequantized(name, entries[name]), target)
+            name: signal_to_noise(each, checkpoint, Dequantized(name, entries[name]), result)
             for name, each in self.weights.items()
         }
 

@@ -40,7 +40,7 @@ class _HighPrecision:
 
 def dequantize_checkpoint(
     source: str | Path,
-    target: str | Path,
+    destination: str | Path,
     *,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
@@ -57,7 +57,7 @@ def dequantize_checkpoint(
 
     Args:
         source: folder with a checkpoint in a dialect that is read, in FP8, or in NVFP4.
-        target: folder for the result.
+        destination: folder for the result.
         dtype: of the values.
         max_shard_bytes: as for `convert_checkpoint`, and all that follow.
         force: see there.
@@ -74,7 +74,7 @@ def dequantize_checkpoint(
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, list(DTYPES))
-    folder = Path(target)
+    folder = Path(destination)
     check_apart(Path(source), folder)
     checkpoint, _, contents = open_any(source, "dequantize")
     stored: dict[str, Recipe] = dict(contents.tensors)

@@ -100,18 +100,18 @@ class Made:
         buffer[:] = made.numpy().reshape(-1).view("uint8").data
 
 
-def signal_to_noise(weight: Narrow, source: Bytes, made: Narrow, target: Bytes) -> float:
+def signal_to_noise(weight: Narrow, source: Bytes, made: Narrow, result: Bytes) -> float:
     """Return the ratio of signal to noise of a weight and what was made of it, in dB; infinite where nothing is lost.
 
     Args:
         weight: what it was.
         source: what it is read from.
         made: what it became.
-        target: what that is read from.
+        result: what that is read from.
     """
     signal = noise = 0.0
     for start, stop in _pieces(weight):
-        one, two = weight.numbers(source, start, stop), made.numbers(target, start, stop)
+        one, two = weight.numbers(source, start, stop), made.numbers(result, start, stop)
         both = one.isfinite() & two.isfinite()
         signal += float(one[both].square().sum())
         noise += float((one - two)[both].square().sum())

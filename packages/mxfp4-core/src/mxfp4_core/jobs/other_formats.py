@@ -220,12 +220,12 @@ def write_other_format(
 
 def _errors(checkpoint: Checkpoint, entries: Sequence[Entry], folder: Path) -> dict[str, float]:
     """Read the result, and return the signal to noise of each weight in dB."""
-    target = open_checkpoint(folder)
-    source = Source.of(target)
+    result = open_checkpoint(folder)
+    source = Source.of(result)
     made = read_narrow(source, narrow_kind(source) or "").beside
     return {
         entry.weight: signal_to_noise(
-            Dequantized(entry.weight, entry), checkpoint, made[entry.weight], target
+            Dequantized(entry.weight, entry), checkpoint, made[entry.weight], result
         )
         for entry in entries
     }

@@ -7,6 +7,7 @@ bytes, and ``load_state_dict`` takes them, into the same device memory as before
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Self, cast
 
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.device import cpu
+from mxfp4_core.backend.direct import direct_linear, direct_moe, is_plain
 from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
-from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.gradients import Recipe, Stacks, experts_gradient, linear_gradient, remember
 from mxfp4_core.modules.logical import Logical
 from mxfp4_core.modules.mixed import autocast_dtype, converted, without_autocast
+from mxfp4_core.modules.shortcut import DirectModule
 
 
-class Mxfp4Linear(Mxfp4Module, nn.Linear):
+class Mxfp4Linear(DirectModule, nn.Linear):
     """A linear layer: ``y = x @ weight.T + bias``.
 
     It is a `torch.nn.Linear`, so that libraries which look for linears (peft above all) take it for one.
@@ -106,11 +108,16 @@ class Mxfp4Linear(Mxfp4Module, nn.Linear):
         tensors = tuple(name for name, _ in names)
         self._recipe = remember(Recipe(self._ready(), self.problem, layout, tensors, shape))
 
+    def _make_direct(self) -> Callable[..., Tensor] | None:
+        return direct_linear(self._ready(), self._take("weight"), self.problem)
+
     def _call(self, x: Tensor) -> Tensor:
+        if is_plain(x) and (run := self._direct_call()) is not None:
+            return run(x)
         return calls.linear(self._ready(), x, self._take("weight"), self.problem)
 
 
-class Mxfp4Experts(Mxfp4Module):
+class Mxfp4Experts(DirectModule):
     """The experts of a MoE layer, without their router.
 
     Args:
@@ -202,7 +209,12 @@ class Mxfp4Experts(Mxfp4Module):
 
     def _call(self, ids: Tensor, x: Tensor, weights: Tensor) -> Tensor:
         routes = Routes(ids, weights, self.expert_map)
+        if is_plain(x) and (run := self._direct_call()) is not None:
+            return run(x, routes)
         return calls.moe(self._ready(), x, self._take("gate_up"), self._take("down"), routes, self.problem)
+
+    def _make_direct(self) -> Callable[..., Tensor] | None:
+        return direct_moe(self._ready(), self._take("gate_up"), self._take("down"), self.problem)
 
     def _stacks(self) -> Stacks:
         biases = self.biases

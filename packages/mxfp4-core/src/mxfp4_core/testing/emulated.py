@@ -10,7 +10,7 @@ tests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -228,6 +228,17 @@ class EmulatedBackend(Backend):
             *(*routes, problem.shared_experts),
             *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, *self._inputs(problem)),
         )
+
+    def direct_linear(self, weight: Packed, problem: Problem) -> Callable[[Tensor], Tensor]:
+        """Return ``linear`` for x of any leading axes; see ``Backend.direct_linear``."""
+        rows = weight.shape[0]
+        return lambda x: self.linear(x.view(-1, x.shape[-1]), weight, problem).view(*x.shape[:-1], rows)
+
+    def direct_moe(
+        self, gate_up: Packed, down: Packed, problem: Problem
+    ) -> Callable[[Tensor, Routes], Tensor]:
+        """Return ``moe``; see ``Backend.direct_moe``."""
+        return lambda x, routes: self.moe(x, gate_up, down, routes, problem)
 
     def _aligned(self, x: Tensor, weight: Packed) -> None:
         if x.dim() not in (2, 3) or 0 in x.shape or x.shape[-1] != weight.shape[-1] or not x.is_contiguous():

@@ -1,31 +1,19 @@
-"""Functions on a device, and their launch on the current stream."""
+"""Functions on a device: compiled, loaded and kept."""
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from mxfp4_core.errors import BackendError
 from mxfp4_cuda_marlin.kernels import build, source
 from mxfp4_cuda_marlin.kernels.few import Few
+from mxfp4_cuda_marlin.kernels.launch import Structure
 from mxfp4_cuda_marlin.kernels.tiles import Tile
-
-
-class Structure(Protocol):
-    """A structure of cuda.bindings, passed by value."""
-
-    def getPtr(self) -> int:
-        """Return where it is."""
-        ...
-
-
-Argument = Tensor | int | float | Structure | None
 
 _functions: dict[tuple[Any, ...], Any] = {}
 _lock = threading.RLock()
@@ -157,66 +145,9 @@ def no_map() -> Structure:
     return found
 
 
-@cache
-def _overlap() -> Any:
-    driver = build.bindings("driver")
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    attribute.value.programmaticStreamSerializationAllowed = 1
-    return attribute
-
-
-def launch(
-    function: Any,
-    grid: int,
-    threads: int,
-    shared: int,
-    *arguments: Argument,
-    overlap: bool = False,
-) -> None:
-    """Launch on torch's current stream of the current device.
-
-    Args:
-        function: from ``gemm``, ``decode`` or ``routing``.
-        grid: blocks.
-        threads: of a block.
-        shared: bytes of dynamic shared memory.
-        *arguments: tensors and None become pointers, int a C int, float a C float, structures go by value.
-        overlap: start before the previous kernel of the stream has ended. That kernel must be of this package too, and
-            this one must call ``wait_for_previous`` (ptx.cuh) before it reads what that one wrote.
-
-    Raises:
-        BackendError: the driver refuses the launch.
-    """
-    values: list[Any] = []
-    kinds: list[Any] = []
-    for argument in arguments:
-        if argument is None or isinstance(argument, Tensor):
-            values.append(0 if argument is None else argument.data_ptr())
-            kinds.append(ctypes.c_void_p)
-        elif isinstance(argument, int | float):
-            values.append(argument)
-            kinds.append(ctypes.c_float if isinstance(argument, float) else ctypes.c_int)
-        else:
-            values.append(argument)
-            kinds.append(None)
-    driver = build.bindings("driver")
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
-    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
-    config.sharedMemBytes = shared
-    config.hStream = torch.cuda.current_stream().cuda_stream
-    if overlap:
-        config.attrs, config.numAttrs = [_overlap()], 1
-    answer = driver.cuLaunchKernelEx(config, function, (tuple(values), tuple(kinds)), 0)
-    build.check((*answer, None), "launching a kernel")
-
-
 __all__ = [
-    "Structure",
     "decode",
     "gemm",
-    "launch",
     "load",
     "multiprocessors",
     "no_map",

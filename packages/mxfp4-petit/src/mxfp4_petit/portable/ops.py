@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-import torch
 from torch import Tensor
 
+from mxfp4_core.backend import Operators
 from mxfp4_core.errors import BackendError
-from mxfp4_petit.gradient import refuse
 from mxfp4_petit.portable import interpreter
 
+_OPERATORS: Final = Operators("mxfp4_petit")
 _LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, bool pairs) -> Tensor"
 
 
-@torch.library.custom_op("mxfp4_petit::linear", mutates_args=(), schema=_LINEAR)
+def _linear_fake(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((x.shape[0], codes.shape[0]))
+
+
+@_OPERATORS.define("linear", _LINEAR, _linear_fake)
 def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, pairs: bool) -> Tensor:
     """Compute ``x @ weight.T + bias``.
 
@@ -37,11 +41,6 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, pairs:
     return compute.linear(x, compute.Weight(codes, scales, bias, pairs))
 
 
-@linear.register_fake
-def _(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, pairs: bool) -> Tensor:
-    return x.new_empty((x.shape[0], codes.shape[0]))
-
-
 _MOE = (
     "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_bias, Tensor down, Tensor down_scales, "
     "Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? counts, int shared, "
@@ -49,7 +48,7 @@ _MOE = (
 )
 
 
-@torch.library.custom_op("mxfp4_petit::moe", mutates_args=(), schema=_MOE)
+@_OPERATORS.define("moe", _MOE, Operators.like_x)
 def moe(
     x: Tensor,
     gate_up: Tensor,
@@ -112,11 +111,6 @@ def moe(
     return compute.moe(rows, up, last, chosen, (alpha, limit, up_offset, interleaved)).view(x.shape)
 
 
-@moe.register_fake
-def _(x: Tensor, *weights: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
 def _check(x: Tensor) -> None:
     if x.device.type != "cuda" and not interpreter.active():
         raise BackendError(
@@ -126,8 +120,5 @@ def _check(x: Tensor) -> None:
             fix="move the model to a GPU; to try it on a CPU set TRITON_INTERPRET=1 before Python starts",
         )
 
-
-linear.register_autograd(refuse)
-moe.register_autograd(refuse)
 
 __all__ = ["linear", "moe"]

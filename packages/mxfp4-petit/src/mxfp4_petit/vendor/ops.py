@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Final
 
-import torch
 from torch import Tensor
 
+from mxfp4_core.backend import Operators
 from mxfp4_core.errors import BackendError
-from mxfp4_petit.gradient import refuse
 from mxfp4_petit.vendor.limits import SOLUTION
 
+_OPERATORS: Final = Operators("mxfp4_petit")
 _LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor global_scale, Tensor? bias) -> Tensor"
 
 
-@torch.library.custom_op("mxfp4_petit::vendor_linear", mutates_args=(), schema=_LINEAR)
+def _linear_fake(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((x.shape[0], 16 * codes.shape[0]))
+
+
+@_OPERATORS.define("vendor_linear", _LINEAR, _linear_fake)
 def linear(x: Tensor, codes: Tensor, scales: Tensor, global_scale: Tensor, bias: Tensor | None) -> Tensor:
     """Compute ``x @ weight.T + bias``; the product is rounded to bfloat16 before the bias is added.
 
@@ -45,11 +49,6 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, global_scale: Tensor, bias:
     return out if bias is None else out.add_(bias)
 
 
-@linear.register_fake
-def _(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty((x.shape[0], 16 * codes.shape[0]))
-
-
 @functools.cache
 def library() -> Any:
     """Import petit-kernel, once.
@@ -68,7 +67,5 @@ def library() -> Any:
         ) from error
     return petit_kernel
 
-
-linear.register_autograd(refuse)
 
 __all__ = ["library", "linear"]

@@ -7,7 +7,7 @@ at the end. The intermediate of an expert stays in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, cast
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.arithmetic.quantize import quantize as to_mxfp4
+from mxfp4_core.backend.operators import Operators
 from mxfp4_core.backend.reference.rounding import Inputs
 from mxfp4_core.backend.reference.slices import slice_rows
-from mxfp4_core.errors import BackendError, ShapeError
+from mxfp4_core.errors import ShapeError
 
 
 def _matmul(x: Tensor, weight: list[Tensor], bias: Tensor | None, format: Format) -> Tensor:
@@ -49,12 +50,18 @@ def _scale(weight: list[Tensor], format: Format) -> Tensor | None:
     return next((t for p, t in zip(format.parts, weight, strict=True) if p.operand == "input"), None)
 
 
+_OPERATORS: Final = Operators("mxfp4_reference")
 _LINEAR = (
     "(Tensor x, Tensor[] weight, Tensor? bias, str format, str input, str profile, str hidden) -> Tensor"
 )
 
 
-def _linear(
+def _linear_fake(x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
+    return x.new_empty((x.shape[0], weight[0].shape[0]))
+
+
+@_OPERATORS.define("linear", _LINEAR, _linear_fake)
+def linear(
     x: Tensor, weight: list[Tensor], bias: Tensor | None, format: str, input: str, profile: str, hidden: str
 ) -> Tensor:
     """Compute ``x @ dequantize(weight).T + bias``.
@@ -76,10 +83,6 @@ def _linear(
     return _matmul(wide, weight, bias, kind).to(x.dtype)
 
 
-def _linear_fake(x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
-    return x.new_empty((x.shape[0], weight[0].shape[0]))
-
-
 _MOE = (
     "(Tensor x, Tensor[] gate_up, Tensor? gate_up_bias, Tensor[] down, Tensor? down_bias, str format, "
     "Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? counts, int shared, float alpha, "
@@ -87,7 +90,8 @@ _MOE = (
 )
 
 
-def _moe(
+@_OPERATORS.define("moe", _MOE, Operators.like_x)
+def moe(
     x: Tensor,
     gate_up: list[Tensor],
     gate_up_bias: Tensor | None,
@@ -162,10 +166,6 @@ def _moe(
     return out.to(x.dtype)
 
 
-def _moe_fake(x: Tensor, *weights: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
 def _one(weight: list[Tensor], expert: int, format: Format) -> list[Tensor]:
     return [t if p.operand == "input" else t[expert] for p, t in zip(format.parts, weight, strict=True)]
 
@@ -204,10 +204,8 @@ def _in_range(name: str, values: Tensor, start: int, end: int) -> None:
         )
 
 
-_QUANTIZE = "(Tensor weight, str profile) -> (Tensor, Tensor)"
-
-
-def _quantize(weight: Tensor, profile: str) -> tuple[Tensor, Tensor]:
+@_OPERATORS.define("quantize", "(Tensor weight, str profile) -> (Tensor, Tensor)", Operators.pair)
+def quantize(weight: Tensor, profile: str) -> tuple[Tensor, Tensor]:
     """Quantise with the core's quantizer.
 
     Args:
@@ -220,38 +218,5 @@ def _quantize(weight: Tensor, profile: str) -> tuple[Tensor, Tensor]:
     result = to_mxfp4(weight, profile=profile, nonfinite="nan")
     return result.codes, result.scales
 
-
-def _quantize_fake(weight: Tensor, profile: str) -> tuple[Tensor, Tensor]:
-    *lead, k = weight.shape
-    return weight.new_empty((*lead, k // 2), dtype=torch.uint8), weight.new_empty(
-        (*lead, k // 32), dtype=torch.uint8
-    )
-
-
-def _no_gradient(context: Any, *gradients: Tensor) -> None:
-    raise BackendError(
-        "a gradient through an MXFP4 weight",
-        seen="backward() reached an operator of the backend 'reference'",
-        rule="weights are frozen, and the modules of mxfp4_core compute the gradient of the input, not an operator",
-        fix="call Mxfp4Linear or Mxfp4Experts, or run under torch.no_grad()",
-    )
-
-
-# `torch.library.custom_op` would wrap each call in checks of aliases and modes, which take 0.1 ms of the host's time.
-_LIBRARY: Final = torch.library.Library("mxfp4_reference", "DEF")
-
-
-def _operator(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mxfp4_reference::{name}", fake)
-    return getattr(torch.ops.mxfp4_reference, name).default
-
-
-linear = _operator("linear", _LINEAR, _linear, _linear_fake)
-moe = _operator("moe", _MOE, _moe, _moe_fake)
-quantize = _operator("quantize", _QUANTIZE, _quantize, _quantize_fake)
-for _name in ("linear", "moe"):
-    torch.library.register_autograd(f"mxfp4_reference::{_name}", _no_gradient)
 
 __all__ = ["linear", "moe", "quantize"]
