@@ -39,11 +39,6 @@ class Loadable(Protocol):
         """What users call it."""
         ...
 
-    @property
-    def components(self) -> bool:
-        """Whether diffusers loads a component of a pipeline from it, with the adapter of this project."""
-        ...
-
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Return the line of Python or shell that loads it."""
         ...
