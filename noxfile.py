@@ -355,8 +355,9 @@ def engine_names(session: nox.Session) -> None:
 
 
 def engine_environment(session: nox.Session, name: str, engine: Engine) -> str:
-    """Make the environment of an engine, once for each recipe, and return its interpreter."""
-    folder = ROOT / ".nox" / f"engine-{name}"
+    """Make the environment of an engine, once for each recipe and user, and return its interpreter."""
+    # Outside of the clone: it is large, and the same for all of them.
+    folder = Path.home() / ".cache" / "mxfp4" / f"engine-{name}"
     interpreter, stamp = str(folder / "bin" / "python"), folder / "recipe"
     recipe = repr((TORCH, engine))
     if stamp.exists() and stamp.read_text() == recipe:

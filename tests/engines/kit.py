@@ -77,13 +77,18 @@ def loaded(folder: Path, dtype: torch.dtype) -> Any:
     """Return a model in transformers, quantised while it loads where the folder is in high precision."""
     from transformers import AutoModelForCausalLM
 
-    import mxfp4_transformers
-
     config = json.loads((folder / "config.json").read_text())
     stored = (
-        {} if "quantization_config" in config else {"quantization_config": mxfp4_transformers.Mxfp4Config()}
+        {} if "quantization_config" in config else {"quantization_config": settings(config["model_type"])}
     )
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **stored)
+
+
+def settings(model_type: str) -> Any:
+    """Return what is quantised: all that can be, or in gpt-oss what its checkpoints have in MXFP4."""
+    import mxfp4_transformers
+
+    return mxfp4_transformers.Mxfp4Config(targets=["experts"] if model_type == "gpt_oss" else [])
 
 
 def save_stored(source: Path, folder: Path, dialect: str) -> Path:
@@ -110,6 +115,44 @@ def save_shifted(source: Path, folder: Path) -> Path:
             for name, each in load_file(file).items()
         }
         save_file(changed, folder / file.name, metadata={"format": "pt"})
+    return folder
+
+
+def save_random(folder: Path, **sizes: Any) -> Path:
+    """Save a Qwen3 or, with ``num_experts``, a Qwen3-MoE of these sizes with weights made at random."""
+    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
+
+    common = {"head_dim": 32, "vocab_size": 512, "max_position_embeddings": 256, "tie_word_embeddings": True}
+    kind: Any = Qwen3MoeConfig if "num_experts" in sizes else Qwen3Config
+    config = kind(**{**common, "num_attention_heads": 4, "num_key_value_heads": 2, **sizes})
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def save_gpt_oss(folder: Path) -> Path:
+    """Save a small gpt-oss with weights and biases made at random: stacks, gate and up in turn, attention sinks."""
+    from transformers import AutoModelForCausalLM, GptOssConfig
+
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 128,
+        "vocab_size": 512,
+        "max_position_embeddings": 131072,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 2}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32}
+    rope = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0}
+    rope |= {"truncate": False, "original_max_position_embeddings": 4096}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GptOssConfig(
+            **sizes, **heads, **experts, rope_parameters=rope, pad_token_id=0, eos_token_id=1
+        )
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        for name, parameter in model.named_parameters():
+            if "bias" in name:
+                parameter.data.normal_(0, 0.2)
+    model.save_pretrained(folder)
     return folder
 
 

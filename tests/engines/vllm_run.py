@@ -3,8 +3,9 @@
     python vllm_run.py SCENARIOS.json RESULTS.json
 
 A scenario is a table: ``name``, ``model``, ``arguments`` of ``vllm.LLM``, ``prompts`` as token ids, ``tokens`` to
-generate. It may have ``parts``, a file for the bytes of all MXFP4 modules; and ``again``, a folder whose weights are
-loaded afterwards, by ``load_weights`` or by vLLM's own ``reload_weights`` (``how``). An error is a result, too.
+generate. It may have ``parts``, a file for the bytes of all MXFP4 modules; ``again``, a folder whose weights are
+loaded afterwards, by ``load_weights`` or by vLLM's own ``reload_weights`` (``how``); and ``watch``, to note the memory
+that loading takes. An error is a result, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from functools import partial
@@ -60,6 +62,39 @@ def save(model: Any, path: str) -> None:
     save_file(held(model), path.format(rank=get_tensor_model_parallel_rank()))
 
 
+def watch_loading(result: dict[str, Any]) -> None:
+    """Note how much anonymous memory the weights take when they are loaded, and how much at most while they are."""
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    from mxfp4_core import quantize
+
+    quantize(torch.ones(32, 64, dtype=torch.bfloat16))  # brings its compiler, which takes memory of its own
+    load, done = DefaultModelLoader.load_weights, threading.Event()
+    seen: list[int] = []
+
+    def look() -> None:
+        while not done.wait(0.002):
+            seen.append(anonymous())
+
+    def loading(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before, thread = anonymous(), threading.Thread(target=look)
+        thread.start()
+        try:
+            return load(self, *args, **kwargs)
+        finally:
+            done.set()
+            thread.join()
+            result.update(added=anonymous() - before, peak=max(seen) - before)
+
+    DefaultModelLoader.load_weights = loading
+
+
+def anonymous() -> int:
+    """Return the bytes of this process that are no mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
 def said(llm: Any, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
     from vllm import SamplingParams
 
@@ -85,8 +120,11 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
         "kv_cache_memory_bytes": 32 << 20,
         "disable_log_stats": True,
     }
+    result: dict[str, Any] = {}
+    if scenario.get("watch"):
+        watch_loading(result)
     llm = LLM(model=scenario["model"], **{**defaults, **scenario.get("arguments", {})})
-    result: dict[str, Any] = {"outputs": said(llm, scenario["prompts"], scenario.get("tokens", 4))}
+    result["outputs"] = said(llm, scenario["prompts"], scenario.get("tokens", 4))
     if "parts" in scenario:
         llm.apply_model(partial(save, path=scenario["parts"]))
     if "again" in scenario:

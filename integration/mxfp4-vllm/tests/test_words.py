@@ -7,12 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import ConfigError
 from mxfp4_vllm import METHOD, METHOD_FP8, words
 from mxfp4_vllm.gates import gate_of
+from mxfp4_vllm.stacks import whole_stacks
 from mxfp4_vllm.words import check_version, installed_version, layer_name, renames
 
 
@@ -83,3 +85,18 @@ def test_activations_of_experts() -> None:
 def test_experts_that_do_something_else_are_refused(layer: Any) -> None:
     with pytest.raises(ConfigError, match=r"(?s)mlp\.experts cannot be.*ignore=\['mlp\.experts'\]"):
         gate_of(layer, "mlp.experts")
+
+
+def test_a_stack_of_experts_is_loaded_whole_or_one_by_one() -> None:
+    def one(
+        param: torch.Tensor, loaded: torch.Tensor, weight_name: str, shard_id: str, expert_id: int
+    ) -> str:
+        param.data[expert_id].copy_(loaded)
+        return shard_id
+
+    load, param = whole_stacks(one), torch.zeros(3, 4, 2)
+    assert load(param, torch.ones(4, 2), "w", "w1", 1) == "w1"
+    assert load(param, torch.ones(4, 2), weight_name="w", shard_id="w2", expert_id=2) == "w2"
+    assert param.sum((1, 2)).tolist() == [0, 8, 8]
+    load(param, torch.full((3, 2, 2), 5.0), weight_name="w", shard_id=None, expert_id=None)
+    assert param[:, :2].eq(5).all() and param[1:, 2:].eq(1).all() and param[0, 2:].eq(0).all()

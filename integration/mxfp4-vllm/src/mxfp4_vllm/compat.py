@@ -68,6 +68,13 @@ def place(
     set_weight_attrs(parameter, attributes)
 
 
+def share(layer: torch.nn.Module, name: str, tensor: torch.Tensor, **attributes: Any) -> None:
+    """Register a parameter in the memory of a tensor."""
+    parameter = torch.nn.Parameter(tensor, requires_grad=False)
+    layer.register_parameter(name, parameter)
+    set_weight_attrs(parameter, attributes)
+
+
 __all__ = [
     "BLOCK_SCALES",
     "QUANTIZATION_METHODS",
@@ -87,4 +94,5 @@ __all__ = [
     "register_quantization_config",
     "registered",
     "reloading",
+    "share",
 ]

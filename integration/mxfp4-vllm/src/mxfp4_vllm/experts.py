@@ -11,11 +11,13 @@ from mxfp4_core.modules import Mxfp4Experts
 from mxfp4_vllm import compat
 from mxfp4_vllm.gates import gate_of
 from mxfp4_vllm.hosted import Hosted
+from mxfp4_vllm.stacks import whole_stacks
 
 if TYPE_CHECKING:
     from mxfp4_vllm.config import Mxfp4QuantizationConfig
 
 NAMES = {"gate_up": "w13_weight", "down": "w2_weight"}
+BIASES = {"gate_up_proj_bias": "w13_bias", "down_proj_bias": "w2_bias"}
 
 
 class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
@@ -74,9 +76,11 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
             self.module, self._name, dtype=params_dtype, ranks=moe.moe_parallel_config.tp_size, decision=how
         )
         self.hosted = Hosted(own, NAMES)
-        loader = extra_weight_attrs.pop("weight_loader")
+        loader = whole_stacks(extra_weight_attrs.pop("weight_loader"))
         marks = {**extra_weight_attrs, "quant_method": compat.BLOCK_SCALES}
         self.hosted.register(layer, loader, **marks)
+        if moe.has_bias:
+            self.hosted.register_biases(layer, BIASES, loader, **extra_weight_attrs)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the module compute with what was loaded.

@@ -22,6 +22,7 @@ class Hosted:
 
     def __init__(self, own: EngineLayer, names: Mapping[str, str]) -> None:
         self.own, self._names = own, names
+        self._biases: Mapping[str, str] = {}
 
     def register(self, layer: torch.nn.Module, weight_loader: Callable[..., Any], **attributes: Any) -> None:
         """Give the layer of vLLM a parameter without memory for each place, with a loader that fills the module.
@@ -36,12 +37,37 @@ class Hosted:
             name = f"{self._names[place.matrix]}{place.suffix}"
             compat.place(layer, name, place.shape, place.dtype, weight_loader=loader, **attributes)
 
+    def register_biases(
+        self,
+        layer: torch.nn.Module,
+        names: Mapping[str, str],
+        weight_loader: Callable[..., Any],
+        **attributes: Any,
+    ) -> None:
+        """Give the layer of vLLM the biases of the module, in one memory with them.
+
+        Args:
+            layer: of vLLM.
+            names: what vLLM calls each, by its name in the module.
+            weight_loader: vLLM's own.
+            attributes: as for `register`.
+        """
+        self._biases = names
+        for own, name in names.items():
+            bias = torch.zeros_like(getattr(self.own.module, own), device=compat.default_device())
+            setattr(self.own.module, own, bias)
+            compat.share(layer, name, bias, weight_loader=weight_loader, **attributes)
+
     def finish(self, layer: torch.nn.Module) -> None:
         """Take what vLLM loaded, and let the module compute.
 
         Args:
             layer: of vLLM.
         """
+        for own, name in self._biases.items():
+            bias, now = getattr(self.own.module, own), getattr(layer, name).data
+            if now.data_ptr() != bias.data_ptr():  # vLLM loads again by itself, into new parameters
+                bias.copy_(now)
         held = {
             place: getattr(layer, f"{self._names[place.matrix]}{place.suffix}") for place in self.own.places()
         }

@@ -163,9 +163,12 @@ class EngineNames:
 
 
 def _suffixes(entry: Entry) -> dict[str, str]:
-    """Return how the parts of a weight are called in the file, where each is a tensor of its own."""
-    stem = f"{entry.weight.removesuffix('.weight')}." if entry.weight.endswith(".weight") else entry.weight
-    names = {part: recipe.names for part, recipe in entry.parts.items()}
+    """Return how the parts of a weight are called in the file, where each is a tensor of its own.
+
+    Stacks of experts have names of their own in each engine.
+    """
+    stem = entry.weight.removesuffix("weight")
+    names = {part: recipe.names for part, recipe in entry.parts.items() if stem != entry.weight}
     return {
         part: name.removeprefix(stem).removeprefix("weight")
         for part, (name, *others) in names.items()
