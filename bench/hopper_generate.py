@@ -1,0 +1,166 @@
+"""How fast does transformers generate with MXFP4 weights on Hopper, beside the same model in BF16?
+
+Usage: python bench/hopper_generate.py [--models qwen3-4b] [--batches 1 8 64] [--prefills 2048 8192] [--json F]
+
+Models have the shapes of the ones that they are named after, and random weights. One model at a time is measured in
+BF16, then quantised where it is (`quantize_`), and measured again in the same process.
+
+* *eager*: `generate`, 64 new tokens after a prompt of 16.
+* *static*: `generate(cache_implementation="static")`, which compiles the step.
+* *step*: one decode step of `torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)` on a static cache.
+* *prefill*: one forward of the prompt, in its best of three.
+
+Tokens a second, of all rows of the batch together; milliseconds for steps and prefills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hopper import timing
+from torch import nn
+
+from mxfp4_core import Mxfp4Config
+from mxfp4_core.modules import quantize_
+
+DEVICE, DTYPE = "cuda", torch.bfloat16
+PROMPT, NEW = 16, 64
+DENSE: dict[str, Any] = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, **DENSE},
+    "qwen3-8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, **DENSE},
+    # Twelve of its 48 layers, which are all alike.
+    "qwen3-30b-a3b": {
+        "hidden_size": 2048,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "num_hidden_layers": 12,
+        **DENSE,
+        "num_key_value_heads": 4,
+    },
+}
+Figures = dict[str, float]
+
+
+def build(name: str) -> nn.Module:
+    """Return a model with random weights."""
+    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
+
+    shape = SHAPES[name]
+    config = (Qwen3MoeConfig if "num_experts" in shape else Qwen3Config)(vocab_size=151936, **shape)
+    with torch.device(DEVICE):
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPE).eval()
+
+
+def seconds(run: Callable[[], object], repeats: int = 3) -> float:
+    """Return the least time of a call, after one that does not count."""
+    run()
+    found = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def tokens(batch: int, length: int) -> torch.Tensor:
+    """Return a prompt."""
+    return torch.randint(0, 151936, (batch, length), device=DEVICE)
+
+
+def generated(model: Any, batch: int, **options: Any) -> float:
+    """Return tokens a second of `generate`."""
+    prompt = tokens(batch, PROMPT)
+    length = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    return batch * NEW / seconds(lambda: model.generate(prompt, **length, **options))
+
+
+def step(model: Any, batch: int) -> float:
+    """Return the milliseconds of one captured decode step."""
+    from transformers import StaticCache
+
+    # Releases that count the tokens of a cache themselves take a new place for each run.
+    cache = StaticCache(config=model.config, max_cache_len=1024)
+    prompt = tokens(batch, PROMPT)
+    model(prompt, past_key_values=cache, cache_position=torch.arange(PROMPT, device=DEVICE))
+    compiled = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+    token, place = tokens(batch, 1), torch.tensor([PROMPT], device=DEVICE)
+
+    def run() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        compiled(input_ids=token, past_key_values=cache, cache_position=place)
+
+    for _ in range(3):
+        run()
+    many = 50
+    return seconds(lambda: [run() for _ in range(many)]) / many * 1e3
+
+
+def measure(model: Any, batches: list[int], prefills: list[int]) -> Figures:
+    """Return all figures of a model by what they are of."""
+    found: Figures = {}
+    torch.cuda.reset_peak_memory_stats()
+    for batch in batches:
+        found[f"eager, batch {batch}, tokens/s"] = generated(model, batch)
+    for length in prefills:
+        prompt = tokens(1, length)
+        found[f"prefill 1 x {length}, ms"] = 1e3 * seconds(
+            lambda prompt=prompt: model(prompt, logits_to_keep=1)
+        )
+    for batch in batches:
+        torch.compiler.reset()
+        found[f"static, batch {batch}, tokens/s"] = generated(model, batch, cache_implementation="static")
+        torch.compiler.reset()
+        found[f"step, batch {batch}, ms"] = step(model, batch)
+    found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--prefills", nargs="+", type=int, default=[2048, 8192])
+    parser.add_argument("--json", type=Path, help="write all figures to this file, too")
+    options = parser.parse_args()
+    timing.require_sm90()
+    kept: dict[str, dict[str, Figures]] = {}
+    for name in options.models:
+        with torch.no_grad():
+            model = build(name)
+            plain = measure(model, options.batches, options.prefills)
+            model.generation_config.cache_implementation = None
+            quantize_(model, Mxfp4Config(backend="cuda-marlin"))
+            torch.cuda.empty_cache()
+            small = measure(model, options.batches, options.prefills)
+        kept[name] = {"bf16": plain, "mxfp4": small}
+        print(f"\n| {name} | BF16 | MXFP4 | MXFP4 is |\n|---|--:|--:|--:|")
+        for what, before in plain.items():
+            more = small[what] / before if what.endswith("tokens/s") else before / small[what]
+            print(f"| {what} | {before:.3g} | {small[what]:.3g} | {more:.2f} x |", flush=True)
+        del model
+        torch.cuda.empty_cache()
+    if options.json is not None:
+        options.json.write_text(json.dumps(kept, indent=1))
+    print(
+        f"\nMeasured on {date.today()} with `python bench/hopper_generate.py`: {torch.cuda.get_device_name()}, torch "
+        f"{torch.__version__}, transformers {version('transformers')}."
+    )
+
+
+if __name__ == "__main__":
+    main()
