@@ -120,6 +120,8 @@ class Engine:
         more: what the tests need beside it.
         tests: files and folders of tests.
         seconds: how long they may take.
+        shims: a folder on the path of its environment, for what the released package lacks on a CPU; its module
+            ``stand_ins`` is read at every start.
         released: the distribution whose newest release is read for the names that the adapter uses.
         names: the test that reads it.
     """
@@ -132,6 +134,7 @@ class Engine:
     seconds: int = 900
     released: str = ""
     names: str = ""
+    shims: str = ""
 
 
 # One row for each engine with an adapter in this repository; ``nox -s engines -- NAME`` runs one of them.
@@ -146,6 +149,21 @@ ENGINES = {
             "tests/engines/test_vllm_server.py",
             "integration/mxfp4-vllm/tests",
         ),
+    ),
+    "sglang": Engine(
+        "sglang",
+        "sglang==0.5.21",
+        without=(
+            *("cuda-python", "cuda-tile", "flash-attn-4", "flashinfer_python", "humming-kernels"),
+            *("nvidia-cutlass-dsl", "nvidia-mathdx", "nvshmem4py-cu13", "quack-kernels", "sgl-deep-ep"),
+            *("sgl-deep-gemm", "sglang-kernel", "tilelang", "tokenspeed_mla", "torch_memory_saver"),
+            *("torch", "torchaudio", "torchcodec", "py-spy", "smg-grpc-servicer", "modelscope", "numba"),
+        ),
+        more=("accelerate", "addict", "cache-dit", "diffusers==0.38.0", "dill", "imageio", "numba", "pytest"),
+        tests=("integration/mxfp4-sglang/tests", "tests/engines/test_sglang.py"),
+        released="sglang",
+        names="tests/engines/test_sglang_names.py",
+        shims="tests/engines/sglang_cpu",
     ),
 }
 
@@ -382,6 +400,10 @@ def engine_environment(session: nox.Session, name: str, engine: Engine) -> str:
         if each.name not in engine.without and (each.marker is None or each.marker.evaluate({"extra": ""}))
     ]
     session.run(*pip, *wanted, *engine.more, TORCH, external=True)
+    if engine.shims:
+        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        site = str(session.run(interpreter, "-c", code, external=True, silent=True)).strip()
+        (Path(site) / "shims.pth").write_text(f"{ROOT / engine.shims}\nimport stand_ins\n")
     stamp.write_text(recipe)
     return interpreter
 

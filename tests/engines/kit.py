@@ -77,6 +77,10 @@ def loaded(folder: Path, dtype: torch.dtype) -> Any:
     """Return a model in transformers, quantised while it loads where the folder is in high precision."""
     from transformers import AutoModelForCausalLM
 
+    try:
+        import mxfp4_transformers  # noqa: F401
+    except ImportError:  # the engine pins a release of transformers that our adapter does not know
+        return widened(folder, dtype)
     config = json.loads((folder / "config.json").read_text())
     stored = (
         {} if "quantization_config" in config else {"quantization_config": settings(config["model_type"])}
@@ -89,6 +93,17 @@ def settings(model_type: str) -> Any:
     import mxfp4_transformers
 
     return mxfp4_transformers.Mxfp4Config(targets=["experts"] if model_type == "gpt_oss" else [])
+
+
+def widened(folder: Path, dtype: torch.dtype) -> Any:
+    """Return a model in transformers whose weights have the values that their codes stand for."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if name.removesuffix(".weight").endswith("_proj"):
+            parameter.data = quantize(parameter.data).dequantize(torch.float32)
+    return model.to(dtype)
 
 
 def save_stored(source: Path, folder: Path, dialect: str) -> Path:

@@ -21,6 +21,13 @@ NAME = "model.layers.0.mlp.experts"
 SHAPES = {"w1": (I, H), "w3": (I, H), "w2": (H, I)}
 
 
+class Settings(SimpleNamespace):
+    """Stands for the settings of an engine: what is not said is None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 @pytest.fixture
 def parallel(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stand for the groups of ranks, which an engine makes when it starts."""
@@ -33,15 +40,14 @@ def parallel(monkeypatch: pytest.MonkeyPatch) -> Any:
             "moe_tp_rank": rank if tp > 1 else 0,
         }
         groups = SimpleNamespace(**sizes, tp_group=None, elastic_ep_initial_size=None)
-        settings = SimpleNamespace(
-            moe=SimpleNamespace(ep_join_mode=None, moe_runner_backend="auto", enable_eplb=False)
-        )
+        settings = Settings(moe=Settings(moe_runner_backend="auto"))
         for module in (moe_layer, standard):
             monkeypatch.setattr(module, "get_parallel", lambda: groups, raising=False)
         monkeypatch.setattr(moe_layer, "get_exec", lambda: settings, raising=False)
         monkeypatch.setattr(moe_layer, "get_server_args", lambda: SimpleNamespace(kt_weight_path=None))
         monkeypatch.setattr(moe_layer, "create_kt_config_from_server_args", lambda *_: None)
         monkeypatch.setattr(moe_layer, "get_global_expert_location_metadata", lambda: None)
+        monkeypatch.setattr(moe_layer, "get_tp_group", lambda: None, raising=False)  # up to 0.5.18
         monkeypatch.setattr(standard, "get_device", lambda: "cpu", raising=False)
 
     set_to()
