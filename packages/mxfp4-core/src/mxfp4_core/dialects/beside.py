@@ -79,11 +79,13 @@ class Beside(Narrow):
         scales: ``F8_E8M0``, ``U8`` with the same bits, or floats ``[..., N / rows, K / columns]``, rounded up; a value
             counts times its scale.
         block: rows and columns that share a scale.
+        inputs: how its inputs are quantised, in the words of the dialect that it comes from; may be empty.
     """
 
     values: Recipe
     scales: Recipe
     block: tuple[int, int]
+    inputs: str = ""
 
     def __post_init__(self) -> None:
         """Check that values and scales belong together."""

@@ -6,47 +6,37 @@ rule, so the profile of a file that others wrote is unknown unless it names its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from mxfp4_core.arithmetic.formats.mxfp8 import MXFP8
 from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, one_activation
-from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list
+from mxfp4_core.dialects.beside import Beside, Narrow
+from mxfp4_core.dialects.ct_schemes import (
+    MIXED,
+    activation_of,
+    fp8_groups,
+    groups_of,
+    inputs_for,
+    kind_of,
+    mx_group,
+)
+from mxfp4_core.dialects.fp8 import FP8, fp8_weights
+from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list, nothing
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
 
-FORMAT = "mxfp4-pack-quantized"
 VERSION = "0.20.0"
 """The release of compressed-tensors whose description we write."""
-
-_MX = {
-    "dynamic": False,
-    "group_size": 32,
-    "num_bits": 4,
-    "scale_dtype": "torch.uint8",
-    "strategy": "group",
-    "symmetric": True,
-    "type": "float",
-}
-_FP8 = {
-    "dynamic": True,
-    "group_size": 128,
-    "num_bits": 8,
-    "strategy": "group",
-    "symmetric": True,
-    "type": "float",
-}
-_ACTIVATIONS: dict[str, dict[str, Any] | None] = {
-    "none": None,
-    "mxfp4": {**_MX, "dynamic": True},
-    "fp8": _FP8,
-}
 
 
 class CompressedTensorsDialect(Dialect):
     """Read and write ``quant_method: compressed-tensors`` with MXFP4 weights."""
 
     name = "compressed-tensors"
+    formats = frozenset({"mxfp4", "mxfp8"})
     components = True
     readers = (
         "vLLM, and in transformers with the package compressed-tensors where no code of the model asks a linear for "
@@ -57,14 +47,40 @@ class CompressedTensorsDialect(Dialect):
         """Recognise by ``quant_method`` and a weight scheme of 4-bit floats in groups of 32."""
         if source.described.get("quant_method") != self.name:
             return None
-        if any(_is_mxfp4(group) for group in _groups(source.described)):
+        kinds = {kind_of(group) for group in groups_of(source.described)}
+        if "mxfp4" in kinds:
             return f"quant_method is {self.name} with 4-bit floats in groups of 32"
-        return None
+        return (
+            f"quant_method is {self.name} with 8-bit floats in groups of 32" if kinds == {"mxfp8"} else None
+        )
 
     def write(self, entry: Entry) -> dict[str, Recipe]:
-        """Append ``_packed`` and ``_scale``."""
+        """Append ``_packed`` and ``_scale``; MXFP8 keeps the name of the weight."""
         codes, scales = entry.parts["codes"], entry.parts["scales"]
-        return {f"{entry.weight}_packed": codes, f"{entry.weight}_scale": scales}
+        packed = "" if entry.format == "mxfp8" else "_packed"
+        return {f"{entry.weight}{packed}": codes, f"{entry.weight}_scale": scales}
+
+    def write_beside(self, beside: Narrow) -> dict[str, Recipe]:
+        """Store FP8 with scales in floats, as the groups of its own have it.
+
+        Raises:
+            DialectError: another kind, scales in E8M0, or no linear.
+        """
+        if (
+            not isinstance(beside, Beside)
+            or beside.scales.dtype not in ("F32", "BF16", "F16")
+            or len(beside.shape) > 2
+        ):
+            return super().write_beside(beside)
+        one = beside.scales.shape == (1, 1) and beside.block == beside.shape
+        return {
+            beside.weight: beside.values,
+            f"{beside.weight}_scale": beside.scales.reshape(1) if one else beside.scales,
+        }
+
+    def write_static(self, static: Mapping[str, Recipe]) -> dict[str, Recipe]:
+        """Store static scales of the inputs of FP8 weights, which only this dialect reads, as they are."""
+        return dict(static)
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load through the adapter of this project, which works for every model.
@@ -84,27 +100,34 @@ class CompressedTensorsDialect(Dialect):
             DialectError: an activation mode for which compressed-tensors has no word.
         """
         activation = one_activation(self.name, description)
-        if activation not in _ACTIVATIONS:
+        wide = [entry for entry in description.entries if entry.format == "mxfp8"]
+        narrow = len(wide) < len(description.entries) or not wide
+        modes = ("none", "mxfp4", "fp8") if narrow else ("none", "mxfp8")
+        if activation not in modes:
             raise DialectError(
                 f"dialect {self.name!r} cannot say what the config asks for",
                 seen=f"activation {activation!r}",
-                rule=f"its schemes have activations {', '.join(_ACTIVATIONS)}",
+                rule=f"its schemes have activations {', '.join(modes)}",
                 fix="use one of these, or write the dialect 'mxfp4-core'",
             )
-        group = {
-            "format": FORMAT,
-            "input_activations": _ACTIVATIONS[activation],
-            "output_activations": None,
-            "targets": ["Linear"],
-            "weights": dict(_MX),
+        groups = [mx_group(4, activation, ["Linear"])] if narrow else []
+        own = {
+            e.weight: e.activation or (activation if activation in ("none", "mxfp8") else "mxfp8")
+            for e in wide
         }
+        for mode in sorted({*own.values()}):
+            names = [weight.removesuffix(".weight") for weight, each in own.items() if each == mode]
+            groups.append(mx_group(8, mode, names if narrow else ["Linear"]))
+        groups += fp8_groups(description.beside)
+        formats = {group["format"] for group in groups}
+        others = {each.weight.removesuffix(".weight") for each in description.beside}
         provider = {"provider": "auto-round"} if description.profile == "auto-round" else {}
         return {
             **provider,
-            "config_groups": {"group_0": group},
-            "format": FORMAT,
+            "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
+            "format": formats.pop() if len(formats) == 1 else MIXED,
             "global_compression_ratio": None,
-            "ignore": list(description.kept),
+            "ignore": [name for name in description.kept if name not in others],
             "kv_cache_scheme": None,
             "moe_sparsity_config": None,
             "quant_method": self.name,
@@ -115,46 +138,80 @@ class CompressedTensorsDialect(Dialect):
         }
 
     def read(self, source: Source) -> Contents:
-        """Find the pairs; refuse transforms and mixed schemes, which plain MXFP4 cannot express."""
+        """Find the pairs of MXFP4 and MXFP8, and FP8 beside them; refuse transforms and other schemes."""
         described = source.described
-        groups = _groups(described)
-        if not all(map(_is_mxfp4, groups)):
-            contradiction(self.name, "a group that is not MXFP4", "every group of config_groups is MXFP4")
+        groups = groups_of(described)
+        if not all(map(kind_of, groups)):
+            contradiction(self.name, "a group that is not MXFP4, MXFP8 or FP8", "no group has another scheme")
         transforms = described.get("transform_config") or {}
         if not isinstance(transforms, dict) or transforms.get("config_groups"):
             contradiction(
                 self.name, "transform_config with transforms", "codes stand for the weights themselves"
             )
-        names = {"codes": ".weight_packed", "scales": ".weight_scale"}
-        entries = find_entries(self.name, source, names)
+        kinds = {
+            kind: [group for group in groups if kind_of(group) == kind] for kind in ("mxfp4", "mxfp8", "fp8")
+        }
+        wide, beside = self._eight_bits(source, groups, kinds["fp8"])
+        used = {name for entry in wide.values() for name in entry.names}
+        used |= {name for each in beside.values() for name in each.names}
+        entries = dict(wide)
+        if kinds["mxfp4"]:
+            others = {name: row for name, row in source.tensors.items() if name not in used}
+            names = {"codes": ".weight_packed", "scales": ".weight_scale"}
+            entries = find_entries(self.name, replace(source, tensors=others), names) | entries
+        elif not entries:
+            nothing(self.name, source, "no weight in FP8 with scales in groups of 32")
         profile = "auto-round" if described.get("provider") == "auto-round" else ""
-        modes = {_activation(group.get("input_activations")) for group in groups}
+        modes = {activation_of(group.get("input_activations")) for group in kinds["mxfp4"] or kinds["mxfp8"]}
         if len(modes) > 1:
             contradiction(
                 self.name, f"activation modes {sorted(modes)}", "all groups share one activation mode"
             )
+        mode = modes.pop()
+        for group in kinds["mxfp8"][:1]:
+            own = activation_of(group.get("input_activations"))
+            entries |= {n: replace(e, activation="" if own == mode else own) for n, e in wide.items()}
         kept = name_list(self.name, described, "ignore")
-        rest = source.rest({name for entry in entries.values() for name in entry.names})
-        return Contents(entries, rest, kept, profile, modes.pop())
+        rest = source.rest({name for entry in entries.values() for name in entry.names} | used)
+        modules = {name.removesuffix(".weight") for name in beside}
+        static = {
+            n: rest.pop(n)
+            for n in list(rest)
+            if n.endswith(".input_scale") and n.rpartition(".")[0] in modules
+        }
+        return Contents(entries, rest, kept, profile, mode, static, beside)
 
+    def _eight_bits(
+        self, source: Source, groups: Sequence[Mapping[str, Any]], fp8: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Entry], dict[str, Narrow]]:
+        """Return MXFP8 weights, and FP8 weights with other scales; the dtype of the scales tells them apart."""
+        values = [n for n, (dtype, _) in source.tensors.items() if dtype == FP8 and n.endswith(".weight")]
+        scaled = {name: source.tensors.get(f"{name}_scale", ("", ()))[0] for name in values}
 
-def _groups(quantization_config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    groups = quantization_config.get("config_groups")
-    return [group for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+        def part(names: Sequence[str]) -> Source:
+            kept = {*names, *(f"{name}_scale" for name in names)}
+            return replace(source, tensors={n: row for n, row in source.tensors.items() if n in kept})
 
-
-def _is_mxfp4(group: Mapping[str, Any]) -> bool:
-    weights = group.get("weights")
-    if not isinstance(weights, dict):
-        return False
-    wanted = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
-    return all(weights.get(key) == value for key, value in wanted.items())
-
-
-def _activation(scheme: object) -> str:
-    if not isinstance(scheme, dict):
-        return "none"
-    return "mxfp4" if scheme.get("num_bits") == 4 else "fp8"
+        wide = [name for name, dtype in scaled.items() if dtype in ("U8", "F8_E8M0")]
+        found: dict[str, Entry] = {}
+        if wide:
+            ends = {"codes": ".weight", "scales": ".weight_scale"}
+            found = find_entries(self.name, part(wide), ends, form=MXFP8)
+        others = [name for name in values if name not in wide]
+        if others and not fp8:
+            contradiction(
+                self.name, f"FP8 weight {min(others)!r}", "a group says how such weights are scaled"
+            )
+        schemes = [group["weights"] for group in fp8]
+        block = next((each["block_structure"] for each in schemes if each.get("block_structure")), None)
+        beside = fp8_weights(self.name, part(others), block)
+        inputs = inputs_for([name.removesuffix(".weight") for name in beside], groups)
+        return found, {
+            name: replace(each, inputs=inputs[name.removesuffix(".weight")])
+            if isinstance(each, Beside)
+            else each
+            for name, each in beside.items()
+        }
 
 
 COMPRESSED_TENSORS = CompressedTensorsDialect()

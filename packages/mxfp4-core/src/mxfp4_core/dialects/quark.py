@@ -13,7 +13,7 @@ from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect,
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
-from mxfp4_core.errors import DialectError
+from mxfp4_core.errors import ConfigError, DialectError
 
 VERSION = "0.13"
 """The release of amd-quark whose description we write."""
@@ -80,7 +80,7 @@ class QuarkDialect(Dialect):
         """Return whether Quark has a word for the scale rule."""
         try:
             _scale_mode(profile)
-        except DialectError:
+        except (ConfigError, DialectError):  # of another format, or a rule of another name
             return False
         return True
 
