@@ -15,7 +15,8 @@ from mxfp4_core.dialects import names
 from mxfp4_diffusers import compat
 from mxfp4_diffusers.config import METHOD, Mxfp4CoreConfig, machine
 from mxfp4_diffusers.quantizer import Mxfp4Quantizer
-from mxfp4_diffusers.words import summary
+from mxfp4_diffusers.steps import precise_steps
+from mxfp4_diffusers.words import sensitivities, summary
 
 Mxfp4Config = Mxfp4CoreConfig
 
@@ -24,4 +25,4 @@ compat.register(METHOD, Mxfp4CoreConfig, Mxfp4Quantizer)
 for _name in names():
     compat.register_free(_name, Mxfp4CoreConfig, Mxfp4Quantizer)
 
-__all__ = ["METHOD", "Mxfp4Config", "Mxfp4Quantizer", "machine", "summary"]
+__all__ = ["METHOD", "Mxfp4Config", "Mxfp4Quantizer", "machine", "precise_steps", "sensitivities", "summary"]

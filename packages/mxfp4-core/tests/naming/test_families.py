@@ -9,7 +9,9 @@ from mxfp4_core.naming.families import advice, gate_of, rows
 def test_every_row_says_where_it_comes_from_and_something() -> None:
     for row in FAMILIES:
         assert row.source and row.types
-        assert row.gate or row.k_first_experts or row.k_first_linears or row.advised or row.rewritten
+        assert (
+            row.gate or row.k_first_experts or row.k_first_linears or row.advised or row.ends or row.rewritten
+        )
 
 
 def test_no_model_type_has_two_gates() -> None:
@@ -42,3 +44,14 @@ def test_facts_are_read_from_the_section_of_the_language_model(section: str) -> 
 @pytest.mark.parametrize("limit", [None, "7", 0, True, -1.0])
 def test_a_limit_that_is_no_number_above_zero_is_none(limit: object) -> None:
     assert ModelFacts.read({"swiglu_limit": limit}).limit is None
+
+
+def test_the_blocks_at_both_ends_are_advised_where_some_are_left_between() -> None:
+    def modules(blocks: int) -> list[str]:
+        return [f"transformer_blocks.{number}.attn.to_q" for number in range(blocks)]
+
+    (found,) = advice("QwenImageTransformer2DModel", modules(60)).values()
+    assert found == tuple(f"transformer_blocks.{number}" for number in (0, 1, 58, 59))
+    assert advice("QwenImageTransformer2DModel", modules(4)) == {}
+    (wan,) = advice("WanTransformer3DModel", [f"blocks.{number}.ffn.net.2" for number in range(40)]).values()
+    assert wan == tuple(f"blocks.{number}" for number in (*range(10), *range(30, 40)))

@@ -21,8 +21,12 @@ _SHOWN = 8  # of names in a line
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def shard_bytes(text: str) -> int:
+def shard_bytes(text: str, option: str = "--max-shard-size") -> int:
     """Read a size such as ``5GB``, ``800MB``, ``4GiB`` or a number of bytes.
+
+    Args:
+        text: as it was given.
+        option: which option, for the message.
 
     Raises:
         ConfigError: no such size, or 0.
@@ -32,7 +36,7 @@ def shard_bytes(text: str) -> int:
     nbytes = int(float(match[1]) * _UNITS[unit]) if match and unit in _UNITS else 0
     if nbytes < 1:
         raise ConfigError(
-            "--max-shard-size cannot be read",
+            f"{option} cannot be read",
             seen=repr(text),
             rule="it is a size above 0",
             fix="write 5GB or 800MB",

@@ -22,9 +22,11 @@ from mxfp4_core.jobs.planned import chosen, decided, planned
 from mxfp4_core.jobs.rows import Row, Rows
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.facts import ModelFacts
+from mxfp4_core.naming.families import advice
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.naming.view import ModelView
+from mxfp4_core.naming.vocabulary import module_of
 from mxfp4_core.parallel.shards import Parallel
 
 
@@ -66,6 +68,12 @@ class Plan:
     def quantized(self) -> list[Row]:
         """Return the rows that become MXFP4."""
         return [row for row in self.rows if row.decision.quantize]
+
+    @property
+    def advised(self) -> list[str]:
+        """Return patterns for ``ignore`` that keep what others keep of such a model beyond the defaults."""
+        found = advice(self.model_type, (module_of(row.name) for row in self.quantized))
+        return list(dict.fromkeys(text for texts in found.values() for text in texts))
 
     @property
     def bytes_before(self) -> int:

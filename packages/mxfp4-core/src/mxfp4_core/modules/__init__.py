@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.quantize import Quantised as Quantised
     from mxfp4_core.modules.quantize import quantize_ as quantize_
     from mxfp4_core.modules.readers import weight_readers as weight_readers
+    from mxfp4_core.modules.sensitivity import sensitivities as sensitivities
     from mxfp4_core.modules.sites import Site as Site
     from mxfp4_core.modules.sites import find_sites as find_sites
     from mxfp4_core.modules.stored import Stored as Stored
@@ -67,6 +68,7 @@ _HOMES = {
     "Quantised": "quantize",
     "quantize_": "quantize",
     "weight_readers": "readers",
+    "sensitivities": "sensitivity",
     "Site": "sites",
     "find_sites": "sites",
     "find_gate": "experts",
@@ -107,6 +109,7 @@ __all__ = [
     "plan_stored",
     "prepare_model",
     "quantize_",
+    "sensitivities",
     "settle",
     "stored_config",
     "summary",

@@ -15,7 +15,8 @@ class ModelFacts:
     """What config.json says about sizes that names do not tell.
 
     Attributes:
-        model_type: as in config.json, that of the language model where there are several; empty if unknown.
+        model_type: as in config.json, that of the language model where there are several; of a component of a pipeline
+            the name of its class; empty if unknown.
         heads: query heads, 0 if unknown.
         kv_heads: key and value heads.
         experts: routed experts of one layer, 0 if unknown or none.
@@ -46,7 +47,7 @@ class ModelFacts:
         heads = number("num_attention_heads", "n_head")
         limit: Any = section.get("swiglu_limit")
         return cls(
-            str(section.get("model_type") or config.get("model_type") or ""),
+            str(section.get("model_type") or config.get("model_type") or config.get("_class_name") or ""),
             heads,
             number("num_key_value_heads") or heads,
             number("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),

@@ -7,6 +7,7 @@ precision beyond the defaults of ``kept.py``. `mxfp4 plan` shows that advice; on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +31,7 @@ class Family:
         k_first_always: they do so whoever saved them; otherwise only as released, and the sizes tell.
         k_first_linears: last components of the names of linears that checkpoints hold as ``[K, N]``.
         advised: patterns of what the source keeps in high precision, for ``ignore``.
+        ends: the same of numbered blocks: what they are called, and how many the source keeps at each end.
         rewritten: ends of the names of modules whose weights the model changes while it runs, so that they stay.
     """
 
@@ -40,6 +42,7 @@ class Family:
     k_first_always: bool = False
     k_first_linears: frozenset[str] = frozenset()
     advised: tuple[str, ...] = ()
+    ends: tuple[str, int] | None = None
     rewritten: tuple[str, ...] = ()
 
 
@@ -95,6 +98,24 @@ FAMILIES: Final[tuple[Family, ...]] = (
             "shared_expert",
         ),
     ),
+    Family(
+        types=frozenset({"QwenImageTransformer2DModel"}),
+        source="NVIDIA Model-Optimizer, pull request 1706; recipes for FP4 keep the modulation as well",
+        advised=("img_mod", "txt_mod"),
+        ends=("transformer_blocks", 2),
+    ),
+    Family(
+        types=frozenset(
+            {
+                "WanTransformer3DModel",
+                "WanVACETransformer3DModel",
+                "WanAnimateTransformer3DModel",
+                "WanAnimate2Transformer3DModel",
+            }
+        ),
+        source="recipes for Wan2.1 in FP4: the first and the last ten blocks",
+        ends=("blocks", 10),
+    ),
 )
 """The table, in no order that matters: what several rows say about one model type adds up.
 
@@ -143,15 +164,28 @@ def advice(model_type: str, modules: Iterable[str]) -> dict[str, tuple[str, ...]
         model_type: as in config.json.
         modules: the weights that would be quantised; patterns that hit none of them are left out.
     """
-    advised = [row for row in rows(model_type) if row.advised]
+    advised = [row for row in rows(model_type) if row.advised or row.ends]
     names = list(modules) if advised else []
     found = {}
     for row in advised:
-        patterns = PatternSet(row.advised)
+        texts = (*row.advised, *_ends(row, names))
+        patterns = PatternSet(texts)
         hit = {text for name in names for text in patterns.find(name)}
         if hit:
-            found[row.source] = tuple(text for text in row.advised if text in hit)
+            found[row.source] = tuple(text for text in texts if text in hit)
     return found
+
+
+def _ends(row: Family, names: Iterable[str]) -> list[str]:
+    """Return patterns for the first and the last blocks; none where no block would be left between them."""
+    if row.ends is None:
+        return []
+    blocks, count = row.ends
+    matches = (re.search(rf"(?:^|\.){blocks}\.(\d{{1,6}})(?:\.|$)", name) for name in names)
+    last = max((int(match[1]) for match in matches if match), default=-1)
+    if last < 2 * count:
+        return []
+    return [f"{blocks}.{number}" for number in (*range(count), *range(last - count + 1, last + 1))]
 
 
 __all__ = [
