@@ -2,7 +2,7 @@
 
     python3 tools/linked.py bench/quality_diffusion.py --images docs/diffusers.png
 
-The model is ``models/digits-dit``. Each row draws the same digits from the same noise as the row in BF16, so PSNR says
+The model is ``demo/digits-dit``. Each row draws the same digits from the same noise as the row in BF16, so PSNR says
 how far an image moves; the distance (as FID, on the features of the small classifier beside the model) and the share of
 digits that it recognises say whether the images are still as good. Errors are those of the mean over the seeds; the
 change of the distance is taken seed by seed, so that it has a smaller one.
@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT / "demo"))
 
 from digits import CLASSES, DigitsPipeline, Gaussian, load_judge  # noqa: E402
 
-FOLDER = ROOT / "models" / "digits-dit"
+FOLDER = ROOT / "demo" / "digits-dit"
 SHOWN = tuple(range(CLASSES)) * 2
 
 

@@ -1,6 +1,6 @@
 """A pipeline of diffusers that draws handwritten digits with a small diffusion transformer, and what judges its images.
 
-The transformer is diffusers' own ``DiTTransformer2DModel`` on 8 x 8 pixels, trained by ``models/train_digits.py`` to
+The transformer is diffusers' own ``DiTTransformer2DModel`` on 8 x 8 pixels, trained by ``demo/train_digits.py`` to
 give the velocity from noise to an image. The judge is a classifier of digits: the distance between the Gaussians of its
 features, as FID takes it with features of Inception, says how far images are from the written ones.
 """

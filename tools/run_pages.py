@@ -22,14 +22,15 @@ PAGES = [
 
 
 def run(page: Path) -> bool:
-    """Run one page in a folder that has nothing but the repository's models; say whether all of it worked."""
+    """Run one page in a folder that has nothing but the models of the repository; say whether all of it worked."""
     text = page.read_text(encoding="utf-8")
     commands = [[sys.executable, "-c", "\n".join(PYTHON_BLOCK.findall(text))]]
     commands += [["bash", "-c", line] for line in COMMAND.findall(text)]
     # The command of this interpreter, whether its script is installed or not.
     shell = f'mxfp4() {{ "{sys.executable}" -m mxfp4_core "$@"; }}; export -f mxfp4; exec "$@"'
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "models").symlink_to(ROOT / "models")
+        for name in ("demo", "models"):
+            (Path(folder) / name).symlink_to(ROOT / name)
         for command in commands:
             print(f"\n{page.relative_to(ROOT)}: {command[2].strip()}\n", flush=True)
             env = {**os.environ, "TQDM_DISABLE": "1"}

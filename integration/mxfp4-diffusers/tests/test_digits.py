@@ -17,7 +17,7 @@ from mxfp4_core.report.budget import keep_within
 from mxfp4_diffusers import Mxfp4Config, precise_steps, sensitivities
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDER = ROOT / "models" / "digits-dit"
+FOLDER = ROOT / "demo" / "digits-dit"
 sys.path.insert(0, str(ROOT / "demo"))
 
 from digits import DigitsPipeline, load_judge  # noqa: E402

@@ -1,7 +1,7 @@
-"""Train the small diffusion transformer of this folder, and the classifier that judges it, on scikit-learn's digits.
+"""Train the small diffusion transformer beside this file, and the classifier that judges it, on scikit-learn's digits.
 
-    python models/train_digits.py                                   (as committed; two CPU cores, some minutes)
-    python models/train_digits.py --steps 20 --out /tmp/digits      (to see that it runs)
+    python demo/train_digits.py                                   (as committed; two CPU cores, some minutes)
+    python demo/train_digits.py --steps 20 --out /tmp/digits      (to see that it runs)
 
 It needs scikit-learn beside diffusers, for the 1797 images of its ``load_digits``.
 """
@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "demo"))
+sys.path.insert(0, str(HERE))
 
 from digits import CLASSES, SIZE, DigitsPipeline, Gaussian, Judge  # noqa: E402
 
