@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
@@ -59,6 +60,10 @@ def disk_text(count: int) -> str:
 def is_index(part: str) -> bool:
     """Return whether a part of a name is the number of a layer or expert; with more digits it is a name."""
     return part.isdecimal() and part.isascii() and len(part) < _DIGITS
+
+
+INDEX: Final = re.compile(rf"(?<![^.])[0-9]{{1,{_DIGITS - 1}}}(?![^.])")
+"""A component of a name that is a number, as `is_index` says; for who asks about many names."""
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import stat
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -209,11 +210,10 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"key {key!r} occurs twice")
-        result[key] = value
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"key {twice!r} occurs twice")
     return result
 
 
@@ -246,21 +246,30 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+_KEYS = frozenset({"dtype", "shape", "data_offsets"})
+
+
+def _words(name: str, entry: object) -> str:
+    return f"tensor {name!r}: {str(entry)[:120]}"
+
+
 def _tensor(name: str, entry: object, base: int, path: Path) -> TensorInfo:
-    where = f"tensor {name!r}: {str(entry)[:120]}"
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        damaged(path, where, "each tensor has exactly dtype, shape and data_offsets")
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
+        damaged(path, _words(name, entry), "each tensor has exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        damaged(path, where, f"dtype is one of {' '.join(DTYPE_BITS)}")
+        damaged(path, _words(name, entry), f"dtype is one of {' '.join(DTYPE_BITS)}")
     if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(_is_size, shape)):
-        damaged(path, where, f"shape is a list of at most {MAX_AXES} integers from 0 to 2**63 - 1")
+        damaged(
+            path, _words(name, entry), f"shape is a list of at most {MAX_AXES} integers from 0 to 2**63 - 1"
+        )
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        damaged(path, where, "data_offsets are two integers from 0 to 2**63 - 1")
+        damaged(path, _words(name, entry), "data_offsets are two integers from 0 to 2**63 - 1")
     start, stop = offsets
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if start > stop or bits % 8 or bits // 8 != stop - start:
-        damaged(path, where, f"data_offsets span the bytes that shape and dtype need ({bits / 8:g})")
+        rule = f"data_offsets span the bytes that shape and dtype need ({bits / 8:g})"
+        damaged(path, _words(name, entry), rule)
     return TensorInfo(name, dtype, tuple(shape), path, base + start, base + stop)
 
 

@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 something was found (a damaged file, a weight that cannot 
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit code.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    gc.set_threshold(
+        100_000, 50, 100
+    )  # a plan makes a million objects that stay, and lives as long as they do
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")

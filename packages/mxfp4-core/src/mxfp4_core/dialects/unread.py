@@ -69,7 +69,7 @@ def unread_format(config: Mapping[str, Any], tensors: Shapes, files: Set[str]) -
         return format_name, f"tensor {name!r} of dtype {dtype}, no description in config.json"
     for name, (dtype, shape) in tensors.items():
         # Masks may be bytes too; weights have names that say so.
-        if len(shape) > 1 and dtype in _NARROW and name.endswith(("weight", "proj")):
+        if dtype in _NARROW and len(shape) > 1 and name.endswith(("weight", "proj")):
             return "unknown", f"tensor {name!r} of dtype {dtype}, no description in config.json"
     return None
 
@@ -81,8 +81,12 @@ def named_like(tensors: Shapes) -> str | None:
 
 
 def _by_names(tensors: Shapes) -> tuple[str, str, str] | None:
+    ends = tuple(suffix for suffix, _, _ in _TENSORS)
+    told = {
+        name: dtype for name, (dtype, _) in tensors.items() if name.endswith(ends)
+    }  # of plain weights none
     for suffix, dtypes, format_name in _TENSORS:
-        for name, (dtype, _) in tensors.items():
+        for name, dtype in told.items():
             if name.endswith(suffix) and dtype in dtypes:
                 return format_name, name, dtype
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mxfp4_core._text import is_index
+from mxfp4_core._text import INDEX
 from mxfp4_core.naming.vocabulary import ranges
 
 _Parts = tuple[str | None, ...]  # of a name, None for each number
@@ -12,7 +12,7 @@ _Parts = tuple[str | None, ...]  # of a name, None for each number
 
 def template(name: str) -> str:
     """Return the name with every number that is a component of its own replaced by ``*``."""
-    return ".".join("*" if is_index(part) else part for part in name.split("."))
+    return INDEX.sub("*", name)
 
 
 def collapse(names: Iterable[str]) -> list[str]:
@@ -25,12 +25,24 @@ def collapse(names: Iterable[str]) -> list[str]:
         One line for each set of names that the ranges describe exactly; names that do not form such a set are
         split along their first number.
     """
-    by_parts: dict[_Parts, list[tuple[int, ...]]] = {}
+    alike: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
     for name in dict.fromkeys(names):
-        parts = name.split(".")
-        numbers = tuple(int(part) for part in parts if is_index(part))
-        by_parts.setdefault(tuple(None if is_index(part) else part for part in parts), []).append(numbers)
-    return [line for parts, numbers in by_parts.items() for line in _lines(parts, numbers)]
+        numbers = tuple(map(int, INDEX.findall(name)))
+        alike.setdefault((*INDEX.split(name),), []).append(numbers)
+    return [line for texts, found in alike.items() for line in _lines(_parts(texts), found)]
+
+
+def _parts(texts: Sequence[str]) -> _Parts:
+    """Return the parts of a name from what lies between its numbers, with the dots: ``a.`` and ``.b`` of ``a.0.b``."""
+    parts: list[str | None] = []
+    last = len(texts) - 1
+    for number, text in enumerate(texts):
+        parts += [None] if number else []
+        inner = text[bool(number) : len(text) - (number < last)]
+        # Between two numbers there is one dot at least, and at either end of a name there may be nothing.
+        if text != ("." if 0 < number < last else "") or not last:
+            parts += inner.split(".")
+    return tuple(parts)
 
 
 def _lines(parts: _Parts, numbers: Sequence[tuple[int, ...]]) -> list[str]:

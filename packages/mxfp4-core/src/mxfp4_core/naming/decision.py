@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from mxfp4_core.config.patterns import near_misses
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import PatternError
 from mxfp4_core.naming.vocabulary import parse_expert, ranges
@@ -90,6 +91,25 @@ def refuse_split(module: str, members: Mapping[str, Decision]) -> NoReturn:
     )
 
 
+def refuse_unmatched(missing: Sequence[str], patterns: int, names: Sequence[str]) -> NoReturn:
+    """Raise the error for patterns that match no name, with near misses.
+
+    Args:
+        missing: these patterns.
+        patterns: how many there are.
+        names: all names of the model.
+    """
+    hints = [(text, near_misses(text, list(names))) for text in missing[:5]]
+    near = "; ".join(f"for {text!r} try {' or '.join(map(repr, found))}" for text, found in hints if found)
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    raise PatternError(
+        f"{len(missing)} of {patterns} name patterns match nothing",
+        seen=", ".join(map(repr, missing[:5])) + more,
+        rule=f"every pattern matches at least one of the {len(names)} names of the model",
+        fix=near or "correct or drop it; `mxfp4 plan` prints the names",
+    )
+
+
 def _listed(leaves: Sequence[str]) -> str:
     parts_of: dict[int, list[str]] = {}
     plain: list[str] = []
@@ -106,4 +126,4 @@ def _listed(leaves: Sequence[str]) -> str:
     return "; ".join([*texts, ", ".join(plain)] if plain else texts)
 
 
-__all__ = ["NO_TARGET", "Decision", "refuse_pair", "refuse_split"]
+__all__ = ["NO_TARGET", "Decision", "refuse_pair", "refuse_split", "refuse_unmatched"]

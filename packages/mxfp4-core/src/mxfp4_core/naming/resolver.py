@@ -15,12 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-from mxfp4_core.config.patterns import near_misses
 from mxfp4_core.config.schema import Mxfp4Config, Override
 from mxfp4_core.errors import PatternError
-from mxfp4_core.naming.decision import NO_TARGET, Decision, refuse_pair, refuse_split
+from mxfp4_core.naming.alike import Alike, again, part_of
+from mxfp4_core.naming.decision import NO_TARGET, Decision, refuse_pair, refuse_split, refuse_unmatched
 from mxfp4_core.naming.exclude_lists import exclude_patterns
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.kept import kept_by_default, kept_by_nature
@@ -125,18 +125,35 @@ class Resolver:
         Raises:
             PatternError: as ``decide``, also across names that are fused later; or as ``check_patterns``.
         """
-        decisions: list[Decision] = []
-        groups: dict[str, dict[str, Decision]] = {}
-        for name, shape in names:
-            decision, by_nature = self._decide(name, shape)
+        pairs, decisions = list(names), list[Decision]()
+        outcomes: dict[str, set[tuple[bool, str | None, str]]] = {}
+        alike = Alike(self.view, self._layers)
+        plain = not self._matcher.texts and not any(map(str.isdigit, "".join(map("".join, self._renames))))
+        for name, shape in pairs:
+            kind = alike.kind(name, shape) if plain else None
+            if (known := alike.find(kind)) is not None:
+                decision = again(known, name)
+                wholes = [part_of(name, *place) for place in known.groups]
+            else:
+                decision, by_nature = self._decide(name, shape)
+                groups = () if by_nature else self._groups(module_of(decision.name))
+                wholes = [group for group, _ in groups]
+                alike.remember(kind, name, decision, wholes)
             decisions.append(decision)
-            for group, leaf in () if by_nature else self._groups(module_of(decision.name)):
-                groups.setdefault(group, {})[leaf] = decision
-        for group, members in groups.items():
-            if len({found.outcome for found in members.values()}) > 1:
-                refuse_split(group, members)
+            for each in wholes:
+                outcomes.setdefault(each, set()).add(decision.outcome)
+        if split := next((each for each, found in outcomes.items() if len(found) > 1), None):
+            self._refuse(split, pairs)
         self.check_patterns()
         return decisions
+
+    def _refuse(self, group: str, pairs: Iterable[tuple[str, Sequence[int] | None]]) -> NoReturn:
+        """Raise the error about a whole whose parts are decided differently."""
+        members: dict[str, Decision] = {}
+        for decision, by_nature in (self._decide(name, shape) for name, shape in pairs):
+            for each, leaf in () if by_nature else self._groups(module_of(decision.name)):
+                members |= {leaf: decision} if each == group else {}
+        refuse_split(group, members)
 
     def unmatched(self) -> list[str]:
         """Return the patterns that have hit no name so far."""
@@ -149,19 +166,8 @@ class Resolver:
             PatternError: a pattern matches no name, with near misses; or a target or an override matches only
                 names that are kept for another reason.
         """
-        names = list(self._offered)
         if missing := self.unmatched():
-            hints = [(text, near_misses(text, names)) for text in missing[:5]]
-            near = "; ".join(
-                f"for {text!r} try {' or '.join(map(repr, found))}" for text, found in hints if found
-            )
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise PatternError(
-                f"{len(missing)} of {len(self._matcher.texts)} name patterns match nothing",
-                seen=", ".join(map(repr, missing[:5])) + more,
-                rule=f"every pattern matches at least one of the {len(names)} names of the model",
-                fix=near or "correct or drop it; `mxfp4 plan` prints the names",
-            )
+            refuse_unmatched(missing, len(self._matcher.texts), list(self._offered))
         idle = [
             text
             for text in self._matcher.texts

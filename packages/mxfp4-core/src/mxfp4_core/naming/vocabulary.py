@@ -217,9 +217,17 @@ def transposed(name: str, model_type: str) -> bool:
 def k_first_row(name: str, model_type: str) -> Family | None:
     """Return the row of the table by which a stored weight has K before N, or None; see `transposed`."""
     module = module_of(name)
+    alone, stack = _k_first_rows(module.rsplit(".", 1)[-1], model_type)
+    if alone is stack:
+        return alone
     expert = parse_expert(module)
-    stacked = expert is not None and expert.index is None
-    return k_first_family(module.rsplit(".", 1)[-1], model_type, stacked=stacked)
+    return stack if expert is not None and expert.index is None else alone
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _k_first_rows(last: str, model_type: str) -> tuple[Family | None, Family | None]:
+    """Return the rows of the table for a component of a name, of a weight by itself and of a stack of experts."""
+    return k_first_family(last, model_type, stacked=False), k_first_family(last, model_type, stacked=True)
 
 
 def ranges(numbers: Iterable[int]) -> str:
