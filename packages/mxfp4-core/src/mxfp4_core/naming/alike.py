@@ -46,7 +46,8 @@ class Alike:
 
     def kind(self, name: str, shape: Sequence[int] | None) -> object | None:
         """Return what a decision about a name follows from, or None for a name that stands for itself."""
-        if self._layers is not None and (found := _LAYER.search(name)) and int(found[1]) >= self._layers:
+        layer = _LAYER.search(name) if self._layers is not None else None
+        if layer is not None and self._layers is not None and int(layer[1]) >= self._layers:
             return None
         shape = None if shape is None else tuple(shape)
         if self._view is None:
