@@ -55,7 +55,7 @@ def run(
     command = [sys.executable, str(HERE / script), str(asked), str(said)]
     with (folder / "log").open("w") as log:
         ended = subprocess.run(
-            command, env={**os.environ, **variables}, stdout=log, stderr=log, timeout=900, check=False
+            command, env={**os.environ, **variables}, stdout=log, stderr=log, timeout=1800, check=False
         )
     if ended.returncode or not said.exists():
         raise RuntimeError(f"{script} ended with {ended.returncode}\n{(folder / 'log').read_text()[-4000:]}")
