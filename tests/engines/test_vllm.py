@@ -67,6 +67,7 @@ def alone(folder: Path, saved: dict[str, Path]) -> dict[str, Any]:
         {"name": "experts-taken", "model": saved["experts-compressed-tensors"], "arguments": OURS},
         {"name": "large", "model": saved["large"], "arguments": OURS, "watch": True},
         {"name": "made-up", "model": EXPERTS, "arguments": {**OURS, "load_format": "dummy"}},
+        {"name": "adapters", "model": DENSE, "arguments": {**OURS, "enable_lora": True}},
         {"name": "pattern", "model": DENSE, "arguments": settings('{"ignore": ["o_prj"]}')},
         {"name": "backend", "model": DENSE, "arguments": settings('{"backend": "cuda-marlin"}')},
         {
@@ -157,6 +158,7 @@ def test_the_summary_is_in_the_log(alone: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("adapters", "ConfigError: vLLM cannot put LoRA adapters on MXFP4 layers"),
         ("pattern", "PatternError: 1 of 1 name patterns match nothing"),
         ("backend", "BackendError: model.layers.0.self_attn.qkv_proj: "),
         ("embedding", "ConfigError: model.embed_tokens cannot be MXFP4 in vLLM"),

@@ -47,6 +47,11 @@ def model_of() -> tuple[str, dict[str, Any], bool]:
     return config.model, config.hf_config.to_dict(), current.load_config.load_format == "dummy"
 
 
+def has_adapters() -> bool:
+    """Say whether vLLM was started for LoRA adapters, which it puts on the device of ``layer.weight``."""
+    return get_current_vllm_config().lora_config is not None
+
+
 def default_device() -> torch.device:
     """Return the device on which vLLM builds the model, with its number."""
     return torch.empty(0).device
@@ -88,6 +93,7 @@ __all__ = [
     "UnquantizedLinearMethod",
     "VocabParallelEmbedding",
     "default_device",
+    "has_adapters",
     "model_of",
     "offer_linear_kernel",
     "place",

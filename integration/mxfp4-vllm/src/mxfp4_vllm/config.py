@@ -111,6 +111,13 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
 
     def _load(self) -> tuple[EngineNames, EngineLoad]:
         if self._loading is None:
+            if compat.has_adapters():
+                raise ConfigError(
+                    "vLLM cannot put LoRA adapters on MXFP4 layers",
+                    seen="--enable-lora",
+                    rule="it places them by the weight of a layer, which has no memory here",
+                    fix="serve without --enable-lora, or merge the adapter before the model is quantised",
+                )
             folder, model_config, self._made_up = compat.model_of()
             names = EngineNames(
                 self.core,
