@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "support.md"
 
 KINDS = {
     "engine": "the released engine ran it on a CPU, with models of this repository",
+    "real classes": "classes and loaders of the released engine ran it on a CPU, without its server",
     "chip": "ran on that chip",
     "vendor source on another chip": "the vendor's own kernel source, compiled for and run on another chip",
     "vendor source in the interpreter": "the vendor's own kernel source, run by Triton's interpreter on a CPU",

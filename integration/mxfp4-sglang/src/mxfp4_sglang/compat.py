@@ -1,6 +1,6 @@
 """The only module that touches what SGLang changes between releases, or keeps to itself.
 
-Read in 0.5.17, 0.5.18, 0.5.21 and 0.5.23; ``tests/engines`` checks every name below against the released wheels. What
+Read in each of 0.5.17 to 0.5.23; ``tests/engines`` checks every name below against the released wheels. What
 differs between them, and what is done about it:
 
 * ``_get_weights_iterator`` has further keywords since 0.5.18: hooks pass on what they get.
