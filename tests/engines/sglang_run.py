@@ -68,9 +68,7 @@ def main(scenarios: Path, results: Path) -> None:
             command, start_new_session=True, timeout=400, capture_output=True, text=True, check=False
         )
         log = ended.stdout + ended.stderr
-        found[scenario["name"]] = (
-            json.loads(answer.read_text()) if answer.exists() else {"error": log}
-        )
+        found[scenario["name"]] = json.loads(answer.read_text()) if answer.exists() else {"error": log}
         found[scenario["name"]].update(seconds=time.perf_counter() - began, log=log)
     results.write_text(json.dumps(found))
 
