@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from mxfp4_core import quantize
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.jobs import convert_checkpoint, quantize_checkpoint
 
 SHARD_BYTES = 3000
 """Small enough for several files."""
 
-DIALECTS = ("mxfp4-core", "compressed-tensors", "quark", "gpt-oss", "deepseek-v4")
+DIALECTS = (
+    "mxfp4-core", "compressed-tensors", "quark", "gpt-oss", "deepseek-v4", "auto-round", "modelopt", "torchao",
+    "torchao-plain", "gpt-oss-original", "gguf",
+)  # fmt: skip
+OTHERS = ("fp8", "nvfp4", "fp-quant")
+"""Quantised in other ways that are read."""
 
 LLAMA = {
     "model_type": "llama",
@@ -73,10 +79,35 @@ def quantised(folder: Path) -> dict[str, Path]:
             source(folder / "v4", None, "deepseek_v4"), folder / "native-v4", activation="fp8"
         ),
     }
+    native |= dict.fromkeys(
+        ("auto-round", "modelopt", "torchao", "torchao-plain", "gguf"), found["mxfp4-core"]
+    )
+    native |= {
+        "gpt-oss-original": native["gpt-oss"],
+        "fp8": found["mxfp4-core"],
+        "nvfp4": found["mxfp4-core"],
+    }
     for dialect, path in native.items():
-        convert_checkpoint(path, folder / dialect, dialect)
+        mode = "mxfp4" if dialect in ("modelopt", "torchao", "torchao-plain") else None
+        convert_checkpoint(path, folder / dialect, dialect, activation=mode)
         found[dialect] = folder / dialect
+    found["fp-quant"] = _fp_quant(folder / "fp-quant")
     return found
+
+
+def _fp_quant(folder: Path) -> Path:
+    """Write what FP-Quant writes of one layer."""
+    folder.mkdir()
+    module, made = "model.layers.0.mlp.up_proj", quantize(dense()["model.layers.0.mlp.up_proj.weight"])
+    tensors = {f"{module}.qweight": made.codes, f"{module}.scales": made.scales}
+    tensors |= {f"{module}.{side}_global_scale": torch.tensor([3.0]) for side in ("weight", "act")}
+    tensors |= {
+        f"{module}.{way}_hadamard_matrix": torch.eye(32).bfloat16() for way in ("forward", "backward")
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    described = {"quant_method": "fp_quant", "forward_dtype": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps({**LLAMA, "quantization_config": described}))
+    return folder
 
 
 def smallest(folder: Path) -> dict[str, Path]:
@@ -98,4 +129,4 @@ def _native(plain: Path, destination: Path, *, max_shard_bytes: int = 10**9, **s
     return destination
 
 
-__all__ = ["DIALECTS", "SHARD_BYTES", "quantised", "smallest", "source"]
+__all__ = ["DIALECTS", "OTHERS", "SHARD_BYTES", "quantised", "smallest", "source"]

@@ -16,11 +16,15 @@ from safetensors import safe_open
 from fuzzing.mutate import changed
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint import open_checkpoint, read_header
+from mxfp4_core.checkpoint.gguf import gguf_header
 from mxfp4_core.checkpoint.header import parse_json
 from mxfp4_core.checkpoint.journal import Journal
 from mxfp4_core.checkpoint.manifest import read_manifest
 from mxfp4_core.checkpoint.staging import STAGING, Destination
+from mxfp4_core.checkpoint.writer import TensorSpec
 from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.dialects import Source
+from mxfp4_core.dialects.narrow import narrow_kind, read_narrow
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.jobs.convert import settings_of
 from mxfp4_core.jobs.output import loading_class
@@ -73,7 +77,7 @@ class File:
 
 def header(made: dict[str, Path], room: Path) -> Reader:
     """Headers of weight files; what is accepted, the library of safetensors accepts with the same names."""
-    files = [min(folder.glob("*.safetensors")) for folder in made.values()]
+    files = [min(found) for folder in made.values() if (found := list(folder.glob("*.safetensors")))]
     seeds = []
     for raw in (path.read_bytes() for path in files):
         length = int.from_bytes(raw[:8], "little")
@@ -111,6 +115,9 @@ def config(made: dict[str, Path], room: Path) -> Reader:
         checkpoint = replace(bare[number], config=parse_json(data, room / "config.json", constants=True))
         json.dumps(checkpoint.config)
         loading_class(checkpoint.config)
+        source = Source.of(checkpoint)
+        if kind := narrow_kind(source):
+            read_narrow(source, kind)
         if found := dialects.read(checkpoint):
             settings_of(checkpoint, *found)
             return
@@ -126,6 +133,56 @@ def config(made: dict[str, Path], room: Path) -> Reader:
         json.dumps(dialect.name)
 
     return Reader(seeds, read)
+
+
+def gguf(made: dict[str, Path], room: Path) -> Reader:
+    """GGUF files, down to the weights of the dialect: nothing that a header claims is believed."""
+    raw = (made["gguf"] / "model.gguf").read_bytes()
+    few = gguf_header(
+        [TensorSpec("blk.0.attn_q.weight", "U8", (4, 1, 17))], {"general.architecture": "llama"}
+    )
+    file = File(room / "model.gguf")
+
+    def read(_: int, data: bytes) -> None:
+        checkpoint = open_checkpoint(file.put(data))
+        for info in checkpoint.tensors.values():
+            if not 0 <= info.start <= info.stop <= len(data):
+                raise Wrong("a tensor outside of its file")
+        if found := dialects.read(checkpoint):
+            settings_of(checkpoint, *found)
+
+    return Reader((raw, few[0] + bytes(68 + few[1][0])), read)
+
+
+def described(made: dict[str, Path], room: Path) -> Reader:
+    """What dialects say outside of ``config.json``: a document beside it, and the metadata of weight files."""
+    beside, inside = room / "beside", room / "inside"
+    beside.mkdir(parents=True)
+    for path in made["modelopt"].glob("*.safetensors"):
+        (beside / path.name).write_bytes(path.read_bytes())
+    (beside / "config.json").write_text("{}")
+    document = File(beside / "hf_quant_config.json")
+    inside.mkdir()
+    (inside / "config.json").write_bytes((made["torchao"] / "config.json").read_bytes())
+    raw = (made["torchao"] / "model.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, weights = json.loads(raw[8 : 8 + length]), File(inside / "model.safetensors")
+    texts = header.pop("__metadata__")
+
+    def read(number: int, data: bytes) -> None:
+        if number == 0:
+            document.put(data)
+            checkpoint = open_checkpoint(beside)
+        else:
+            found = json.dumps({"__metadata__": parse_json(data, weights.path), **header}).encode()
+            weights.put(_with_length(found) + raw[8 + length :])
+            checkpoint = open_checkpoint(inside)
+        if contents := dialects.read(checkpoint):
+            settings_of(checkpoint, *contents)
+
+    return Reader(
+        ((made["modelopt"] / "hf_quant_config.json").read_bytes(), json.dumps(texts).encode()), read
+    )
 
 
 def settings(made: dict[str, Path], room: Path) -> Reader:
@@ -267,6 +324,8 @@ def names(made: dict[str, Path], room: Path) -> Reader:
 READERS: dict[str, Callable[[dict[str, Path], Path], Reader]] = {
     "header": header,
     "config": config,
+    "gguf": gguf,
+    "described": described,
     "settings": settings,
     "index": index,
     "manifest": manifest,
