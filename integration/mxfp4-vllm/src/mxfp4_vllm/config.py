@@ -13,7 +13,7 @@ from mxfp4_core.loader import EngineLoad, EngineNames
 from mxfp4_vllm import compat
 from mxfp4_vllm.experts import Mxfp4ExpertsMethod
 from mxfp4_vllm.linear import Mxfp4LinearMethod
-from mxfp4_vllm.words import FORMATS, METHOD, layer_name, renames
+from mxfp4_vllm.words import METHOD, SETTINGS, layer_name, renames
 
 
 class Mxfp4QuantizationConfig(compat.QuantizationConfig):
@@ -28,7 +28,7 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
 
     def __init__(self, core: Mxfp4Config | None = None, *, stored: bool = False) -> None:
         super().__init__()
-        self.core = core or config_of_environment(format=FORMATS[self.method])
+        self.core = core or config_of_environment(**SETTINGS[self.method])
         self.stored = stored
         self.renames: list[tuple[str, str]] = []
         self._loading: tuple[EngineNames, EngineLoad] | None = None
@@ -66,7 +66,7 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
     @classmethod
     def from_config_dict_json(cls, text: str) -> Mxfp4QuantizationConfig:
         """Read the config that ``--hf-overrides '{"quantization_config_dict_json": "..."}'`` gives as JSON."""
-        return cls(config_of_environment(text, format=FORMATS[cls.method]))
+        return cls(config_of_environment(text, **SETTINGS[cls.method]))
 
     @classmethod
     def override_quantization_method(

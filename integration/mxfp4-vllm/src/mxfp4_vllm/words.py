@@ -16,8 +16,8 @@ METHOD: Final = NATIVE.name
 METHOD_FP8: Final = "mxfp8-core"
 """``--quantization`` for MXFP8: 8-bit values with the same scales."""
 
-FORMATS: Final[Mapping[str, str]] = {METHOD: "mxfp4", METHOD_FP8: "mxfp8"}
-"""The format that each method quantises to while it loads."""
+SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {METHOD: {}, METHOD_FP8: {"format": "mxfp8"}}
+"""What each method says of the config; the first one leaves the format to it."""
 
 FIRST, LAST = (0, 26), (0, 33)
 """Releases of vLLM whose names in `compat` were read; 0.32.0 runs in CI."""
@@ -83,10 +83,10 @@ def renames(prefixes: Mapping[str, str | None]) -> list[tuple[str, str]]:
 __all__ = [
     "DISTRIBUTIONS",
     "FIRST",
-    "FORMATS",
     "LAST",
     "METHOD",
     "METHOD_FP8",
+    "SETTINGS",
     "check_version",
     "installed_version",
     "layer_name",
