@@ -9,6 +9,7 @@ EXTRAS = {
     "cpu": ("numba", "llvmlite"),
     "cli": ("typer", "rich", "click"),
     "ray": ("ray",),
+    "remote": ("fsspec", "s3fs"),
 }
 
 

@@ -215,7 +215,7 @@ def test_a_file_of_the_source_that_cannot_be_read(
             raise PermissionError(13, "Permission denied", str(path))
         return open(path, mode, **keywords)
 
-    monkeypatch.setattr("mxfp4_core.checkpoint.copied.open", refuse, raising=False)
+    monkeypatch.setattr("mxfp4_core.checkpoint.places.open", refuse, raising=False)
     with pytest.raises(
         CheckpointError, match=r"cannot read .*source/tokenizer\.json\n  seen: Permission denied"
     ):

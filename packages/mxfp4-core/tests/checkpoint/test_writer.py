@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mxfp4_core.checkpoint import writer as writer_module
+from mxfp4_core.checkpoint import sinks
 from mxfp4_core.checkpoint.assemble import Progress, plan_shards
 from mxfp4_core.checkpoint.header import read_header
-from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, write_file
+from mxfp4_core.checkpoint.sinks import write_file
+from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes
 from mxfp4_core.errors import OutputError
 
 SPECS = [TensorSpec("w", "BF16", (2, 3)), TensorSpec("none", "U8", (0, 4)), TensorSpec("s", "U8", (5,))]
@@ -95,7 +96,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "x.safetensors"
     (tmp_path / "x.partial").symlink_to("/dev/full")
-    monkeypatch.setattr(writer_module, "temporary_of", lambda path: tmp_path / "x.partial")
+    monkeypatch.setattr(sinks, "temporary_of", lambda path: tmp_path / "x.partial")
     with pytest.raises(OutputError, match="No space left"), ShardWriter(target, SPECS):
         pass
     assert not target.exists()

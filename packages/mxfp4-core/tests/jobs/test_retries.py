@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mxfp4_core.checkpoint import writer
+from mxfp4_core.checkpoint import sinks
 from mxfp4_core.checkpoint.assemble import write_checkpoint
-from mxfp4_core.checkpoint.writer import wait_for_file
+from mxfp4_core.checkpoint.sinks import wait_for_file
 from mxfp4_core.cli import main
 from mxfp4_core.errors import ConfigError, OutputError
 from mxfp4_core.jobs import processes, ray_cluster
@@ -79,7 +79,7 @@ def test_a_task_that_kills_each_of_its_processes_is_given_up(tmp_path: Path, con
 
 
 def test_what_a_worker_wrote_and_nobody_sees_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "VISIBLE_SECONDS", 0.3)
+    monkeypatch.setattr(sinks, "VISIBLE_SECONDS", 0.3)
     late = tmp_path / "late"
     timer = threading.Timer(0.1, late.write_bytes, [b"12345"])
     timer.start()

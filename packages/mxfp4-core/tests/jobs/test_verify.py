@@ -37,6 +37,15 @@ def file_of(target: Path, name: str) -> Path:
     return open_checkpoint(target).tensors[name].file
 
 
+def forget_manifest(target: Path) -> None:
+    """Leave a checkpoint as others write it: without a manifest, and without an index that names one."""
+    (target / "mxfp4_manifest.json").unlink()
+    index = target / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["metadata"]["manifest"]
+    index.write_text(json.dumps(content))
+
+
 def flip(target: Path, name: str, at: int = 0) -> None:
     info = open_checkpoint(target).tensors[name]
     with open(info.file, "r+b") as file:
@@ -69,7 +78,7 @@ def test_a_changed_byte_is_found_and_located(source: Path, target: Path) -> None
 def test_a_changed_scale_and_a_changed_norm(source: Path, target: Path) -> None:
     flip(target, f"{Q}_scale", at=3)
     flip(target, "model.norm.weight")
-    (target / "mxfp4_manifest.json").unlink()
+    forget_manifest(target)
     result = verify_checkpoint(target, source)
     assert {finding.where: finding.found.split(":")[0] for finding in result.findings} == {
         Q: f"first difference in {Q}_scale, row 1, block 1",
@@ -87,7 +96,7 @@ def test_the_same_numbers_in_a_wider_dtype_are_good(source: Path, target: Path, 
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
     tensors["model.norm.weight"][3] += change
     save_file(tensors, file)
-    (target / "mxfp4_manifest.json").unlink()
+    forget_manifest(target)
     result = verify_checkpoint(target, source)
     assert result.ok == (change == 0)
     wide = "model.norm.weight: F32 where the source has BF16, and the same numbers"

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 import mxfp4_core
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import ConfigError, PatternError, ShapeError
+from mxfp4_core.jobs import pieces as stream
+from mxfp4_core.jobs.pieces import Piece, pieces
 from mxfp4_core.jobs.quantize import quantize_checkpoint
-from mxfp4_core.report import Metrics, Report, compare, measure, stream
-from mxfp4_core.report.stream import Piece, pieces
+from mxfp4_core.report import Metrics, Report, compare, measure
 
 torch.set_num_threads(1)
 

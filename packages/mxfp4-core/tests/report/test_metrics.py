@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mxfp4_core
-from mxfp4_core.report.metrics import Metrics, merge
-from mxfp4_core.report.tally import Tally
+from mxfp4_core.jobs.metrics import Metrics, merge
+from mxfp4_core.jobs.tally import Tally
 
 torch.set_num_threads(1)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from mxfp4_core.checkpoint.header import damaged
+from mxfp4_core.checkpoint.places import is_file, is_folder
 
 CONFIG = "adapter_config.json"
 """What peft writes beside an adapter; transformers then takes the folder for one."""
@@ -22,7 +22,7 @@ _FACTOR = re.compile(
 
 def is_adapter(folder: Path) -> bool:
     """Return whether transformers would take a folder for an adapter."""
-    return os.path.isfile(folder / CONFIG)
+    return is_file(folder / CONFIG)
 
 
 def refuse_adapter(root: Path, tensors: Collection[str]) -> None:
@@ -35,7 +35,7 @@ def refuse_adapter(root: Path, tensors: Collection[str]) -> None:
     Raises:
         CheckpointError: it is an adapter.
     """
-    told = os.path.isdir(root) and is_adapter(root)
+    told = is_folder(root) and is_adapter(root)
     if not told and not (tensors and all(map(_FACTOR.fullmatch, tensors))):
         return
     damaged(

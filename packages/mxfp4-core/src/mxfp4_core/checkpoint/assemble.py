@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -16,14 +15,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mxfp4_core._text import disk_text
+from mxfp4_core.checkpoint.bucket import Bucket
 from mxfp4_core.checkpoint.copied import copied
 from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST
 from mxfp4_core.checkpoint.gguf_writer import header_of, writer_of
-from mxfp4_core.checkpoint.header import DTYPE_BITS, Identity, damaged, identity
+from mxfp4_core.checkpoint.header import DTYPE_BITS, damaged
 from mxfp4_core.checkpoint.manifest import Manifest
+from mxfp4_core.checkpoint.places import Identity, identity
+from mxfp4_core.checkpoint.remote import RemotePath
 from mxfp4_core.checkpoint.staging import Destination
 from mxfp4_core.checkpoint.tasks import Executor, Progress, run_tasks
-from mxfp4_core.checkpoint.writer import TensorSpec, write_file
+from mxfp4_core.checkpoint.writer import TensorSpec
 from mxfp4_core.errors import OutputError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -197,8 +199,10 @@ def write_checkpoint(
     index = _index(specs, beside, content.stem)
     documents = {**content.documents, **index}
     names = {*specs, *documents, *content.copies, MANIFEST}
-    with Destination(
-        folder, run, names, copies=content.copies, seen=_when(content.seen), force=force
+    opened: type[Destination] | type[Bucket] = Bucket if isinstance(folder, RemotePath) else Destination
+    where: Any = folder
+    with opened(
+        where, run, names, copies=content.copies, seen=_when(content.seen), force=force
     ) as destination:
         if destination.complete is not None:
             progress(sum(unit.source_bytes for unit in content.units))
@@ -206,9 +210,7 @@ def write_checkpoint(
         resumed = len(destination.finished)
         _check_room(destination, specs, content.copies)
         tasks = {
-            name: ShardTask(
-                destination.staging.absolute() / name, tuple(units), tuple(content.metadata.items())
-            )
+            name: ShardTask(destination.place(name), tuple(units), tuple(content.metadata.items()))
             for name, units in shards.items()
         }
         for name in destination.finished:
@@ -216,20 +218,20 @@ def write_checkpoint(
         run_tasks(tasks, destination.record, executor=executor, progress=progress)
         files = {name: {"size": f["size"], "sha256": f["sha256"]} for name, f in destination.finished.items()}
         for name, data in documents.items():
-            files[name] = {"size": len(data), "sha256": write_file(destination.staging / name, data)}
+            files[name] = {"size": len(data), "sha256": destination.put(name, data)}
         for name, source in content.copies.items():
             files[name] = copied(source, destination.place(name))
         _check_unchanged(content.seen, destination)
         manifest = replace(
             content.manifest, run=destination.run, files=files, tensors=_tensor_table(destination, specs)
         )
-        write_file(destination.staging / MANIFEST, manifest.to_bytes())
+        destination.put(MANIFEST, manifest.to_bytes())
         destination.commit()
     return Written(manifest, resumed)
 
 
 def _tensor_table(
-    destination: Destination, specs: Mapping[str, Sequence[TensorSpec]]
+    destination: Destination | Bucket, specs: Mapping[str, Sequence[TensorSpec]]
 ) -> dict[str, dict[str, object]]:
     return {
         spec.name: {
@@ -253,18 +255,21 @@ def _index(specs: Mapping[str, Sequence[TensorSpec]], beside: bool, stem: str) -
         return {}
     weight_map = {spec.name: name for name, each in specs.items() for spec in each}
     total = sum(spec.nbytes for each in specs.values() for spec in each)
-    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    content = {
+        "metadata": {"total_size": total, "manifest": MANIFEST},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
     return {f"{stem}{INDEX_SUFFIX}": json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"}
 
 
 def _check_room(
-    destination: Destination, specs: Mapping[str, Sequence[TensorSpec]], copies: Mapping[str, Path]
+    destination: Destination | Bucket, specs: Mapping[str, Sequence[TensorSpec]], copies: Mapping[str, Path]
 ) -> None:
     """Fail before the work rather than after it where the disk cannot hold the result."""
     missing = [spec for name, each in specs.items() if name not in destination.finished for spec in each]
     needed = sum(spec.nbytes for spec in missing) + sum(path.stat().st_size for path in copies.values())
-    free = shutil.disk_usage(destination.staging).free
-    if needed > free:
+    free = destination.room()
+    if free is not None and needed > free:
         raise OutputError(
             f"cannot write into {destination.folder}",
             seen=f"{disk_text(free)} free",
@@ -279,7 +284,7 @@ def _when(seen: Mapping[Path, Identity]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _check_unchanged(seen: Mapping[Path, Identity], destination: Destination) -> None:
+def _check_unchanged(seen: Mapping[Path, Identity], destination: Destination | Bucket) -> None:
     for path, before in seen.items():
         if identity(path) != before:
             destination.forget()

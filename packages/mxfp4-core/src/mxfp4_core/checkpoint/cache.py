@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from mxfp4_core.checkpoint.remote import RemotePath, place
 from mxfp4_core.errors import CheckpointError
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -21,7 +22,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     """Return the file or folder that is meant: the path, or else the snapshot of a model of this name on the Hub.
 
     Args:
-        path: a path, or ``OWNER/NAME`` as on the Hub, and after it a subfolder such as ``transformer``.
+        path: a path, also ``scheme://`` as fsspec knows it;
+            or ``OWNER/NAME`` as on the Hub, and after it a subfolder such as ``transformer``.
 
     Returns:
         The path as it is where it exists, or where the cache has no such model either.
@@ -29,8 +31,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: the cache has several revisions of the model, and none of them is ``main``.
     """
-    given = Path(path)
-    if os.path.lexists(given):
+    given = place(path)
+    if isinstance(given, RemotePath) or os.path.lexists(given):
         return given
     repository = hub_name(path)
     if repository is None:

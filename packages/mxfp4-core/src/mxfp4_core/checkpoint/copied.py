@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from mxfp4_core.checkpoint.hashing import PIECE
-from mxfp4_core.checkpoint.header import damaged
-from mxfp4_core.checkpoint.writer import output_failed
+from mxfp4_core.checkpoint.places import identity, pieces_of
+from mxfp4_core.checkpoint.remote import RemotePath
+from mxfp4_core.checkpoint.sinks import output_failed, sink_for
 
 
 def copied(source: Path, path: Path) -> dict[str, object]:
@@ -20,29 +18,23 @@ def copied(source: Path, path: Path) -> dict[str, object]:
         OutputError: the copy cannot be written.
     """
     digest, size = hashlib.sha256(), 0
+    _, expected, _ = identity(source)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as writing:
-            for piece in _pieces(source):
-                writing.write(piece)
+        if not isinstance(path, RemotePath):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        sink = sink_for(path, expected)
+        try:
+            for piece in pieces_of(source):
                 digest.update(piece)
                 size += len(piece)
-            writing.flush()
-            os.fsync(writing.fileno())
+                while len(piece):
+                    piece = piece[sink.write(piece) :]
+            sink.finish()
+        finally:
+            sink.discard()
     except OSError as error:
         output_failed(path, error)
     return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _pieces(source: Path) -> Iterator[bytes]:
-    try:
-        with open(source, "rb") as reading:
-            while piece := reading.read(PIECE):
-                yield piece
-    except OSError as error:
-        damaged(
-            source, error.strerror or str(error), "the file can be read", "check its permissions and the disk"
-        )
 
 
 __all__ = ["copied"]

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from mxfp4_core.checkpoint.cache import blobs_of, cache_folder, hub_name
 from mxfp4_core.checkpoint.families import SINGLES, check_complete, chosen_files, family, gguf_files
 from mxfp4_core.checkpoint.header import MAX_HEADER_BYTES, damaged, parse_json
+from mxfp4_core.checkpoint.places import is_file, is_folder, is_there, names_in
+from mxfp4_core.checkpoint.remote import RemotePath
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,9 +39,9 @@ def locate_weights(root: Path) -> tuple[list[Path], dict[str, str] | None]:
         CheckpointError: no such path, no model, several of them, a shard that is missing, or an index that is damaged
             or leaves the folder.
     """
-    if os.path.isfile(root):
+    if is_file(root):
         return [root], None
-    if not os.path.isdir(root):
+    if not is_folder(root):
         _nothing_there(root)
     present = _names(root)
     if PIPELINE in present:
@@ -88,7 +90,7 @@ def folders_with_weights(root: Path) -> list[str]:
     return [
         folder.name
         for folder in folders
-        if os.path.isdir(folder) and any(name.endswith(".safetensors") for name in _names(folder))
+        if is_folder(folder) and any(name.endswith(".safetensors") for name in _names(folder))
     ]
 
 
@@ -142,7 +144,7 @@ def _weight_map(path: Path, root: Path) -> dict[str, str]:
                 "weights are safetensors files; pickles are never opened",
                 "convert it to safetensors",
             )
-        if not os.path.exists(root / file):
+        if not _exists(root / file):
             damaged(
                 path,
                 f"{where}, which does not exist",
@@ -152,9 +154,13 @@ def _weight_map(path: Path, root: Path) -> dict[str, str]:
     return weight_map
 
 
+def _exists(path: Path) -> bool:
+    return path.exists() if isinstance(path, RemotePath) else os.path.exists(path)
+
+
 def _names(root: Path) -> list[str]:
     try:
-        return sorted(os.listdir(root))
+        return names_in(root)
     except OSError as error:
         damaged(root, str(error), "the folder can be read", "check the permissions")
 
@@ -181,7 +187,7 @@ def _no_safetensors(root: Path, present: list[str]) -> None:
 def _nothing_there(root: Path) -> NoReturn:
     name = hub_name(root)
     seen, fix = "no such file or folder", "check the path"
-    if os.path.lexists(root):
+    if is_there(root):
         seen = "a link to nothing, or no regular file"
     elif name:
         seen += f", and no model {name} in the cache {cache_folder()}"
@@ -195,6 +201,10 @@ def inside(path: Path, root: Path) -> Path:
     Raises:
         CheckpointError: it does not exist, is no regular file, or lies outside of the folder.
     """
+    if isinstance(path, RemotePath):
+        if not path.is_file():
+            damaged(path, "no such file", "files of a checkpoint exist", "get the missing file")
+        return path
     try:
         real, home = path.resolve(strict=True), root.resolve(strict=True)
     except (OSError, RuntimeError) as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
 
 from mxfp4_core.checkpoint.header import MAX_HEADER_BYTES, TensorInfo, damaged
+from mxfp4_core.checkpoint.places import opened
 from mxfp4_core.checkpoint.writer import TensorSpec
 
 SUFFIX: Final = ".gguf"
@@ -79,9 +79,8 @@ class GgufHeader:
 class _Reader:
     """Takes numbers and strings from a file, none behind its end."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self._file = path, file
-        self.size = os.fstat(file.fileno()).st_size
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path, self._file, self.size = path, file, size
         self.at = 0
         self.hash = hashlib.sha256()
 
@@ -121,8 +120,8 @@ def read_gguf(path: Path) -> GgufHeader:
         CheckpointError: no regular file, cut short, or breaking a rule of the format.
     """
     try:
-        with open(path, "rb") as file:
-            return _read(_Reader(path, file))
+        with opened(path) as (file, size):
+            return _read(_Reader(path, file, size))
     except OSError as error:
         damaged(path, str(error), "the file can be read", "check the path and its permissions")
 

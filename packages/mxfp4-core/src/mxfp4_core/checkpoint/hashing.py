@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mxfp4_core.checkpoint.header import damaged
+from mxfp4_core.checkpoint.places import PIECE, REMOTE_PIECE, pieces_of
 from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.remote import RemotePath
 from mxfp4_core.checkpoint.tasks import Progress
-
-PIECE = 4 << 20
-"""Bytes that are held at a time."""
 
 
 def file_sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
@@ -26,23 +23,19 @@ def file_sha256(path: Path, progress: Progress = lambda nbytes: None) -> str:
         CheckpointError: the file cannot be read.
     """
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb", buffering=0) as file:
-            buffer = memoryview(bytearray(min(PIECE, os.fstat(file.fileno()).st_size + 1)))
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
-                progress(count)
-        return digest.hexdigest()
-    except OSError as error:
-        damaged(path, str(error), "the file can be read", "check the disk and the permissions")
+    for piece in pieces_of(path):
+        digest.update(piece)
+        progress(len(piece))
+    return digest.hexdigest()
 
 
 def tensor_pieces(checkpoint: Checkpoint, name: str) -> Iterator[memoryview]:
     """Yield the bytes of a tensor in order. A piece is valid until the next one is asked for."""
-    size = checkpoint.tensors[name].nbytes
-    buffer = memoryview(bytearray(min(PIECE, size)))
-    for start in range(0, size, PIECE):
-        piece = buffer[: min(PIECE, size - start)]
+    info = checkpoint.tensors[name]
+    size, step = info.nbytes, REMOTE_PIECE if isinstance(info.file, RemotePath) else PIECE
+    buffer = memoryview(bytearray(min(step, size)))
+    for start in range(0, size, step):
+        piece = buffer[: min(step, size - start)]
         checkpoint.read_into(name, start, piece)
         yield piece
 
@@ -55,4 +48,4 @@ def tensor_sha256(checkpoint: Checkpoint, name: str) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["PIECE", "file_sha256", "tensor_pieces", "tensor_sha256"]
+__all__ = ["file_sha256", "tensor_pieces", "tensor_sha256"]

@@ -9,21 +9,22 @@ https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from mxfp4_core.checkpoint.magic import READ, recognised
+from mxfp4_core.checkpoint.remote import MAX_HEADER_BYTES, RemotePath, beginning, read_range
 from mxfp4_core.errors import CheckpointError
-
-MAX_HEADER_BYTES = 100_000_000
-"""Largest header that safetensors itself accepts."""
 
 MAX_AXES = 16
 """More axes than any weight has; a bound so that a hostile shape costs nothing."""
@@ -104,6 +105,9 @@ def read_bytes(info: TensorInfo, start: int, buffer: memoryview) -> None:
         seen = f"bytes {start} to {start + len(buffer)} of tensor {info.name!r} with {info.nbytes} bytes"
         damaged(info.file, seen, "ranges lie inside the tensor", "pass a smaller range")
     try:
+        if isinstance(info.file, RemotePath):
+            buffer[:] = read_range(info.file, info.start + start, info.start + start + len(buffer))
+            return
         with open(info.file, "rb", buffering=0) as file:
             file.seek(info.start + start)
             while len(buffer):
@@ -114,23 +118,6 @@ def read_bytes(info: TensorInfo, start: int, buffer: memoryview) -> None:
                 buffer = buffer[count:]
     except OSError as error:
         damaged(info.file, str(error), "the file can be read", "check the disk and the permissions")
-
-
-Identity = tuple[int, int, int]
-"""Number, size and time of change of a file."""
-
-
-def identity(path: Path) -> Identity:
-    """Return what tells a file from another one, or from itself after a change.
-
-    Raises:
-        CheckpointError: the file cannot be looked at.
-    """
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        damaged(path, str(error), "the file can be read", "check the path and its permissions")
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def parse_json(raw: bytes, path: Path, *, constants: bool = False) -> dict[str, Any]:
@@ -178,10 +165,9 @@ def damaged(path: Path | str, seen: str, rule: str, fix: str = _AGAIN) -> NoRetu
 
 def _header_bytes(path: Path) -> tuple[int, bytes]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             damaged(path, "not a regular file", "weights are regular files", "pass a .safetensors file")
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with _opened(path) as (file, size):
             prefix = file.read(8)
             if len(prefix) < 8:
                 damaged(
@@ -207,6 +193,17 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
             "the header is one JSON object, and behind it only spaces and ends of lines",
         )
     return size, raw
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Open a file, or what the header needs of a remote one, and say how long it is."""
+    if isinstance(path, RemotePath):
+        size = path.stat().st_size
+        yield io.BytesIO(beginning(path, size)), size
+        return
+    with open(path, "rb") as file:
+        yield file, os.fstat(file.fileno()).st_size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -287,10 +284,8 @@ def _check_data_covered(tensors: list[TensorInfo], base: int, size: int, path: P
 __all__ = [
     "DTYPE_BITS",
     "MAX_HEADER_BYTES",
-    "Identity",
     "TensorInfo",
     "damaged",
-    "identity",
     "parse_json",
     "read_bytes",
     "read_header",

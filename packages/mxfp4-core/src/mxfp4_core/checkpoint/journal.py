@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core.checkpoint.header import MAX_HEADER_BYTES
-from mxfp4_core.checkpoint.writer import output_failed
+from mxfp4_core.checkpoint.sinks import output_failed
 from mxfp4_core.errors import OutputError
 
 _HASH = "line_sha256"
@@ -43,7 +43,7 @@ class Journal:
         self._valid_bytes = 0
         lines: list[dict[str, Any]] = []
         for line in self._content().split(b"\n")[:-1]:
-            content = _checked(line)
+            content = checked_line(line)
             if content is None:
                 break
             lines.append(content)
@@ -81,7 +81,7 @@ class Journal:
         Raises:
             OutputError: the disk is full or the file cannot be written.
         """
-        text = json.dumps({**line, _HASH: _hash(line)}).encode() + b"\n"
+        text = line_of(line)
         try:
             while text:
                 text = text[os.write(self._file, text) :]
@@ -113,6 +113,11 @@ class Journal:
             os.close(file)
 
 
+def line_of(content: Mapping[str, Any]) -> bytes:
+    """Return a line with a hash of itself."""
+    return json.dumps({**content, _HASH: _hash(content)}).encode() + b"\n"
+
+
 def refused(path: Path, seen: str) -> OutputError:
     """Return the error for something in the place of what a run keeps in its destination."""
     return OutputError(
@@ -123,7 +128,8 @@ def refused(path: Path, seen: str) -> OutputError:
     )
 
 
-def _checked(line: bytes) -> dict[str, Any] | None:
+def checked_line(line: bytes) -> dict[str, Any] | None:
+    """Return what `line_of` made a line of; None where it is damaged."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
@@ -138,4 +144,4 @@ def _hash(line: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()
 
 
-__all__ = ["Journal", "refused"]
+__all__ = ["Journal", "checked_line", "line_of", "refused"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from typing import Any
 
 from mxfp4_core.checkpoint.files import MANIFEST, read_small_file
 from mxfp4_core.checkpoint.header import damaged, parse_json
+from mxfp4_core.checkpoint.places import is_there
 from mxfp4_core.checkpoint.reader import Checkpoint
 
 FORMAT = "mxfp4-manifest"
@@ -85,7 +85,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         CheckpointError: no valid manifest, or one that was changed.
     """
     path = folder / MANIFEST
-    if not os.path.lexists(path):
+    if not is_there(path):
         return None
     raw = read_small_file(path, folder)
     content = parse_json(raw, path)

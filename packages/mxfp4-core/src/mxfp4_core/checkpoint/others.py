@@ -7,7 +7,6 @@ a word.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from mxfp4_core.checkpoint.families import family, is_makers_own
 from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST, PICKLES, index_of, inside
 from mxfp4_core.checkpoint.header import damaged, read_header
 from mxfp4_core.checkpoint.magic import LFS, LFS_BYTES, recognised
+from mxfp4_core.checkpoint.places import pieces_of, walk
 
 _FOREIGN = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".onnx_data", ".tflite")
 _INDEX = (INDEX_SUFFIX, *(f"{suffix}.index.json" for suffix in PICKLES))
@@ -76,8 +76,7 @@ def look_around(root: Path, weights: Collection[Path], tensors: Set[str]) -> Oth
 
 def _walk(root: Path, left: dict[str, str]) -> Iterator[tuple[Path, bool]]:
     """Yield files, and links to folders; note what is hidden, and what a trainer wrote on its way."""
-    for folder, folders, names in os.walk(root):  # does not follow links to folders
-        below = Path(folder)
+    for below, folders, names in walk(root):
         for name in sorted((*folders, *names)):
             path, is_folder = below / name, name in folders
             if is_folder and _TRAINING.fullmatch(name):
@@ -132,8 +131,7 @@ def _check_fetched(path: Path) -> None:
     try:
         if path.stat().st_size > LFS_BYTES:
             return
-        with open(path, "rb") as file:
-            start = file.read(len(LFS))
+        start = bytes(next(pieces_of(path), b""))[: len(LFS)]
     except OSError as error:
         damaged(
             path, str(error), "the file can be read", "check the permissions, or remove it from the folder"

@@ -22,14 +22,13 @@ from mxfp4_core.checkpoint.files import locate_weights, read_json_file
 from mxfp4_core.checkpoint.gguf import SUFFIX, read_gguf
 from mxfp4_core.checkpoint.header import (
     DTYPE_BITS,
-    Identity,
     TensorInfo,
     damaged,
-    identity,
     read_bytes,
     read_header,
 )
 from mxfp4_core.checkpoint.others import Others, look_around
+from mxfp4_core.checkpoint.places import Identity, identity, is_folder, is_there
 from mxfp4_core.errors import CheckpointError, check_type
 
 if TYPE_CHECKING:
@@ -211,7 +210,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a folder with safetensors files, or one such file, and check every header.
 
     Args:
-        path: the folder or file; or the name of a model on the Hub, as far as it is in the cache of this machine.
+        path: the folder or file, also a remote one such as ``s3://bucket/model``;
+            or the name of a model on the Hub, as far as it is in the cache of this machine.
 
     Raises:
         CheckpointError: nothing to read, only pickles, an adapter, files of two models, a shard that is missing, a
@@ -238,11 +238,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             tensors[name] = info
     if weight_map is not None:
         _check_weight_map(root, weight_map, tensors)
-    folder = root if os.path.isdir(root) else root.parent
+    folder = root if is_folder(root) else root.parent
     config_file = folder / "config.json"
-    config = read_json_file(config_file, folder) if os.path.lexists(config_file) else {}
+    config = read_json_file(config_file, folder) if is_there(config_file) else {}
     refuse_adapter(root, tensors)
-    others = look_around(root, frozenset(files), tensors.keys()) if os.path.isdir(root) else Others()
+    others = look_around(root, frozenset(files), tensors.keys()) if is_folder(root) else Others()
     checked = MappingProxyType(tensors), MappingProxyType(headers)
     return Checkpoint(root, *checked, config, tuple(others.carried), others.left, identities)
 

@@ -18,16 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mxfp4_core.checkpoint.existing import check_existing, inside_destination
 from mxfp4_core.checkpoint.files import MANIFEST, STAGING
 from mxfp4_core.checkpoint.hashing import file_sha256
 from mxfp4_core.checkpoint.journal import Journal, refused
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
-from mxfp4_core.checkpoint.writer import TEMPORARY, output_failed, sync_folder, wait_for_file
+from mxfp4_core.checkpoint.sinks import TEMPORARY, output_failed, sync_folder, wait_for_file, write_file
 from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
 
 _JOURNAL = "journal.jsonl"
 _COPIES = "copies"
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 
 
 class Destination:
@@ -73,7 +73,16 @@ class Destination:
 
     def place(self, name: str) -> Path:
         """Return where a file is finished."""
-        return self.staging / _COPIES / name if name in self._copies else self.staging / name
+        below = self.staging / _COPIES if name in self._copies else self.staging
+        return below.absolute() / name
+
+    def put(self, name: str, data: bytes) -> str:
+        """Finish a small file, and return its sha256."""
+        return write_file(self.staging / name, data)
+
+    def room(self) -> int | None:
+        """Return the bytes that are free."""
+        return shutil.disk_usage(self.staging).free
 
     def __enter__(self) -> Self:
         self._check_staging()
@@ -88,7 +97,7 @@ class Destination:
                 rule="a run continues only with the same source, settings and release",
                 fix="run the first command again, or discard its work with --force",
             )
-        self._check_existing(resumes)
+        self._stale = check_existing(self.folder, self._names, resumes=resumes, force=self._force)
         try:
             self._make_folders()
             self._journal.open()
@@ -134,7 +143,7 @@ class Destination:
             for name in sorted(self._names - {MANIFEST}):
                 self._move_up(name)
             for name in sorted(self._stale):
-                self._inside(name).unlink(missing_ok=True)
+                inside_destination(self.folder, name).unlink(missing_ok=True)
             for folder in sorted({(self.folder / name).parent for name in self._names}):
                 sync_folder(folder)
             # Last: until then the old manifest says what belonged to the checkpoint that is being replaced.
@@ -167,17 +176,9 @@ class Destination:
 
     def _move_up(self, name: str) -> None:
         if os.path.lexists(self.place(name)):  # else an earlier attempt has moved it
-            path = self._inside(name)
+            path = inside_destination(self.folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.place(name), path)
-
-    def _inside(self, name: str) -> Path:
-        """Return the path of a file in the destination, no folder on the way to it being a link."""
-        path = self.folder / name
-        for parent in path.relative_to(self.folder).parents:
-            if (self.folder / parent).is_symlink() and parent != Path():
-                raise refused(self.folder / parent, "a link to a folder")
-        return path
 
     def _clean_up(self) -> None:
         """Remove the folder for unfinished files; the journal last, since it says whose leftovers these are."""
@@ -204,7 +205,8 @@ class Destination:
                 return False
             found = read_manifest(self.folder)
             there = found is not None and all(
-                os.stat(self._inside(name)).st_size == facts["size"] for name, facts in found.files.items()
+                os.stat(inside_destination(self.folder, name)).st_size == facts["size"]
+                for name, facts in found.files.items()
             )
         except (OSError, CheckpointError):
             return False
@@ -218,52 +220,6 @@ class Destination:
         self.staging.rmdir()
         self.complete = found
         return True
-
-    def _check_existing(self, resumes: bool) -> None:
-        if not os.path.lexists(self.folder):
-            return
-        if not os.path.isdir(self.folder):
-            raise OutputError(
-                f"cannot write into {self.folder}",
-                seen="a file",
-                rule="the destination is a folder",
-                fix="choose a folder",
-            )
-        try:
-            present = {path.name for path in self.folder.iterdir()} - {STAGING}
-        except OSError as error:
-            output_failed(self.folder, error)
-        expected = {name.split("/", 1)[0] for name in self._names} if resumes else set[str]()
-        if not self._force and (unexpected := present - expected):
-            raise OutputError(
-                f"cannot write into {self.folder}",
-                seen=f"{len(unexpected)} entries, for example {min(unexpected)!r}",
-                rule="nothing is overwritten unless asked for",
-                fix="choose another destination, or pass --force to replace the checkpoint in it",
-            )
-        owned = self._owned()
-        self._stale = {name for name in owned.keys() - self._names if self._is_ours(name, owned[name])}
-        if weights := {name for name in present if name.endswith(_WEIGHTS)} - owned.keys() - self._names:
-            raise OutputError(
-                f"cannot write into {self.folder}",
-                seen=f"weights that mxfp4 did not write: {min(weights)}",
-                rule="only files that are listed in a manifest are removed",
-                fix="remove them yourself, or choose another destination",
-            )
-
-    def _owned(self) -> dict[str, dict[str, Any]]:
-        try:
-            manifest = read_manifest(self.folder)
-        except CheckpointError:
-            return {}
-        return manifest.files if manifest else {}
-
-    def _is_ours(self, name: str, facts: Mapping[str, Any]) -> bool:
-        """Return whether a file is as an earlier run wrote it; what somebody has edited since is theirs."""
-        path = self._inside(name)
-        if name.endswith(_WEIGHTS) or not path.is_file() or path.is_symlink():
-            return name.endswith(_WEIGHTS)
-        return path.stat().st_size == facts.get("size") and file_sha256(path) == facts["sha256"]
 
     def _make_folders(self) -> None:
         for path in (*reversed(self.folder.parents), self.folder, self.staging):

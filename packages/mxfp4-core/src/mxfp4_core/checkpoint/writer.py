@@ -6,27 +6,17 @@ held back. The file appears under its name only when it is complete and on disk.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, NoReturn, Self
-from uuid import uuid4
+from typing import Any, Final, Self
 
 from mxfp4_core.checkpoint.header import DTYPE_BITS
-from mxfp4_core.errors import OutputError
-
-TEMPORARY = ".partial"
-"""Suffix of a file that is being written."""
-
-VISIBLE_SECONDS = 90.0
-"""NFS may go on for a minute to say that a file is not there."""
+from mxfp4_core.checkpoint.sinks import output_failed, sink_for
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -86,7 +76,6 @@ class ShardWriter:
     ) -> None:
         self.path = path
         self.tensor_sha256: dict[str, str] = {}
-        self._temporary = temporary_of(path)
         self._specs, self._metadata = list(specs), metadata
         self._file_hash = hashlib.sha256()
         self._tensor_hash = hashlib.sha256()
@@ -99,15 +88,15 @@ class ShardWriter:
         return self._file_hash.hexdigest()
 
     def __enter__(self) -> Self:
+        header = self._header()
+        self._sink = sink_for(self.path, len(header) + sum(spec.nbytes for spec in self._specs))
         try:
-            self._file = open(self._temporary, "wb", buffering=0)  # closed by _discard
-        except OSError as error:
-            output_failed(self.path, error)
-        try:
-            self._put(self._header())
-        except OSError as error:
-            self._discard()
-            output_failed(self.path, error)
+            self._put(header)
+        except BaseException as error:
+            self._sink.discard()
+            if isinstance(error, OSError):
+                output_failed(self.path, error)
+            raise
         return self
 
     def write(self, name: str, data: bytes | memoryview) -> None:
@@ -142,7 +131,7 @@ class ShardWriter:
         except OSError as failure:
             output_failed(self.path, failure)
         finally:
-            self._discard()
+            self._sink.discard()
 
     def _header(self) -> bytes:
         return header_bytes(self._specs, self._metadata)
@@ -151,13 +140,7 @@ class ShardWriter:
         self._skip_empty()
         if self._next < len(self._specs):
             raise ValueError(f"{self.path.name} lacks bytes of {self._specs[self._next].name!r}")
-        os.fsync(self._file.fileno())
-        os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
-
-    def _discard(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._sink.finish()
 
     def _skip_empty(self) -> None:
         while self._next < len(self._specs) and not self._specs[self._next].nbytes:
@@ -171,83 +154,9 @@ class ShardWriter:
     def _put(self, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")
         while len(view):
-            written = self._file.write(view)  # a raw file may take less than it is given
+            written = self._sink.write(view)
             self._file_hash.update(view[:written])
             view = view[written:]
 
 
-def temporary_of(path: Path) -> Path:
-    """Return where a file is written until it is complete: a name that no other attempt at the same file has.
-
-    A machine that was given up may go on writing for a while; it then meets nobody.
-    """
-    return path.with_name(f"{uuid4().hex[:12]}{TEMPORARY}")
-
-
-def write_file(path: Path, data: bytes) -> str:
-    """Write a small file so that it is complete or absent, and return its sha256.
-
-    Raises:
-        OutputError: the disk is full or the file cannot be written.
-    """
-    temporary = temporary_of(path)
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
-    except OSError as error:
-        output_failed(path, error)
-    return hashlib.sha256(data).hexdigest()
-
-
-def wait_for_file(path: Path, size: int) -> None:
-    """Wait until a file that somebody has written is seen here; a file system of many machines may take its time.
-
-    Raises:
-        OutputError: it does not come.
-    """
-    deadline = time.monotonic() + VISIBLE_SECONDS
-    while not os.path.isfile(path) or path.stat().st_size != size:
-        if time.monotonic() > deadline:
-            raise OutputError(
-                f"cannot find {path}",
-                seen="a worker has written it, and it is not here",
-                rule="all workers see the same files under the same names",
-                fix="choose a destination on a file system that all machines share, or in a bucket",
-            )
-        os.listdir(path.parent)  # makes NFS look again
-        time.sleep(VISIBLE_SECONDS / 300)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as the files that they belong to."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def output_failed(path: Path, error: OSError) -> NoReturn:
-    """Turn a failure to write into the error that says what to do."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    raise OutputError(
-        f"cannot write {path}",
-        seen=error.strerror or str(error),
-        rule="the destination has room for the result and may be written",
-        fix="free space there and run the same command again"
-        if full
-        else "choose a destination that can be written",
-    ) from error
-
-
-__all__ = [
-    "TEMPORARY", "ShardWriter", "TensorSpec", "aligned", "header_bytes", "output_failed", "sync_folder", "temporary_of",
-    "wait_for_file", "write_file",
-]  # fmt: skip
+__all__ = ["NOTHING", "ShardWriter", "TensorSpec", "aligned", "header_bytes"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.settings import (
     Activation,
     ConfigFile,
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 def plan_command(
     model: Annotated[
         Path,
-        typer.Argument(help="Folder with safetensors files in high precision, one file, or a pipeline."),
+        typer.Argument(
+            parser=place, help="Folder with safetensors files in high precision, one file, or a pipeline."
+        ),
     ],
     config: ConfigFile = None,
     format: Format = None,

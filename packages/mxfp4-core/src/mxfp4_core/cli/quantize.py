@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
 from mxfp4_core.cli.settings import (
     Activation,
@@ -29,8 +30,10 @@ from mxfp4_core.cli.settings import (
 
 
 def quantize_command(
-    source: Annotated[Path, typer.Argument(help="Folder with safetensors files in high precision.")],
-    destination: Annotated[Path, typer.Argument(help="Folder for the result.")],
+    source: Annotated[
+        Path, typer.Argument(parser=place, help="Folder with safetensors files in high precision.")
+    ],
+    destination: Annotated[Path, typer.Argument(parser=place, help="Folder for the result.")],
     config: ConfigFile = None,
     format: Format = None,
     profile: Profile = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.settings import Models
 
 DEFAULT_RULES = ("floor", "even", "rceil", "ceil")
@@ -14,10 +15,16 @@ DEFAULT_RULES = ("floor", "even", "rceil", "ceil")
 
 def report_command(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A quantised checkpoint with --source, else one in high precision.")
+        Path,
+        typer.Argument(
+            parser=place, help="A quantised checkpoint with --source, else one in high precision."
+        ),
     ],
     source: Annotated[
-        Path | None, typer.Option(help="The checkpoint that the quantised one was made from.")
+        Path | None,
+        typer.Option(
+            parser=place, metavar="PATH", help="The checkpoint that the quantised one was made from."
+        ),
     ] = None,
     rule: Annotated[
         list[str] | None,

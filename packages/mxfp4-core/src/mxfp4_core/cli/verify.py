@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import progress_bar, say
 from mxfp4_core.cli.settings import Jobs, Models, Ray, Retries, workers
 
@@ -15,9 +16,20 @@ _SHOWN = 20
 
 
 def verify_command(
-    path: Annotated[Path, typer.Argument(help="Folder with an MXFP4 checkpoint.")],
+    path: Annotated[Path, typer.Argument(parser=place, help="Folder with an MXFP4 checkpoint.")],
     source: Annotated[
-        Path | None, typer.Option(help="The checkpoint it was made from: quantise again and compare.")
+        Path | None,
+        typer.Option(
+            parser=place, metavar="PATH", help="The checkpoint it was made from: quantise again and compare."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            parser=place,
+            metavar="PATH",
+            help="A checkpoint in high precision: measure the error of each weight, the worst first.",
+        ),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Profile of the codes, for files that do not say it.")
@@ -37,7 +49,13 @@ def verify_command(
     shown = sys.stderr.isatty() and not (quiet or as_json)
     with progress_bar("checking", shown=shown) as progress, workers(jobs, ray, retries) as executor:
         result = verify_checkpoint(
-            path, source, profile=profile, models=models, progress=progress, executor=executor
+            path,
+            source,
+            against=against,
+            profile=profile,
+            models=models,
+            progress=progress,
+            executor=executor,
         )
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
@@ -46,6 +64,10 @@ def verify_command(
             say(f"checked {check}")
         for note in result.notes:
             say(f"note: {note}")
+        for layer in result.layers[:_SHOWN]:
+            say(f"error {layer}")
+        if len(result.layers) > _SHOWN:
+            typer.echo(f"... and {len(result.layers) - _SHOWN} better ones; --json lists all")
         for finding in result.findings[:_SHOWN]:
             say(f"WRONG {finding.check}: {finding.where}: {finding.found}")
         if len(result.findings) > _SHOWN:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mxfp4_core._exports import exports
 
 if TYPE_CHECKING:
+    from mxfp4_core.jobs.against import LayerError as LayerError
     from mxfp4_core.jobs.convert import convert_checkpoint as convert_checkpoint
     from mxfp4_core.jobs.convert import settings_of as settings_of
     from mxfp4_core.jobs.dequantize import dequantize_checkpoint as dequantize_checkpoint
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from mxfp4_core.jobs.quantize import quantize_checkpoint as quantize_checkpoint
     from mxfp4_core.jobs.ray import RayExecutor as RayExecutor
     from mxfp4_core.jobs.ray import ray_cluster as ray_cluster
+    from mxfp4_core.jobs.verified import Verification as Verification
     from mxfp4_core.jobs.verify import Finding as Finding
-    from mxfp4_core.jobs.verify import Verification as Verification
     from mxfp4_core.jobs.verify import verify_checkpoint as verify_checkpoint
     from mxfp4_core.jobs.workers import processes as processes
 
@@ -45,13 +46,15 @@ _HOMES = {
     "ray_cluster": "ray",
     "Plan": "plan",
     "Result": "output",
-    "Verification": "verify",
+    "Verification": "verified",
+    "LayerError": "against",
     "Finding": "verify",
 }
 
 __all__ = [
     "FLOATS",
     "Finding",
+    "LayerError",
     "PipelinePlan",
     "Plan",
     "RayExecutor",

@@ -40,10 +40,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a `FileCheck` found: what is wrong, and what is unusual and allowed."""
+    """What a `FileCheck` found: what is wrong, what is unusual and allowed, and scale bytes of 0 by tensor."""
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    smallest: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,15 @@ class FileCheck:
             CheckpointError: a file that cannot be read.
         """
         findings, notes = list(self._hashes(progress)), list[str]()
+        smallest: dict[str, int] = {}
         for entry in self.entries:
-            for found in self._bytes(entry, progress):
+            for found in self._bytes(entry, smallest, progress):
                 if found.check == "scales" and self.nan_allowed:
                     notes.append(f"{entry.weight}: {found.found}, as nonfinite = 'nan' allows")
                 else:
                     findings.append(found)
         findings += self._against_source(progress, notes)
-        return FileFacts(tuple(findings), tuple(notes))
+        return FileFacts(tuple(findings), tuple(notes), tuple(smallest.items()))
 
     def _hashes(self, progress: Progress) -> Iterator[Finding]:
         """Say which tensors differ from the manifest, or that only the header of the file does."""
@@ -111,14 +113,16 @@ class FileCheck:
         if quiet:
             yield Finding("manifest", self.file.name, "the file has another sha256, its tensors have not")
 
-    def _bytes(self, entry: Entry, progress: Progress) -> Iterator[Finding]:
+    def _bytes(self, entry: Entry, smallest: dict[str, int], progress: Progress) -> Iterator[Finding]:
         for part, recipe in _scales(entry).items():
-            nan = 0
+            nan, zero, where = 0, 0, _stored_name(entry, part)
             for piece in recipe.pieces(self.checkpoint):
-                nan += bytes(piece).count(_NAN_BYTE)
+                raw = bytes(piece)
+                nan, zero = nan + raw.count(_NAN_BYTE), zero + raw.count(b"\0")
                 progress(piece.nbytes)
+            if zero:
+                smallest[where] = zero
             if nan:
-                where = _stored_name(entry, part)
                 yield Finding("scales", where, f"{nan} scale byte(s) 255: their blocks are NaN")
         form = formats.get(entry.format)
         if entry.shape[-1] % form.block and _padding_codes(self.checkpoint, entry, form.parts[0]):

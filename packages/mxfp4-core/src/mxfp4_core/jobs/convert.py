@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest, source_fingerprint
+from mxfp4_core.checkpoint.places import is_folder
 from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.config.messages import unknown_name
@@ -62,7 +63,8 @@ def convert_checkpoint(
     by the default rule, which rounds: ``errors`` of the result has the signal to noise of each.
 
     Args:
-        source: folder with a checkpoint in a dialect that is read, in FP8 or in NVFP4.
+        source: folder with a checkpoint in a dialect that is read, in FP8 or in NVFP4; this and the next may
+            be remote.
         destination: folder for the result.
         to: dialect to write; ``auto`` for compressed-tensors where it can say everything, else our own; ``fp8`` or
             ``nvfp4``.
@@ -88,9 +90,9 @@ def convert_checkpoint(
     """
     if beside not in BESIDE:
         raise unknown_name("beside", beside, BESIDE)
-    folder = Path(destination)
+    folder = place(destination)
     named = None if to == AUTO or to in OTHER_FORMATS else dialects.get(to)
-    check_apart(Path(source), folder)
+    check_apart(place(source), folder)
     how: dict[str, Any] = {
         "max_shard_bytes": max_shard_bytes,
         "force": force,
@@ -157,7 +159,7 @@ def settings_of(
     """
     if dialect is None:
         return _derived_config(checkpoint, NATIVE_NAME, contents), contents.profile
-    manifest = read_manifest(checkpoint.path) if os.path.isdir(checkpoint.path) else None
+    manifest = read_manifest(checkpoint.path) if is_folder(checkpoint.path) else None
     if manifest is not None and manifest.dialect == dialect.name and _describes(manifest, checkpoint):
         return Mxfp4Config.from_dict(manifest.config), manifest.profile
     settings = dialect.settings(checkpoint.config.get("quantization_config") or {})

@@ -9,6 +9,7 @@ from typing import Literal
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES
 from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
+from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
@@ -74,8 +75,8 @@ def dequantize_checkpoint(
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, list(DTYPES))
-    folder = Path(destination)
-    check_apart(Path(source), folder)
+    folder = place(destination)
+    check_apart(place(source), folder)
     checkpoint, _, contents = open_any(source, "dequantize")
     stored: dict[str, Recipe] = dict(contents.tensors)
     rounds: dict[str, None] = {}
@@ -83,8 +84,8 @@ def dequantize_checkpoint(
         stored[name] = _turned(entry, _made(Dequantized(name, _plain(entry)), DTYPES[dtype], rounds))
     for name, each in contents.beside.items():
         stored[name] = _made(each, DTYPES[dtype], rounds)
-    place = {name: number for number, name in enumerate(checkpoint.tensors)}
-    ordered = sorted(stored.items(), key=lambda pair: place[pair[1].names[0]])
+    order = {name: number for number, name in enumerate(checkpoint.tensors)}
+    ordered = sorted(stored.items(), key=lambda pair: order[pair[1].names[0]])
     units = [CopyUnit(checkpoint, (each,)) for each in ordered]
     model = checkpoint.config if contents.model is None else contents.model
     document = {key: value for key, value in model.items() if key != "quantization_config"}

@@ -10,6 +10,7 @@ from typing import Any
 from mxfp4_core.backend.device import Device
 from mxfp4_core.checkpoint.cache import local_path
 from mxfp4_core.checkpoint.files import PIPELINE, folders_with_weights
+from mxfp4_core.checkpoint.places import is_file
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import CheckpointError, Mxfp4Error, PatternError
 from mxfp4_core.jobs.plan import Plan, plan_checkpoint
@@ -53,7 +54,7 @@ class PipelinePlan:
 
 def is_pipeline(path: str | Path) -> bool:
     """Return whether a path, or a name on the Hub that is in the cache, is the folder of a pipeline."""
-    return (local_path(path) / PIPELINE).is_file()
+    return is_file(local_path(path) / PIPELINE)
 
 
 def plan_pipeline(

@@ -13,6 +13,7 @@ from pathlib import Path
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
 from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
@@ -51,7 +52,7 @@ def quantize_checkpoint(
     interrupted is continued by the same call.
 
     Args:
-        source: folder with safetensors files in high precision.
+        source: folder with safetensors files in high precision; this and the next may be remote, ``s3://bucket/model``.
         destination: folder for the result; it appears complete or not at all.
         config: what to quantise, how, and in which dialect to write it.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
@@ -76,9 +77,9 @@ def quantize_checkpoint(
     """
     check_type(source, (str, os.PathLike), "the path of a checkpoint")
     check_type(destination, (str, os.PathLike), "destination")
-    config, folder = config or Mxfp4Config.from_dict({}), Path(destination)
+    config, folder = config or Mxfp4Config.from_dict({}), place(destination)
     check_type(config, Mxfp4Config, "config")
-    check_apart(Path(source), folder)
+    check_apart(place(source), folder)
     checkpoint = open_high_precision(source)
     known = describe_checkpoint(checkpoint, models)
     weights = planned_weights(checkpoint, config, known.view)

@@ -2,72 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST, PICKLES, STAGING, index_of, inside
-from mxfp4_core.checkpoint.hashing import file_sha256
-from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
-from mxfp4_core.checkpoint.others import HIDDEN
+from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, run_tasks
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Contents
+from mxfp4_core.dialects.base import Contents, Entry
 from mxfp4_core.errors import ConfigError
+from mxfp4_core.jobs.against import Against, worst_first
 from mxfp4_core.jobs.checks import FileCheck, FileFacts, Finding, high_precision
 from mxfp4_core.jobs.convert import settings_of
 from mxfp4_core.jobs.described import describe_checkpoint
 from mxfp4_core.jobs.opened import open_quantized
 from mxfp4_core.jobs.output import Report, counted
+from mxfp4_core.jobs.pieces import logical_shape
 from mxfp4_core.jobs.units import QuantizeUnit
+from mxfp4_core.jobs.verified import Verification, check_listed, found_manifest
 from mxfp4_core.naming.resolver import Resolver
 
 # Findings are told in this order, whichever file they are from.
 _ORDER = {"manifest": 0, "scales": 1, "padding": 1, "source": 2}
 
 
-@dataclass
-class Verification:
-    """What was checked and what was found.
-
-    Args:
-        path: the folder.
-        dialect: how its weights are stored.
-        profile: profile of the codes, empty when unknown.
-        weights: quantised weights.
-        format: theirs; several in the order of their names, with commas.
-        checks: what was checked, in words.
-        findings: what is wrong; empty for a good checkpoint.
-        notes: what could not be checked, or is unusual and allowed.
-    """
-
-    path: Path
-    dialect: str
-    profile: str
-    weights: int
-    format: str
-    checks: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Return whether nothing is wrong."""
-        return not self.findings
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        findings = [finding.__dict__ for finding in self.findings]
-        return {"ok": self.ok, **self.__dict__, "path": str(self.path), "findings": findings}
-
-
 def verify_checkpoint(
     path: str | Path,
     source: str | Path | None = None,
     *,
+    against: str | Path | None = None,
     profile: str | None = None,
     models: str = "auto",
     progress: Report | None = None,
@@ -79,6 +43,8 @@ def verify_checkpoint(
         path: folder with an MXFP4 checkpoint.
         source: the checkpoint in high precision that it was made from; its weights are quantised again and
             compared.
+        against: a checkpoint in high precision with the same tensors: the error of each weight is measured, however it
+            was quantised, and what is kept is compared.
         profile: what the codes were made with, for files that do not say.
         models: who says what the weights of the source are: ``auto`` asks the installed model providers, ``none`` goes
             by names, a name asks that provider.
@@ -89,7 +55,8 @@ def verify_checkpoint(
     Raises:
         CheckpointError: a damaged, incomplete or hostile file, in ``path`` or in ``source``.
         DialectError: no MXFP4 checkpoint, or a description that contradicts the tensors.
-        ConfigError: ``source`` is given, and neither the file nor ``profile`` says how the codes were made.
+        ConfigError: ``source`` is given, and neither the file nor ``profile`` says how the codes were made; or
+            ``against`` is, and numba is not installed.
     """
     checkpoint, dialect, contents = open_quantized(path, "verify")
     config, known = settings_of(checkpoint, dialect, contents)
@@ -100,8 +67,8 @@ def verify_checkpoint(
         first = next(iter(contents.static))
         told = f"{len(contents.static)} static scale(s) of activations, for example {first}"
         result.notes.append(f"{told}: data of calibration, which no source tells")
-    manifest = _read_manifest(checkpoint, result)
-    _check_small_files(checkpoint, manifest, result)
+    manifest = found_manifest(checkpoint, result)
+    check_listed(checkpoint, manifest, result)
     original = None if source is None else open_checkpoint(source)
     weights: dict[str, QuantizeUnit] = {}
     if original is not None:
@@ -116,68 +83,24 @@ def verify_checkpoint(
         if not profile:
             known_by = describe_checkpoint(original, models)
             resolver = Resolver.for_model(config, checkpoint.config, view=known_by.view)
-        weights = _source_units(original, contents, resolver, profile or known, config)
-        _check_names(original, contents, weights, result)
+        fitting = _check_names(original, contents, result)
+        units = _source_units(original, contents, resolver, profile or known, config)
+        weights = {name: unit for name, unit in units.items() if name in fitting}
+    beside = None if against is None else open_checkpoint(against)
+    measured = frozenset[str]()
+    if beside is not None:
+        measured = _check_names(beside, contents, result)
     result.checks.append("scale bytes and padding")
-    tasks = _tasks(checkpoint, original, contents, weights, manifest, config)
-    _run(tasks, result, progress, executor)
+    tasks = _tasks(checkpoint, original or beside, contents, weights, manifest, config)
+    errors = _measuring(checkpoint, beside, contents, measured) if beside is not None else {}
+    _run(tasks, errors, result, progress, executor)
+    if beside is not None:
+        result.checks.append(f"SQNR of {len(result.layers)} weights against {beside.path}")
     if original is not None:
         result.checks.append(
             f"{len(original.tensors)} tensors against the source, quantised by {profile or known}"
         )
     return result
-
-
-def _read_manifest(checkpoint: Checkpoint, result: Verification) -> Manifest | None:
-    folder = os.path.isdir(checkpoint.path)
-    manifest = read_manifest(checkpoint.path) if folder else None
-    if folder and os.path.lexists(checkpoint.path / STAGING):
-        unfinished = f"{STAGING} holds the work of a run that did not finish"
-        if manifest is None:
-            found = f"{unfinished}; the same command completes it"
-            result.findings.append(Finding("manifest", MANIFEST, f"the file is missing: {found}"))
-        else:
-            result.notes.append(unfinished)
-    elif manifest is None:
-        result.notes.append(f"no {MANIFEST}: hashes are not checked")
-    return manifest
-
-
-def _check_small_files(checkpoint: Checkpoint, manifest: Manifest | None, result: Verification) -> None:
-    """Compare what holds no weights with the manifest, and the names of what does."""
-    if manifest is None:
-        return
-    weights = {file.name for file in checkpoint.files}
-    for name, facts in manifest.files.items():
-        file = checkpoint.path / name
-        if not file.is_file():
-            result.findings.append(Finding("manifest", name, "the file is missing"))
-        elif name not in weights and file_sha256(inside(file, checkpoint.path)) != facts["sha256"]:
-            result.findings.append(Finding("manifest", name, "the file has another sha256"))
-    for name, info in checkpoint.tensors.items():
-        row = manifest.tensors.get(name)
-        if row is None:
-            result.findings.append(Finding("manifest", name, "the tensor is not in the manifest"))
-        elif (row["file"], row["dtype"], tuple(row["shape"])) != (info.file.name, info.dtype, info.shape):
-            told = f"{row['dtype']} {row['shape']} in {row['file']}"
-            seen = f"{info.dtype} {list(info.shape)} in {info.file.name}"
-            result.findings.append(Finding("manifest", name, f"{seen}, the manifest says {told}"))
-    _name_surplus(checkpoint, manifest, result)
-    result.checks.append(f"sha256 of {len(manifest.files)} files")
-
-
-def _name_surplus(checkpoint: Checkpoint, manifest: Manifest, result: Verification) -> None:
-    """Name files that the manifest does not list; weights among them are wrong, since a program may take them along."""
-    index = index_of(checkpoint.path)
-    present = [*checkpoint.files, *([index] if index else [])]
-    names = [path.name for path in present] + [path.as_posix() for path in checkpoint.other_files]
-    names += [name for name, why in checkpoint.left.items() if why != HIDDEN]
-    for name in sorted(set(names) - manifest.files.keys()):
-        found = "the file is not in the manifest"
-        if name.endswith((".safetensors", ".gguf", INDEX_SUFFIX, *PICKLES)):
-            result.findings.append(Finding("manifest", name, found))
-        else:
-            result.notes.append(f"{name}: {found}")
 
 
 def _tasks(
@@ -215,15 +138,41 @@ def _tasks(
     return tasks
 
 
+def _measuring(
+    checkpoint: Checkpoint, original: Checkpoint, contents: Contents, fitting: Set[str]
+) -> dict[str, Against]:
+    """Return a task for each file whose weights are measured."""
+    by_file: dict[str, list[Entry]] = {}
+    for name, entry in contents.entries.items():
+        if name in fitting:
+            by_file.setdefault(checkpoint.tensors[entry.names[0]].file.name, []).append(entry)
+    return {f"against {file}": Against(checkpoint, original, tuple(here)) for file, here in by_file.items()}
+
+
 def _run(
-    tasks: dict[str, FileCheck], result: Verification, progress: Report | None, executor: Executor | None
+    tasks: Mapping[str, FileCheck],
+    errors: Mapping[str, Against],
+    result: Verification,
+    progress: Report | None,
+    executor: Executor | None,
 ) -> None:
-    facts: dict[str, FileFacts] = {}
-    add = counted(sum(task.source_bytes for task in tasks.values()), progress)
-    run_tasks(tasks, facts.__setitem__, executor=executor, progress=add)
+    facts: dict[str, Any] = {}
+    both: dict[str, FileCheck | Against] = {**tasks, **errors}
+    add = counted(sum(task.source_bytes for task in both.values()), progress)
+    run_tasks(both, facts.__setitem__, executor=executor, progress=add)
+    smallest: list[tuple[str, int]] = []
     for name in tasks:  # in this order, whichever ended first
-        result.findings += facts[name].findings
-        result.notes += facts[name].notes
+        found: FileFacts = facts[name]
+        result.findings += found.findings
+        result.notes += found.notes
+        smallest += found.smallest
+    if smallest:
+        count = sum(number for _, number in smallest)
+        told = f"{count} scale byte(s) 0 in {len(smallest)} tensor(s), for example {smallest[0][0]}"
+        result.notes.append(
+            f"{told}: factors of 2**-127, as blocks of zeros may have, which some kernels take for 0"
+        )
+    result.layers = worst_first([layer for name in errors for layer in facts[name]])
     result.findings.sort(key=lambda finding: _ORDER[finding.check])
 
 
@@ -252,22 +201,24 @@ def _source_units(
     return units
 
 
-def _check_names(
-    original: Checkpoint, contents: Contents, weights: dict[str, QuantizeUnit], result: Verification
-) -> None:
-    """Find what only one of the two has; a weight of another shape is not compared any further."""
+def _check_names(original: Checkpoint, contents: Contents, result: Verification) -> frozenset[str]:
+    """Find what only one of the two has, and return the weights that both have in the same shape."""
     entries, others = contents.entries, high_precision(contents)
-    for name in original.tensors:
+    fitting = set()
+    for name, info in original.tensors.items():
         if name in entries:
-            entry, shape = entries[name], weights[name].shape
-            if shape != entry.shape:
+            entry = entries[name]
+            shape = logical_shape(info.shape, transposed=entry.transposed)
+            if shape == entry.shape:
+                fitting.add(name)
+            else:
                 found = f"shape {list(entry.shape)}, {list(shape)} in the source"
                 result.findings.append(Finding("source", name, found))
-                del weights[name]
         elif name not in others:
             result.findings.append(Finding("source", name, "the tensor is missing"))
     for name in (entries.keys() | others.keys()) - original.tensors.keys():
         result.findings.append(Finding("source", name, "the source has no such tensor"))
+    return frozenset(fitting)
 
 
 __all__ = ["Finding", "Verification", "verify_checkpoint"]

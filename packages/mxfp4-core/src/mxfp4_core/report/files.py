@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from mxfp4_core.checkpoint.writer import output_failed, write_file
+from mxfp4_core.checkpoint.sinks import output_failed, write_file
 from mxfp4_core.errors import OutputError
 from mxfp4_core.report.html import render_html
 from mxfp4_core.report.model import Report

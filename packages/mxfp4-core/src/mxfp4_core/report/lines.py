@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from mxfp4_core.report.metrics import Metrics, merge
+from mxfp4_core.jobs.metrics import Metrics, merge
 from mxfp4_core.report.model import Layer, Spread
 from mxfp4_core.report.naming import group_of, kind_of, layer_of, natural_key
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mxfp4_core.report.metrics import Metrics, merge
+from mxfp4_core.jobs.metrics import Metrics, merge
 
 SCHEMA = "mxfp4-report"
 SCHEMA_VERSION = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mxfp4_core.report.metrics import merge
+from mxfp4_core.jobs.metrics import merge
 from mxfp4_core.report.model import Layer
 
 

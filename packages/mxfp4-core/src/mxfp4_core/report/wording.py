@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mxfp4_core._text import BINARY_UNITS
-from mxfp4_core.report.metrics import Metrics
+from mxfp4_core.jobs.metrics import Metrics
 
 NONE = "\u2013"
 """Shown where there is no number."""

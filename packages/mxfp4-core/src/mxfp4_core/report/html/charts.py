@@ -6,10 +6,10 @@ import math
 
 from mxfp4_core._text import BINARY_UNITS, short_size_text
 from mxfp4_core.arithmetic.format import E8M0_BIAS, E8M0_NAN
+from mxfp4_core.jobs.metrics import Metrics
 from mxfp4_core.report.html.plots import Axis, Plot, bars, dots, line, linear, logarithmic
 from mxfp4_core.report.html.scene import Scene, Value
 from mxfp4_core.report.html.tables import trade_table
-from mxfp4_core.report.metrics import Metrics
 from mxfp4_core.report.model import Layer
 from mxfp4_core.report.naming import printable
 from mxfp4_core.report.trades import trades

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mxfp4_core.jobs.metrics import Metrics
 from mxfp4_core.report.html.plots import Series
-from mxfp4_core.report.metrics import Metrics
 from mxfp4_core.report.model import Layer, Report
 
 KINDS = 7

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from mxfp4_core._text import short_size_text
+from mxfp4_core.jobs.metrics import Metrics
 from mxfp4_core.report.html.scene import Scene
-from mxfp4_core.report.metrics import Metrics
 from mxfp4_core.report.model import Layer, Report, Spread
 from mxfp4_core.report.naming import printable
 from mxfp4_core.report.trades import Trade

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from mxfp4_core.jobs.metrics import Metrics
 from mxfp4_core.report.html.plots import Axis, linear
 from mxfp4_core.report.html.scene import Scene
 from mxfp4_core.report.html.tables import name_html, text
-from mxfp4_core.report.metrics import Metrics
 from mxfp4_core.report.model import Layer
 from mxfp4_core.report.wording import decibels, number_db
 

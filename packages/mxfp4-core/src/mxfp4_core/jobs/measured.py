@@ -10,9 +10,9 @@ from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.quantize import quantize
 from mxfp4_core.errors import ConfigError, ShapeError
-from mxfp4_core.report.metrics import Metrics
-from mxfp4_core.report.stream import CHUNK_VALUES, logical_shape, pieces, read_piece
-from mxfp4_core.report.tally import Tally
+from mxfp4_core.jobs.metrics import Metrics
+from mxfp4_core.jobs.pieces import CHUNK_VALUES, logical_shape, pieces, read_piece
+from mxfp4_core.jobs.tally import Tally
 
 if TYPE_CHECKING:
     import torch

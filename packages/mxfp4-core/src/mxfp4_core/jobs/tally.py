@@ -15,7 +15,7 @@ import numpy as np
 
 from mxfp4_core._extras import say_what_to_install
 from mxfp4_core.arithmetic.format import BLOCK, E2M1_MAX, E2M1_VALUES, E8M0_BIAS, E8M0_NAN
-from mxfp4_core.report.metrics import Metrics
+from mxfp4_core.jobs.metrics import Metrics
 
 try:
     from numba import njit  # pyright: ignore[reportMissingTypeStubs]
