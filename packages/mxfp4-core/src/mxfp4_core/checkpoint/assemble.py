@@ -8,87 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mxfp4_core._text import disk_text
 from mxfp4_core.checkpoint.bucket import Bucket
 from mxfp4_core.checkpoint.copied import copied
 from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST
-from mxfp4_core.checkpoint.gguf_writer import header_of, writer_of
+from mxfp4_core.checkpoint.gguf_writer import header_of
 from mxfp4_core.checkpoint.header import DTYPE_BITS, damaged
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.places import Identity, identity
 from mxfp4_core.checkpoint.remote import RemotePath
+from mxfp4_core.checkpoint.shard import ShardTask, Unit
 from mxfp4_core.checkpoint.staging import Destination
 from mxfp4_core.checkpoint.tasks import Executor, Progress, run_tasks
 from mxfp4_core.checkpoint.writer import TensorSpec
 from mxfp4_core.errors import OutputError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-
-
-class Unit(Protocol):
-    """A piece of the checkpoint that is written by itself, from one tensor of the source; it can be pickled."""
-
-    @property
-    def specs(self) -> tuple[TensorSpec, ...]:
-        """The tensors that it writes, in order; they stay together in one file."""
-        ...
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes that it reads."""
-        ...
-
-    def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
-        """Yield the data of the tensors in order; a piece is used up before the next one is asked for."""
-        ...
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """Write one weight file.
-
-    Args:
-        path: where it appears when it is complete.
-        units: what it holds, in order.
-        metadata: what its header says beside the tensors.
-    """
-
-    path: Path
-    units: tuple[Unit, ...]
-    metadata: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def specs(self) -> list[TensorSpec]:
-        """The tensors of the file, in order."""
-        return [spec for unit in self.units for spec in unit.specs]
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes that are read."""
-        return sum(unit.source_bytes for unit in self.units)
-
-    def run(self, progress: Progress) -> dict[str, Any]:
-        """Write the file and return its ``size``, its ``sha256`` and the sha256 of its ``tensors``.
-
-        Raises:
-            OutputError: the file cannot be written.
-            Mxfp4Error: whatever a unit raises.
-        """
-        with writer_of(self.path, self.specs, dict(self.metadata)) as writer:
-            for unit in self.units:
-                for tensor, piece in unit.stream(progress):
-                    writer.write(tensor, piece)
-        return {
-            "size": self.path.stat().st_size,
-            "sha256": writer.sha256,
-            "tensors": dict(writer.tensor_sha256),
-        }
 
 
 @dataclass(frozen=True)

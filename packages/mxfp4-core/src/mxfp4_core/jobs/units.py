@@ -16,6 +16,7 @@ from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.checkpoint.assemble import Progress
 from mxfp4_core.checkpoint.header import TensorInfo
+from mxfp4_core.checkpoint.overlap import ahead
 from mxfp4_core.checkpoint.writer import TensorSpec
 from mxfp4_core.dialects.pairs import DTYPES
 from mxfp4_core.dialects.raw import Bytes
@@ -133,6 +134,11 @@ class QuantizeUnit:
         """Bytes that are read."""
         return self.source.tensors[self.tensor].nbytes
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Each piece is made anew; where a piece is a whole expert, only one is held."""
+        return not self.transposed
+
     def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
         """Yield the first part chunk by chunk, then the others, which are small and are held until then.
 
@@ -143,7 +149,8 @@ class QuantizeUnit:
 
         form = self.form
         held: dict[str, list[memoryview]] = {part.name: [] for part in form.parts[1:]}
-        for start, matrix in self._matrices():
+        matrices = self._matrices()
+        for start, matrix in ahead(matrices) if self.runs_ahead else matrices:
             parts = form.empty(matrix.shape)
             weight = {part.name: parts[part.name] for part in form.weight_parts}
             missing = form.physical_k(matrix.shape[-1]) - matrix.shape[-1]
