@@ -239,3 +239,16 @@ def test_sizes() -> None:
 
 def test_misuse_and_findings_differ() -> None:
     assert cli.exit_code(PatternError("a", seen="b", rule="c", fix="d")) == 2
+
+
+def test_dequantize_and_other_formats(run: Run, source: Path) -> None:
+    folder = source.parent
+    assert run("quantize", source, folder / "q", "--dialect", "mxfp4-core")[0] == 0
+    code, out, _ = run("dequantize", folder / "q", folder / "plain")
+    assert code == 0 and f"wrote {folder / 'plain'}" in out
+    code, out, _ = run("convert", folder / "q", folder / "fp8", "--to", "fp8", "--lossy")
+    assert code == 0 and "signal to noise of" in out
+    code, out, _ = run("convert", folder / "fp8", folder / "again", "--to", "quark")
+    assert code == 0 and "note: lossy:" in out
+    code, _, err = run("convert", folder / "q", folder / "no", "--to", "fp-quant")
+    assert code == 1 and "rotated and divided by 3" in err

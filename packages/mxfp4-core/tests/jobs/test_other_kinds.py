@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -277,3 +278,9 @@ def test_what_they_do_not_take(save: Save) -> None:
     for to in ("fp8", "nvfp4"):
         with pytest.raises(DialectError, match=f"{name}.*cannot be stored in {to}"):
             convert_checkpoint(stacked, stacked.parent / "no", to)
+
+
+def test_a_result_is_plain_json(native: Path) -> None:
+    convert_checkpoint(native, native.parent / "fp8", "fp8")
+    result = convert_checkpoint(native.parent / "fp8", native.parent / "back", "mxfp4-core").to_dict()
+    assert set(json.loads(json.dumps(result, allow_nan=False))["errors"].values()) == {None}  # nothing lost

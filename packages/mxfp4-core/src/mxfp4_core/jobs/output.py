@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,7 +103,7 @@ class Result:
             "path": str(self.path),
             **lists,
             "left": dict(self.left),
-            "errors": dict(self.errors),
+            "errors": {n: value if math.isfinite(value) else None for n, value in self.errors.items()},
         }
 
 
