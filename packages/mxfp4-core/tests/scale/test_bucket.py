@@ -17,7 +17,7 @@ from mxfp4_core.checkpoint.assemble import ShardTask
 from mxfp4_core.checkpoint.remote import RemotePath
 from mxfp4_core.checkpoint.staging import STAGING
 from mxfp4_core.checkpoint.tasks import Progress
-from mxfp4_core.errors import CheckpointError, NonFiniteError, OutputError
+from mxfp4_core.errors import CheckpointError, ConfigError, NonFiniteError, OutputError
 from mxfp4_core.jobs import (
     convert_checkpoint,
     plan_checkpoint,
@@ -76,7 +76,7 @@ def stop_after(shards: int, patch: pytest.MonkeyPatch) -> None:
 
 def test_from_a_bucket_and_into_it(source: Path, bucket: Any, local: dict[str, bytes]) -> None:
     bucket.put(str(source), f"{s3.BUCKET}/source", recursive=True)
-    assert plan_checkpoint(f"{URL}/source").to_dict()["quantized"] == 7
+    assert plan_checkpoint(f"{URL}/source").quantized
     seen: list[tuple[int, int]] = []
     done = quantize_checkpoint(
         f"{URL}/source", f"{URL}/a/b", max_shard_bytes=SMALL, progress=lambda *now: seen.append(now)
@@ -269,3 +269,8 @@ def test_damage_is_found(source: Path, bucket: Any) -> None:
     assert verify_checkpoint(f"{URL}/target").ok
     manifest = json.loads(below(bucket, "target")["mxfp4_manifest.json"])
     assert set(manifest["files"]) == below(bucket, "target").keys() - {"mxfp4_manifest.json"}
+
+
+def test_a_bucket_cannot_be_updated(source: Path, bucket: Any) -> None:
+    with pytest.raises(ConfigError, match="never replaced"):
+        quantize_checkpoint(source, f"{URL}/target", update=True)

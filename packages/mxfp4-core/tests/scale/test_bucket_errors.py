@@ -19,13 +19,14 @@ from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
 from mxfp4_core.jobs import quantize_checkpoint, verify_checkpoint
 
 Save = Callable[..., Path]
+Patience = Callable[[float, int], None]
 SMALL = 6000
 URL = f"s3://{s3.BUCKET}"
 FAULTS = {
     "403": (s3.Fault("GET|HEAD|PUT|POST", "", status=403), "PermissionError", "the right to"),
     "500": (s3.Fault("GET|HEAD|PUT|POST", "", status=500), "Error", "run the same command again"),
     "503": (s3.Fault("GET|HEAD|PUT|POST", "", status=503), "Error", "run the same command again"),
-    "slow": (s3.Fault("GET|HEAD|PUT|POST", "", wait=3.0), "imeout", "run the same command again"),
+    "slow": (s3.Fault("GET|HEAD|PUT|POST", "", wait=6.0), "imeout", "run the same command again"),
     "cut": (s3.Fault("GET|PUT|POST", "", status=0), "Error", "run the same command again"),
 }
 
@@ -37,13 +38,17 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def impatient(door: s3.Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let clients wait for a second and try once, as users can set it."""
-    settings = {"config_kwargs": {"read_timeout": 1, "retries": {"total_max_attempts": 1}}}
-    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
+def patience(door: s3.Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float, int], None]]:
+    """Return what sets how long clients wait for an answer and how often they ask, as users can; at first once."""
+
+    def clients(seconds: float, attempts: int) -> None:
+        settings = {"config_kwargs": {"read_timeout": seconds, "retries": {"total_max_attempts": attempts}}}
+        monkeypatch.setitem(fsspec.config.conf, "s3", settings)
+        monkeypatch.setattr(s3fs.S3FileSystem, "retries", attempts)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    clients(60, 1)
+    yield clients
     s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -76,9 +81,10 @@ def check(error: Mxfp4Error, says: str, fix: str) -> None:
     [*((kind, r"model\.safetensors") for kind in FAULTS), ("403", "/source/"), ("500", r"config\.json")],
 )
 def test_a_source_that_cannot_be_read(
-    door: s3.Door, remote: str, tmp_path: Path, kind: str, place: str
+    door: s3.Door, remote: str, tmp_path: Path, kind: str, place: str, patience: Patience
 ) -> None:
     fault, says, fix = FAULTS[kind]
+    patience(1 if fault.wait else 60, 1)
     door.faults.append(s3.Fault("GET|HEAD" if kind != "cut" else "GET", place, fault.status, fault.wait))
     with pytest.raises(CheckpointError) as caught:
         quantize_checkpoint(remote, tmp_path / "target", max_shard_bytes=SMALL)
@@ -96,13 +102,15 @@ def test_a_source_that_cannot_be_read(
     ],
 )
 def test_a_target_that_cannot_be_written(
-    door: s3.Door, bucket: Any, source: Path, kind: str, place: str
+    door: s3.Door, bucket: Any, source: Path, kind: str, place: str, patience: Patience
 ) -> None:
     fault, says, fix = FAULTS[kind]
+    patience(3 if fault.wait else 60, 1)
     door.faults.append(s3.Fault("PUT|POST", place, fault.status, fault.wait))
     with pytest.raises(OutputError) as caught:
         quantize_checkpoint(source, f"{URL}/target", max_shard_bytes=SMALL)
     check(caught.value, says, fix)
+    patience(60, 1)
     assert "mxfp4_manifest.json" not in keys(bucket, "target")
     door.faults.clear()
     done = quantize_checkpoint(source, f"{URL}/target", max_shard_bytes=SMALL)
@@ -126,13 +134,10 @@ def test_answers_to_an_upload_that_are_cut(door: s3.Door, bucket: Any, source: P
 
 @pytest.mark.parametrize("kind", ["500", "slow", "cut"])
 def test_what_passes_is_not_noticed(
-    door: s3.Door, remote: str, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    door: s3.Door, remote: str, tmp_path: Path, kind: str, patience: Patience
 ) -> None:
     fault, _, _ = FAULTS[kind]
-    settings = {"config_kwargs": {"read_timeout": 1, "retries": {"total_max_attempts": 3}}}
-    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 3)
-    s3fs.S3FileSystem.clear_instance_cache()
+    patience(5 if fault.wait else 60, 3)
     door.faults.append(s3.Fault("GET", r"model\.safetensors", fault.status, fault.wait, times=1))
     quantize_checkpoint(remote, tmp_path / "target", max_shard_bytes=SMALL)
     assert verify_checkpoint(tmp_path / "target", remote).ok

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,7 @@ class Content:
         metadata: what the header of each weight file says beside its tensors.
         stem: what the names of the weight files begin with; a library looks for its own.
         file: name of the only weight file, where it is no safetensors file.
+        samples: what tells the tensors of the source from others of their names, for units that say what they do.
     """
 
     units: Sequence[Unit]
@@ -55,6 +56,7 @@ class Content:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     stem: str = "model"
     file: str = ""
+    samples: Mapping[str, str] = field(default_factory=dict)
 
     def files(self, max_shard_bytes: int) -> dict[str, list[Unit]]:
         """Return the names of the weight files, each with what goes into it."""
@@ -108,6 +110,7 @@ def write_checkpoint(
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
+    update: bool = False,
     executor: Executor | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> Written:
@@ -118,6 +121,7 @@ def write_checkpoint(
         content: what it consists of.
         max_shard_bytes: most bytes of data in one file; a single unit may exceed it.
         force: replace a checkpoint that is there.
+        update: as force, and keep the files, of it or of another run, that would come out the same.
         executor: who writes the shards; this process if None.
         progress: called with the number of source bytes since the last call.
 
@@ -142,8 +146,18 @@ def write_checkpoint(
     names = {*specs, *documents, *content.copies, MANIFEST}
     opened: type[Destination] | type[Bucket] = Bucket if isinstance(folder, RemotePath) else Destination
     where: Any = folder
+    works = {
+        name: _work(units, header, content)
+        for (name, units), header in zip(shards.items(), headers, strict=True)
+    }
     with opened(
-        where, run, names, copies=content.copies, seen=_when(content.seen), force=force
+        where,
+        run,
+        names,
+        copies=content.copies,
+        seen=_when(content.seen),
+        force=force,
+        works=works if update else None,
     ) as destination:
         if destination.complete is not None:
             progress(sum(unit.source_bytes for unit in content.units))
@@ -156,8 +170,15 @@ def write_checkpoint(
         }
         for name in destination.finished:
             progress(tasks.pop(name).source_bytes)
-        run_tasks(tasks, destination.record, executor=executor, progress=progress)
-        files = {name: {"size": f["size"], "sha256": f["sha256"]} for name, f in destination.finished.items()}
+        run_tasks(
+            tasks,
+            lambda name, facts: destination.record(name, {**facts, "work": works[name]}),
+            executor=executor,
+            progress=progress,
+        )
+        files: dict[str, dict[str, Any]] = {}
+        for name, facts in destination.finished.items():
+            files[name] = {"size": facts["size"], "sha256": facts["sha256"], "work": works[name]}
         for name, data in documents.items():
             files[name] = {"size": len(data), "sha256": destination.put(name, data)}
         for name, source in content.copies.items():
@@ -169,6 +190,21 @@ def write_checkpoint(
         destination.put(MANIFEST, manifest.to_bytes())
         destination.commit()
     return Written(manifest, resumed)
+
+
+def _work(units: Sequence[Unit], header: bytes, content: Content) -> str:
+    """Return a hash that is the same where the same bytes come out; empty where a unit does not say what it does."""
+    digest = hashlib.sha256(f"{version('mxfp4-core')} ".encode() + header)
+    for unit in units:
+        told: Callable[[Mapping[str, str]], str] | None = getattr(unit, "work", None)
+        try:
+            text = told(content.samples) if told is not None else ""
+        except KeyError:  # a source that is no checkpoint
+            text = ""
+        if not text:
+            return ""
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
 
 
 def _tensor_table(

@@ -19,7 +19,7 @@ from mxfp4_core.checkpoint.files import MANIFEST, STAGING
 from mxfp4_core.checkpoint.journal import checked_line, line_of
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
 from mxfp4_core.checkpoint.remote import Facts, RemotePath, facts, file_system, listed, writing
-from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
+from mxfp4_core.errors import CheckpointError, ConfigError, Mxfp4Error, OutputError
 
 _RUN = "run.json"
 _DONE = ".done.json"
@@ -35,6 +35,10 @@ class Bucket:
         copies: those of them that are copied from the source.
         seen: what tells the files of the source from others that take their place.
         force: discard what another run left. A checkpoint is never replaced: there would be none for a while.
+        works: as for `Destination`, and not possible here.
+
+    Raises:
+        ConfigError: ``works`` is given.
 
     Attributes:
         finished: facts about each shard that is complete, by its name.
@@ -50,7 +54,15 @@ class Bucket:
         copies: Collection[str] = (),
         seen: str = "",
         force: bool,
+        works: Mapping[str, str] | None = None,
     ) -> None:
+        if works is not None:
+            raise ConfigError(
+                f"{folder} cannot be updated",
+                seen="a checkpoint in a bucket",
+                rule="a checkpoint in a bucket is never replaced",
+                fix="write into another folder, without --update",
+            )
         self.folder = folder
         self.run = hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode()).hexdigest()
         self.finished: dict[str, dict[str, Any]] = {}

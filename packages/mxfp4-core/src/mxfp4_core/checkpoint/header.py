@@ -23,8 +23,13 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from mxfp4_core.checkpoint.magic import READ, recognised
-from mxfp4_core.checkpoint.remote import MAX_HEADER_BYTES, RemotePath, beginning, read_range
+from mxfp4_core.checkpoint.remote import RemotePath, read_range
 from mxfp4_core.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+"""Largest header that safetensors itself accepts."""
+
+_GUESS = 1 << 17  # of a remote file: most headers are shorter, others take one request more
 
 MAX_AXES = 16
 """More axes than any weight has; a bound so that a hostile shape costs nothing."""
@@ -195,12 +200,20 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
     return size, raw
 
 
+def _beginning(path: RemotePath, size: int) -> bytes:
+    """Return the start of a remote file: the length of its header, and the header as far as the file has it."""
+    found = read_range(path, 0, min(size, _GUESS))
+    length = int.from_bytes(found[:8], "little")
+    stop = min(size, 8 + length) if length <= MAX_HEADER_BYTES else 0
+    return found if stop <= len(found) else found + read_range(path, len(found), stop)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     """Open a file, or what the header needs of a remote one, and say how long it is."""
     if isinstance(path, RemotePath):
         size = path.stat().st_size
-        yield io.BytesIO(beginning(path, size)), size
+        yield io.BytesIO(_beginning(path, size)), size
         return
     with open(path, "rb") as file:
         yield file, os.fstat(file.fileno()).st_size
@@ -282,11 +295,5 @@ def _check_data_covered(tensors: list[TensorInfo], base: int, size: int, path: P
 
 
 __all__ = [
-    "DTYPE_BITS",
-    "MAX_HEADER_BYTES",
-    "TensorInfo",
-    "damaged",
-    "parse_json",
-    "read_bytes",
-    "read_header",
-]
+    "DTYPE_BITS", "MAX_HEADER_BYTES", "TensorInfo", "damaged", "parse_json", "read_bytes", "read_header",
+]  # fmt: skip

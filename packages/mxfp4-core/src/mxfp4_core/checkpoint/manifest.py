@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from mxfp4_core.checkpoint.files import MANIFEST, read_small_file
 from mxfp4_core.checkpoint.header import damaged, parse_json
 from mxfp4_core.checkpoint.places import is_there
 from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.checkpoint.remote import RemotePath, read_many
 
 FORMAT = "mxfp4-manifest"
 VERSION = 2
@@ -29,6 +31,7 @@ VERSION = 2
 _ZEROS = "0" * 64
 _LONGEST_NAME = 255  # bytes, on every file system that is in use
 _SAMPLE = 4096
+_AT_ONCE = 256  # samples of a remote checkpoint
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Manifest:
         source: fingerprint of the source.
         run: what identifies the run that wrote it, as a hash.
         left: files of the source that the checkpoint does not have, and why.
-        files: ``{"size", "sha256"}`` of every file but the manifest, by path inside the folder.
+        files: ``{"size", "sha256"}`` of every file but the manifest, by path inside the folder; of weight files also
+            ``work``, a hash of all that decides about their bytes.
         tensors: ``{"file", "dtype", "shape", "sha256"}`` of every tensor, by name.
     """
 
@@ -148,12 +152,46 @@ def source_fingerprint(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
     for file, header in checkpoint.files.items():
         digest.update(f"\n{file.name} {file.stat().st_size} {header}".encode())
-    sample = memoryview(bytearray(_SAMPLE))
-    for name, info in checkpoint.tensors.items():
-        part = sample[: min(_SAMPLE, info.nbytes)]
-        checkpoint.read_into(name, (info.nbytes - len(part)) // 2, part)
+    for _, part in _samples(checkpoint):
         digest.update(part)
     return digest.hexdigest()
 
 
-__all__ = ["Manifest", "read_manifest", "source_fingerprint"]
+def tensor_samples(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return for each tensor a hash of its dtype, its shape and 4 KiB from its middle.
+
+    Raises:
+        CheckpointError: the files changed since they were opened.
+    """
+    found = {}
+    for name, part in _samples(checkpoint):
+        info = checkpoint.tensors[name]
+        found[name] = hashlib.sha256(f"{info.dtype} {info.shape} ".encode() + part).hexdigest()
+    return found
+
+
+def _samples(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
+    """Yield 4 KiB from the middle of every tensor; of remote ones many at once, since each request takes its time."""
+    remote: list[tuple[str, tuple[RemotePath, int, int]]] = []
+
+    def fetched() -> Iterator[tuple[str, bytes]]:
+        parts = read_many([where for _, where in remote])
+        yield from zip([name for name, _ in remote], parts, strict=True)
+        remote.clear()
+
+    for name, info in checkpoint.tensors.items():
+        size = min(_SAMPLE, info.nbytes)
+        start = (info.nbytes - size) // 2
+        if isinstance(info.file, RemotePath) and size:
+            remote.append((name, (info.file, info.start + start, info.start + start + size)))
+            if len(remote) == _AT_ONCE:
+                yield from fetched()
+            continue
+        yield from fetched()
+        part = bytearray(size)
+        checkpoint.read_into(name, start, memoryview(part))
+        yield name, bytes(part)
+    yield from fetched()
+
+
+__all__ = ["Manifest", "read_manifest", "source_fingerprint", "tensor_samples"]

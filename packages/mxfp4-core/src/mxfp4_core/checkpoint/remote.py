@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,6 @@ _TAGS = (
 )
 _RANGE = 8 << 20
 """Bytes of one request; several are under way at once where the file system can do it."""
-
-_GUESS = 1 << 17
-"""Most headers are shorter; else they take one request more."""
-
-MAX_HEADER_BYTES = 100_000_000
-"""Largest header that safetensors itself accepts."""
 
 
 class RemotePath(type(Path())):  # type: ignore[misc]  # the class of paths of this machine
@@ -220,18 +214,26 @@ def read_range(path: RemotePath, start: int, stop: int) -> bytes:
         return found
 
 
-def beginning(path: RemotePath, size: int) -> bytes:
-    """Return the start of a weight file: the length of its header, and the header as far as the file has it.
+def read_many(ranges: Sequence[tuple[RemotePath, int, int]]) -> list[bytes]:
+    """Return ranges of files of one file system, by requests that are under way at once; all of them are held.
 
     Raises:
         FileNotFoundError, CheckpointError: as `read_range`.
     """
-    found = read_range(path, 0, min(size, _GUESS))
-    length = int.from_bytes(found[:8], "little")
-    if len(found) == size or not 2 <= length <= MAX_HEADER_BYTES:
+    if not ranges:
+        return []
+    first = ranges[0][0]
+    with reading(first):
+        system, _ = file_system(first)
+        keys = [file_system(path)[1] for path, _, _ in ranges]
+        _, starts, stops = map(list, zip(*ranges, strict=True))
+        found: list[Any] = system.cat_ranges(keys, starts, stops, on_error="return")
+        for piece, (_, start, stop) in zip(found, ranges, strict=True):
+            if isinstance(piece, BaseException):
+                raise piece
+            if len(piece) != stop - start:
+                raise ConnectionError(f"{len(piece)} of the bytes {start} to {stop} came")
         return found
-    stop = min(size, 8 + length)
-    return found[:stop] if stop <= len(found) else found + read_range(path, len(found), stop)
 
 
 @contextmanager
@@ -293,6 +295,6 @@ def _advice(error: Exception, verb: str) -> tuple[str, str]:
 
 
 __all__ = [
-    "MAX_HEADER_BYTES", "Facts", "RemotePath", "beginning", "facts", "file_system", "listed", "place", "read_range",
-    "reading", "unreadable", "walked", "writing",
+    "Facts", "RemotePath", "facts", "file_system", "listed", "place", "read_many", "read_range", "reading",
+    "unreadable", "walked", "writing",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from mxfp4_core.checkpoint.existing import check_existing, inside_destination
 from mxfp4_core.checkpoint.files import MANIFEST, STAGING
 from mxfp4_core.checkpoint.hashing import file_sha256
 from mxfp4_core.checkpoint.journal import Journal, refused
+from mxfp4_core.checkpoint.kept import KEPT, kept_files
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
 from mxfp4_core.checkpoint.sinks import TEMPORARY, output_failed, sync_folder, wait_for_file, write_file
 from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
@@ -43,6 +44,8 @@ class Destination:
         copies: those of them that are copied from the source.
         seen: what tells the files of the source from others that take their place.
         force: replace files in the folder, and discard what another run left.
+        works: if given, replace files, and keep those weight files, of the folder or of another run, that were made by
+            the same work, as a hash for each file of this run says.
 
     Attributes:
         finished: facts about each shard that is complete, by its name.
@@ -58,6 +61,7 @@ class Destination:
         copies: Collection[str] = (),
         seen: str = "",
         force: bool,
+        works: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.staging = folder / STAGING
@@ -66,7 +70,7 @@ class Destination:
         self.complete: Manifest | None = None
         self._run, self._seen = dict(run), seen
         self._names, self._copies = set(names), set(copies)
-        self._force = force
+        self._force, self._works = force or works is not None, works or {}
         self._created: list[Path] = []
         self._stale: set[str] = set()
         self._journal = Journal(self.staging / _JOURNAL)
@@ -106,12 +110,16 @@ class Destination:
             output_failed(self.folder, error)
         try:
             same = resumes and earlier[0].get("seen") == self._seen
+            kept = {} if same else kept_files(self.folder, self.staging, earlier[1:], self._works)
             self._journal.keep_valid(same)
             self._discard_staged(same)
             if same:
                 self.finished = {line["shard"]: line for line in earlier[1:] if self._is_on_disk(line)}
             else:
                 self._journal.append({"run": self._run, "seen": self._seen})
+                for name, line in kept.items():
+                    os.replace(self.staging / f"{name}{KEPT}", self.staging / name)
+                    self.record(name, line)
         except BaseException as error:
             self._journal.close()
             if isinstance(error, OSError):
@@ -230,7 +238,11 @@ class Destination:
     def _discard_staged(self, resumes: bool) -> None:
         """Remove what is left of another run; of this one, only what can be no file of ours."""
         for path in self.staging.iterdir():
-            ours = resumes and path.is_file() and not path.is_symlink() and path.suffix != TEMPORARY
+            if path.suffix == KEPT and not resumes:
+                continue
+            ours = (
+                resumes and path.is_file() and not path.is_symlink() and path.suffix not in (TEMPORARY, KEPT)
+            )
             if path.name != _JOURNAL and not ours:
                 _remove(path)
 

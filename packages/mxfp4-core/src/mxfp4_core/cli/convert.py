@@ -42,6 +42,12 @@ def convert_command(
     ray: Ray = None,
     retries: Retries = 3,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Replace a checkpoint, but keep weight files that would come out the same."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
     ] = False,
@@ -62,6 +68,7 @@ def convert_command(
             lossy=lossy,
             max_shard_bytes=shard_bytes(max_shard_size),
             force=force,
+            update=update,
             dry_run=dry_run,
             progress=progress,
             executor=executor,

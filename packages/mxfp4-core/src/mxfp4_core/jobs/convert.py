@@ -52,6 +52,7 @@ def convert_checkpoint(
     lossy: bool = False,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
+    update: bool = False,
     dry_run: bool = False,
     progress: Report | None = None,
     executor: Executor | None = None,
@@ -76,6 +77,8 @@ def convert_checkpoint(
         lossy: whether values may be rounded on the way to FP8 or NVFP4.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the destination, and discard what another run left there.
+        update: as ``force``, but weight files that would come out the same are kept, those of the checkpoint in the
+            destination and those of a run that another command began; only the others are written.
         dry_run: check everything that headers tell, and write nothing.
         progress: called with the bytes of the source that are done and their total.
         executor: who writes the files: anything with the ``submit`` of `concurrent.futures`, such as `processes`
@@ -96,6 +99,7 @@ def convert_checkpoint(
     how: dict[str, Any] = {
         "max_shard_bytes": max_shard_bytes,
         "force": force,
+        "update": update,
         "dry_run": dry_run,
         "progress": progress,
         "executor": executor,

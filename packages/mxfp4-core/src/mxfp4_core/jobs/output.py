@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, write_checkpoint
 from mxfp4_core.checkpoint.cache import local_path
 from mxfp4_core.checkpoint.families import stem_for
-from mxfp4_core.checkpoint.manifest import Manifest
+from mxfp4_core.checkpoint.manifest import Manifest, tensor_samples
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
 from mxfp4_core.dialects.base import AUTO_CLASS, Entry
@@ -145,7 +145,8 @@ def content_of(
     old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
     left = replace(manifest, left={**checkpoint.left, **old})
     stem = stem_for(checkpoint.config)
-    return Content(units, texts, copies, left, checkpoint.seen, metadata or {}, stem, file)
+    samples = tensor_samples(checkpoint)
+    return Content(units, texts, copies, left, checkpoint.seen, metadata or {}, stem, file, samples)
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:
@@ -195,6 +196,7 @@ def write_result(
     model: str = AUTO_CLASS,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
+    update: bool = False,
     dry_run: bool = False,
     progress: Report | None = None,
     executor: Executor | None = None,
@@ -209,6 +211,7 @@ def write_result(
         model: from `loading_class`; empty if none loads it.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the folder, and discard what another run left there.
+        update: as force, and keep the weight files that would come out the same.
         dry_run: write nothing.
         progress: called with the bytes of the source that are done and their total.
         executor: who writes the files; this process if None.
@@ -240,6 +243,7 @@ def write_result(
         content,
         max_shard_bytes=max_shard_bytes,
         force=force,
+        update=update,
         executor=executor,
         progress=counted(result.source_bytes, progress),
     )

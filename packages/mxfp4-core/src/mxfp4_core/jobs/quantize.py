@@ -40,6 +40,7 @@ def quantize_checkpoint(
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
+    update: bool = False,
     dry_run: bool = False,
     models: str = "auto",
     progress: Report | None = None,
@@ -57,6 +58,8 @@ def quantize_checkpoint(
         config: what to quantise, how, and in which dialect to write it.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the destination, and discard what another run left there.
+        update: as ``force``, but weight files that would come out the same are kept, those of the checkpoint in the
+            destination and those of a run that another command began; only the others are written.
         dry_run: check everything that headers tell, and write nothing.
         models: who says what the weights are: ``auto`` asks the installed model providers, ``none`` goes by names, a
             name asks that provider.
@@ -102,6 +105,7 @@ def quantize_checkpoint(
         model="" if is_refused(known.view, weights) else loading_class(checkpoint.config, known.view),
         max_shard_bytes=max_shard_bytes,
         force=force,
+        update=update,
         dry_run=dry_run,
         progress=progress,
         executor=executor,

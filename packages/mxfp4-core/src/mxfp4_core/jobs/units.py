@@ -63,6 +63,11 @@ class PartsUnit:
         """Bytes that are read."""
         return sum(recipe.source_bytes for _, recipe in self.stored)
 
+    def work(self, samples: Mapping[str, str]) -> str:
+        """Return a text that is the same where the same bytes come out; `tensor_samples` stand for the source."""
+        names = dict.fromkeys(name for _, recipe in self.stored for name in recipe.names)
+        return repr((self.stored, [samples[name] for name in names]))
+
     def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
         """Yield the data in pieces."""
         for name, recipe in self.stored:
@@ -133,6 +138,11 @@ class QuantizeUnit:
     def source_bytes(self) -> int:
         """Bytes that are read."""
         return self.source.tensors[self.tensor].nbytes
+
+    def work(self, samples: Mapping[str, str]) -> str:
+        """Return a text that is the same where the same bytes come out; `tensor_samples` stand for the source."""
+        how = self.names, self.profile, self.nonfinite, self.transposed, self.format, self.layouts
+        return repr((self.tensor, samples[self.tensor], how))
 
     @property
     def runs_ahead(self) -> bool:
