@@ -125,3 +125,8 @@ def test_a_crop_cannot_grow() -> None:
 def test_an_impossible_alignment_is_refused(n: int, k: int) -> None:
     with pytest.raises(ShapeError, match="alignment"):
         Alignment(n, k)
+
+
+def test_a_weight_that_ends_inside_a_block_may_be_padded_or_kept() -> None:
+    with pytest.raises(ShapeError, match=r"tail='pad'.*ignore"):
+        shard_ranges(341, 1, multiple=32, tensor="layers.0.w2.weight", dim="k")

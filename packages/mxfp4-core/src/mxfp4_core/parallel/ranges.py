@@ -65,6 +65,8 @@ def _cut(tensor: str, dim: str, size: int, parts: int, multiple: int, rule: str)
     near = sorted(legal, key=lambda ranks: (abs(ranks - parts), ranks))[:3]
     fix = f"use TP or EP size {_either(sorted(near))}" if near else "do not shard it"
     fix += f"; with {parts} ranks the nearest legal {dim} is {_either(list(sizes))}"
+    if parts == 1 and dim == "k":  # no cut is in question, the weight itself ends inside a block
+        fix += "; or pass tail='pad', which pads it with exact zeros, or keep it in high precision: ignore"
     return ShapeError(
         f"{tensor} cannot be sharded along {dim}",
         seen=f"{dim} = {size} over {parts} ranks",
