@@ -29,7 +29,7 @@ from sglang.srt.layers.quantization.base_config import (
     LinearMethodBase,
     QuantizationConfig,
 )
-from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod, UnquantizedLinearMethod
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.server_args import QUANTIZATION_CHOICES, add_quantization_method_choices
 from torch.nn import Parameter
@@ -174,6 +174,7 @@ __all__ = [
     "LinearMethodBase",
     "QuantizationConfig",
     "StandardCombineInput",
+    "UnquantizedFusedMoEMethod",
     "UnquantizedLinearMethod",
     "add_choices",
     "add_diffusion_methods",

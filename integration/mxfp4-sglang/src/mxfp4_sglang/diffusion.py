@@ -31,6 +31,7 @@ class Mxfp4DiffusionLinearMethod(LinearWeights, _LinearMethod):
     """A linear layer of a diffusion model."""
 
     stay = False  # the server refuses a parameter without memory when a model is loaded
+    plain = _Unquantized
 
 
 class Mxfp4DiffusionConfig(_Config):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.errors import ConfigError
+from mxfp4_core.errors import BackendError, ConfigError, ShapeError
 from mxfp4_core.loader import EngineDecision
 from mxfp4_core.modules import Mxfp4Experts
 from mxfp4_sglang import compat
@@ -47,7 +47,7 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
 
         Raises:
             BackendError: no backend takes it; the message has what each one said.
-            ShapeError: tensor parallelism cuts a block.
+            ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``.
             ConfigError: SGLang wants something of these experts that they do not do.
         """
         compat.check_routing(self._name)
@@ -65,8 +65,16 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
             device="meta",
             dtype=params_dtype,
         )
-        load = self._model.load(compat.device_of_new_tensors())
-        own = load.layer(module, self._name, dtype=params_dtype, ranks=layer.moe_tp_size, decision=how)
+        device = compat.device_of_new_tensors()
+        load = self._model.load(device)
+        try:
+            own = load.layer(module, self._name, dtype=params_dtype, ranks=layer.moe_tp_size, decision=how)
+        except (BackendError, ShapeError) as error:
+            self._model.keeps(self._name, "experts", error, device)
+            layer.quant_method = compat.UnquantizedFusedMoEMethod()
+            sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
+            layer.quant_method.create_weights(layer, *sizes, **extra_weight_attrs)
+            return
         self.hosted = Hosted(own, NAMES, self._model)
         loader = extra_weight_attrs["weight_loader"]
         for name in [*module.named_biases]:

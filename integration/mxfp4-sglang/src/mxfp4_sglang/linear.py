@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from mxfp4_core.errors import BackendError, ShapeError
 from mxfp4_core.loader import EngineDecision
 from mxfp4_core.modules import Mxfp4Linear
 from mxfp4_sglang import compat
@@ -26,6 +27,9 @@ class LinearWeights:
     stay: ClassVar[bool] = True
     """Whether other weights can be loaded later."""
 
+    plain: ClassVar[Any] = compat.UnquantizedLinearMethod
+    """What SGLang takes for a layer in high precision."""
+
     def __init__(self, model: Model, name: str, decision: EngineDecision) -> None:
         super().__init__()
         self._model, self._name, self._decision = model, name, decision
@@ -44,7 +48,7 @@ class LinearWeights:
 
         Raises:
             BackendError: no backend takes it; the message has what each one said.
-            ShapeError: tensor parallelism cuts a block.
+            ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``.
         """
         how, k = self._decision, input_size_per_partition
         module = Mxfp4Linear(
@@ -55,8 +59,17 @@ class LinearWeights:
             format=how.format,
             device="meta",
         )
-        load = self._model.load(compat.device_of_new_tensors())
-        own = load.layer(module, self._name, dtype=params_dtype, ranks=input_size // k, decision=how)
+        device = compat.device_of_new_tensors()
+        load = self._model.load(device)
+        try:
+            own = load.layer(module, self._name, dtype=params_dtype, ranks=input_size // k, decision=how)
+        except (BackendError, ShapeError) as error:
+            self._model.keeps(self._name, "linear", error, device)
+            plain = self.plain()
+            layer.quant_method = plain
+            sizes = (output_partition_sizes, input_size, output_size, params_dtype)
+            plain.create_weights(layer, k, *sizes, **extra_weight_attrs)
+            return
         self.hosted = Hosted(own, {"weight": "weight"}, self._model)
         loader = extra_weight_attrs["weight_loader"]
         self.hosted.register(layer, loader, input_dim=1, output_dim=0, missing_param_init="error")

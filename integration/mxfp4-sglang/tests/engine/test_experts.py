@@ -12,6 +12,7 @@ from sglang.srt.layers.moe.fused_moe_triton import layer as moe_layer
 from sglang.srt.layers.moe.token_dispatcher import standard
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization import QUANTIZATION_METHODS
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
 from mxfp4_core import quantize
 from mxfp4_core.errors import ConfigError, LoadError, ShapeError
@@ -162,6 +163,16 @@ def test_a_tp_size_that_cuts_a_block_is_refused(parallel: Any) -> None:
     parallel(1, 2, 0)
     with pytest.raises(ShapeError, match="experts"):
         make(intermediate_size=96)
+
+
+def test_what_is_refused_stays_where_the_config_says_so(
+    parallel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MXFP4_CONFIG", '{"refused": "keep"}')
+    parallel(1, 2, 0)
+    layer = make(intermediate_size=96)
+    assert isinstance(layer.quant_method, UnquantizedFusedMoEMethod)
+    assert layer.w13_weight.shape == (E, 96, H)
 
 
 @pytest.mark.parametrize(

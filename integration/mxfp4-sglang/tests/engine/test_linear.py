@@ -168,6 +168,18 @@ def test_a_tp_size_that_cuts_a_block_is_refused_before_loading() -> None:
     assert "96" in str(caught.value) and "32" in caught.value.rule
 
 
+def test_what_is_refused_stays_where_the_config_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MXFP4_CONFIG", '{"refused": "keep"}')
+    layer = down(config(), tp=2, k=96)
+    assert isinstance(layer.quant_method, UnquantizedLinearMethod)
+    assert "mlp.down_proj stays in high precision" in caplog.text
+    load(layer, {None: weights(64, 96)})
+    finish(layer)
+    assert torch.equal(layer.weight, weights(64, 96)[:, :48])
+
+
 def test_no_backend_is_an_error_with_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MXFP4_CONFIG", '{"backend": "cuda-marlin"}')
     with pytest.raises(BackendError, match="gate_up_proj") as caught:
