@@ -1,6 +1,6 @@
 """The only module that touches what diffusers changes between releases, or keeps to itself.
 
-Checked with 0.39.0 and 0.42.1. What is done about it:
+Checked with 0.39.0, 0.41.0 and 0.42.1. What is done about it:
 
 * There is no function to register a method: two dictionaries are written. A name that another package has is an error
   for ours, and left to it for the dialects of others.
