@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import components
@@ -164,3 +166,22 @@ def test_files_that_are_read_by_threads_give_the_same_model(
 def test_a_device_map_of_one_device_works(checkpoints: dict[str, Path]) -> None:
     loaded = components.load(checkpoints["z_image"], Mxfp4Config(), device_map={"": "cpu"})
     assert components.same(loaded, components.load(checkpoints["z_image"], Mxfp4Config()))
+
+
+def test_without_a_dtype_the_model_is_in_float32_and_the_bytes_are_the_same(
+    checkpoints: dict[str, Path],
+) -> None:
+    path = str(checkpoints["sd3"])
+    loaded = diffusers.AutoModel.from_pretrained(path, quantization_config=Mxfp4Config())
+    assert loaded.dtype == torch.float32
+    wanted = linears(components.load(path, Mxfp4Config()))
+    for name, module in linears(loaded).items():
+        assert torch.equal(module.canonical("weight").codes, wanted[name].canonical("weight").codes)
+    assert torch.isfinite(components.run(loaded)).all()
+
+
+def test_a_copy_and_a_pickle_are_the_same_model(checkpoints: dict[str, Path]) -> None:
+    loaded = components.load(checkpoints["sd3"], Mxfp4Config())
+    for again in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        assert components.same(again, loaded)
+        assert torch.equal(components.run(again), components.run(loaded))
