@@ -50,6 +50,7 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
         "embedding_size": 32,
         "num_groups": 8,
     },
+    "blip-2": {"image_token_index": 340},
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "chameleon": _VOCABULARY,
     "cohere_compass": {
@@ -63,7 +64,7 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     "convnext": _CONV,
     "convnextv2": _CONV,
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 192, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_ocr2": {
@@ -72,6 +73,11 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "deit": {"architectures": ["DeiTForImageClassification"]},
+    "dia": {
+        "decoder_config.cross_num_attention_heads": 4,
+        "decoder_config.cross_num_key_value_heads": 4,
+        "encoder_config.num_key_value_heads": 4,
+    },
     "diffusion_gemma": {
         "text_config.num_experts": 4,
         "text_config.moe_intermediate_size": 64,
@@ -124,6 +130,8 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     "hunyuan_v1_moe": _HEAD,
     "hunyuan_vl": {"text_config.head_dim": 32},
     "hy_v4_vl": {"text_config.rope_parameters.mrope_section": [6, 5, 5]},
+    "instructblip": {"image_token_index": 340},
+    "instructblipvideo": {"video_token_index": 340},
     "kyutai_speech_to_text": {"codec_config.upsample_groups": 32},
     "levit": {"architectures": ["LevitForImageClassification"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -132,6 +140,7 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     "ministral": _HEAD,
     "mobilevit": {"hidden_sizes": [32, 64, 96], "neck_hidden_sizes": [8, 16, 32, 32, 64, 64, 64]},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
     "muse_spark": {"audio_config.num_hidden_layers": 4},
     "nemotron": {"head_dim": 32, "num_key_value_heads": 2},
     "paddleocr_vl": {"text_config.rope_parameters.mrope_section": [8, 12, 12]},

@@ -56,6 +56,10 @@ _STEPS = (
     ("`mxfp4 plan`", "decides as the load did"),
     ("`mxfp4 quantize`, `mxfp4 verify`, and load", "the same bits as those of the load that quantised"),
     ("the line that `mxfp4 quantize` prints at its end", "loads the folder, with the class of the source"),
+    (
+        "`ignore` with a module's name in the model and in the file, plain, with a wildcard and as an expression",
+        "plan and load keep what is below it, and nothing else",
+    ),
     ("`dequantize()` of the saved model", "the values of MXFP4 in the dtype of the load"),
 )
 

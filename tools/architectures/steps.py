@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import mxfp4_transformers
-from architectures import judge
+from architectures import ignoring, judge
 from architectures.catalogue import Kind
 from architectures.commands import command, done, told
 from architectures.inputs import accepted, flat, run
@@ -225,6 +225,19 @@ def _hinted(line: str) -> Any:
         return eval(call, space)
 
 
+def check_ignore(trial: Trial) -> None:
+    """A module is kept under its name in the model and in the file, by `plan` and by a load."""
+    weights = {*trial.loaded.hf_quantizer.plan.weights}
+    found = ignoring.kept(trial.source, trial.settings, weights)
+    if found is None:
+        return
+    spelling, wanted = found
+    asked = {**trial.settings, "ignore": [*trial.settings.get("ignore", ()), spelling]}
+    again = load_quantized(trial.kind, trial.source, torch.bfloat16, asked)
+    if (left := {*again.hf_quantizer.plan.weights}) != weights - wanted:
+        raise Fault("ignore", f"a load with {spelling!r} differs: {sorted(left ^ (weights - wanted))[:3]}")
+
+
 def check_dequantized(trial: Trial) -> None:
     """`dequantize()` gives the unquantised model with the values of MXFP4."""
     model = trial.loaded
@@ -241,6 +254,7 @@ STEPS: Final[dict[str, Callable[[Trial], None]]] = {
     "save": check_saved,
     "plan": check_plan,
     "quantize": check_quantized,
+    "ignore": check_ignore,
     "dequantize": check_dequantized,
 }
 """In this order; the last one changes the model."""

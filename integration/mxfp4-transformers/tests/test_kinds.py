@@ -202,3 +202,22 @@ def test_what_model_code_reads_of_a_weight(sources: dict[str, Path]) -> None:
     assert (linear.weight.dtype, tuple(linear.weight.shape)) == (torch.bfloat16, (64, 192))
     assert linear.weight.device == linear.where and not linear.weight.requires_grad
     assert model.dtype == torch.bfloat16
+
+
+def test_attention_below_a_module_that_is_called_a_norm(tmp_path: Path) -> None:
+    config = transformers.DbrxConfig(
+        **{"d_model": 64, "n_heads": 4, "n_layers": 1, "max_seq_len": 64, "vocab_size": 96},
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    )
+    torch.manual_seed(0)
+    transformers.DbrxForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    plan = plan_checkpoint(tmp_path)
+    names = {f"transformer.blocks.0.norm_attn_norm.attn.{name}.weight" for name in ("Wqkv", "out_proj")}
+    assert {row.name for row in plan.quantized} == names
+    told = [note for note in plan.notes if "ffn.experts.mlp.w1" in note]
+    assert len(told) == 1 and "stays in high precision, since the file has it in 'w1'" in told[0]
+    model = transformers.DbrxForCausalLM.from_pretrained(tmp_path, quantization_config=settings())
+    assert {*model.hf_quantizer.plan.weights} == names
+    with torch.no_grad():
+        assert bool(model(IDS).logits.isfinite().all())

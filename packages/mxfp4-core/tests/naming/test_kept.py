@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.naming.kept import kept_by_default
 from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.naming.view import ModelView, Parameter
 
@@ -49,3 +50,11 @@ def test_a_library_knows_linears_better_than_what_is_around_them(name: str, kept
     parameter = Parameter(f"{name}.weight", "linear", (96, 64))
     view = ModelView("a library", "Model", {parameter.name: parameter})
     assert Resolver(Mxfp4Config(), view=view).decide(parameter.name, (96, 64)).quantize != kept
+
+
+def test_a_linear_is_no_normalisation_because_it_lies_below_one() -> None:
+    deep = "transformer.blocks.3.norm_attn_norm.attn.Wqkv"  # DBRX
+    assert kept_by_default(deep, known=True) is None
+    assert "a normalisation" in (kept_by_default(deep) or "")  # where names are all that is known
+    for own in ("transformer_blocks.3.norm1.linear", "layers.0.input_layernorm", "layers.0.norm.proj"):
+        assert "a normalisation" in (kept_by_default(own, known=True) or "")

@@ -73,19 +73,22 @@ def notes_of(checkpoint: Checkpoint, view: ModelView | None, quantized: Iterable
 
 
 def _large_others(checkpoint: Checkpoint, view: ModelView | None) -> list[str]:
-    """Return a note for each class of module whose weights are no linears and yet a good part of the model."""
+    """Return a note for each reason why a good part of the model stays in high precision that no default names."""
     total = sum(info.nbytes for info in checkpoint.tensors.values())
     held: dict[str, dict[str, int]] = {}
     for name, info in checkpoint.tensors.items():
         known = view.find(name) if view else ()
-        if known and len(info.shape) > 1 and all(each.kind == "other" for each in known):
-            held.setdefault(known[0].module, {})[name] = info.nbytes
-    shares = {module: sum(sizes.values()) / total for module, sizes in held.items()}
+        if not known or len(info.shape) < 2:
+            continue
+        if all(each.kind == "other" for each in known):
+            held.setdefault(f"{known[0].module} is no linear layer", {})[name] = info.nbytes
+        elif all(each.keep and each.kind in ("linear", "experts") for each in known):
+            held.setdefault(known[0].keep, {})[name] = info.nbytes
+    shares = {why: sum(sizes.values()) / total for why, sizes in held.items()}
     return [
-        f"{shares[module]:.0%} of the checkpoint stays in high precision, since {module} is no linear layer: "
-        f"{', '.join(collapse(sizes))}"
-        for module, sizes in held.items()
-        if shares[module] >= _LARGE
+        f"{shares[why]:.0%} of the checkpoint stays in high precision, since {why}: {', '.join(collapse(sizes))}"
+        for why, sizes in held.items()
+        if shares[why] >= _LARGE
     ]
 
 

@@ -74,7 +74,8 @@ def _by_words(module: str, known: bool) -> str | None:
     parts = module.split(".")
     numbered = [index for index, part in enumerate(parts[:-1]) if part.isdecimal()] if known else []
     inner = parts[numbered[-1] + 1 :] if numbered else parts
-    checks = [(_router, parts), (_embedding, inner), (_norm, inner)]
+    # `norm1.linear` belongs to a normalisation; what lies deeper (DBRX: `norm_attn_norm.attn.Wqkv`) does not.
+    checks = [(_router, parts), (_embedding, inner), (_norm, inner[-2:] if known else inner)]
     if not numbered:
         checks.insert(1, (_head, parts))
     reason = next((reason for found, told in checks if (reason := found(told))), None)
