@@ -32,6 +32,11 @@ ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 TORCH = "torch==2.13.0"
 OPTIONAL = ("compressed-tensors", "diffusers", "gguf", "peft", "pytest-cov", "triton")  # tests do without
+CLIENTS = (
+    "transformers==5.23.*", "accelerate", "compressed-tensors==0.20.*", "gguf==0.19.*", "torchao==0.18.*", "datasets",
+    "py-cpuinfo", "threadpoolctl", "pandas", "scipy", "onnx", "ninja", "ml-dtypes", "joblib",
+)  # fmt: skip
+BARE_CLIENTS = ("auto-round==0.16.1", "amd-quark==0.13", "onnxslim", "evaluate")
 EXTRAS = ("cpu", "cli")  # of the members: what their users install, and the tests need
 SCALE_EXTRAS = ("ray", "remote")  # what the session "scale" tests beside them
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -278,6 +283,26 @@ def architectures(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Feed every reader with hostile input, kill runs, flip bits of results: some 20 seconds; arguments go along."""
     python(session, "tools/fuzz.py", *session.posargs, OMP_NUM_THREADS="1")
+
+
+@nox.session(reuse_venv=True)
+def clients(session: nox.Session) -> None:
+    """Load what each dialect writes in the package that it is for, on the CPU, and note it in docs/dialects.md."""
+    here = "python"
+    if session.venv_backend != "none":
+        here = str(Path(session.bin) / "python")
+        stamp = Path(session.virtualenv.location) / "recipe.sha256"
+        digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        if not stamp.exists() or stamp.read_text() != digest:
+            stamp.unlink(missing_ok=True)
+            install_torch(session)
+            core = next(path for path in linked.members() if path.name == "mxfp4-core")
+            session.install("-e", f"{core}[{','.join(EXTRAS)}]", *CLIENTS, TORCH)
+            session.install(
+                "--no-deps", *BARE_CLIENTS
+            )  # their requirements pin other releases, or need a GPU
+            stamp.write_text(digest)
+    session.run(here, "tools/dialects_table.py", "--clients", env=linked.environment(), external=True)
 
 
 @nox.session(reuse_venv=True)
