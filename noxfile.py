@@ -125,8 +125,8 @@ class Engine:
         more: what the tests need beside it.
         tests: files and folders of tests.
         seconds: how long they may take.
-        shims: a folder on the path of its environment, for what the released package lacks on a CPU; its module
-            ``stand_ins`` is read at every start.
+        shims: a folder of modules that are copied into its environment, for what the released package lacks on a CPU;
+            ``stand_ins`` among them is read at every start.
         released: the distribution whose newest release is read for the names that the adapter uses.
         names: the test that reads it.
     """
@@ -402,7 +402,8 @@ def engine_environment(session: nox.Session, name: str, engine: Engine) -> str:
     # Outside of the clone: it is large, and the same for all of them.
     folder = Path.home() / ".cache" / "mxfp4" / f"engine-{name}"
     interpreter, stamp = str(folder / "bin" / "python"), folder / "recipe"
-    recipe = repr((TORCH, engine))
+    shims = [path.read_text() for path in sorted((ROOT / engine.shims).rglob("*.py"))] if engine.shims else []
+    recipe = repr((TORCH, engine, shims))
     if stamp.exists() and stamp.read_text() == recipe:
         session.log(f"the environment of {name} is up to date")
         return interpreter
@@ -428,7 +429,8 @@ def engine_environment(session: nox.Session, name: str, engine: Engine) -> str:
     if engine.shims:
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
         site = str(session.run(interpreter, "-c", code, external=True, silent=True)).strip()
-        (Path(site) / "shims.pth").write_text(f"{ROOT / engine.shims}\nimport stand_ins\n")
+        shutil.copytree(ROOT / engine.shims, site, dirs_exist_ok=True)
+        (Path(site) / "shims.pth").write_text("import stand_ins\n")
     stamp.write_text(recipe)
     return interpreter
 

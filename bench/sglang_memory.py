@@ -2,7 +2,7 @@
 
 Usage: python bench/sglang_memory.py [--layers 12] [--device cpu] [--arguments JSON] [--json FILE]
 
-Run it with the Python of an environment that has SGLang and mxfp4-sglang (``.nox/engine-sglang/bin/python`` after
+Run it with the Python of an environment that has SGLang and mxfp4-sglang (``~/.cache/mxfp4/engine-sglang`` after
 ``nox -s engines -- sglang``); elsewhere it says so and ends with exit code 0.
 
 Writes a random dense BF16 checkpoint (the shape of Qwen3, hidden size 2048), and starts SGLang's engine with it: as it
@@ -189,7 +189,7 @@ def main() -> None:
 if __name__ == "__main__":
     if importlib.util.find_spec("sglang") is None:
         print(
-            "sglang is not installed here: run this with .nox/engine-sglang/bin/python (nox -s engines -- sglang)"
+            "sglang is not installed here: nox -s engines -- sglang makes ~/.cache/mxfp4/engine-sglang, which has it"
         )
     elif sys.argv[1:2] == ["--one"]:
         one(sys.argv[2], json.loads(sys.argv[3]))
