@@ -1,9 +1,9 @@
 """How fast does `quantize` go from file to file, in one process and in several, and what does a weight file cost?
 
-Usage: python bench/scale.py [--gib 4] [--files 8] [--jobs 1 2] [--folder DIR] [--json FILE]
+Usage: python bench/scale.py [--gib 4] [--files 8] [--jobs 1 2] [--runs 3] [--folder DIR] [--json FILE]
 
 A checkpoint of random BF16 weights is made once in DIR. Each run is a process of its own, whose source is dropped from
-the cache of the operating system before; the best of three counts. The two rates to compare with are measured here:
+the cache of the operating system before; the best of some counts. The two rates to compare with are measured here:
 the disk reading the same files with nothing done to them (cache dropped, too), and one thread quantising in memory.
 The load of the machine is printed with the result: where it was not idle, the numbers are none.
 """
@@ -31,7 +31,6 @@ from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.jobs import processes, quantize_checkpoint
 
 ROWS, K = 4096, 8192  # 64 MiB
-RUNS = 3
 
 
 def make_source(folder: Path, gib: float, files: int) -> None:
@@ -61,11 +60,11 @@ def forget(folder: Path) -> None:
         os.close(descriptor)
 
 
-def disk_rate(folder: Path) -> float:
+def disk_rate(folder: Path, runs: int) -> float:
     """Return the bytes a second at which the files are read and thrown away."""
     rates = []
     buffer = memoryview(bytearray(4 << 20))
-    for _ in range(RUNS):
+    for _ in range(runs):
         forget(folder)
         start, total = time.perf_counter(), 0
         for path in sorted(folder.glob("*.safetensors")):
@@ -110,10 +109,10 @@ def child(source: str, target: str, jobs: int, shard_bytes: int) -> None:
     print(json.dumps(told))
 
 
-def measured(source: Path, folder: Path, jobs: int, shard_bytes: int) -> dict[str, float]:
+def measured(source: Path, folder: Path, jobs: int, shard_bytes: int, count: int) -> dict[str, float]:
     """Return the best of some runs."""
     runs: list[dict[str, float]] = []
-    for _ in range(RUNS):
+    for _ in range(count):
         target = folder / "target"
         shutil.rmtree(target, ignore_errors=True)
         forget(source)
@@ -131,6 +130,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=4.0)
     parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -143,10 +143,10 @@ def main() -> None:
         folder = Path(name)
         source = folder / "source"
         make_source(source, options.gib, options.files)
-        disk, quantizer = disk_rate(source), quantizer_rate()
+        disk, quantizer = disk_rate(source, options.runs), quantizer_rate()
         size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         shard_bytes = int(size / options.files * 17 / 64) + 1
-        rows = {jobs: measured(source, folder, jobs, shard_bytes) for jobs in options.jobs}
+        rows = {jobs: measured(source, folder, jobs, shard_bytes, options.runs) for jobs in options.jobs}
     slower = min(disk, quantizer)
     first = rows[options.jobs[0]]
     print(
