@@ -154,6 +154,8 @@ ENGINES = {
             "tests/engines/test_vllm_server.py",
             "integration/mxfp4-vllm/tests",
         ),
+        released="vllm",
+        names="tests/engines/test_vllm_names.py",
     ),
     "sglang": Engine(
         "sglang",

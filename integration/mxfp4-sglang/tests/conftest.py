@@ -4,4 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("sglang") else ["engine"]
+import pytest
+
+HERE = find_spec("sglang") is not None
+collect_ignore = [] if HERE else ["engine"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let SGLang and its choice of libraries warn."""
+    if HERE:
+        config.addinivalue_line("filterwarnings", "ignore")

@@ -14,7 +14,7 @@ differs between them, and what is done about it:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -121,6 +121,16 @@ def diffusion_classes() -> tuple[Any, Any, Any, Any]:
     return layers.LinearBase, layers.LinearMethodBase, layers.UnquantizedLinearMethod, base.QuantizationConfig
 
 
+def diffusion_names(architecture: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return names of a checkpoint by the names that the diffusion server has for them; of fused ones the first."""
+    module = importlib.import_module("sglang.multimodal_gen.runtime.loader.utils")
+    find = module.get_param_names_mapping(architecture.param_names_mapping)
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(find(name)[0], name)
+    return found
+
+
 def place(
     layer: torch.nn.Module, name: str, shape: tuple[int, ...], dtype: torch.dtype, **attributes: Any
 ) -> None:
@@ -185,6 +195,7 @@ __all__ = [
     "check_routing",
     "device_of_new_tensors",
     "diffusion_classes",
+    "diffusion_names",
     "is_standard",
     "place",
 ]

@@ -11,6 +11,7 @@ import torch
 from mxfp4_core.arithmetic import MXFP4, MXFP8
 from mxfp4_core.config import Mxfp4Config, config_for_stored, config_of_environment
 from mxfp4_core.dialects import NATIVE
+from mxfp4_core.loader import StoredTensors
 from mxfp4_sglang import compat
 from mxfp4_sglang.config import DTYPES
 from mxfp4_sglang.linear import LinearWeights
@@ -71,8 +72,9 @@ class Mxfp4DiffusionConfig(_Config):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Mxfp4DiffusionConfig:
-        """Read ``quantization_config`` of a saved folder."""
-        return cls(config_for_stored(NATIVE.settings(dict(config))), stored=True)
+        """Read ``quantization_config`` of a saved folder, with the key that the server adds."""
+        own = {key: value for key, value in config.items() if key != "packed_modules_mapping"}
+        return cls(config_for_stored(NATIVE.settings(own)), stored=True)
 
     def ignoring(self, patterns: list[str]) -> None:
         """Keep layers that ``--quantization-ignored-layers`` names, like ``ignore`` of the config."""
@@ -143,6 +145,14 @@ def resolved(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         config.model.config = dict(kwargs.get("hf_config") or {})
         stored = config.model.stored and path is not None and Path(path).is_dir()
         config.model.folder = path if stored else None
+        if stored and (folder := StoredTensors.open(path)) is not None:
+            architecture = (
+                kwargs.get("arch_config") or kwargs["server_args"].pipeline_config.dit_config.arch_config
+            )
+            names = compat.diffusion_names(architecture, folder.entries)
+            config.model.translated = {
+                engine.removesuffix(".weight"): name.removesuffix(".weight") for engine, name in names.items()
+            }
         if ignored := getattr(kwargs.get("server_args"), "quantization_ignored_layers", None):
             config.ignoring(list(ignored))
     return config

@@ -29,6 +29,7 @@ class Model:
         config: contents of its config.json.
         fused: modules that the engine fuses, and the projections in each.
         renames: pairs (engine, checkpoint) of runs of names that mean the same.
+        translated: name in the checkpoint of each quantised layer that the engine calls differently, by its name there.
         made_up: there is no checkpoint: the weights are what they happen to be.
     """
 
@@ -38,6 +39,7 @@ class Model:
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     fused: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     renames: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    translated: dict[str, str] = field(default_factory=dict[str, str])
     made_up: bool = False
     _names: EngineNames | None = None
     _load: EngineLoad | None = None
@@ -59,7 +61,7 @@ class Model:
                 renames=self.renames,
                 stored=self.stored,
             )
-        found = self._names.decide(name, shape)
+        found = self._names.decide(self.translated.get(name, name), shape)
         # Parts come under the names of our own dialect, whichever way the folder stores them: see `hooks`.
         return dataclasses.replace(found, suffixes={})
 

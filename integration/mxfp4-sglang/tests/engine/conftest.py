@@ -6,24 +6,15 @@ Importing SGLang takes seconds, and each process registers our plug-in once, as 
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what SGLang imports
-    from sglang.srt.plugins import load_plugins
+from sglang.srt.plugins import load_plugins
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 load_plugins()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Let SGLang and its choice of libraries warn."""
-    config.addinivalue_line("filterwarnings", "ignore")
 
 
 @pytest.fixture(autouse=True)

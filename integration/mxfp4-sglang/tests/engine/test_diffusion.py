@@ -247,34 +247,46 @@ def test_missing_scales_are_an_error(tmp_path: Path) -> None:
         load("z-image", tmp_path, how)
 
 
-def resolve(monkeypatch: pytest.MonkeyPatch, ignored: list[str]) -> Any:
+def resolve(
+    ignored: list[str] | None = None, path: Path = Path("nowhere"), method: str | None = "mxfp4-core"
+) -> Any:
     """Let the server decide which config a transformer gets, as its loader does."""
-    settings = Settings(quantization="mxfp4-core", quantization_ignored_layers=ignored)
-    architecture = SimpleNamespace(
-        param_names_mapping={}, reverse_param_names_mapping={}, quant_ignore_remap={}
-    )
+    described = {"quantization_config": {"quant_method": "mxfp4-core"}} if method is None else {}
     return transformer_load_utils._resolve_quant_config(
-        hf_config={"_class_name": "WanTransformer3DModel"},
-        server_args=settings,
+        hf_config={"_class_name": "WanTransformer3DModel", **described},
+        server_args=Settings(quantization=method, quantization_ignored_layers=ignored),
         safetensors_list=[],
-        component_model_path="nowhere",
-        arch_config=architecture,
+        component_model_path=str(path),
+        arch_config=settings_of(WanVideoConfig, WAN).arch_config,
     )
 
 
-def test_ignored_layers_of_the_command_line_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_transformer_has_the_names_of_diffusers(tmp_path: Path) -> None:
+    """Its config.json says what it is, and the server calls the layers otherwise."""
+    tensors = dict(reference(tmp_path, []).state_dict())
+    for name in [each for each in tensors if each.endswith(("attn1.to_q.weight", "ffn.net.2.weight"))]:
+        made = quantize(tensors[name])
+        tensors |= {name: made.codes, f"{name}_scale": made.scales}
+    save_file({name: each.contiguous() for name, each in tensors.items()}, tmp_path / "model.safetensors")
+    describe(tmp_path)
+    layers = held(load("wan", tmp_path, resolve(path=tmp_path, method=None)))
+    assert set(layers) == {f"blocks.{n}.{name}" for n in range(2) for name in ("to_q", "ffn.fc_out")}
+    assert torch.equal(parts_of(layers["blocks.1.to_q"])["codes"], tensors["blocks.1.attn1.to_q.weight"])
+
+
+def test_ignored_layers_of_the_command_line_stay(tmp_path: Path) -> None:
     checkpoint("wan", tmp_path)
-    how = resolve(monkeypatch, ["blocks.0", "proj_out"])
+    how = resolve(["blocks.0", "proj_out"])
     assert isinstance(how, diffusion.Mxfp4DiffusionConfig)
     layers = held(load("wan", tmp_path, how))
     assert len(layers) == 10
     assert all(name.startswith("blocks.1.") for name in layers)
 
 
-def test_an_ignored_layer_that_is_none_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_layer_that_is_none_is_an_error(tmp_path: Path) -> None:
     checkpoint("wan", tmp_path)
     with pytest.raises(PatternError, match=r"'blocks\.7'"):
-        load("wan", tmp_path, resolve(monkeypatch, ["blocks.7"]))
+        load("wan", tmp_path, resolve(["blocks.7"]))
 
 
 def test_an_ignored_half_of_a_fused_layer_is_an_error(tmp_path: Path) -> None:
