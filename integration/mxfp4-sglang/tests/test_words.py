@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -61,7 +62,8 @@ def test_the_entry_points_are_where_sglang_looks() -> None:
 
 def test_importing_the_package_does_not_import_the_engine() -> None:
     assert mxfp4_sglang.METHOD == "mxfp4-core"
-    assert "sglang" not in sys.modules
+    code = "import mxfp4_sglang, sys; sys.exit('sglang' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_diagnosis_names_what_keeps_the_plug_in_out(
