@@ -141,11 +141,10 @@ def resolved(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     config = original(*args, **kwargs)
     if isinstance(config, Mxfp4DiffusionConfig):
-        path = kwargs.get("component_model_path")
+        path = str(kwargs.get("component_model_path") or "")
         config.model.config = dict(kwargs.get("hf_config") or {})
-        stored = config.model.stored and path is not None and Path(path).is_dir()
-        config.model.folder = path if stored else None
-        if stored and (folder := StoredTensors.open(path)) is not None:
+        config.model.folder = path if config.model.stored and Path(path).is_dir() else None
+        if config.model.folder and (folder := StoredTensors.open(path)) is not None:
             architecture = (
                 kwargs.get("arch_config") or kwargs["server_args"].pipeline_config.dit_config.arch_config
             )
