@@ -78,7 +78,7 @@ def test_the_engine_says_what_transformers_says(results: dict[str, Any], experts
 
 def test_the_summary_is_in_the_log(results: dict[str, Any]) -> None:
     assert "mxfp4: quantised 24 layers (24 linear)" in fine(results, "dense")["log"]
-    assert "is a router or gate, kept by default" in fine(results, "experts")["log"]
+    assert "'lm_head' is an output head, kept by default" in fine(results, "experts")["log"]
 
 
 def test_weights_are_updated_from_disk(results: dict[str, Any], other: Path) -> None:

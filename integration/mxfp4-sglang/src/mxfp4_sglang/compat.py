@@ -30,6 +30,7 @@ from sglang.srt.layers.quantization.base_config import (
     QuantizationConfig,
 )
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod, UnquantizedLinearMethod
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.server_args import QUANTIZATION_CHOICES, add_quantization_method_choices
 from torch.nn import Parameter
@@ -186,6 +187,7 @@ __all__ = [
     "StandardCombineInput",
     "UnquantizedFusedMoEMethod",
     "UnquantizedLinearMethod",
+    "VocabParallelEmbedding",
     "add_choices",
     "add_diffusion_methods",
     "add_methods",

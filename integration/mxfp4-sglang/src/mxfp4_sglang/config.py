@@ -8,6 +8,7 @@ import torch
 
 from mxfp4_core.config import Mxfp4Config, config_for_stored, config_of_environment
 from mxfp4_core.dialects import NATIVE
+from mxfp4_core.errors import ConfigError
 from mxfp4_sglang import compat
 from mxfp4_sglang.experts import Mxfp4ExpertsMethod
 from mxfp4_sglang.linear import Mxfp4LinearMethod
@@ -85,9 +86,11 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
 
         Raises:
             PatternError: a pattern matches nothing, or splits what SGLang fuses.
+            ConfigError: an override wants an embedding or an output head quantised.
         """
         linear = isinstance(layer, compat.LinearBase)
-        if not linear and not isinstance(layer, compat.FusedMoE):
+        table = isinstance(layer, compat.VocabParallelEmbedding)
+        if not (linear or table or isinstance(layer, compat.FusedMoE)):
             return None
         device = compat.device_of_new_tensors()
         decision = self.model.decide(prefix)
@@ -95,8 +98,15 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
         if not reason and prefix.rpartition(".")[2] in ABSORBED:
             reason = "SGLang multiplies with it by itself"
         if reason:
-            self.model.keep(prefix, "linear" if linear else "experts", reason, device)
+            self.model.keep(prefix, "linear" if linear else type(layer).__name__, reason, device)
             return compat.UnquantizedLinearMethod() if linear else None
+        if table:
+            raise ConfigError(
+                f"{prefix} cannot be MXFP4 in SGLang",
+                seen=f"a {type(layer).__name__}: {decision.reason}",
+                rule="linear layers and routed experts hold MXFP4 weights there",
+                fix=f"keep it in high precision: ignore=[{prefix!r}]",
+            )
         return (Mxfp4LinearMethod if linear else Mxfp4ExpertsMethod)(self.model, prefix, decision)
 
 

@@ -16,6 +16,7 @@ from sglang.srt.layers.linear import (
 )
 from sglang.srt.layers.quantization import QUANTIZATION_METHODS
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from mxfp4_core import MxTensor, quantize
 from mxfp4_core.errors import BackendError, ConfigError, LoadError, PatternError, ShapeError
@@ -196,6 +197,18 @@ def test_routers_heads_and_ignored_layers_stay(monkeypatch: pytest.MonkeyPatch) 
     assert not isinstance(qkv(how).quant_method, UnquantizedLinearMethod)
     absorbed = ReplicatedLinear(64, 64, bias=False, quant_config=how, prefix=f"{PREFIX}self_attn.kv_b_proj")
     assert isinstance(absorbed.quant_method, UnquantizedLinearMethod)
+
+
+def test_embeddings_and_heads_stay_and_cannot_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Table(VocabParallelEmbedding):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+    assert config().get_quant_method(Table(), "lm_head") is None
+    forced = '{"overrides": [{"pattern": "lm_head", "keep": false}]}'
+    monkeypatch.setenv("MXFP4_CONFIG", forced)
+    with pytest.raises(ConfigError, match="lm_head cannot be MXFP4 in SGLang"):
+        config().get_quant_method(Table(), "lm_head")
 
 
 def test_a_pattern_that_splits_a_fused_layer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
