@@ -45,6 +45,7 @@ def door() -> Iterator[Any]:
     os.environ.clear()
     os.environ |= before
     proxy.shutdown()
+    proxy.server_close()
     server.stop()
 
 
