@@ -93,7 +93,7 @@ def test_paths_of_another_type(path: Any, tmp_path: Path) -> None:
     for job in (plan_checkpoint, verify_checkpoint, lambda path: quantize_checkpoint(path, tmp_path / "q")):
         with pytest.raises(ConfigError, match="path of a checkpoint"):
             job(path)
-    with pytest.raises(ConfigError, match="target"):
+    with pytest.raises(ConfigError, match="destination"):
         quantize_checkpoint(os.curdir, path)
 
 
