@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Operators:
             self._library.define(name + schema)
             self._library.impl(name, run, "CompositeExplicitAutograd")
             torch.library.register_fake(full, fake, lib=self._library)
-            torch.library.register_autograd(full, _refuse, lib=self._library)
+            torch.library.register_autograd(full, partial(_refuse, full), lib=self._library)
             return getattr(getattr(torch.ops, self._namespace), name).default
 
         return made
@@ -57,10 +58,10 @@ class Operators:
         return codes, weight.new_empty((*lead, k // 32), dtype=torch.uint8)
 
 
-def _refuse(context: Any, *gradients: Tensor) -> None:
+def _refuse(name: str, context: Any, *gradients: Tensor) -> None:
     raise BackendError(
         "a gradient through an MXFP4 weight",
-        seen="backward() reached an operator of a backend",
+        seen=f"backward() reached the operator {name}",
         rule="weights are frozen, and the modules of mxfp4_core compute the gradient of the input, not an operator",
         fix="call Mxfp4Linear or Mxfp4Experts, or run under torch.no_grad()",
     )

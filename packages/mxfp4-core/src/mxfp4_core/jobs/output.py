@@ -253,7 +253,7 @@ def write_result(
 def _line(dialect: Loadable, folder: str, model: str) -> str:
     if not model.startswith(_COMPONENT):
         return dialect.how_to_load(folder, model)
-    if getattr(dialect, "components", False):
+    if dialect.components:
         return f"import mxfp4_diffusers, diffusers; {model}.from_pretrained({folder!r})"
     return f"mxfp4 convert {folder} NEW --to mxfp4-core  # diffusers, with mxfp4_diffusers, loads that"
 
