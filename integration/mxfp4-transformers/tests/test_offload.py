@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You passed:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
 ]
-HERE: Any = DEVICE if DEVICE == "cpu" else torch.device(DEVICE, 0)
+HERE: Any = DEVICE if DEVICE == "cpu" else 0
 DISK = {"model.embed_tokens": HERE, "model.norm": HERE, "model.rotary_emb": HERE, "lm_head": HERE}
 DISK |= {"model.layers.0": HERE, "model.layers.1": "disk"}
 

@@ -33,7 +33,7 @@ def saved(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 def same_state(one: nn.Module, other: nn.Module) -> None:
     left, right = one.state_dict(), other.state_dict()
     assert list(left) == list(right)
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert all(torch.equal(left[name].cpu(), right[name].cpu()) for name in left)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe"])

@@ -28,7 +28,7 @@ Edit = Callable[[Path, dict[str, torch.Tensor | None]], Path]
 def same_state(one: nn.Module, other: nn.Module) -> None:
     left, right = one.state_dict(), other.state_dict()
     assert list(left) == list(right)
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert all(torch.equal(left[name].cpu(), right[name].cpu()) for name in left)
 
 
 def convert(monkeypatch: pytest.MonkeyPatch, *conversions: Any) -> None:
@@ -149,7 +149,7 @@ def test_an_input_multiplier_of_a_fused_weight_is_that_of_each_part(
             if "both.weight" not in key:
                 continue
             rows = slice(96 * index, 96 * index + 96) if tensor.ndim > 1 else slice(None)
-            assert torch.equal(state[key.replace("mlp.both", part)], tensor[rows])
+            assert torch.equal(state[key.replace("mlp.both", part)].cpu(), tensor[rows])
 
 
 def test_what_cannot_be_read_is_not_written(

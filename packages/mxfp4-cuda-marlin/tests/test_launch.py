@@ -16,7 +16,7 @@ from torch import Tensor
 from mxfp4_core.backend import Gate, Packed, Problem, Routes
 from mxfp4_core.errors import BackendError, FormatError
 from mxfp4_cuda_marlin import checks, compute, direct, launches, plans
-from mxfp4_cuda_marlin.kernels import build, load
+from mxfp4_cuda_marlin.kernels import build, launch, load
 from mxfp4_cuda_marlin.kernels.launch import Given, Launch
 
 BF16 = torch.bfloat16
@@ -68,9 +68,13 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
     for module in (compute, direct):
         monkeypatch.setattr(module, "stream_of", lambda device: 7)
+    # What one driver made must not reach another: on a GPU the same process tests the real one.
+    kept = (plans.linear_plan, plans.moe_plan, launch._overlap)
+    for made_once in kept:
+        made_once.cache_clear()
     yield made
-    plans.linear_plan.cache_clear()
-    plans.moe_plan.cache_clear()
+    for made_once in kept:
+        made_once.cache_clear()
 
 
 def weight(*tiles: int, bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
