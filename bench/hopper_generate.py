@@ -1,6 +1,7 @@
 """How fast does transformers generate with MXFP4 weights on Hopper, beside the same model in BF16?
 
-Usage: python bench/hopper_generate.py [--models qwen3-4b] [--batches 1 8 64] [--prefills 2048 8192] [--json F]
+Usage: python bench/hopper_generate.py [--models qwen3-4b] [--parts eager step] [--batches 1 8 64]
+       [--prefills 2048 8192] [--json F]
 
 Models have the shapes of the ones that they are named after, and random weights. One model at a time is measured in
 BF16, then quantised where it is (`quantize_`), and measured again in the same process.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -49,6 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
 }
+PARTS = ("eager", "prefill", "static", "step")
 Figures = dict[str, float]
 
 
@@ -108,23 +111,28 @@ def step(model: Any, batch: int) -> float:
     return seconds(lambda: [run() for _ in range(many)]) / many * 1e3
 
 
-def measure(model: Any, batches: list[int], prefills: list[int]) -> Figures:
-    """Return all figures of a model by what they are of."""
+def measure(model: Any, parts: list[str], batches: list[int], prefills: list[int]) -> Figures:
+    """Return the figures of a model by what they are of, each said on the standard error as it comes."""
     found: Figures = {}
+
+    def note(what: str, figure: float) -> None:
+        found[what] = figure
+        print(f"{what}: {figure:.4g}", file=sys.stderr, flush=True)
+
     torch.cuda.reset_peak_memory_stats()
-    for batch in batches:
-        found[f"eager, batch {batch}, tokens/s"] = generated(model, batch)
-    for length in prefills:
+    for batch in batches if "eager" in parts else ():
+        note(f"eager, batch {batch}, tokens/s", generated(model, batch))
+    for length in prefills if "prefill" in parts else ():
         prompt = tokens(1, length)
-        found[f"prefill 1 x {length}, ms"] = 1e3 * seconds(
-            lambda prompt=prompt: model(prompt, logits_to_keep=1)
-        )
-    for batch in batches:
+        took = seconds(lambda prompt=prompt: model(prompt, logits_to_keep=1))
+        note(f"prefill 1 x {length}, ms", 1e3 * took)
+    for batch in batches if "static" in parts else ():
         torch.compiler.reset()
-        found[f"static, batch {batch}, tokens/s"] = generated(model, batch, cache_implementation="static")
+        note(f"static, batch {batch}, tokens/s", generated(model, batch, cache_implementation="static"))
+    for batch in batches if "step" in parts else ():
         torch.compiler.reset()
-        found[f"step, batch {batch}, ms"] = step(model, batch)
-    found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        note(f"step, batch {batch}, ms", step(model, batch))
+    note("peak memory, GiB", torch.cuda.max_memory_allocated() / 2**30)
     return found
 
 
@@ -133,6 +141,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--prefills", nargs="+", type=int, default=[2048, 8192])
     parser.add_argument("--json", type=Path, help="write all figures to this file, too")
@@ -142,11 +151,11 @@ def main() -> None:
     for name in options.models:
         with torch.no_grad():
             model = build(name)
-            plain = measure(model, options.batches, options.prefills)
+            plain = measure(model, options.parts, options.batches, options.prefills)
             model.generation_config.cache_implementation = None
             quantize_(model, Mxfp4Config(backend="cuda-marlin"))
             torch.cuda.empty_cache()
-            small = measure(model, options.batches, options.prefills)
+            small = measure(model, options.parts, options.batches, options.prefills)
         kept[name] = {"bf16": plain, "mxfp4": small}
         print(f"\n| {name} | BF16 | MXFP4 | MXFP4 is |\n|---|--:|--:|--:|")
         for what, before in plain.items():
