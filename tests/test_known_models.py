@@ -107,6 +107,19 @@ def test_a_part_that_the_model_does_not_have_is_not_loaded() -> None:
     assert extra not in known.tensors
 
 
+@pytest.mark.parametrize("name", ["BartForConditionalGeneration", "T5ForConditionalGeneration"])
+def test_a_shared_weight_is_known_by_all_its_names_whichever_the_file_has(name: str) -> None:
+    if name not in ROWS:
+        pytest.skip(f"no row for transformers {VERSION}")
+    config, headers = model(name)
+    tied = {each for pair in ROWS[name]["tied"].items() for each in pair}
+    assert len(tied) > 3
+    for only in tied & {*headers}:
+        known, said = both(config, {each: headers[each] for each in headers if each not in tied - {only}})
+        assert known is not None and tied <= {*known.parameters} & {*said.parameters}
+        assert all(said.parameters[each] == known.parameters[each] for each in tied)
+
+
 def test_other_words_for_a_setting_and_settings_that_are_left_out() -> None:
     config, headers = model("Qwen3MoeForCausalLM")
     renamed = {("num_experts" if key == "num_local_experts" else key): each for key, each in config.items()}

@@ -67,10 +67,18 @@ class Row:
                 tensors[name] = found
         if 2 * len(tensors) < len(headers):
             raise UncertainError("most tensors have no place in the model; the library says why")
-        for name, other in self._tied.items():
-            if name in self._parameters and other not in self._parameters:
-                self._parameter(other, other, self._parameters[name].shape)
+        self._add_tied()
         return self._parameters, tensors
+
+    def _add_tied(self) -> None:
+        """Describe what shares the memory of a parameter that is there, however many share it, and in any order."""
+        pairs = [*self._tied.items(), *((other, name) for name, other in self._tied.items())]
+        count = -1
+        while count != len(self._parameters):
+            count = len(self._parameters)
+            for name, other in pairs:
+                if name in self._parameters and other not in self._parameters:
+                    self._parameter(other, other, self._parameters[name].shape)
 
     def _tensor(self, name: str, dtype: str, shape: Sequence[int]) -> CheckpointTensor | None:
         template, indices = self._starred(name)
