@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ import pytest
 from fuzzing import crashes, flips, inputs, material, table
 from fuzzing.mutate import changed
 from fuzzing.readers import Reader
+from safetensors.torch import load_file, save_file
 
 from mxfp4_core.errors import CheckpointError
 
@@ -58,10 +58,10 @@ def test_flips_that_nothing_finds_are_told(small: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
     shutil.copytree(small, tmp_path / "bare")
     (tmp_path / "bare" / "mxfp4_manifest.json").unlink()
-    index = tmp_path / "bare" / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    del content["metadata"]["manifest"]  # else its absence is found each time
-    index.write_text(json.dumps(content))
+    for file in (tmp_path / "bare").glob("*.safetensors"):
+        save_file(
+            load_file(file), file
+        )  # what the header says of a manifest goes, else its absence is found each time
     assert flips.flip("bare", tmp_path / "bare", most=40, seed=1).missed
 
 

@@ -90,6 +90,8 @@ def test_a_llama_goes_there_and_back(native: Path) -> None:
     }
     (folder / "gguf" / "config.json").unlink()  # then the settings of the file say what the model is
     (folder / "gguf" / "mxfp4_manifest.json").unlink()
+    (finding,) = verify_checkpoint(folder / "gguf").findings
+    assert "a weight file says that there was one" in finding.found
     convert_checkpoint(folder / "gguf", folder / "again", "mxfp4-core")
     same(native, folder / "again")
     config = open_checkpoint(folder / "again").config

@@ -151,12 +151,22 @@ def test_scale_bytes_of_0_are_noted(save: Save) -> None:
 
 
 def test_a_result_whose_manifest_was_removed(source: Path, target: Path) -> None:
-    (target / "mxfp4_manifest.json").unlink()
-    (finding,) = verify_checkpoint(target).findings
-    assert (finding.check, finding.where) == ("manifest", "mxfp4_manifest.json")
-    assert "the index says that there was one" in finding.found
+    one = source.parent / "one"
+    convert_checkpoint(target, one, "quark")
+    assert not (one / "model.safetensors.index.json").exists()
+    for folder in (target, one):
+        (folder / "mxfp4_manifest.json").unlink()
+        told(folder)
+    (target / "model.safetensors.index.json").unlink()
+    told(target)
     convert_checkpoint(target, source.parent / "again", "quark", max_shard_bytes=6000)
     assert verify_checkpoint(source.parent / "again").ok
+
+
+def told(folder: Path) -> None:
+    (finding,) = verify_checkpoint(folder).findings
+    assert (finding.check, finding.where) == ("manifest", "mxfp4_manifest.json")
+    assert "a weight file says that there was one" in finding.found
 
 
 CODE = """

@@ -17,7 +17,7 @@ from typing import Any
 from mxfp4_core._text import disk_text
 from mxfp4_core.checkpoint.bucket import Bucket
 from mxfp4_core.checkpoint.copied import copied
-from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST
+from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST, MARK
 from mxfp4_core.checkpoint.gguf_writer import header_of
 from mxfp4_core.checkpoint.header import DTYPE_BITS, damaged
 from mxfp4_core.checkpoint.manifest import Manifest
@@ -130,6 +130,7 @@ def write_checkpoint(
         CheckpointError: a file of the source was changed while it was read.
         Mxfp4Error: whatever a unit raises; the folder is then as it was before.
     """
+    content = replace(content, metadata={**content.metadata, MARK: MANIFEST})
     shards = content.files(max_shard_bytes)
     specs = {name: [spec for unit in units for spec in unit.specs] for name, units in shards.items()}
     headers = [header_of(name, each, content.metadata) for name, each in specs.items()]
@@ -233,7 +234,7 @@ def _index(specs: Mapping[str, Sequence[TensorSpec]], beside: bool, stem: str) -
     weight_map = {spec.name: name for name, each in specs.items() for spec in each}
     total = sum(spec.nbytes for each in specs.values() for spec in each)
     content = {
-        "metadata": {"total_size": total, "manifest": MANIFEST},
+        "metadata": {"total_size": total},
         "weight_map": dict(sorted(weight_map.items())),
     }
     return {f"{stem}{INDEX_SUFFIX}": json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"}

@@ -16,6 +16,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 MANIFEST = "mxfp4_manifest.json"
+MARK = "mxfp4.manifest"
+"""Key that the header of every weight file of ours has, with the name of the manifest, which is written after it."""
 STAGING = ".mxfp4-partial"
 """Folder in a destination in which files are finished."""
 
@@ -224,6 +226,6 @@ def inside(path: Path, root: Path) -> Path:
 
 
 __all__ = [
-    "INDEX", "INDEX_SUFFIX", "MANIFEST", "PICKLES", "PIPELINE", "STAGING", "WEIGHTS", "folders_with_weights",
+    "INDEX", "INDEX_SUFFIX", "MANIFEST", "MARK", "PICKLES", "PIPELINE", "STAGING", "WEIGHTS", "folders_with_weights",
     "index_of", "inside", "locate_weights", "read_json_file", "read_small_file",
 ]  # fmt: skip

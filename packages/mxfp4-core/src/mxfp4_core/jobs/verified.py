@@ -9,17 +9,18 @@ from typing import Any
 from mxfp4_core.checkpoint.files import (
     INDEX_SUFFIX,
     MANIFEST,
+    MARK,
     PICKLES,
     STAGING,
     index_of,
     inside,
-    read_json_file,
 )
 from mxfp4_core.checkpoint.hashing import file_sha256
 from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
 from mxfp4_core.checkpoint.others import HIDDEN
 from mxfp4_core.checkpoint.places import is_folder, is_there
 from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.dialects.source import Source
 from mxfp4_core.jobs.against import LayerError
 from mxfp4_core.jobs.checks import Finding
 
@@ -78,19 +79,18 @@ def found_manifest(checkpoint: Checkpoint, result: Verification) -> Manifest | N
             result.findings.append(Finding("manifest", MANIFEST, f"the file is missing: {found}"))
         else:
             result.notes.append(unfinished)
-    elif manifest is None and folder and _had_manifest(checkpoint.path):
-        found = "the file is missing, and with it every hash: the index says that there was one"
+    elif manifest is None and folder and _had_manifest(checkpoint):
+        found = "the file is missing, and with it every hash: a weight file says that there was one"
         result.findings.append(Finding("manifest", MANIFEST, found))
     elif manifest is None:
         result.notes.append(f"no {MANIFEST}: hashes are not checked")
     return manifest
 
 
-def _had_manifest(folder: Path) -> bool:
-    """Return whether a run of ours wrote the index: it names the manifest, which is written after it."""
-    index = index_of(folder)
-    said = read_json_file(index, folder).get("metadata") if index else None
-    return isinstance(said, dict) and said.get("manifest") == MANIFEST
+def _had_manifest(checkpoint: Checkpoint) -> bool:
+    """Return whether a run of ours wrote a weight file: its header names the manifest, which is written after it."""
+    source = Source.of(checkpoint)
+    return any(said.get(MARK) for said in (source.metadata(), *(each.settings for each in source.gguf())))
 
 
 def check_listed(checkpoint: Checkpoint, manifest: Manifest | None, result: Verification) -> None:
