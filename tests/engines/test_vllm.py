@@ -2,141 +2,121 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import kit
+import made
 import pytest
 
 kit.need("vllm")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the engine and of its own choice of libraries
-DENSE, EXPERTS = kit.MODELS["dense"], kit.MODELS["experts"]
 OURS = {"quantization": "mxfp4-core"}
-TP = {"tensor_parallel_size": 2}
-FORCED = '{"overrides": [{"pattern": "embed_tokens", "keep": false}]}'
+LARGE = {
+    **{"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 64, "num_experts_per_tok": 2},
+    **{"intermediate_size": 512, "num_hidden_layers": 3},
+}
+MODELS: dict[str, Any] = {
+    "dense-core": lambda folder, models: made.stored(models["dense"], folder, "mxfp4-core"),
+    "dense-compressed": lambda folder, models: made.stored(models["dense"], folder, "compressed-tensors"),
+    "dense-quark": lambda folder, models: made.stored(models["dense"], folder, "quark"),
+    "dense-other": lambda folder, models: made.shifted(models["dense"], folder),
+    "experts-core": lambda folder, models: made.stored(models["experts"], folder, "mxfp4-core"),
+    "experts-compressed": lambda folder, models: made.stored(models["experts"], folder, "compressed-tensors"),
+    "experts-other": lambda folder, models: made.shifted(models["experts"], folder),
+    "gpt-oss": lambda folder, models: made.gpt_oss(folder),
+    "gpt-oss-other": lambda folder, models: made.gpt_oss(folder, seed=1),
+    "gpt-oss-stored": lambda folder, models: made.stored(models["gpt-oss"], folder, "gpt-oss"),
+    "gpt-oss-other-stored": lambda folder, models: made.stored(models["gpt-oss-other"], folder, "gpt-oss"),
+    "large": lambda folder, models: made.random(folder, **LARGE),
+    "odd": lambda folder, models: made.random(
+        folder, hidden_size=128, intermediate_size=96, num_hidden_layers=1
+    ),
+}
 
 
-def settings(text: str, **more: Any) -> dict[str, Any]:
-    return {**OURS, "hf_overrides": {"quantization_config_dict_json": text}, **more}
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vllm")
-
-
-@pytest.fixture(scope="session")
-def saved(folder: Path) -> dict[str, Path]:
-    made = {
-        f"{name}-{dialect}": kit.save_stored(source, folder / f"{name}-{dialect}", dialect)
-        for name, source in kit.MODELS.items()
-        for dialect in ("mxfp4-core", "compressed-tensors")
-    }
-    made["cut"] = kit.save_random(folder / "cut", hidden_size=128, intermediate_size=96, num_hidden_layers=1)
-    made["dense-quark"] = kit.save_stored(DENSE, folder / "dense-quark", "quark")
-    made["gpt-oss"] = kit.save_gpt_oss(folder / "gpt-oss")
-    made["gpt-oss-theirs"] = kit.save_stored(made["gpt-oss"], folder / "gpt-oss-theirs", "gpt-oss")
-    made["large"] = kit.save_random(
-        folder / "large",
-        **{"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 64, "num_experts_per_tok": 2},
-        **{"intermediate_size": 512, "num_hidden_layers": 3},
-    )
-    return made | {
-        f"{name}-b": kit.save_shifted(kit.MODELS[name], folder / f"{name}-b") for name in kit.MODELS
+def on_two(model: str, **arguments: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "arguments": {"tensor_parallel_size": 2, **arguments},
+        "variables": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
     }
 
 
-@pytest.fixture(scope="session")
-def alone(folder: Path, saved: dict[str, Path]) -> dict[str, Any]:
-    """One rank, one engine after the other."""
-    scenarios: list[dict[str, Any]] = [
-        {"name": "dense", "model": DENSE, "arguments": OURS, "again": saved["dense-b"]},
-        {"name": "dense-stored", "model": saved["dense-mxfp4-core"]},
-        {"name": "dense-theirs", "model": saved["dense-compressed-tensors"]},
-        {"name": "dense-quark", "model": saved["dense-quark"]},
-        {"name": "gpt-oss", "model": saved["gpt-oss-theirs"], "arguments": OURS},
-        {
-            "name": "experts",
-            "model": EXPERTS,
-            "arguments": OURS,
-            "again": saved["experts-b"],
-            "how": "reload_weights",
-        },
-        {"name": "experts-stored", "model": saved["experts-mxfp4-core"]},
-        {"name": "experts-taken", "model": saved["experts-compressed-tensors"], "arguments": OURS},
-        {"name": "large", "model": saved["large"], "arguments": OURS, "watch": True},
-        {"name": "made-up", "model": EXPERTS, "arguments": {**OURS, "load_format": "dummy"}},
-        {"name": "adapters", "model": DENSE, "arguments": {**OURS, "enable_lora": True}},
-        {"name": "pattern", "model": DENSE, "arguments": settings('{"ignore": ["o_prj"]}')},
-        {"name": "backend", "model": DENSE, "arguments": settings('{"backend": "cuda-marlin"}')},
-        {
-            "name": "embedding",
-            "model": DENSE,
-            "arguments": settings(FORCED),
-        },
-    ]
-    for each in scenarios:
-        each["parts"] = str(folder / f"{each['name']}.{{rank}}")
-        each.update({key: str(each[key]) for key in ("model", "again") if key in each})
-    return kit.run("vllm_run.py", scenarios, folder)
+def settings(text: str) -> dict[str, Any]:
+    return {"model": "dense", "arguments": {**OURS, "hf_overrides": {"quantization_config_dict_json": text}}}
+
+
+RELOADED = {"how": "reload_weights"}
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "dense": {"model": "dense", "arguments": OURS, "again": "dense-other"},
+    "dense-stored": {"model": "dense-core"},
+    "dense-compressed": {"model": "dense-compressed"},
+    "dense-quark": {"model": "dense-quark"},
+    "gpt-oss": {"model": "gpt-oss-stored", "arguments": OURS, "again": "gpt-oss-other-stored", **RELOADED},
+    "experts": {"model": "experts", "arguments": OURS, "again": "experts-other", **RELOADED},
+    "experts-stored": {"model": "experts-core"},
+    "experts-taken": {"model": "experts-compressed", "arguments": OURS},
+    "large": {"model": "large", "arguments": OURS, "watch": True},
+    "made-up": {"model": "experts", "arguments": {**OURS, "load_format": "dummy"}},
+    "adapters": {"model": "dense", "arguments": {**OURS, "enable_lora": True}},
+    "pattern": settings('{"ignore": ["o_prj"]}'),
+    "backend": settings('{"backend": "cuda-marlin"}'),
+    "embedding": settings('{"overrides": [{"pattern": "embed_tokens", "keep": false}]}'),
+    "odd-2": on_two("odd", **OURS),
+    "dense-2": on_two("dense", **OURS),
+    "experts-2": on_two("experts-core"),
+    "experts-ep": on_two("experts", **OURS, enable_expert_parallel=True),
+}
 
 
 @pytest.fixture(scope="session")
-def spread(folder: Path, saved: dict[str, Path]) -> dict[str, Any]:
-    """Two ranks; each worker imports vLLM anew, so these take longest."""
-    scenarios: list[dict[str, Any]] = [
-        {"name": "cut", "model": saved["cut"], "arguments": {**OURS, **TP}},
-        {"name": "dense-2", "model": DENSE, "arguments": {**OURS, **TP}},
-        {"name": "experts-2", "model": saved["experts-mxfp4-core"], "arguments": TP},
-        {"name": "experts-ep", "model": EXPERTS, "arguments": {**OURS, **TP, "enable_expert_parallel": True}},
-    ]
-    for each in scenarios:
-        each.update(parts=str(folder / f"{each['name']}.{{rank}}"), model=str(each["model"]))
-    (folder / "spread").mkdir()
-    return kit.run("vllm_run.py", scenarios, folder / "spread", VLLM_CPU_OMP_THREADS_BIND="0|1")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kit.Engine]:
+    models = kit.Models(tmp_path_factory.mktemp("models"), MODELS)
+    process = kit.Engine("vllm_run.py", models, SCENARIOS, tmp_path_factory.mktemp("vllm"))
+    yield process
+    process.close()
 
 
-def fine(results: dict[str, Any], name: str) -> dict[str, Any]:
-    result: dict[str, Any] = results[name]
-    assert "error" not in result, result["error"]
-    return result
-
-
-@pytest.mark.parametrize("name", ["dense", "dense-stored", "experts", "experts-stored", "experts-taken"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("dense", marks=pytest.mark.smoke),
+        pytest.param("dense-stored", marks=pytest.mark.smoke),
+        pytest.param("experts", marks=pytest.mark.smoke),
+        pytest.param("experts-stored", marks=pytest.mark.smoke),
+        "experts-taken",
+    ],
+)
 def test_the_engine_holds_the_bytes_of_the_core_and_says_what_transformers_says(
-    alone: dict[str, Any], folder: Path, name: str
+    engine: kit.Engine, name: str
 ) -> None:
-    source = DENSE if name.startswith("dense") else EXPERTS
-    kit.check_said(fine(alone, name)["outputs"], source)
-    kit.check_parts(folder / f"{name}.0", kit.parts_of(source))
+    source = kit.MODELS[name.partition("-")[0]]
+    kit.check_said(engine.fine(name)["outputs"], source)
+    kit.check_held(engine.parts(name), source)
 
 
-@pytest.mark.parametrize("name", ["dense-theirs", "dense-quark"])
-def test_a_format_of_vllms_own_runs_where_it_alone_refuses(alone: dict[str, Any], name: str) -> None:
-    kit.check_said(fine(alone, name)["outputs"], DENSE)
-    assert "Using Mxfp4CoreLinearKernel for MXFP4 GEMM" in alone["log"]
+@pytest.mark.parametrize("name", ["dense-compressed", "dense-quark"])
+def test_a_format_of_vllms_own_runs_where_it_alone_refuses(engine: kit.Engine, name: str) -> None:
+    result = engine.fine(name)
+    kit.check_said(result["outputs"], kit.MODELS["dense"])
+    assert "Using Mxfp4CoreLinearKernel for MXFP4 GEMM" in result["log"]
 
 
-@pytest.mark.parametrize("name", ["dense", "experts"])
-def test_weights_are_loaded_again_into_the_same_memory(
-    alone: dict[str, Any], saved: dict[str, Path], name: str
-) -> None:
-    result = fine(alone, name)
-    kit.check_said(result["again"], saved[f"{name}-b"])
+@pytest.mark.parametrize("name", ["dense", "experts", "gpt-oss"])
+def test_weights_are_loaded_again_into_the_same_memory(engine: kit.Engine, name: str) -> None:
+    result = engine.fine(name)
+    kit.check_said(result["again"], engine.models[f"{name}-other"])
     assert not result["moved"]
 
 
-def test_a_checkpoint_of_gpt_oss_runs_where_vllm_alone_refuses(
-    alone: dict[str, Any], saved: dict[str, Path]
-) -> None:
-    kit.check_said(fine(alone, "gpt-oss")["outputs"], saved["gpt-oss"])
+def test_a_checkpoint_of_gpt_oss_runs_where_vllm_alone_refuses(engine: kit.Engine) -> None:
+    kit.check_said(engine.fine("gpt-oss")["outputs"], engine.models["gpt-oss"])
 
 
-def test_loading_takes_what_is_quantised_and_one_tensor(
-    alone: dict[str, Any], saved: dict[str, Path]
-) -> None:
-    result, tensors = fine(alone, "large"), kit.tensors(saved["large"])
+def test_loading_takes_what_is_quantised_and_one_tensor(engine: kit.Engine) -> None:
+    result, tensors = engine.fine("large"), kit.tensors(engine.models["large"])
     weights = {name: each.nbytes for name, each in tensors.items() if "_proj" in name}
     layer = sum(size for name, size in weights.items() if name.startswith("model.layers.0."))
     quantised = sum(weights.values()) * 17 // 64
@@ -146,41 +126,39 @@ def test_loading_takes_what_is_quantised_and_one_tensor(
     assert result["peak"] < quantised * 1.05 + layer
 
 
-def test_weights_may_be_made_up(alone: dict[str, Any]) -> None:
-    assert len(fine(alone, "made-up")["outputs"]) == len(kit.PROMPTS)
+def test_weights_may_be_made_up(engine: kit.Engine) -> None:
+    assert len(engine.fine("made-up")["outputs"]) == len(kit.PROMPTS)
 
 
-def test_the_summary_is_in_the_log(alone: dict[str, Any]) -> None:
-    assert "mxfp4: quantised 24 layers (24 linear)" in alone["log"]
-    assert "'gate' is a router or gate, kept by default" in alone["log"]
+@pytest.mark.smoke
+def test_the_summary_is_in_the_log(engine: kit.Engine) -> None:
+    assert "mxfp4: quantised 24 layers (24 linear)" in engine.fine("dense")["log"]
+    assert "'gate' is a router or gate, kept by default" in engine.fine("experts")["log"]
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("adapters", "ConfigError: vLLM cannot put LoRA adapters on MXFP4 layers"),
-        ("pattern", "PatternError: 1 of 1 name patterns match nothing"),
+        pytest.param("pattern", "PatternError: 1 of 1 name patterns match nothing", marks=pytest.mark.smoke),
         ("backend", "BackendError: model.layers.0.self_attn.qkv_proj: "),
         ("embedding", "ConfigError: model.embed_tokens cannot be MXFP4 in vLLM"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_loaded(
-    alone: dict[str, Any], name: str, says: str
-) -> None:
-    assert says in alone[name]["error"]
+def test_what_cannot_be_is_said_before_anything_is_loaded(engine: kit.Engine, name: str, says: str) -> None:
+    assert says in engine[name]["error"]
 
 
-def test_tensor_parallelism_that_cuts_a_block_is_refused(spread: dict[str, Any]) -> None:
-    assert "error" in spread["cut"]
-    assert "model.layers.0.mlp.down_proj.weight cannot be sharded along k" in spread["log"]
-    assert "k = 96 over 2 ranks" in spread["log"]
+def test_tensor_parallelism_that_cuts_a_block_is_refused(engine: kit.Engine) -> None:
+    result = engine["odd-2"]
+    assert "error" in result
+    assert "model.layers.0.mlp.down_proj.weight cannot be sharded along k" in result["log"]
+    assert "k = 96 over 2 ranks" in result["log"]
 
 
 @pytest.mark.parametrize(("name", "whole"), [("dense-2", False), ("experts-2", False), ("experts-ep", True)])
-def test_each_rank_holds_its_slice_of_the_bytes(
-    spread: dict[str, Any], folder: Path, name: str, whole: bool
-) -> None:
-    source = DENSE if name.startswith("dense") else EXPERTS
-    kit.check_said(fine(spread, name)["outputs"], source)
+def test_each_rank_holds_its_slice_of_the_bytes(engine: kit.Engine, name: str, whole: bool) -> None:
+    source = kit.MODELS[name.partition("-")[0]]
+    kit.check_said(engine.fine(name)["outputs"], source)
     for rank in range(2):
-        kit.check_parts(folder / f"{name}.{rank}", kit.parts_of(source, rank, 2, whole_experts=whole))
+        kit.check_held(engine.parts(name, rank), source, rank, 2, whole_experts=whole)

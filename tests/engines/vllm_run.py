@@ -1,21 +1,15 @@
-"""Start vLLM's engine in this process, once for each scenario, and write down what it says and holds.
+"""Start vLLM's engine, once for each scenario, and write down what it says and holds.
 
-    python vllm_run.py SCENARIOS.json RESULTS.json
-
-A scenario is a table: ``name``, ``model``, ``arguments`` of ``vllm.LLM``, ``prompts`` as token ids, ``tokens`` to
-generate. It may have ``parts``, a file for the bytes of all MXFP4 modules; ``again``, a folder whose weights are
-loaded afterwards, by ``load_weights`` or by vLLM's own ``reload_weights`` (``how``); and ``watch``, to note the memory
-that loading takes. An error is a result, too.
+A scenario (see ``scenarios``) has ``model``, ``arguments`` of ``vllm.LLM``, ``prompts`` as token ids, ``tokens`` to
+generate, and ``parts``, a file for the bytes of all MXFP4 modules of each rank. It may have ``again``, a folder whose
+weights are loaded afterwards, by ``load_weights`` or by vLLM's own ``reload_weights`` (``how``); and ``watch``, to note
+the memory that loading takes.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import threading
-import time
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,25 +22,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from safetensors.torch import save_file
+from scenarios import serve
+
+from mxfp4_core.modules import Mxfp4Module
+from mxfp4_core.testing import held_by
 
 
-def held(model: Any) -> dict[str, torch.Tensor]:
-    """Return the parts of every MXFP4 module behind a layer of vLLM, by name of the layer and of the part."""
-    found: dict[str, torch.Tensor] = {}
-    for path, layer in model.named_modules():
-        module = getattr(getattr(layer, "quant_method", None), "module", None)
-        for matrix in module.shapes if module is not None else ():
-            for part, tensor in module.canonical(matrix).parts.items():
-                found[f"{path.removesuffix('.routed_experts')}.{matrix}.{part}"] = (
-                    tensor.detach().cpu().contiguous().clone()
-                )
-    return found
+def modules(model: Any) -> list[tuple[str, Mxfp4Module]]:
+    """Return the MXFP4 modules behind the layers of vLLM, with the names of the layers."""
+    found = [(path, getattr(layer, "quant_method", None)) for path, layer in model.named_modules()]
+    pairs = [
+        (path.removesuffix(".routed_experts"), getattr(method, "module", None)) for path, method in found
+    ]
+    return [(path, module) for path, module in pairs if isinstance(module, Mxfp4Module)]
 
 
 def memory(model: Any) -> list[int]:
     """Return the addresses of what the MXFP4 modules compute with."""
-    modules = [getattr(getattr(layer, "quant_method", None), "module", None) for layer in model.modules()]
-    return [buffer.data_ptr() for module in modules if module is not None for buffer in module.buffers()]
+    return [buffer.data_ptr() for _, module in modules(model) for buffer in module.buffers()]
 
 
 def load_again(model: Any, folder: str) -> None:
@@ -59,7 +52,7 @@ def load_again(model: Any, folder: str) -> None:
 def save(model: Any, path: str) -> None:
     from vllm.distributed import get_tensor_model_parallel_rank
 
-    save_file(held(model), path.format(rank=get_tensor_model_parallel_rank()))
+    save_file(held_by(modules(model)), path.format(rank=get_tensor_model_parallel_rank()))
 
 
 def watch_loading(result: dict[str, Any]) -> None:
@@ -126,8 +119,7 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
         watch_loading(result)
     llm = LLM(model=scenario["model"], **{**defaults, **scenario.get("arguments", {})})
     result["outputs"] = said(llm, scenario["prompts"], scenario.get("tokens", 4))
-    if "parts" in scenario:
-        llm.apply_model(partial(save, path=scenario["parts"]))
+    llm.apply_model(partial(save, path=scenario["parts"]))
     if "again" in scenario:
         before = llm.apply_model(memory)
         if scenario.get("how") == "reload_weights":
@@ -140,34 +132,7 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def main(scenarios: Path, results: Path) -> None:
-    import vllm.entrypoints.llm  # noqa: F401  # once, for all children: it takes longer than a scenario
-
-    found = {}
-    for scenario in json.loads(scenarios.read_text()):
-        answer = results.with_name(f"{results.name}.{scenario['name']}")
-        answer.unlink(missing_ok=True)
-        # A process for each: a second engine in one process finds what the first one left.
-        if (child := os.fork()) == 0:
-            os._exit(alone(scenario, answer))
-        os.waitpid(child, 0)
-        found[scenario["name"]] = json.loads(answer.read_text()) if answer.exists() else {"error": "it died"}
-    results.write_text(json.dumps(found))
-
-
-def alone(scenario: dict[str, Any], answer: Path) -> int:
-    try:
-        began = time.perf_counter()
-        result = run(scenario)
-        result["seconds"] = time.perf_counter() - began
-    except Exception as error:
-        traceback.print_exc()
-        result = {"error": f"{type(error).__name__}: {error}"}
-    answer.write_text(json.dumps(result))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return 0
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    import vllm.entrypoints.llm  # noqa: F401
+
+    serve(run)

@@ -19,6 +19,7 @@ from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.errors import PatternError, ShapeError
 from mxfp4_core.jobs import quantize_checkpoint
 from mxfp4_core.modules import Mxfp4Linear
+from mxfp4_core.testing import check_parts, expected_parts, held_by
 from mxfp4_diffusers import Mxfp4Config
 
 
@@ -71,13 +72,12 @@ def test_other_formats_are_asked_for_by_name_and_come_back(
     assert components.same(loaded, components.load(tmp_path))
 
 
-def test_the_bytes_are_those_of_the_core(checkpoints: dict[str, Path]) -> None:
-    loaded = components.load(checkpoints["flux"], Mxfp4Config(rule="floor"))
-    checkpoint = open_checkpoint(checkpoints["flux"])
-    for path, module in linears(loaded).items():
-        wanted = quantize(checkpoint.load(f"{path}.weight"), rule="floor")
-        assert torch.equal(module.canonical("weight").codes, wanted.codes)
-        assert torch.equal(module.canonical("weight").scales, wanted.scales)
+@pytest.mark.parametrize("name", components.NAMES)
+def test_the_bytes_are_those_of_the_core(name: str, checkpoints: dict[str, Path]) -> None:
+    loaded = linears(components.load(checkpoints[name], Mxfp4Config(rule="floor")))
+    checkpoint = open_checkpoint(checkpoints[name])
+    weights = {f"{path}.weight": checkpoint.load(f"{path}.weight") for path in loaded}
+    check_parts(held_by(loaded.items()), expected_parts(weights, fused={}, rule="floor"))
 
 
 def test_a_weight_in_float32_is_rounded_once(tmp_path: Path) -> None:

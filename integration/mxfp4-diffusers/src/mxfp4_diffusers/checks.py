@@ -36,6 +36,25 @@ def check_offload(device_map: Any) -> None:
         )
 
 
+def check_single(*, stored: bool) -> None:
+    """Check that a single file is to be quantised: diffusers gives no way to look for parts of weights in it.
+
+    Args:
+        stored: the config says that its weights are quantised.
+
+    Raises:
+        ConfigError: they are.
+    """
+    if stored:
+        raise ConfigError(
+            "from_single_file cannot load weights that are quantised",
+            seen="a config of a quantised checkpoint",
+            rule="a single file is in high precision, and is quantised while it loads",
+            fix="load the folder of the quantised model with from_pretrained, or pass Mxfp4Config() for a file in "
+            "high precision",
+        )
+
+
 def check_complete(view: ModelView, plan: ModelPlan, headers: Headers, *, stored: bool) -> None:
     """Check that a checkpoint has all of a model: diffusers leaves what is missing without memory, and warns.
 
@@ -102,4 +121,4 @@ def check_readable(config: Mxfp4CoreConfig, plan: ModelPlan) -> None:
         )
 
 
-__all__ = ["check_complete", "check_offload", "check_readable", "described"]
+__all__ = ["check_complete", "check_offload", "check_readable", "check_single", "described"]

@@ -13,11 +13,12 @@ Checked with 0.39.0, 0.41.0 and 0.42.1. What is done about it:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import diffusers
+import torch
 from accelerate.utils import CustomDtype
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
@@ -25,6 +26,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from mxfp4_core.checkpoint import TensorInfo, read_header
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.modules import Weight
+from mxfp4_core.naming import Headers
 
 VERSION: Final[str] = diffusers.__version__
 _HOOKS: Final = ("maybe_update_loaded_keys", "maybe_update_state_dict")
@@ -106,6 +108,18 @@ def headers(files: Sequence[Any]) -> dict[str, TensorInfo]:
     return found
 
 
+def headers_of(tensors: Mapping[str, torch.Tensor]) -> Headers:
+    """Return what a header would say about tensors that diffusers has read and renamed by itself.
+
+    Args:
+        tensors: of a single file, by the names of the model.
+    """
+    words = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+    return {
+        name: (words.get(each.dtype, str(each.dtype)), tuple(each.shape)) for name, each in tensors.items()
+    }
+
+
 def forget(model: Any) -> None:
     """Take what it says about quantisation out of the config of a model; diffusers has no function for that."""
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
@@ -118,6 +132,7 @@ __all__ = [
     "check_version",
     "forget",
     "headers",
+    "headers_of",
     "register",
     "register_free",
     "size_word",

@@ -26,7 +26,7 @@ from mxfp4_core.modules import (
     widened,
 )
 from mxfp4_diffusers import compat
-from mxfp4_diffusers.checks import check_complete, check_offload, check_readable, described
+from mxfp4_diffusers.checks import check_complete, check_offload, check_readable, check_single, described
 from mxfp4_diffusers.config import Mxfp4CoreConfig, on_this_machine
 from mxfp4_diffusers.folder import Folder
 from mxfp4_diffusers.targets import Targets
@@ -81,10 +81,18 @@ class Mxfp4Quantizer(DiffusersQuantizer):
         self._headers = compat.headers(checkpoint_files)
         return loaded_keys
 
-    def _process_model_before_weight_loading(self, model: Any, device_map: Any = None, **kwargs: Any) -> Any:
+    def _process_model_before_weight_loading(
+        self,
+        model: Any,
+        device_map: Any = None,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Decide about every weight and put MXFP4 modules, still empty, where weights are to be quantised."""
         core, devices = self.quantization_config.core, device_names(device_map)
         headers = {name: (each.dtype, each.shape) for name, each in self._headers.items()}
+        if state_dict is not None and not headers and self._folder is None:  # from_single_file
+            headers = compat.headers_of(state_dict)
         left: Mapping[str, Any] = {}
         if self._folder is not None:
             headers = dict(self._folder.described)
@@ -130,7 +138,10 @@ class Mxfp4Quantizer(DiffusersQuantizer):
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Show the tensors of a quantised file under the names of the model."""
-        return state_dict if self._folder is None else self._folder.shown(state_dict)
+        if self._folder is None:
+            check_single(stored=self.pre_quantized)  # a folder would have been opened by now
+            return state_dict
+        return self._folder.shown(state_dict)
 
     def check_if_quantized_param(
         self, model: Any, param_value: Any, param_name: str, state_dict: Any, **kwargs: Any

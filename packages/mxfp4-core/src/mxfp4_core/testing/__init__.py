@@ -19,6 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mxfp4_core.testing.conformance import BackendConformance
     from mxfp4_core.testing.emulated import EmulatedBackend
+    from mxfp4_core.testing.engine_kit import (
+        PROMPTS,
+        ExpectedTokens,
+        check_parts,
+        expected_parts,
+        held_by,
+    )
     from mxfp4_core.testing.suite_dialect import DialectConformance
     from mxfp4_core.testing.suite_format import FormatConformance
     from mxfp4_core.testing.suite_models import ModelExample, ModelProviderConformance
@@ -28,20 +35,30 @@ _HOME = {
     "BackendConformance": "conformance",
     "DialectConformance": "suite_dialect",
     "EmulatedBackend": "emulated",
+    "ExpectedTokens": "engine_kit",
     "FormatConformance": "suite_format",
     "ModelExample": "suite_models",
     "ModelProviderConformance": "suite_models",
+    "PROMPTS": "engine_kit",
     "ProfileConformance": "suite_profile",
+    "check_parts": "engine_kit",
+    "expected_parts": "engine_kit",
+    "held_by": "engine_kit",
 }
 
 __all__ = [
+    "PROMPTS",
     "BackendConformance",
     "DialectConformance",
     "EmulatedBackend",
+    "ExpectedTokens",
     "FormatConformance",
     "ModelExample",
     "ModelProviderConformance",
     "ProfileConformance",
+    "check_parts",
+    "expected_parts",
+    "held_by",
 ]
 
 
