@@ -64,7 +64,7 @@ class Engine:
     Args:
         script: name of a file here.
         models: by name.
-        scenarios: by name, see the script; ``model`` and ``again`` are names of models. Those without prompts get
+        scenarios: by name, see the script; models in ``model`` and ``again`` are named. Those without prompts get
             those of the kit.
         folder: for what is written.
         seconds: how long a scenario may take.
@@ -114,8 +114,8 @@ class Engine:
 
     def _ask(self, name: str) -> dict[str, Any]:
         scenario = {"prompts": PROMPTS, **self.scenarios[name], "name": name}
-        for key in {"model", "again"} & scenario.keys():
-            scenario[key] = str(self.models[scenario[key]])
+        scenario["model"] = str(self.models[scenario["model"]])
+        scenario["again"] = [(str(self.models[model]), how) for model, how in scenario.get("again", ())]
         answer, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
         scenario |= {"answer": str(answer), "log": str(log), "parts": str(self.folder / f"{name}.{{rank}}")}
         if self._process.stdin is None:

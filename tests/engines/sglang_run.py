@@ -1,7 +1,8 @@
 """Start SGLang's engine on the CPU, once for each scenario, and write down what it says.
 
 A scenario (see ``scenarios``) has ``model``, ``arguments`` of ``sglang.Engine``, ``prompts`` as token ids, ``tokens``
-to generate, and may have ``again``, a folder whose weights are loaded afterwards by ``update_weights_from_disk``.
+to generate, and may have ``again``, pairs of a folder whose weights are loaded afterwards and the way:
+``update_weights_from_disk``.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
     engine = sglang.Engine(model_path=scenario["model"], **{**DEFAULTS, **scenario.get("arguments", {})})
     try:
         result: dict[str, Any] = {"outputs": said(engine, scenario["prompts"], scenario.get("tokens", 4))}
-        if "again" in scenario:
-            result["updated"] = engine.update_weights_from_disk(scenario["again"])[0]
-            result["again"] = said(engine, scenario["prompts"], scenario.get("tokens", 4))
+        result["again"], result["updated"] = [], []
+        for folder, _ in scenario.get("again", ()):
+            result["updated"].append(engine.update_weights_from_disk(folder)[0])
+            result["again"].append(said(engine, scenario["prompts"], scenario.get("tokens", 4)))
         return result
     finally:
         engine.shutdown()

@@ -1,9 +1,9 @@
 """Start vLLM's engine, once for each scenario, and write down what it says and holds.
 
 A scenario (see ``scenarios``) has ``model``, ``arguments`` of ``vllm.LLM``, ``prompts`` as token ids, ``tokens`` to
-generate, and ``parts``, a file for the bytes of all MXFP4 modules of each rank. It may have ``again``, a folder whose
-weights are loaded afterwards, by ``load_weights`` or by vLLM's own ``reload_weights`` (``how``); and ``watch``, to note
-the memory that loading takes.
+generate, and ``parts``, a file for the bytes of all MXFP4 modules of each rank. It may have ``again``, pairs of a
+folder whose weights are loaded afterwards and the way, ``load_weights`` or vLLM's own ``reload_weights``; and
+``watch``, to note the memory that loading takes.
 """
 
 from __future__ import annotations
@@ -120,15 +120,15 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
     llm = LLM(model=scenario["model"], **{**defaults, **scenario.get("arguments", {})})
     result["outputs"] = said(llm, scenario["prompts"], scenario.get("tokens", 4))
     llm.apply_model(partial(save, path=scenario["parts"]))
-    if "again" in scenario:
-        before = llm.apply_model(memory)
-        if scenario.get("how") == "reload_weights":
-            llm.collective_rpc("reload_weights", kwargs={"weights_path": scenario["again"]})
+    result["again"], before = [], llm.apply_model(memory)
+    for folder, how in scenario.get("again", ()):
+        if how == "reload_weights":
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
-            llm.apply_model(partial(load_again, folder=scenario["again"]))
+            llm.apply_model(partial(load_again, folder=folder))
         llm.reset_prefix_cache()
-        result["again"] = said(llm, scenario["prompts"], scenario.get("tokens", 4))
-        result["moved"] = llm.apply_model(memory) != before
+        result["again"].append(said(llm, scenario["prompts"], scenario.get("tokens", 4)))
+    result["moved"] = llm.apply_model(memory) != before
     return result
 
 

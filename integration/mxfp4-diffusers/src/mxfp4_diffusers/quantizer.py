@@ -92,7 +92,7 @@ class Mxfp4Quantizer(DiffusersQuantizer):
         core, devices = self.quantization_config.core, device_names(device_map)
         headers = {name: (each.dtype, each.shape) for name, each in self._headers.items()}
         if state_dict is not None and not headers and self._folder is None:  # from_single_file
-            headers = compat.headers_of(state_dict)
+            headers = dict(compat.headers_of(state_dict))
         left: Mapping[str, Any] = {}
         if self._folder is not None:
             headers = dict(self._folder.described)

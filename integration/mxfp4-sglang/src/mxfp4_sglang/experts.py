@@ -78,7 +78,7 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         self.hosted = Hosted(own, NAMES, self._model)
         loader = extra_weight_attrs["weight_loader"]
         for name in [*module.named_biases]:
-            self._bias(layer, module, name, loader)
+            self._bias(layer, module, name, own.bias_loader(name, loader))
         # SGLang's loader takes parts of a weight for what narrows like the weight.
         self.hosted.register(layer, loader, quant_method=compat.BLOCK_SCALES)
 

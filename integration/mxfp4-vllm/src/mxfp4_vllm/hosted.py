@@ -56,7 +56,8 @@ class Hosted:
         for own, name in names.items():
             bias = torch.zeros_like(getattr(self.own.module, own), device=compat.default_device())
             setattr(self.own.module, own, bias)
-            compat.share(layer, name, bias, weight_loader=weight_loader, **attributes)
+            loader = _aside(layer, self.own.bias_loader(own, weight_loader), weight_loader)
+            compat.share(layer, name, bias, weight_loader=loader, **attributes)
 
     def finish(self, layer: torch.nn.Module) -> None:
         """Take what vLLM loaded, and let the module compute.
@@ -64,10 +65,6 @@ class Hosted:
         Args:
             layer: of vLLM.
         """
-        for own, name in self._biases.items():
-            bias, now = getattr(self.own.module, own), getattr(layer, name).data
-            if now.data_ptr() != bias.data_ptr():  # vLLM loads again by itself, into new parameters
-                bias.copy_(now)
         held = {
             place: getattr(layer, f"{self._names[place.matrix]}{place.suffix}") for place in self.own.places()
         }
@@ -75,6 +72,11 @@ class Hosted:
             whole = {place.part: each.data for place, each in held.items() if place.matrix == matrix}
             if not any(each.is_meta for each in whole.values()):
                 self.own.put(matrix, whole)
+        # After the weights, which begin another load: it starts from the biases of the last one.
+        for own, name in self._biases.items():
+            bias, now = getattr(self.own.module, own), getattr(layer, name).data
+            if now.data_ptr() != bias.data_ptr():  # vLLM loads again by itself, into new parameters
+                bias.copy_(now)
         self.own.finish()
 
 

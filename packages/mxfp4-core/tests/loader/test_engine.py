@@ -135,6 +135,54 @@ def test_experts_come_one_by_one() -> None:
     assert layer.module(random_x(4, K), *random_routes(4, E, 2)).shape == (4, K)
 
 
+def with_biases() -> tuple[EngineLayer, Callable[..., None]]:
+    """Return experts with biases, and what sends them weights and biases of a seed, each bias in two pieces."""
+    module = Mxfp4Experts(E, N, K, top_k=2, bias=True, device="meta", dtype=torch.bfloat16)
+    layer = EngineLoad(Mxfp4Config()).layer(module, "experts", dtype=torch.bfloat16)
+    params = parameters(layer, lambda param, loaded: param.data.copy_(loaded))
+    loaders = {}
+    for name, meta in list(module.named_biases.items()):
+        module._buffers[name] = torch.zeros(meta.shape, dtype=meta.dtype)
+        loaders[name] = layer.bias_loader(name, lambda param, loaded, at: param[at].copy_(loaded[at]))
+
+    def send(seed: int, what: str) -> None:
+        if what == "weights":
+            given = {"gate_up": weights(E, 2 * N, K, seed=seed), "down": weights(E, K, N, seed=seed)}
+            load_in(params, given)
+            return
+        for name, load in loaders.items():
+            bias = module.named_biases[name]
+            for at in (slice(0, 1), slice(1, E)):
+                load(bias, torch.full_like(bias, seed), at)
+
+    return layer, send
+
+
+@pytest.mark.parametrize("order", [("weights", "biases"), ("biases", "weights")])
+def test_another_load_of_experts_ends_when_their_biases_have_come_too(order: tuple[str, str]) -> None:
+    inputs = random_x(4, K), *random_routes(4, E, 2)
+    wanted = []
+    for seed in (1, 2):
+        other, send = with_biases()
+        for what in order:
+            send(seed, what)
+        other.finish()
+        wanted.append(other.module(*inputs))
+    layer, send = with_biases()
+    for what in order:
+        send(1, what)
+    layer.finish()
+    before = {name: buffer.data_ptr() for name, buffer in layer.module.named_buffers()}
+    for seed in (2, 1):
+        send(seed, order[0])
+        # Nobody says that it is over.
+        send(seed, order[1])
+        assert not layer.touched
+        assert torch.equal(layer.module(*inputs), wanted[seed - 1])
+    assert not torch.equal(*wanted)
+    assert before == {name: buffer.data_ptr() for name, buffer in layer.module.named_buffers()}
+
+
 def test_what_cannot_be_is_said_when_the_layer_is_made() -> None:
     with pytest.raises(ShapeError, match=r"(?s)mlp\.down_proj.*k = 160 over 2 ranks"):
         EngineLoad(Mxfp4Config(), stored=True).layer(

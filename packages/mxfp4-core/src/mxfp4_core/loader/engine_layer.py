@@ -74,6 +74,8 @@ class EngineLayer:
         self._account, self._session, self._targets, self._suffixes = account, session, targets, suffixes
         self._lock = threading.RLock()
         self._open = True
+        self._calls: dict[str, int] = {}  # of the loaders of biases, in the load that is under way
+        self._usual: dict[str, int] = {}  # and in the first one
 
     @property
     def touched(self) -> bool:
@@ -111,6 +113,29 @@ class EngineLayer:
         def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self._begin()
             result = follow(param, loaded_weight, *args, **kwargs)
+            self._settle()
+            return result
+
+        return load
+
+    def bias_loader(self, name: str, weight_loader: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a loader for a bias of the module, which the engine's own writes in place.
+
+        A later load ends when the weights are there and each bias has come in as many calls as at the first time.
+        Without this loader only `finish` ends a later load of a module that has biases.
+
+        Args:
+            name: of the buffer in the module.
+            weight_loader: the engine's.
+        """
+        self._calls[name] = 0
+
+        @functools.wraps(weight_loader)
+        def load(*args: Any, **kwargs: Any) -> Any:
+            self._begin()
+            result = weight_loader(*args, **kwargs)
+            with self._lock:
+                self._calls[name] += 1
             self._settle()
             return result
 
@@ -162,8 +187,8 @@ class EngineLayer:
                 return
             if first:
                 self._account.check()
-            self._session.finish()
-            self._open = False
+                self._usual = dict(self._calls)
+            self._close()
         if first:
             self._account.finished()
 
@@ -180,12 +205,19 @@ class EngineLayer:
     def _settle(self) -> None:
         """End a later load with its last piece: nobody else may say when it is over."""
         with self._lock:
-            if self._open and self.module.computes and not self.module.biases and self._whole():
-                self._session.finish()
-                self._open = False
+            if self._open and self.module.computes and self._whole():
+                self._close()
                 _LOG.debug("%s has new weights", self.name)
 
+    def _close(self) -> None:
+        self._session.finish()
+        self._open, self._calls = False, dict.fromkeys(self._calls, 0)
+
     def _whole(self) -> bool:
+        if any(
+            self._calls.get(name, 0) < max(self._usual.get(name, 0), 1) for name in self.module.named_biases
+        ):
+            return False
         return all(target.ledger.covered() for target in self._targets.values())
 
 

@@ -144,8 +144,8 @@ def expected_parts(
         mine = sorted(numbered)
         if whole_experts:
             mine = mine[rank * len(mine) // ranks : (rank + 1) * len(mine) // ranks]
-        for matrix, inner in (("gate_up", ("gate_proj", "up_proj")), ("down", ("down_proj",))):
-            each = [_joined([cut(numbered[number][part]) for part in inner]) for number in mine]
+        for matrix, projections in (("gate_up", ["gate_proj", "up_proj"]), ("down", ["down_proj"])):
+            each = [_joined([cut(numbered[number][part]) for part in projections]) for number in mine]
             result[f"{prefix}.{matrix}"] = {
                 part: torch.stack([one[part] for one in each]) for part in each[0]
             }
