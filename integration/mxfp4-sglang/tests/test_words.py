@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import tomllib
@@ -38,19 +39,11 @@ def test_the_diffusion_server_loads_plug_ins_later() -> None:
 
 def test_without_sglang_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
-        raise words.PackageNotFoundError(name)
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(words, "version", absent)
+    monkeypatch.setattr(importlib.metadata, "version", absent)
     with pytest.raises(ConfigError, match="pip install sglang"):
         words.installed_version()
-
-
-def test_prefixes_of_the_engine_are_renames_of_the_checkpoint() -> None:
-    table = {"model.language_model.": "language_model.model.", "model.visual.": "visual.", "mtp.": None}
-    assert words.renames(table) == [
-        ("^language_model.model", "^model.language_model"),
-        ("^visual", "^model.visual"),
-    ]
 
 
 def test_the_entry_points_are_where_sglang_looks() -> None:

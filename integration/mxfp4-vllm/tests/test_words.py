@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,11 @@ import pytest
 import torch
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate
-from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import ConfigError
-from mxfp4_vllm import METHOD, METHOD_FP8, words
+from mxfp4_vllm import words
 from mxfp4_vllm.gates import gate_of
 from mxfp4_vllm.stacks import whole_stacks
-from mxfp4_vllm.words import check_version, installed_version, layer_name, renames
+from mxfp4_vllm.words import check_version, installed_version, layer_name
 
 
 @pytest.mark.parametrize("version", ["0.26.0", "0.32.0", "0.32.0+cpu", "0.33.1.post2"])
@@ -35,34 +35,17 @@ def test_the_engine_has_several_distributions(monkeypatch: pytest.MonkeyPatch) -
             return "0.32.0"
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(words, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     assert installed_version() == "0.32.0"
     monkeypatch.setattr(words, "DISTRIBUTIONS", ("vllm",))
     with pytest.raises(ConfigError, match="plug-in of vLLM"):
         installed_version()
 
 
-def test_methods_are_formats() -> None:
-    assert Mxfp4Config.from_dict(dict(words.SETTINGS[METHOD])).format == "mxfp4"
-    assert Mxfp4Config.from_dict(dict(words.SETTINGS[METHOD_FP8])).format == "mxfp8"
-
-
 def test_names_of_layers() -> None:
     assert layer_name("model.layers.0.mlp.experts") == "model.layers.0.mlp.experts"
     assert layer_name("model.layers.0.mlp.experts.routed_experts") == "model.layers.0.mlp.experts"
     assert layer_name("model.layers.0.mlp.down_proj") == "model.layers.0.mlp.down_proj"
-
-
-def test_prefixes_that_a_model_renames() -> None:
-    table = {
-        "model.language_model.": "language_model.model.",
-        "lm_head.": "language_model.lm_head.",
-        "mtp.": None,
-    }
-    assert renames(table) == [
-        ("^language_model.model", "^model.language_model"),
-        ("^language_model.lm_head", "^lm_head"),
-    ]
 
 
 def experts(activation: str, **more: Any) -> Any:

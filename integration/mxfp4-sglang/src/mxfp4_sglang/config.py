@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from mxfp4_core.config import Mxfp4Config, config_for_stored, config_of_environment
-from mxfp4_core.dialects import NATIVE
-from mxfp4_core.errors import ConfigError
+from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.loader import EngineMethod, refused_table, renames_of
 from mxfp4_sglang import compat
 from mxfp4_sglang.experts import Mxfp4ExpertsMethod
 from mxfp4_sglang.linear import Mxfp4LinearMethod
 from mxfp4_sglang.model import Model
-from mxfp4_sglang.words import ABSORBED, FORMATS, METHOD, METHOD_FP8, renames
+from mxfp4_sglang.words import ABSORBED, METHOD_FP8
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-"""Dtypes of activations; whether a backend takes one is asked for each layer."""
+ADDED = ("packed_modules_mapping", "hf_config")
+"""What SGLang writes into ``quantization_config`` of a checkpoint before it hands it over."""
 
 
-class Mxfp4QuantizationConfig(compat.QuantizationConfig):
+class Mxfp4QuantizationConfig(EngineMethod, compat.QuantizationConfig):
     """``--quantization mxfp4-core``: weights become MXFP4 while SGLang loads them, or come from a saved folder.
 
     Args:
@@ -27,32 +26,9 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
         stored: the weights are quantised in the checkpoint.
     """
 
-    method: ClassVar[str] = METHOD
-
     def __init__(self, core: Mxfp4Config | None = None, *, stored: bool = False) -> None:
         super().__init__()
-        core = core or config_of_environment(format=FORMATS[self.method])
-        self.model = Model(core, stored)
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Return the name under which SGLang knows this."""
-        return cls.method
-
-    @classmethod
-    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        """Return the dtypes of activations."""
-        return DTYPES
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        """Return the least compute capability: any, since backends say themselves what they need."""
-        return 0
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        """Return no files: without ``quantization_config`` in config.json, weights are quantised while they load."""
-        return []
+        self.model = Model(core or self.asked(), stored)
 
     def get_scaled_act_names(self) -> list[str]:
         """Return no names: nothing scales activations here."""
@@ -60,12 +36,9 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Mxfp4QuantizationConfig:
-        """Read ``quantization_config`` of a saved folder, with the two keys that SGLang adds."""
-        config = {
-            key: value for key, value in config.items() if key not in ("packed_modules_mapping", "hf_config")
-        }
-        own = NATIVE.settings(config) if config.get("quant_method") == NATIVE.name else {}
-        return cls(config_for_stored(own or {"format": FORMATS[cls.method]}), stored=True)
+        """Read ``quantization_config`` of a saved folder."""
+        said = {key: value for key, value in config.items() if key not in ADDED}
+        return cls(cls.read(said), stored=True)
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: Any, user_quant: str | None) -> str | None:
@@ -74,7 +47,7 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
 
     def apply_weight_name_mapper(self, hf_to_sglang_mapper: Any) -> None:
         """Remember what the model calls differently from the checkpoint."""
-        self.model.renames = renames(getattr(hf_to_sglang_mapper, "orig_to_new_prefix", None) or {})
+        self.model.renames = renames_of(getattr(hf_to_sglang_mapper, "orig_to_new_prefix", None) or {})
 
     def update_packed_modules_mapping(self, mapping: dict[str, list[str]]) -> None:
         """Remember what the model fuses."""
@@ -101,12 +74,7 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
             self.model.keep(prefix, "linear" if linear else type(layer).__name__, reason, device)
             return compat.UnquantizedLinearMethod() if linear else None
         if table:
-            raise ConfigError(
-                f"{prefix} cannot be MXFP4 in SGLang",
-                seen=f"a {type(layer).__name__}: {decision.reason}",
-                rule="linear layers and routed experts hold MXFP4 weights there",
-                fix=f"keep it in high precision: ignore=[{prefix!r}]",
-            )
+            raise refused_table(prefix, type(layer).__name__, decision.reason, engine="SGLang")
         return (Mxfp4LinearMethod if linear else Mxfp4ExpertsMethod)(self.model, prefix, decision)
 
 
@@ -116,4 +84,4 @@ class Mxfp8QuantizationConfig(Mxfp4QuantizationConfig):
     method = METHOD_FP8
 
 
-__all__ = ["DTYPES", "Mxfp4QuantizationConfig", "Mxfp8QuantizationConfig"]
+__all__ = ["ADDED", "Mxfp4QuantizationConfig", "Mxfp8QuantizationConfig"]

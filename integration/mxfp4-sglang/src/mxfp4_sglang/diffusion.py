@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from mxfp4_core.arithmetic import MXFP4, MXFP8
-from mxfp4_core.config import Mxfp4Config, config_for_stored, config_of_environment
-from mxfp4_core.dialects import NATIVE
-from mxfp4_core.loader import StoredTensors
+from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.loader import EngineMethod, StoredTensors
 from mxfp4_sglang import compat
-from mxfp4_sglang.config import DTYPES
+from mxfp4_sglang.config import ADDED
 from mxfp4_sglang.linear import LinearWeights
 from mxfp4_sglang.model import Model
-from mxfp4_sglang.words import FORMATS, METHOD, METHOD_FP8
+from mxfp4_sglang.words import METHOD, METHOD_FP8
 
 SUFFIXES = tuple({part.suffix for form in (MXFP4, MXFP8) for part in form.parts if part.suffix})
 """What follows the name of a weight in the names of its parts."""
@@ -35,7 +34,7 @@ class Mxfp4DiffusionLinearMethod(LinearWeights, _LinearMethod):
     plain = _Unquantized
 
 
-class Mxfp4DiffusionConfig(_Config):
+class Mxfp4DiffusionConfig(EngineMethod, _Config):
     """``--quantization mxfp4-core`` of the diffusion server.
 
     Args:
@@ -43,38 +42,15 @@ class Mxfp4DiffusionConfig(_Config):
         stored: the weights are quantised in the checkpoint.
     """
 
-    method: ClassVar[str] = METHOD
-
     def __init__(self, core: Mxfp4Config | None = None, *, stored: bool = False) -> None:
         super().__init__()
-        core = core or config_of_environment(format=FORMATS[self.method])
-        self.model = Model(core, stored)
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Return the name under which SGLang knows this."""
-        return cls.method
-
-    @classmethod
-    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        """Return the dtypes of activations."""
-        return DTYPES
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        """Return the least compute capability: any, since backends say themselves what they need."""
-        return 0
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        """Return no files: without ``quantization_config`` in config.json, weights are quantised while they load."""
-        return []
+        self.model = Model(core or self.asked(), stored)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Mxfp4DiffusionConfig:
-        """Read ``quantization_config`` of a saved folder, with the key that the server adds."""
-        own = {key: value for key, value in config.items() if key != "packed_modules_mapping"}
-        return cls(config_for_stored(NATIVE.settings(own)), stored=True)
+        """Read ``quantization_config`` of a saved folder."""
+        said = {key: value for key, value in config.items() if key not in ADDED}
+        return cls(cls.read(said), stored=True)
 
     def ignoring(self, patterns: list[str]) -> None:
         """Keep layers that ``--quantization-ignored-layers`` names, like ``ignore`` of the config."""

@@ -8,7 +8,7 @@ import torch
 
 from mxfp4_core.errors import BackendError, ConfigError, ShapeError
 from mxfp4_core.loader import EngineDecision
-from mxfp4_core.modules import Mxfp4Experts
+from mxfp4_core.modules import Mxfp4Module
 from mxfp4_sglang import compat
 from mxfp4_sglang.gates import gate_of
 from mxfp4_sglang.hosted import Hosted
@@ -52,23 +52,22 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         """
         compat.check_routing(self._name)
         how, config = self._decision, layer.moe_runner_config
-        module = Mxfp4Experts(
-            num_experts,
-            intermediate_size_per_partition,
-            hidden_size,
-            top_k=layer.top_k or 1,
-            gate=gate_of(config, self._name),
-            bias=bool(extra_weight_attrs.get("with_bias")),
-            activation=how.activation,
-            profile=how.profile,
-            format=how.format,
-            device="meta",
-            dtype=params_dtype,
-        )
+        gate = gate_of(config, self._name)
         device = compat.device_of_new_tensors()
         load = self._model.load(device)
         try:
-            own = load.layer(module, self._name, dtype=params_dtype, ranks=layer.moe_tp_size, decision=how)
+            own = load.experts(
+                self._name,
+                num_experts,
+                intermediate_size_per_partition,
+                hidden_size,
+                ranks=layer.moe_tp_size,
+                dtype=params_dtype,
+                decision=how,
+                top_k=layer.top_k or 1,
+                gate=gate,
+                bias=bool(extra_weight_attrs.get("with_bias")),
+            )
         except (BackendError, ShapeError) as error:
             self._model.keeps(self._name, "experts", error, device)
             layer.quant_method = compat.UnquantizedFusedMoEMethod()
@@ -77,8 +76,8 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
             return
         self.hosted = Hosted(own, NAMES, self._model)
         loader = extra_weight_attrs["weight_loader"]
-        for name in [*module.named_biases]:
-            self._bias(layer, module, name, own.bias_loader(name, loader))
+        for name in [*own.module.named_biases]:
+            self._bias(layer, own.module, name, own.bias_loader(name, loader))
         # SGLang's loader takes parts of a weight for what narrows like the weight.
         self.hosted.register(layer, loader, quant_method=compat.BLOCK_SCALES)
 
@@ -120,7 +119,7 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         return compat.StandardCombineInput(hidden_states=y)
 
     @staticmethod
-    def _bias(layer: torch.nn.Module, module: Mxfp4Experts, name: str, loader: Any) -> None:
+    def _bias(layer: torch.nn.Module, module: Mxfp4Module, name: str, loader: Any) -> None:
         """Let SGLang load a bias into the memory of the module."""
         shape, dtype = module.named_biases[name].shape, module.named_biases[name].dtype
         bias = torch.nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mxfp4_core.loader import StoredTensors
+from mxfp4_core.loader import METHODS, StoredTensors
 from mxfp4_sglang.config import Mxfp4QuantizationConfig
-from mxfp4_sglang.words import FORMATS
 
 
 def verify(original: Callable[..., Any], model_config: Any) -> Any:
@@ -19,7 +18,7 @@ def verify(original: Callable[..., Any], model_config: Any) -> Any:
     try:
         return original(model_config)
     except ValueError as error:
-        if model_config.quantization in FORMATS and "supported in ROCm" in str(error):
+        if model_config.quantization in METHODS and "supported in ROCm" in str(error):
             return None
         raise
 
@@ -47,7 +46,7 @@ def weights(
         CheckpointError, DialectError: it is damaged, or lacks a part of a weight.
     """
     config = source.model_config
-    if config is None or config.quantization not in FORMATS:
+    if config is None or config.quantization not in METHODS:
         return original(loader, source, *args, **kwargs)
     path = source.model_or_path
     if not Path(path).is_dir():

@@ -8,7 +8,6 @@ import torch
 
 from mxfp4_core.errors import BackendError, ShapeError
 from mxfp4_core.loader import EngineDecision
-from mxfp4_core.modules import Mxfp4Linear
 from mxfp4_sglang import compat
 from mxfp4_sglang.hosted import Hosted
 from mxfp4_sglang.model import Model
@@ -51,18 +50,11 @@ class LinearWeights:
             ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``.
         """
         how, k = self._decision, input_size_per_partition
-        module = Mxfp4Linear(
-            sum(output_partition_sizes),
-            k,
-            activation=how.activation,
-            profile=how.profile,
-            format=how.format,
-            device="meta",
-        )
         device = compat.device_of_new_tensors()
         load = self._model.load(device)
         try:
-            own = load.layer(module, self._name, dtype=params_dtype, ranks=input_size // k, decision=how)
+            n = sum(output_partition_sizes)
+            own = load.linear(self._name, n, k, whole_k=input_size, dtype=params_dtype, decision=how)
         except (BackendError, ShapeError) as error:
             self._model.keeps(self._name, "linear", error, device)
             plain = self.plain()

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from mxfp4_core.dialects import NATIVE
-from mxfp4_core.errors import ConfigError
+from mxfp4_core.loader import METHODS, check_release, installed_release
 
-METHOD: Final = NATIVE.name
-"""``--quantization`` for MXFP4, and ``quant_method`` of saved folders."""
-
-METHOD_FP8: Final = "mxfp8-core"
-"""``--quantization`` for MXFP8: 8-bit values with the same scales."""
-
-FORMATS: Final[Mapping[str, str]] = {METHOD: "mxfp4", METHOD_FP8: "mxfp8"}
-"""The format that each method quantises to while it loads."""
+METHOD, METHOD_FP8 = METHODS
+"""``--quantization`` for MXFP4, which saved folders say, too; and for MXFP8, 8-bit values with the same scales."""
 
 FIRST, LAST = (0, 5, 17), (0, 5, 23)
 """Releases of SGLang whose names in `compat` were read; 0.5.21 runs in CI."""
@@ -35,15 +25,7 @@ def installed_version() -> str:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        return version("sglang")
-    except PackageNotFoundError:
-        raise ConfigError(
-            "mxfp4-sglang is a plug-in of SGLang",
-            seen="no distribution sglang",
-            rule="it is installed into the environment of the engine",
-            fix="pip install sglang",
-        ) from None
+    return installed_release("SGLang", "mxfp4-sglang", ["sglang"])
 
 
 def check_version(found: str, first: tuple[int, int, int] = FIRST) -> None:
@@ -56,37 +38,17 @@ def check_version(found: str, first: tuple[int, int, int] = FIRST) -> None:
     Raises:
         ConfigError: it is older or newer, or no release.
     """
-    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", found)
-    if numbers and first <= tuple(map(int, numbers.groups())) <= LAST:
-        return
-    low, high = (".".join(map(str, each)) for each in (first, LAST))
     kind = "SGLang" if first == FIRST else "SGLang's diffusion server"
-    raise ConfigError(
-        f"this release of {kind} is not supported",
-        seen=f"sglang {found}",
-        rule=f"mxfp4-sglang works with {low} to {high}: it uses names that SGLang keeps to itself",
-        fix=f"install sglang {high}, or the release of mxfp4-sglang for yours",
-    )
-
-
-def renames(pairs: Mapping[str, str | None]) -> list[tuple[str, str]]:
-    """Return pairs (engine, checkpoint) of runs that mean the same, from SGLang's table of prefixes.
-
-    Args:
-        pairs: ``WeightsMapper.orig_to_new_prefix``: from the checkpoint to the engine; None for what it drops.
-    """
-    return [(f"^{new.strip('.')}", f"^{old.strip('.')}") for old, new in pairs.items() if new is not None]
+    check_release(found, first, LAST, engine=kind, package="mxfp4-sglang", distribution="sglang")
 
 
 __all__ = [
     "ABSORBED",
     "FIRST",
     "FIRST_DIFFUSION",
-    "FORMATS",
     "LAST",
     "METHOD",
     "METHOD_FP8",
     "check_version",
     "installed_version",
-    "renames",
 ]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-
-from mxfp4_core.config import Mxfp4Config, config_for_stored, config_of_environment
-from mxfp4_core.dialects import NATIVE
+from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import ConfigError
-from mxfp4_core.loader import EngineLoad, EngineNames
+from mxfp4_core.loader import EngineLoad, EngineMethod, EngineNames, refused_table, renames_of
 from mxfp4_vllm import compat
 from mxfp4_vllm.experts import Mxfp4ExpertsMethod
 from mxfp4_vllm.linear import Mxfp4LinearMethod
-from mxfp4_vllm.words import METHOD, SETTINGS, layer_name, renames
+from mxfp4_vllm.words import METHOD, METHOD_FP8, layer_name
 
 
-class Mxfp4QuantizationConfig(compat.QuantizationConfig):
+class Mxfp4QuantizationConfig(EngineMethod, compat.QuantizationConfig):
     """``--quantization mxfp4-core``: weights become MXFP4 while vLLM loads them, or come from a saved folder.
 
     Args:
@@ -24,11 +21,9 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
         stored: the weights are quantised in the checkpoint.
     """
 
-    method: ClassVar[str] = METHOD
-
     def __init__(self, core: Mxfp4Config | None = None, *, stored: bool = False) -> None:
         super().__init__()
-        self.core = core or config_of_environment(**SETTINGS[self.method])
+        self.core = core or self.asked()
         self.stored = stored
         self.renames: list[tuple[str, str]] = []
         self._loading: tuple[EngineNames, EngineLoad] | None = None
@@ -38,35 +33,14 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
         return {**self.__dict__, "_loading": None}  # each process has a load of its own
 
     @classmethod
-    def get_name(cls) -> str:
-        """Return the name under which vLLM knows this."""
-        return cls.method
-
-    @classmethod
-    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        """Return the dtypes of activations; whether a backend takes one is asked for each layer."""
-        return [torch.bfloat16, torch.float16, torch.float32]
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        """Return the least compute capability: any, since backends say themselves what they need."""
-        return 0
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        """Return no files: without ``quantization_config`` in config.json, weights are quantised while they load."""
-        return []
-
-    @classmethod
     def from_config(cls, config: dict[str, Any]) -> Mxfp4QuantizationConfig:
         """Read ``quantization_config`` of a saved folder."""
-        own = NATIVE.settings(config) if config.get("quant_method") == NATIVE.name else {}
-        return cls(config_for_stored(own), stored=True)
+        return cls(cls.read(config), stored=True)
 
     @classmethod
     def from_config_dict_json(cls, text: str) -> Mxfp4QuantizationConfig:
         """Read the config that ``--hf-overrides '{"quantization_config_dict_json": "..."}'`` gives as JSON."""
-        return cls(config_of_environment(text, **SETTINGS[cls.method]))
+        return cls(cls.asked(text))
 
     @classmethod
     def override_quantization_method(
@@ -77,7 +51,7 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Remember what the model calls differently from the checkpoint."""
-        self.renames = renames(hf_to_vllm_mapper.orig_to_new_prefix)
+        self.renames = renames_of(hf_to_vllm_mapper.orig_to_new_prefix)
 
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
         """Return who makes and computes the weights of a layer; None for what vLLM computes by itself.
@@ -99,12 +73,7 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
             )
             return compat.UnquantizedLinearMethod() if linear else None
         if not (linear or experts):
-            raise ConfigError(
-                f"{name} cannot be MXFP4 in vLLM",
-                seen=f"a {type(layer).__name__}: {decision.reason}",
-                rule="linear layers and routed experts hold MXFP4 weights there",
-                fix=f"keep it in high precision: ignore=[{name!r}]",
-            )
+            raise refused_table(name, type(layer).__name__, decision.reason, engine="vLLM")
         if linear:
             return Mxfp4LinearMethod(self, name, decision, load)
         return Mxfp4ExpertsMethod(self, layer.moe_config, name, decision, load)
@@ -149,7 +118,7 @@ class Mxfp4QuantizationConfig(compat.QuantizationConfig):
 class Mxfp8QuantizationConfig(Mxfp4QuantizationConfig):
     """``--quantization mxfp8-core``: 8-bit values with the scales of MXFP4, where four bits are too few."""
 
-    method = "mxfp8-core"
+    method = METHOD_FP8
 
 
 __all__ = ["Mxfp4QuantizationConfig", "Mxfp8QuantizationConfig"]

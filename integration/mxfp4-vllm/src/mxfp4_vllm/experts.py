@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mxfp4_core.loader import EngineDecision, EngineLoad
-from mxfp4_core.modules import Mxfp4Experts
+from mxfp4_core.modules import Mxfp4Module
 from mxfp4_vllm import compat
 from mxfp4_vllm.gates import gate_of
 from mxfp4_vllm.hosted import Hosted
@@ -32,7 +32,7 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
     """
 
     hosted: Hosted
-    module: Mxfp4Experts
+    module: Mxfp4Module
 
     def __init__(
         self, config: Mxfp4QuantizationConfig, moe: Any, name: str, decision: EngineDecision, load: EngineLoad
@@ -57,24 +57,21 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
             ConfigError: vLLM wants something of these experts that they do not do.
         """
         how, moe = self._decision, self.moe
-        self.module = Mxfp4Experts(
+        own = self._load.experts(
+            self._name,
             num_experts,
             intermediate_size_per_partition,
             hidden_size,
+            ranks=moe.moe_parallel_config.tp_size,
+            dtype=params_dtype,
+            decision=how,
             top_k=moe.experts_per_token,
             gate=gate_of(layer, self._name),
             bias=bool(moe.has_bias),
             total_experts=moe.num_experts,
             expert_map=layer.expert_map,
-            activation=how.activation,
-            profile=how.profile,
-            format=how.format,
-            device="meta",
-            dtype=params_dtype,
         )
-        own = self._load.layer(
-            self.module, self._name, dtype=params_dtype, ranks=moe.moe_parallel_config.tp_size, decision=how
-        )
+        self.module = own.module
         self.hosted = Hosted(own, NAMES)
         loader = whole_stacks(extra_weight_attrs.pop("weight_loader"))
         marks = {**extra_weight_attrs, "quant_method": compat.BLOCK_SCALES}

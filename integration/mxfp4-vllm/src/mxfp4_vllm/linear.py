@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mxfp4_core.loader import EngineDecision, EngineLoad
-from mxfp4_core.modules import Mxfp4Linear
+from mxfp4_core.modules import Mxfp4Module
 from mxfp4_vllm import compat
 from mxfp4_vllm.hosted import Hosted
 
@@ -26,7 +26,7 @@ class Mxfp4LinearMethod(compat.LinearMethodBase):
     """
 
     hosted: Hosted
-    module: Mxfp4Linear
+    module: Mxfp4Module
 
     def __init__(
         self, config: Mxfp4QuantizationConfig, name: str, decision: EngineDecision, load: EngineLoad
@@ -52,12 +52,8 @@ class Mxfp4LinearMethod(compat.LinearMethodBase):
         """
         how = self._decision
         n, k = sum(output_partition_sizes), input_size_per_partition
-        self.module = Mxfp4Linear(
-            n, k, activation=how.activation, profile=how.profile, format=how.format, device="meta"
-        )
-        own = self._load.layer(
-            self.module, self._name, dtype=params_dtype, ranks=input_size // k, decision=how
-        )
+        own = self._load.linear(self._name, n, k, whole_k=input_size, dtype=params_dtype, decision=how)
+        self.module = own.module
         self.hosted = Hosted(own, {"weight": "weight"})
         loader = extra_weight_attrs.pop("weight_loader")
         self.hosted.register(layer, loader, input_dim=1, output_dim=0, **extra_weight_attrs)
@@ -75,7 +71,7 @@ class Mxfp4LinearMethod(compat.LinearMethodBase):
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return ``x @ weight.T + bias``."""
-        y = self.module(x)
+        y: torch.Tensor = self.module(x)
         return y if bias is None else y + bias
 
 

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.engine import EngineLoad as EngineLoad
     from mxfp4_core.loader.engine_layer import EngineLayer as EngineLayer
     from mxfp4_core.loader.engine_layer import EnginePlace as EnginePlace
+    from mxfp4_core.loader.engine_method import METHODS as METHODS
+    from mxfp4_core.loader.engine_method import EngineMethod as EngineMethod
+    from mxfp4_core.loader.engine_method import check_release as check_release
+    from mxfp4_core.loader.engine_method import installed_release as installed_release
+    from mxfp4_core.loader.engine_method import refused_table as refused_table
     from mxfp4_core.loader.engine_names import EngineDecision as EngineDecision
     from mxfp4_core.loader.engine_names import EngineNames as EngineNames
+    from mxfp4_core.loader.engine_names import renames_of as renames_of
     from mxfp4_core.loader.filling import fill_target as fill_target
     from mxfp4_core.loader.filling import put_rows as put_rows
     from mxfp4_core.loader.filling import read_rows as read_rows
@@ -42,6 +48,12 @@ _HOMES = {
     "EnginePlace": "engine_layer",
     "EngineDecision": "engine_names",
     "EngineNames": "engine_names",
+    "renames_of": "engine_names",
+    "METHODS": "engine_method",
+    "EngineMethod": "engine_method",
+    "check_release": "engine_method",
+    "installed_release": "engine_method",
+    "refused_table": "engine_method",
     "fill_target": "filling",
     "put_rows": "filling",
     "read_rows": "filling",
@@ -62,10 +74,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "METHODS",
     "PHASES",
     "EngineDecision",
     "EngineLayer",
     "EngineLoad",
+    "EngineMethod",
     "EngineNames",
     "EnginePlace",
     "Key",
@@ -79,11 +93,15 @@ __all__ = [
     "QuantTarget",
     "Region",
     "StoredTensors",
+    "check_release",
     "count_modules",
     "fill_target",
+    "installed_release",
     "put_rows",
     "quantize_rows",
     "read_rows",
+    "refused_table",
+    "renames_of",
 ]
 
 if not TYPE_CHECKING:

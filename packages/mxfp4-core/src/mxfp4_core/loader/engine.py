@@ -12,7 +12,7 @@ import threading
 
 import torch
 
-from mxfp4_core.backend.problem import Matrix
+from mxfp4_core.backend.problem import Gate, Matrix
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import Mxfp4Error
@@ -23,6 +23,7 @@ from mxfp4_core.loader.report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.session import LoadSession
 from mxfp4_core.modules.ask import likely_backends
 from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.layers import Mxfp4Experts, Mxfp4Linear
 from mxfp4_core.modules.refit import named
 from mxfp4_core.parallel.ranges import shard_ranges
 
@@ -99,6 +100,84 @@ class EngineLoad:
             self._layers[name] = layer
             self._waiting += 1
         return layer
+
+    def linear(
+        self, name: str, n: int, k: int, *, whole_k: int, dtype: torch.dtype, decision: EngineDecision
+    ) -> EngineLayer:
+        """Make a linear layer and its account.
+
+        Args:
+            name: the engine's name of it, unique in the model.
+            n: rows of this rank.
+            k: columns of this rank.
+            whole_k: columns of all ranks.
+            dtype: as for `layer`.
+            decision: how it is quantised.
+
+        Raises:
+            BackendError, ShapeError, LoadError: as `layer`.
+        """
+        module = Mxfp4Linear(
+            n,
+            k,
+            activation=decision.activation,
+            profile=decision.profile,
+            format=decision.format,
+            device="meta",
+        )
+        return self.layer(module, name, dtype=dtype, ranks=whole_k // k, decision=decision)
+
+    def experts(
+        self,
+        name: str,
+        experts: int,
+        n: int,
+        k: int,
+        *,
+        ranks: int,
+        dtype: torch.dtype,
+        decision: EngineDecision,
+        top_k: int,
+        gate: Gate,
+        bias: bool = False,
+        total_experts: int = 0,
+        expert_map: torch.Tensor | None = None,
+    ) -> EngineLayer:
+        """Make routed experts and their account.
+
+        Args:
+            name: the engine's name of them, unique in the model.
+            experts: how many live on this rank.
+            n: intermediate size of this rank.
+            k: hidden size.
+            ranks: over how many the intermediate size is cut.
+            dtype: as for `layer`.
+            decision: how they are quantised.
+            top_k: as for `Mxfp4Experts`, like all that follow.
+            gate: see there.
+            bias: see there.
+            total_experts: see there.
+            expert_map: see there.
+
+        Raises:
+            BackendError, ShapeError, LoadError: as `layer`.
+        """
+        module = Mxfp4Experts(
+            experts,
+            n,
+            k,
+            top_k=top_k,
+            gate=gate,
+            bias=bias,
+            total_experts=total_experts,
+            expert_map=expert_map,
+            activation=decision.activation,
+            profile=decision.profile,
+            format=decision.format,
+            device="meta",
+            dtype=dtype,
+        )
+        return self.layer(module, name, dtype=dtype, ranks=ranks, decision=decision)
 
     def kept(self, name: str, *, kind: str, reason: str, nbytes: int) -> None:
         """Count a layer that stays in high precision, so that the report says so and why."""

@@ -162,6 +162,16 @@ class EngineNames:
         return known
 
 
+def renames_of(prefixes: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """Return pairs (engine, checkpoint) of runs that mean the same, from the engine's table of prefixes.
+
+    Args:
+        prefixes: from the checkpoint to the engine, ``WeightsMapper.orig_to_new_prefix`` in vLLM and SGLang; None for
+            what the engine drops.
+    """
+    return [(f"^{new.strip('.')}", f"^{old.strip('.')}") for old, new in prefixes.items() if new is not None]
+
+
 def _suffixes(entry: Entry) -> dict[str, str]:
     """Return how the parts of a weight are called in the file, where each is a tensor of its own.
 
@@ -195,4 +205,4 @@ def _opened(folder: str | Path | None) -> Checkpoint | None:
     return open_checkpoint(Path(folder))
 
 
-__all__ = ["STORED", "EngineDecision", "EngineNames"]
+__all__ = ["STORED", "EngineDecision", "EngineNames", "renames_of"]
