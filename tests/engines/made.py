@@ -20,6 +20,11 @@ def stored(source: Path, folder: Path, dialect: str, **settings: Any) -> None:
     quantize_checkpoint(source, folder, config, models="none")
 
 
+def stored_experts(source: Path, folder: Path) -> None:
+    """Save a gpt-oss as its checkpoints are: the experts in MXFP4, and nothing else."""
+    stored(source, folder, "gpt-oss", targets=["experts"])
+
+
 def shifted(source: Path, folder: Path) -> None:
     """Save other weights for a model, as a step of training makes them."""
     folder.mkdir(parents=True)

@@ -27,8 +27,8 @@ MODELS: dict[str, Any] = {
     "experts-other": lambda folder, models: made.shifted(models["experts"], folder),
     "gpt-oss": lambda folder, models: made.gpt_oss(folder),
     "gpt-oss-other": lambda folder, models: made.gpt_oss(folder, seed=1),
-    "gpt-oss-stored": lambda folder, models: made.stored(models["gpt-oss"], folder, "gpt-oss"),
-    "gpt-oss-other-stored": lambda folder, models: made.stored(models["gpt-oss-other"], folder, "gpt-oss"),
+    "gpt-oss-stored": lambda folder, models: made.stored_experts(models["gpt-oss"], folder),
+    "gpt-oss-other-stored": lambda folder, models: made.stored_experts(models["gpt-oss-other"], folder),
     "large": lambda folder, models: made.random(folder, **LARGE),
     "odd": lambda folder, models: made.random(
         folder, hidden_size=128, intermediate_size=96, num_hidden_layers=1
