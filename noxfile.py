@@ -38,7 +38,6 @@ CLIENTS = (
 )  # fmt: skip
 BARE_CLIENTS = ("auto-round==0.16.1", "amd-quark==0.13", "onnxslim", "evaluate")
 EXTRAS = ("cpu", "cli")  # of the members: what their users install, and the tests need
-SCALE_EXTRAS = ("ray", "remote")  # what the session "scale" tests beside them
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 shared_python = sys.executable  # the session "setup" puts the interpreter of the shared environment here
@@ -246,26 +245,36 @@ def clients(session: nox.Session) -> None:
     session.run(here, "tools/dialects_table.py", "--clients", env=linked.environment(), external=True)
 
 
-@nox.session(reuse_venv=True)
+@nox.session(reuse_venv=True, requires=["setup"])
 def scale(session: nox.Session) -> None:
-    """Kill workers and a node of a Ray cluster, use an S3 server: some two minutes, in an environment of its own."""
+    """Kill workers and a node of a Ray cluster, use an S3 server: some two minutes; arguments go to pytest."""
     python_here = "python"
     if session.venv_backend != "none":
         python_here = str(Path(session.bin) / "python")
-        core = next(path for path in linked.members() if path.name == "mxfp4-core")
-        recipe = [Path(__file__), ROOT / "pyproject.toml", core / "pyproject.toml"]
-        digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in recipe)).hexdigest()
         stamp = Path(session.virtualenv.location) / "recipe.sha256"
+        digest = hashlib.sha256(
+            Path(__file__).read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+        ).hexdigest()
         if not stamp.exists() or stamp.read_text() != digest:
             stamp.unlink(missing_ok=True)
-            install_torch(session)
-            extra = ",".join((*EXTRAS, *SCALE_EXTRAS, "testing"))
-            session.install("-e", f"{core}[{extra}]", *group("scale"), TORCH)
+            share_packages(session, python_here)
+            session.install(*group("scale"))
             stamp.write_text(digest)
     folder = "packages/mxfp4-core/tests/scale"
     session.run(
         python_here, "-m", "pytest", folder, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True
     )
+
+
+def share_packages(session: nox.Session, python_here: str) -> None:
+    """Let the environment of a session import what is in the shared one; what it has itself goes first."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    here, shared = (
+        str(session.run(each, "-c", code, external=True, silent=True)).strip()
+        for each in (python_here, shared_python)
+    )
+    # A line that runs, since editable installations are lines of files there, which a bare path would not read.
+    (Path(here) / "shared.pth").write_text(f"import site; site.addsitedir({shared!r})\n")
 
 
 @nox.session(venv_backend="none", requires=["setup"])

@@ -65,6 +65,9 @@ def opened(backend: int) -> tuple[Door, ThreadingHTTPServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = (
+            True  # head and body are two writes: the second would wait 40 ms for an answer
+        )
 
         def handle_one_request(self) -> None:
             try:

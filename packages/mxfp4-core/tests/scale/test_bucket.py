@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from mxfp4_core.checkpoint.assemble import ShardTask
 from mxfp4_core.checkpoint.remote import RemotePath
 from mxfp4_core.checkpoint.staging import STAGING
 from mxfp4_core.checkpoint.tasks import Progress
+from mxfp4_core.cli import main
 from mxfp4_core.errors import CheckpointError, ConfigError, NonFiniteError, OutputError
 from mxfp4_core.jobs import (
     convert_checkpoint,
@@ -105,22 +104,25 @@ def test_by_processes(source: Path, bucket: Any, local: dict[str, bytes]) -> Non
         assert verify_checkpoint(f"{URL}/target", source, executor=executor).ok
 
 
-def test_the_command_line(source: Path, bucket: Any, local: dict[str, bytes]) -> None:
-    command = [sys.executable, "-m", "mxfp4_core"]
+def test_the_command_line(
+    source: Path, bucket: Any, local: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments in (
         ["quantize", str(source), f"{URL}/target", "--max-shard-size", str(SMALL), "--models", "none"],
         ["verify", f"{URL}/target", "--source", str(source)],
     ):
-        run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        assert f"{URL}/target" in run.stdout
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        told = capsys.readouterr()
+        assert ended.value.code == 0, told.err
+        assert f"{URL}/target" in told.out
     assert below(bucket, "target").keys() == local.keys()
 
 
 def test_a_weight_of_several_parts(save: Save, bucket: Any) -> None:
     """Objects above a part are uploaded as such, and read by several requests."""
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(10240, 4096, generator=generator).bfloat16()  # 80 MiB; its codes are 20 MiB
+    weight = torch.randn(8704, 4096, generator=generator).bfloat16()  # its codes are 17 MiB, and a part is 16
     source = save({"model.layers.0.mlp.up_proj.weight": weight}, config={"model_type": "llama"})
     bucket.put(str(source), f"{s3.BUCKET}/source", recursive=True)
     quantize_checkpoint(f"{URL}/source", f"{URL}/target")
