@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import mxfp4_transformers
 from mxfp4_core import quantize
-from mxfp4_core.errors import DialectError, LoadError
+from mxfp4_core.errors import LoadError
+from mxfp4_core.jobs import convert_checkpoint
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
 from mxfp4_transformers import Mxfp4Config
 
@@ -92,16 +93,36 @@ def test_transformers_alone_loads_every_format(tmp_path: Path, format: str) -> N
     same_state(reload(path), load(path))
 
 
-def test_weights_of_several_formats_are_not_saved(tmp_path: Path) -> None:
-    model = load(folder(tmp_path / "first", "mxfp8", LlamaConfig(**SIZES, intermediate_size=96)))
-    quantizer = model.hf_quantizer
-    name, weight = next(iter(quantizer.plan.weights.items()))
-    odd = type(weight)(name, weight.shape, format="mxfp4")
-    plan = type(quantizer.plan)(weights={**quantizer.plan.weights, name: odd})
-    quantizer._unsayable = mxfp4_transformers.saving.unsayable([], plan)
-    with pytest.raises(DialectError, match="one format"):
-        model.save_pretrained(tmp_path / "second")
-    assert not (tmp_path / "second/model.safetensors").exists()
+MIXED = [
+    {"pattern": "down_proj", "format": "mxfp8", "activation": "none"},
+    {"pattern": "o_proj", "format": "mxfp4-dual"},
+]
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_formats_by_pattern_are_made_while_loading_saved_and_loaded_again(
+    tmp_path: Path, dense: bool
+) -> None:
+    """Experts have one format in a layer, and are saved one by one."""
+    torch.manual_seed(3)
+    config = LlamaConfig(**SIZES, intermediate_size=96) if dense else CONFIGS["qwen3_moe"]()
+    first = tmp_path / "first"
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(first)
+    overrides = MIXED if dense else [{"pattern": "mlp.experts", "format": "mxfp8"}, MIXED[1]]
+    keywords: dict[str, Any] = {} if DEVICE == "cpu" else {"device_map": DEVICE}
+    asked = Mxfp4Config(backend="reference", tail="pad", overrides=overrides)
+    model = mxfp4_transformers.from_pretrained(first, asked, **keywords)
+    found = {name: each.format.name for name, each in model.named_modules() if hasattr(each, "format")}
+    assert set(found.values()) == {"mxfp4", "mxfp4-dual", "mxfp8"}
+    wide = "down_proj" if dense else "experts"
+    assert {format for name, format in found.items() if name.endswith(wide)} == {"mxfp8"}
+    check_again(model, tmp_path / "second")
+    made = model.get_submodule("model.layers.0.self_attn.o_proj")
+    want = quantize(tensors(first)["model.layers.0.self_attn.o_proj.weight"], format="mxfp4-dual", tail="pad")
+    assert torch.equal(made.state_dict()["weight_level0"].cpu(), want.parts["level0"])
+    convert_checkpoint(tmp_path / "second", tmp_path / "third", "mxfp4-core")
+    again = load(tmp_path / "third")
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_experts_with_a_multiplier_each_are_refused(tmp_path: Path) -> None:

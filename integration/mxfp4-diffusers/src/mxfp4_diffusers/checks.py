@@ -87,8 +87,17 @@ def check_complete(view: ModelView, plan: ModelPlan, headers: Headers, *, stored
 
 def described(core: CoreConfig, plan: ModelPlan) -> tuple[Any, dict[str, Any]]:
     """Return the ``quant_method`` of a saved copy, and what it says about single weights."""
+    modes = {site.name(name): plan.activations[site.path] for site in plan.sites for name in site.weights}
     entries = [
-        Entry(weight.name, weight.shape, {}, weight.format, weight.transposed)
+        Entry(
+            weight.name,
+            weight.shape,
+            {},
+            weight.format,
+            weight.transposed,
+            profile=weight.profile,
+            activation=modes.get(weight.name, ""),
+        )
         for weight in plan.weights.values()
     ]
     said = NATIVE.describe(Description({}, core, entries, (), plan.profile))

@@ -218,7 +218,7 @@ class Mxfp4Quantizer(HfQuantizer):
         self._undo = undo = Undo.of(used, self.plan, model)
         converters.set_conversions(model, [Loaded(undo)])
         self._unsayable = unsayable(undo.rows, self.plan)
-        self.quantization_config.facts = facts(undo, model, self.plan)
+        self.quantization_config.facts = facts(undo, model, self.plan, self.quantization_config.core)
         builder.backend = ", ".join(dict.fromkeys(selection.backend.name for selection in chosen.values()))
         builder.quantizer = ", ".join(self._quantizers.names)
         builder.profile = ", ".join(dict.fromkeys(weight.profile for weight in self.plan.weights.values()))

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from transformers.core_model_loading import WeightConverter, WeightTransform
 
-from mxfp4_core.dialects import NATIVE, Source, get
+from mxfp4_core.config import Mxfp4Config as CoreConfig
+from mxfp4_core.dialects import NATIVE, Description, Entry, Source, get
 from mxfp4_core.errors import ConfigError, DialectError, LoadError, OutputError
 from mxfp4_core.jobs import convert_checkpoint
-from mxfp4_core.modules import ModelPlan, weight_readers
+from mxfp4_core.modules import ModelPlan, Weight, weight_readers
 from mxfp4_transformers import converters
 from mxfp4_transformers.compose import compose
 from mxfp4_transformers.config import Mxfp4CoreConfig
 from mxfp4_transformers.messages import some
 from mxfp4_transformers.undo import Undo
 
-_PLAIN = "mxfp4"  # the format of a checkpoint that names none
 _WORDS = {torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4M3", torch.float32: "F32"}
 
 
@@ -31,20 +31,18 @@ def unsayable(conversions: Iterable[WeightTransform], plan: ModelPlan) -> Dialec
 
     Args:
         conversions: what ``save_pretrained`` will undo.
-        plan: the weights: of several formats, or with a part of the input beside a weight that is saved as several.
+        plan: the weights: with a part of the input beside a weight that is saved as several.
     """
-    kinds = sorted({weight.format for weight in plan.weights.values()})
-    if len(kinds) > 1:
-        return _unsayable(f"formats {', '.join(kinds)}", "all weights of a checkpoint have one format")
-    shared = [
-        name
+    shared = {
+        name: weight.format
         for name, weight in plan.weights.items()
         if any(part.operand == "input" for part in weight.kind.parts)
-    ]
+    }
     for entry in conversions:
-        if isinstance(entry, WeightConverter) and shared and converters.feeds(entry, shared):
+        if isinstance(entry, WeightConverter) and shared and converters.feeds(entry, list(shared)):
             return _unsayable(
-                f"the format {kinds[0]} in weights that are saved as several: {entry._original_target_patterns[0]}",
+                f"the format {min(shared.values())} in weights that are saved as several: "
+                f"{entry._original_target_patterns[0]}",
                 "a part of the input belongs to one weight",
             )
     return None
@@ -59,7 +57,7 @@ def _unsayable(seen: str, rule: str) -> DialectError:
     )
 
 
-def facts(undo: Undo, model: Any, plan: ModelPlan) -> dict[str, Any]:
+def facts(undo: Undo, model: Any, plan: ModelPlan, config: CoreConfig) -> dict[str, Any]:
     """Return what ``quantization_config`` says about single weights, under the names that they are saved with."""
     shapes: dict[str, list[int]] = {}
     transposed: list[str] = []
@@ -73,9 +71,26 @@ def facts(undo: Undo, model: Any, plan: ModelPlan) -> dict[str, Any]:
         saved = undo.saved(model, alike) if alike else {}
         shapes |= {name: list(tensor.shape) for name, tensor in saved.items() if tensor.shape[-1] % block}
         transposed += saved if turned else ()
-    formats = sorted({weight.format for weight in plan.weights.values()} - {_PLAIN})
-    found = {"weights_profile": plan.profile, "shapes": shapes, "transposed": sorted(transposed)}
-    return {**found, "weights_format": formats[0]} if formats else found
+    said = NATIVE.describe(Description({}, config, _by_format(undo, model, plan), (), plan.profile))
+    found = {key: said[key] for key in ("weights_profile", "weights_format", "formats") if key in said}
+    return {**found, "shapes": shapes, "transposed": sorted(transposed)}
+
+
+def _by_format(undo: Undo, model: Any, plan: ModelPlan) -> list[Entry]:
+    """Return entries with the formats of the weights, under the names that they are saved with where it matters."""
+    modes = {site.name(name): plan.activations[site.path] for site in plan.sites for name in site.weights}
+    kinds: dict[tuple[str, str, str], list[Weight]] = {}
+    for weight in plan.weights.values():
+        mode = modes.get(weight.name, "")
+        kinds.setdefault((weight.format, weight.profile, mode), []).append(weight)
+    if len({format for format, _, _ in kinds}) == 1:
+        return [Entry(each.name, each.shape, {}, each.format) for each in plan.weights.values()]
+    entries: list[Entry] = []
+    for (format, profile, mode), alike in kinds.items():
+        state = {each.name: torch.empty(each.shape, dtype=torch.uint8, device="meta") for each in alike}
+        for name, tensor in undo.saved(model, state).items():
+            entries.append(Entry(name, tuple(tensor.shape), {}, format, profile=profile, activation=mode))
+    return entries
 
 
 def check_readable(

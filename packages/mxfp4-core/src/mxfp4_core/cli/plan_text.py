@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -93,7 +94,11 @@ def grouped(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def _becomes(row: Row) -> str:
-    return row.decision.profile or "MXFP4" if row.decision.quantize else f"stays {row.dtype}"
+    decision = row.decision
+    if not decision.quantize:
+        return f"stays {row.dtype}"
+    profile = decision.profile or "MXFP4"
+    return profile if decision.format == "mxfp4" else f"{decision.format} {profile}"
 
 
 def _why(row: Row) -> str:
@@ -110,9 +115,12 @@ def summary(plan: Plan) -> list[str]:
     """Return the totals and the findings, one sentence each."""
     before, after, quantized = plan.bytes_before, plan.bytes_after, len(plan.quantized)
     share = f" ({after / before:.1%})" if before else ""
+    formats = Counter(row.decision.format for row in plan.quantized)
+    kinds = sorted(formats, key=lambda name: (name != plan.config.format, name)) or [plan.config.format]
+    counts = [f"{formats[name]} {name.upper()}" if len(kinds) > 1 else name.upper() for name in kinds]
     lines = [
         "",
-        f"{plan.path}: {quantized} of {len(plan.rows)} tensors become {plan.config.format.upper()}, "
+        f"{plan.path}: {quantized} of {len(plan.rows)} tensors become {', '.join(counts)}, "
         f"profile {plan.config.resolved_profile()}",
         f"size: {disk_text(before)} -> {disk_text(after)}{share}",
     ]

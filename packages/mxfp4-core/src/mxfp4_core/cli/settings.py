@@ -49,16 +49,25 @@ Models = Annotated[
         help="Who says what the weights are: auto (installed model providers), none (names), or one by name."
     ),
 ]
+FormatsByName = Annotated[
+    list[str] | None,
+    typer.Option("--as", help="Another format for some names: PATTERN=FORMAT; may be given again."),
+]
 Tail = Annotated[str | None, typer.Option(help="K that is no multiple of 32: refuse or pad.")]
 
 
 def merged_config(
-    file: Path | None, ignore: list[str] | None, targets: list[str] | None, **options: str | None
+    file: Path | None,
+    ignore: list[str] | None,
+    targets: list[str] | None,
+    formats: list[str] | None = None,
+    **options: str | None,
 ) -> Mxfp4Config:
-    """Return the config of a file with the options of the command line on top; patterns add up.
+    """Return the config of a file with the options of the command line on top; patterns and overrides add up.
 
     Raises:
         ConfigError: unknown or contradicting settings.
+        BadParameter: ``formats`` has something else than PATTERN=FORMAT.
     """
     from mxfp4_core.config.schema import Mxfp4Config
 
@@ -67,6 +76,11 @@ def merged_config(
     for key, names in (("ignore", ignore), ("targets", targets)):
         if names:
             settings[key] = [*settings.get(key, []), *names]
+    for text in formats or ():
+        pattern, equals, format = text.rpartition("=")
+        if not (pattern and equals and format):
+            raise typer.BadParameter(f"--as takes PATTERN=FORMAT, such as lm_head=mxfp8, not {text!r}")
+        settings["overrides"] = [*settings.get("overrides", []), {"pattern": pattern, "format": format}]
     return Mxfp4Config.from_dict(settings)
 
 
@@ -129,6 +143,7 @@ __all__ = [
     "ConfigFile",
     "Dialect",
     "Format",
+    "FormatsByName",
     "Ignore",
     "Jobs",
     "Models",

@@ -84,7 +84,7 @@ def check_arithmetic(what: str, profile: str | None, rule: str | None, ties: str
     return given
 
 
-def check_format(format: str, profiles: Sequence[str | None]) -> None:
+def check_format(what: str, format: str, profiles: Sequence[str | None]) -> None:
     """Check the name of the format, and that the profiles that are named make it."""
     if format not in (names := (*FORMATS, *(name for name in formats() if "+" not in name))):
         raise unknown_name("format", format, tuple(dict.fromkeys(names)))
@@ -93,7 +93,7 @@ def check_format(format: str, profiles: Sequence[str | None]) -> None:
         named = profile is not None and "/" not in profile
         if named and profile not in (*known, *(plugins(PROFILES) if format == "mxfp4" else ())):
             raise contradiction(
-                "config",
+                what,
                 f"profile {profile!r} with format {format!r}",
                 f"profiles of that format: {', '.join(name for name in known if '/' not in name) or 'none by name'}",
                 "choose one of these, or another format",

@@ -10,18 +10,9 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    StrictBool,
-    StrictInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, StrictBool, StrictInt, model_validator
 
 from mxfp4_core.config.checks import (
     KNOWN_BACKENDS,
@@ -36,80 +27,24 @@ from mxfp4_core.config.checks import (
     profile_name,
 )
 from mxfp4_core.config.known import dialect_names
-from mxfp4_core.config.messages import contradiction, explain, listed, unknown_name
-from mxfp4_core.config.patterns import Pattern
+from mxfp4_core.config.messages import contradiction, unknown_name
+from mxfp4_core.config.model import CONFIG_VERSION, ConfigModel
+from mxfp4_core.config.override import Override
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import ConfigError
-
-CONFIG_VERSION: Final = 1
-"""Version of this schema. A file with a higher one is refused: its keys could mean something unknown here."""
 
 _Tail = Literal["refuse", "pad"]
 _Refused = Literal["error", "keep"]
 _NonFinite = Literal["refuse", "nan"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _as_config_error(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        # Raised from a wrap validator, so that every way of building the model reports in our words. The version
-        # goes first: under another version, complaints about keys would only mislead.
-        version = data.get("version") if isinstance(data, dict) and "version" in cls.model_fields else None
-        if type(version) is int and version != CONFIG_VERSION:
-            raise ConfigError(
-                "this config has another version",
-                seen=f"version = {version}",
-                rule=f"this release reads version {CONFIG_VERSION}",
-                fix="upgrade mxfp4-core" if version > CONFIG_VERSION else f"write version = {CONFIG_VERSION}",
-            )
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise explain(error, data, _TITLES[cls.__name__], list(cls.model_fields)) from None
-
-
-class Override(_Model):
-    """What is different for the names that one pattern hits."""
-
-    pattern: str = Field(description="Names that this override is for.")
-    profile: str | None = Field(default=None, description="Profile for these weights.")
-    rule: str | None = Field(default=None, description="Scale rule for these weights.")
-    ties: str | None = Field(default=None, description="Tie rule for these weights.")
-    activation: Activation | None = Field(
-        default=None, description="How the backend is to quantise the activations of these weights."
-    )
-    keep: StrictBool | None = Field(
-        default=None,
-        description="True: keep in high precision. False: quantise even what the defaults keep.",
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        what = f"override {self.pattern!r}"
-        Pattern.parse(self.pattern)
-        arithmetic = check_arithmetic(what, self.profile, self.rule, self.ties)
-        settings = ", ".join(filter(None, [arithmetic, listed(activation=self.activation)]))
-        if self.keep and settings:
-            raise contradiction(
-                what,
-                f"keep = true with {settings}",
-                "a weight that is kept has no rule and no activation",
-                "drop one",
-            )
-        if self.keep is None and not settings:
-            fix = "give it keep, profile, rule, ties or activation"
-            raise contradiction(what, "a pattern and nothing else", "an override changes something", fix)
-        return self
-
-
-class Mxfp4Config(_Model):
+class Mxfp4Config(ConfigModel):
     """What to quantise, how, for which backend, and how to write it.
 
     Every way of building one (constructor, ``from_dict``, ``from_file``) raises ``ConfigError``.
     """
+
+    TITLE: ClassVar = "the config"
 
     version: StrictInt = Field(default=CONFIG_VERSION, description="Version of this schema.")
     format: str = Field(
@@ -169,21 +104,50 @@ class Mxfp4Config(_Model):
     def profile_for(self, override: Override | None) -> str:
         """Return the name of the profile for names that an override hits.
 
-        An override that sets only the rule or only the ties inherits the other one from the config.
+        An override that sets only the rule or only the ties inherits the other one from the config. One with another
+        format than the config inherits rule and ties, and no profile: that is one of the config's format.
+
+        Raises:
+            ConfigError: the format of the override has no such profile.
         """
+        format = self.format_for(override)
         if override is None or (override.profile, override.rule, override.ties) == (None, None, None):
-            return self.resolved_profile()
+            if format == self.format:
+                return self.resolved_profile()
+            return profile_name(None, self.rule, self.ties, format)
         if override.profile is not None:
-            return profile_name(override.profile, None, None, self.format)
-        return profile_name(None, override.rule or self.rule, override.ties or self.ties, self.format)
+            return profile_name(override.profile, None, None, format)
+        return profile_name(None, override.rule or self.rule, override.ties or self.ties, format)
+
+    def format_for(self, override: Override | None) -> str:
+        """Return the name of the format that names become that an override hits."""
+        return self.format if override is None or override.format is None else override.format
+
+    def outcome_for(self, override: Override | None) -> tuple[str, Activation, str]:
+        """Return profile, activation and format for names that an override hits.
+
+        Raises:
+            ConfigError: as `profile_for`.
+        """
+        return self.profile_for(override), self.activation_for(override), self.format_for(override)
+
+    def formats(self) -> tuple[str, ...]:
+        """Return every format that the config asks for, its own first; several where overrides set others."""
+        return tuple(dict.fromkeys([self.format, *map(self.format_for, self.overrides)]))
 
     def activation_for(self, override: Override | None) -> Activation:
         """Return how activations are to be quantised for names that an override hits."""
         return self.activation if override is None or override.activation is None else override.activation
 
-    def activations(self) -> tuple[Activation, ...]:
-        """Return every mode that the config asks for, its own first; several where overrides set others."""
-        return tuple(dict.fromkeys([self.activation, *map(self.activation_for, self.overrides)]))
+    def activations(self, format: str | None = None) -> tuple[Activation, ...]:
+        """Return every mode that the config asks for, its own first; several where overrides set others.
+
+        Args:
+            format: count only what becomes this one; everything if None.
+        """
+        cases = [None, *self.overrides]
+        counted = [each for each in cases if format is None or self.format_for(each) == format]
+        return tuple(dict.fromkeys(map(self.activation_for, counted or [None])))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with every key that has a value; ``from_dict`` reads it back.
@@ -249,7 +213,9 @@ class Mxfp4Config(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_arithmetic("config", self.profile, self.rule, self.ties)
-        check_format(self.format, [self.profile, *(override.profile for override in self.overrides)])
+        check_format("config", self.format, [self.profile])
+        for each in self.overrides:
+            check_format(f"override {each.pattern!r}", self.format_for(each), [each.profile])
         if self.dialect not in ("auto", *dialect_names()):
             raise unknown_name("dialect", self.dialect, ("auto", *dialect_names()))
         for key, name in (("backend", self.backend), ("fallback", self.fallback)):
@@ -265,9 +231,6 @@ class Mxfp4Config(_Model):
         check_patterns(self.targets, self.ignore, self.overrides)
         check_inheritance(self.profile, self.overrides)
         return self
-
-
-_TITLES: Final = {"Override": "an override", "Mxfp4Config": "the config"}
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -75,22 +75,23 @@ class Description:
     static: Sequence[str] = ()
 
 
-def one_activation(dialect: str, description: Description) -> str:
+def one_activation(dialect: str, description: Description, format: str | None = None) -> str:
     """Return the activation mode of all weights, for dialects that have one description for them.
 
     Args:
         dialect: name for messages.
         description: what is to be described.
+        format: the format of weights that have one mode, where others have modes of their own; None for all.
 
     Raises:
         DialectError: overrides give some weights another one.
     """
-    found = description.config.activations()
+    found = description.config.activations(format)
     if len(found) > 1:
         raise DialectError(
             f"the dialect {dialect} cannot say what the config asks for",
             seen=f"activation modes {', '.join(found)}",
-            rule="that dialect has one mode for all weights",
+            rule="that dialect has one mode for all weights" + (f" in {format}" if format else ""),
             fix="write the dialect mxfp4-core, or use one mode",
         )
     return found[0]

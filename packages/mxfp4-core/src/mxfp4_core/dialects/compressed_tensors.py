@@ -6,6 +6,7 @@ rule, so the profile of a file that others wrote is unknown unless it names its 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from mxfp4_core.dialects.ct_schemes import (
     mx_group,
 )
 from mxfp4_core.dialects.fp8 import FP8, fp8_weights
-from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list, nothing
+from mxfp4_core.dialects.pairs import contradiction, find_entries, in_order, name_list, nothing
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
@@ -99,17 +100,12 @@ class CompressedTensorsDialect(Dialect):
         Raises:
             DialectError: an activation mode for which compressed-tensors has no word.
         """
-        activation = one_activation(self.name, description)
         wide = [entry for entry in description.entries if entry.format == "mxfp8"]
         narrow = len(wide) < len(description.entries) or not wide
-        modes = ("none", "mxfp4", "fp8") if narrow else ("none", "mxfp8")
-        if activation not in modes:
-            raise DialectError(
-                f"dialect {self.name!r} cannot say what the config asks for",
-                seen=f"activation {activation!r}",
-                rule=f"its schemes have activations {', '.join(modes)}",
-                fix="use one of these, or write the dialect 'mxfp4-core'",
-            )
+        activation = one_activation(self.name, description, "mxfp4" if narrow and wide else None)
+        self._check_activation(activation, "mxfp4" if narrow else "mxfp8")
+        for mode in {entry.activation for entry in wide} - {""}:
+            self._check_activation(mode, "mxfp8")
         groups = [mx_group(4, activation, ["Linear"])] if narrow else []
         own = {
             e.weight: e.activation or (activation if activation in ("none", "mxfp8") else "mxfp8")
@@ -137,6 +133,18 @@ class CompressedTensorsDialect(Dialect):
             "version": VERSION,
         }
 
+    def _check_activation(self, activation: str, format: str) -> None:
+        """Refuse a mode for weights of a format for which there is no scheme."""
+        modes = ("none", "mxfp4", "fp8") if format == "mxfp4" else ("none", "mxfp8")
+        if activation not in modes:
+            raise DialectError(
+                f"dialect {self.name!r} cannot say what the config asks for",
+                seen=f"activation {activation!r} for weights in {format}",
+                rule=f"its schemes for {format} have activations {', '.join(modes)}",
+                fix="use one of these, for weights of a format of their own in their override, or write the dialect "
+                "'mxfp4-core'",
+            )
+
     def read(self, source: Source) -> Contents:
         """Find the pairs of MXFP4 and MXFP8, and FP8 beside them; refuse transforms and other schemes."""
         described = source.described
@@ -162,15 +170,20 @@ class CompressedTensorsDialect(Dialect):
         elif not entries:
             nothing(self.name, source, "no weight in FP8 with scales in groups of 32")
         profile = "auto-round" if described.get("provider") == "auto-round" else ""
-        modes = {activation_of(group.get("input_activations")) for group in kinds["mxfp4"] or kinds["mxfp8"]}
-        if len(modes) > 1:
+        stems = [name.removesuffix(".weight") for name in wide]
+        own = {
+            f"{stem}.weight": activation_of(json.loads(text))
+            for stem, text in inputs_for(stems, groups, "mxfp8").items()
+        }
+        modes = {activation_of(group.get("input_activations")) for group in kinds["mxfp4"]} or {*own.values()}
+        if kinds["mxfp4"] and len(modes) > 1:
             contradiction(
                 self.name, f"activation modes {sorted(modes)}", "all groups share one activation mode"
             )
-        mode = modes.pop()
-        for group in kinds["mxfp8"][:1]:
-            own = activation_of(group.get("input_activations"))
-            entries |= {n: replace(e, activation="" if own == mode else own) for n, e in wide.items()}
+        mode = min(modes)
+        for name, word in own.items():
+            entries[name] = replace(entries[name], activation="" if word == mode else word)
+        entries = in_order(entries, source)
         kept = name_list(self.name, described, "ignore")
         rest = source.rest({name for entry in entries.values() for name in entry.names} | used)
         modules = {name.removesuffix(".weight") for name in beside}

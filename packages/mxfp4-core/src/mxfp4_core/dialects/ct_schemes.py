@@ -73,15 +73,17 @@ def activation_of(scheme: object) -> str:
     return "mxfp8" if (scheme.get("strategy"), scheme.get("group_size")) == ("group", 32) else "fp8"
 
 
-def inputs_for(modules: Sequence[str], groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the scheme of inputs of FP8 modules as JSON: of the group that names one, else of the first.
+def inputs_for(
+    modules: Sequence[str], groups: Sequence[Mapping[str, Any]], kind: str = "fp8"
+) -> dict[str, str]:
+    """Return the scheme of inputs of modules of one kind as JSON: of the group that names one, else of the first.
 
     Raises:
         PatternError: a target that is no expression.
     """
-    fp8 = [group for group in groups if kind_of(group) == "fp8"]
+    mine = [group for group in groups if kind_of(group) == kind]
     found: dict[str, str] = {}
-    for group in fp8:
+    for group in mine:
         text = json.dumps(group.get("input_activations"), sort_keys=True)
         targets = group.get("targets")
         names = [each for each in targets if isinstance(each, str)] if isinstance(targets, list) else []
@@ -89,7 +91,7 @@ def inputs_for(modules: Sequence[str], groups: Sequence[Mapping[str, Any]]) -> d
         for module in modules:
             if module not in found and patterns.find(module):
                 found[module] = text
-    first = json.dumps(fp8[0].get("input_activations") if fp8 else None, sort_keys=True)
+    first = json.dumps(mine[0].get("input_activations") if mine else None, sort_keys=True)
     return {module: found.get(module, first) for module in modules}
 
 

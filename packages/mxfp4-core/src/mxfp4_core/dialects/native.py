@@ -6,8 +6,9 @@ U8 ``[E, N, K/2]`` with ``X.gate_up_proj_scale``. K is always the last axis, als
 
 ``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` that are about weights, and facts about the
 tensors: ``weights_profile`` (the resolved profile that made the codes, empty when unknown), ``shapes`` (logical shapes
-of padded weights), ``transposed`` (weights that the model holds with K before N), and where the model type does not
-tell ``weights_format`` and ``interleaved`` (fused weights of experts whose rows of gate and up alternate).
+of padded weights), ``transposed`` (weights that the model holds with K before N), ``weights_format`` where it is not
+``mxfp4``, ``formats`` where some weights have another one (see `formats_of`), and where the model type does not tell
+``interleaved`` (fused weights of experts whose rows of gate and up alternate).
 """
 
 from __future__ import annotations
@@ -17,18 +18,26 @@ from dataclasses import replace
 from typing import Any
 
 from mxfp4_core.arithmetic.formats import registry as formats
-from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.config.words import MACHINE
 from mxfp4_core.dialects.agreement import check_names
 from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, alternates
+from mxfp4_core.dialects.mixed import (
+    by_format,
+    check_parts_beside,
+    common,
+    formats_of,
+    groups_by_format,
+    named_format,
+    told,
+)
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list, shape_table
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
-from mxfp4_core.errors import DialectError, FormatError
+from mxfp4_core.errors import DialectError
 from mxfp4_core.naming.facts import ModelFacts
 
-_FACTS = ("weights_profile", "weights_format", "shapes", "transposed", "interleaved")
+_FACTS = ("weights_profile", "weights_format", "formats", "shapes", "transposed", "interleaved")
 
 
 class NativeDialect(Dialect):
@@ -67,28 +76,18 @@ class NativeDialect(Dialect):
         return f"import mxfp4_transformers, transformers; transformers.{model}.from_pretrained({path!r})"
 
     def describe(self, description: Description) -> dict[str, Any]:
-        """Write the `Mxfp4Config` and the facts about the tensors.
-
-        Raises:
-            DialectError: weights of several formats.
-        """
+        """Write the `Mxfp4Config` and the facts about the tensors."""
         entries = description.entries
-        kinds = sorted({entry.format for entry in entries}) or ["mxfp4"]
-        if len(kinds) > 1:
-            raise DialectError(
-                f"these weights cannot be described in the dialect {self.name}",
-                seen=f"formats {', '.join(kinds)}",
-                rule="all weights of a checkpoint have one format",
-                fix="choose one of them",
-            )
-        form = formats.get(kinds[0])
-        padded = {e.weight: list(e.shape) for e in entries if e.shape[-1] % form.block}
+        form, profile = common(description)
+        padded = {e.weight: list(e.shape) for e in entries if e.shape[-1] % formats.get(e.format).block}
         facts: dict[str, Any] = {
             "shapes": padded,
             "transposed": sorted(e.weight for e in entries if e.transposed),
         }
-        if form.name != "mxfp4":
-            facts["weights_format"] = form.name
+        if form != "mxfp4":
+            facts["weights_format"] = form
+        if others := groups_by_format(description, form):
+            facts["formats"] = others
         model_type = ModelFacts.read(description.model).model_type
         told = {e.weight for e in entries if alternates(e.weight, model_type)}
         if alternating := sorted(e.weight for e in entries if e.interleaved and e.weight not in told):
@@ -97,7 +96,7 @@ class NativeDialect(Dialect):
         return {
             "quant_method": self.name,
             **settings,
-            "weights_profile": description.profile,
+            "weights_profile": profile,
             **facts,
         }
 
@@ -107,18 +106,24 @@ class NativeDialect(Dialect):
         shapes = shape_table(self.name, described, "shapes")
         transposed = frozenset(name_list(self.name, described, "transposed"))
         alternating = frozenset(name_list(self.name, described, "interleaved"))
-        form = self._format(described)
-        suffixes = {part.name: part.suffix for part in form.parts}
-        entries = find_entries(
-            self.name,
-            source,
-            {part: f".weight{suffix}" for part, suffix in suffixes.items()},
-            stacked=suffixes,
-            form=form,
-            shapes=shapes,
-            transposed=transposed,
-        )
-        for weight in (*shapes, *transposed, *alternating):
+        others = formats_of(self.name, described)
+        form = named_format(self.name, described.get("weights_format") or "mxfp4")
+        entries: dict[str, Entry] = {}
+        for kind, tensors in by_format(source, form, others):
+            suffixes = {part.name: part.suffix for part in kind.parts}
+            entries |= find_entries(
+                self.name,
+                tensors,
+                {part: f".weight{suffix}" for part, suffix in suffixes.items()},
+                stacked=suffixes,
+                form=kind,
+                shapes=shapes,
+                transposed=transposed,
+            )
+        if others:
+            entries = told(entries, others, source)
+        check_parts_beside(self.name, entries, source)
+        for weight in (*shapes, *transposed, *alternating, *others):
             if weight not in entries:
                 contradiction(
                     self.name, f"a description of {weight!r}, which is not quantised", "facts match tensors"
@@ -131,15 +136,6 @@ class NativeDialect(Dialect):
         rest = source.rest({name for entry in entries.values() for name in entry.names})
         check_names(self.name, self.settings(described), source.config, entries)
         return Contents(entries, rest, (), str(described.get("weights_profile") or ""), activation)
-
-    def _format(self, described: Mapping[str, Any]) -> Format:
-        name = described.get("weights_format") or "mxfp4"
-        if not isinstance(name, str):
-            contradiction(self.name, f"weights_format = {str(name)[:80]}", "it is the name of a format")
-        try:
-            return formats.get(name)
-        except FormatError as error:
-            contradiction(self.name, f"weights_format = {name!r}: {error.seen}", error.rule)
 
     def settings(self, quantization_config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of ``quantization_config`` that `Mxfp4Config.from_dict` takes."""

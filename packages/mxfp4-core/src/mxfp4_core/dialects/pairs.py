@@ -88,6 +88,13 @@ def find_entries(
     return entries
 
 
+def in_order(entries: Mapping[str, Entry], source: Source) -> dict[str, Entry]:
+    """Return entries in the order in which the files hold their first tensors."""
+    place = {name: number for number, name in enumerate(source.tensors)}
+    ordered = sorted(entries.values(), key=lambda entry: place[entry.names[0]])
+    return {entry.weight: entry for entry in ordered}
+
+
 def match_parts(
     dialect: str, source: Source, form: Format, names: Mapping[str, str], logical: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], dict[str, Recipe]]:
@@ -208,6 +215,6 @@ def contradiction(dialect: str, seen: str, rule: str) -> NoReturn:
 
 
 __all__ = [
-    "DTYPES", "accepted", "check_parts", "contradiction", "find_entries", "match_parts", "name_list", "nothing",
-    "shape_table",
+    "DTYPES", "accepted", "check_parts", "contradiction", "find_entries", "in_order", "match_parts", "name_list",
+    "nothing", "shape_table",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Contents, Description, Dialect
+from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
 from mxfp4_core.dialects.beside import Narrow
 from mxfp4_core.dialects.default import AUTO, default_for
 from mxfp4_core.dialects.recipes import Recipe
@@ -115,6 +115,7 @@ def convert_checkpoint(
     if activation is not None:
         config = Mxfp4Config.from_dict({**config.to_dict(), "activation": activation})
         contents = without_activations(contents)
+    contents = replace(contents, entries=_with_profiles(contents.entries, config, checkpoint.config))
     entries = list(contents.entries.values())
     kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
     kept |= {name: each.shape for name, each in contents.beside.items()}
@@ -170,6 +171,20 @@ def settings_of(
     if settings is not None:
         return Mxfp4Config.from_dict(settings), contents.profile
     return _derived_config(checkpoint, dialect.name, contents), contents.profile
+
+
+def _with_profiles(
+    entries: Mapping[str, Entry], config: Mxfp4Config, model: Mapping[str, Any]
+) -> dict[str, Entry]:
+    """Return weights that are not in the format of the config with the profiles that its overrides give them."""
+    if len(config.formats()) == 1:
+        return dict(entries)
+    resolver, found = Resolver.for_model(config, model, fused={}), dict(entries)
+    for weight, entry in entries.items():
+        decision = resolver.decide(weight, entry.shape)
+        if decision.quantize and decision.format == entry.format != config.format and not entry.profile:
+            found[weight] = replace(entry, profile=decision.profile or "")
+    return found
 
 
 def _units(

@@ -8,11 +8,11 @@ from typing import Any
 
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.backend.device import Device
-from mxfp4_core.backend.problem import PLAIN, SILU, Gate, Problem
+from mxfp4_core.backend.problem import SILU, Gate, Problem
 from mxfp4_core.backend.select import explain
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.families import gate_of
 from mxfp4_core.naming.view import ModelView
@@ -78,7 +78,7 @@ def fits(
     config: Mxfp4Config,
     backend: str,
     device: Device,
-    activations: Mapping[str, Activation],
+    decisions: Mapping[str, Decision],
     view: ModelView | None = None,
 ) -> Iterator[Fit]:
     """Ask a backend about every distinct shape.
@@ -90,7 +90,7 @@ def fits(
         config: the fallback, and options for backends.
         backend: who is asked.
         device: where it would run.
-        activations: how activations are to be quantised, by name of the weight.
+        decisions: what each weight becomes, and how its activations are to be quantised, by name.
         view: what a model provider says about gates and experts per token; the table of families and config.json
             where none does.
 
@@ -98,8 +98,7 @@ def fits(
         BackendError: no backend has that name.
     """
     questions: dict[Problem, list[str]] = {}
-    for module, problem in _problems(shards, biases, facts, activations, device, view):
-        problem = problem if config.format == PLAIN else replace(problem, format=config.format)
+    for module, problem in _problems(shards, biases, facts, decisions, device, view):
         questions.setdefault(problem, []).append(module)
     for problem, modules in questions.items():
         selection = explain(
@@ -155,7 +154,7 @@ def _problems(
     shards: Mapping[str, Shard | None],
     biases: frozenset[str],
     facts: ModelFacts,
-    activations: Mapping[str, Activation],
+    decisions: Mapping[str, Decision],
     device: Device,
     view: ModelView | None,
 ) -> Iterator[tuple[str, Problem]]:
@@ -164,7 +163,7 @@ def _problems(
     with_bias: set[str] = set()
     experts: dict[str, tuple[int, Shard]] = {}
     broken: set[str] = set()
-    modes: dict[str, Activation] = {}
+    how: dict[str, Decision] = {}
     for name, shard in shards.items():
         if view is not None and any(each.held for each in view.find(name)):
             continue  # the library's own code computes with it, so no backend is asked
@@ -175,7 +174,7 @@ def _problems(
             if expert
             else next((fused for fused, _ in fused_names(module, DEFAULT_FUSED)), module)
         )
-        modes[whole] = activations[name]
+        how[whole] = decisions[name]
         if module in biases or whole in biases:
             with_bias.add(whole)
         if shard is None:
@@ -187,7 +186,11 @@ def _problems(
     for module in [module for module in linears if module not in broken]:
         n, k = linears[module].n, linears[module].k
         bias = module in with_bias
-        yield module, Problem(op="linear", n=n, k=k, bias=bias, activation=modes[module], device=device)
+        mode, format = how[module].activation, how[module].format
+        yield (
+            module,
+            Problem(op="linear", n=n, k=k, bias=bias, activation=mode, device=device, format=format),
+        )
     for prefix in [prefix for prefix in experts if prefix not in broken]:
         parts, shard = experts[prefix]
         total = facts.experts or shard.experts or 1
@@ -205,8 +208,9 @@ def _problems(
                 top_k=min(top_k, max(total, held)),
                 gate=_gate(facts, known[0].gate if known else None),
                 bias=prefix in with_bias,
-                activation=modes[prefix],
+                activation=how[prefix].activation,
                 device=device,
+                format=how[prefix].format,
             ),
         )
 

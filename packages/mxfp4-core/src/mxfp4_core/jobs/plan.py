@@ -18,7 +18,7 @@ from mxfp4_core.jobs.described import describe_checkpoint, notes_of
 from mxfp4_core.jobs.fit import Fit, biased, fits
 from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, copied_weights, counted
-from mxfp4_core.jobs.planned import chosen, decided, planned
+from mxfp4_core.jobs.planned import chosen, decided, planned_as
 from mxfp4_core.jobs.rows import Row, Rows
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.facts import ModelFacts
@@ -204,7 +204,7 @@ def plan_checkpoint(
         for info, decision in zip(infos, decisions, strict=True)
     ]
     entries = [
-        planned(info.name, info.shape, kn, facts.model_type, config.format, view=described.view)
+        planned_as(info, decision, kn, facts.model_type, config, described.view)
         if decision.quantize
         else None
         for info, decision, kn in zip(infos, decisions, first, strict=True)
@@ -224,8 +224,8 @@ def plan_checkpoint(
     if name is None:
         return result
     shards = {row.name: row.shard for row in result.quantized}
-    where, modes = device or Device.current(), {row.name: row.decision.activation for row in result.quantized}
-    found = fits(shards, biased(checkpoint.tensors), facts, config, name, where, modes, described.view)
+    where, how = device or Device.current(), {row.name: row.decision for row in result.quantized}
+    found = fits(shards, biased(checkpoint.tensors), facts, config, name, where, how, described.view)
     return replace(result, fits=tuple(found))
 
 

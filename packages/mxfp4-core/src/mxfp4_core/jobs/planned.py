@@ -33,6 +33,8 @@ def planned(
     model_type: str,
     format: str = "mxfp4",
     *,
+    profile: str = "",
+    activation: str = "",
     view: ModelView | None = None,
 ) -> Entry:
     """Return the entry for a weight that is yet to be quantised; its recipes read the parts by their own names.
@@ -43,6 +45,8 @@ def planned(
         transposed: whether the source has K before N.
         model_type: as in config.json.
         format: what the weight becomes.
+        profile: the profile of the weight, where it is not that of the config; so is the next one.
+        activation: how its input is to be quantised.
         view: what a model provider says, if one does.
     """
     found = view.find(weight) if view is not None else ()
@@ -51,7 +55,38 @@ def planned(
     logical = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
     parts = _parts(logical, format)
     turn = alternates(weight, model_type)
-    return Entry(weight, logical, parts, format, transposed, turn, known=known, reader=reader)
+    return Entry(weight, logical, parts, format, transposed, turn, profile, activation, known, reader)
+
+
+def planned_as(
+    info: TensorInfo,
+    decision: Decision,
+    transposed: bool,
+    model_type: str,
+    config: Mxfp4Config,
+    view: ModelView | None = None,
+) -> Entry:
+    """Return the entry for a tensor as it was decided about; see `planned`.
+
+    Args:
+        info: the tensor.
+        decision: what it becomes.
+        transposed: whether the source has K before N.
+        model_type: as in config.json.
+        config: what the decision follows from.
+        view: what a model provider says, if one does.
+    """
+    own = decision.format != config.format
+    return planned(
+        info.name,
+        info.shape,
+        transposed,
+        model_type,
+        decision.format,
+        profile=decision.profile or "" if own else "",
+        activation=decision.activation if own else "",
+        view=view,
+    )
 
 
 def decided(resolver: Resolver, infos: Sequence[TensorInfo]) -> list[Decision]:
@@ -162,4 +197,6 @@ def check_expressible(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> No
     dialect.check(entry)
 
 
-__all__ = ["Layouts", "check_expressible", "chosen", "decided", "description", "planned", "stored_as"]
+__all__ = [
+    "Layouts", "check_expressible", "chosen", "decided", "description", "planned", "planned_as", "stored_as",
+]  # fmt: skip

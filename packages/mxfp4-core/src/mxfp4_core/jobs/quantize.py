@@ -22,7 +22,7 @@ from mxfp4_core.errors import ConfigError, DialectError, FormatError, check_type
 from mxfp4_core.jobs.described import describe_checkpoint, is_refused, notes_of
 from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, loading_class, write_result
-from mxfp4_core.jobs.planned import chosen, decided, description, planned, stored_as
+from mxfp4_core.jobs.planned import chosen, decided, description, planned_as, stored_as
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.orientation import k_first
@@ -111,7 +111,8 @@ def quantize_checkpoint(
         executor=executor,
     )
     notes = notes_of(checkpoint, known.view, (entry.weight for entry in entries))
-    return replace(result, kinds=known.source, notes=notes, why=why, format=config.format)
+    formats = ", ".join(sorted({entry.format for entry in entries}))
+    return replace(result, kinds=known.source, notes=notes, why=why, format=formats)
 
 
 def planned_weights(
@@ -143,7 +144,7 @@ def planned_weights(
                 fix="add its name to ignore, or convert the source",
             )
         first = k_first(info.name, info.shape, facts, view)
-        entry = planned(info.name, info.shape, first, model_type, config.format, view=view)
+        entry = planned_as(info, decision, first, model_type, config, view)
         found[info.name] = entry, decision.profile or ""
     if not found:
         raise ConfigError(

@@ -62,6 +62,7 @@ class Row:
             "reason": self.decision.reason,
             "pattern": self.decision.pattern,
             "matched": self.decision.matched,
+            "format": self.decision.format if self.decision.quantize else None,
             "profile": self.decision.profile,
             "activation": self.decision.activation,
             "bytes_before": self.bytes_before,

@@ -105,7 +105,7 @@ class EngineNames:
             return self._as_stored(name, self._contents)
         found = self._resolver.decide(name, shape)
         return EngineDecision(
-            found.quantize, found.reason, found.profile or "", found.activation, self.config.format
+            found.quantize, found.reason, found.profile or "", found.activation, found.format
         )
 
     def check(self) -> None:

@@ -64,8 +64,8 @@ def plan_model(
         # A report groups by reason, and what is quantised because everything is needs none.
         reason = next((found.reason for found in mine.values() if found.pattern), "") or site.held
         profiles = {name: found.profile or "" for name, found in mine.items()}
-        activation = next(iter(mine.values())).activation
-        plan.add(site, profiles, reason, activation=activation, format=config.format)
+        first = next(iter(mine.values()))
+        plan.add(site, profiles, reason, activation=first.activation, format=first.format)
         refusals += _refused_by_loader(site, plan, config)
     refusals += _without_module(model, plan, decisions, sites.values())
     gone = {each.path for each in refusals}

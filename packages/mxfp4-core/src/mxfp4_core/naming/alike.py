@@ -17,8 +17,6 @@ _NUMBER: Final = re.compile(r"(?<=\.)[0-9]{1,6}(?=\.)")
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.([0-9]{1,6})(?=\.)")
 _QUOTED: Final = re.compile(r"'[0-9]+'")
 
-Outcome = tuple[bool, str | None, str]
-
 
 class Known(NamedTuple):
     """What is known about names of one kind.
@@ -82,7 +80,12 @@ def again(known: Known, name: str) -> Decision:
     """Return what is known, about another name."""
     decision = known.decision
     return Decision(
-        name, decision.quantize, decision.reason, None, decision.profile, None, decision.activation
+        name,
+        decision.quantize,
+        decision.reason,
+        profile=decision.profile,
+        activation=decision.activation,
+        format=decision.format,
     )
 
 

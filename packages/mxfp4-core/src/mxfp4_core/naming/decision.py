@@ -11,6 +11,9 @@ from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import PatternError
 from mxfp4_core.naming.vocabulary import parse_expert, ranges
 
+Outcome = tuple[bool, str | None, str, str]
+"""Whether a weight is quantised, by which profile, its activations, and its format: what a fused module has once."""
+
 NO_TARGET: Final = "no target matches it"
 """Why a weight is kept that none of the targets names."""
 
@@ -21,12 +24,13 @@ class Decision:
 
     Attributes:
         name: canonical name of the weight on the side of the checkpoint.
-        quantize: whether it becomes MXFP4.
+        quantize: whether it is quantised.
         reason: why, in words.
         pattern: the user's pattern that decided, if one did.
         profile: the profile that it gets, None where it is kept.
         activation: how activations are quantised where it is used.
         matched: the spelling of the name that the pattern hit.
+        format: what it becomes; that of the config where it is kept.
     """
 
     name: str
@@ -36,11 +40,12 @@ class Decision:
     profile: str | None = None
     matched: str | None = None
     activation: Activation = "none"
+    format: str = "mxfp4"
 
     @property
-    def outcome(self) -> tuple[bool, str | None, str]:
+    def outcome(self) -> Outcome:
         """Return what parts of one fused module must have in common."""
-        return self.quantize, self.profile, self.activation
+        return self.quantize, self.profile, self.activation, self.format if self.quantize else ""
 
     @property
     def kept_by_pattern(self) -> bool:
@@ -70,14 +75,17 @@ def refuse_split(module: str, members: Mapping[str, Decision]) -> NoReturn:
         module: the fused module, or the ``experts`` of a layer.
         members: its parts, each with its decision.
     """
-    groups: dict[tuple[bool, str | None, str], list[str]] = {}
+    groups: dict[Outcome, list[str]] = {}
     for leaf, decision in members.items():
         groups.setdefault(decision.outcome, []).append(leaf)
-    profiles = len({profile for _, profile, _ in groups if profile})
-    modes = len({activation for quantize, _, activation in groups if quantize})
+    profiles = len({profile for _, profile, _, _ in groups if profile})
+    modes = len({activation for quantize, _, activation, _ in groups if quantize})
+    formats = len({format for quantize, _, _, format in groups if quantize})
     seen = []
-    for (quantize, profile, activation), leaves in groups.items():
-        verdict = "quantised" + (f" by {profile}" if profiles > 1 else "") if quantize else "kept"
+    for (quantize, profile, activation, format), leaves in groups.items():
+        verdict = "quantised" if quantize else "kept"
+        verdict += f" to {format}" if quantize and formats > 1 else ""
+        verdict += f" by {profile}" if quantize and profiles > 1 else ""
         verdict += f" with activation {activation}" if quantize and modes > 1 else ""
         why = dict.fromkeys(repr(members[leaf].pattern) for leaf in leaves if members[leaf].pattern)
         by = f" ({', '.join(list(why)[:3])}{', …' if len(why) > 3 else ''})" if why else ""
@@ -126,4 +134,4 @@ def _listed(leaves: Sequence[str]) -> str:
     return "; ".join([*texts, ", ".join(plain)] if plain else texts)
 
 
-__all__ = ["NO_TARGET", "Decision", "refuse_pair", "refuse_split", "refuse_unmatched"]
+__all__ = ["NO_TARGET", "Decision", "Outcome", "refuse_pair", "refuse_split", "refuse_unmatched"]

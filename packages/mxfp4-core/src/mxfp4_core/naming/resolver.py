@@ -126,7 +126,7 @@ class Resolver:
             PatternError: as ``decide``, also across names that are fused later; or as ``check_patterns``.
         """
         pairs, decisions = list(names), list[Decision]()
-        outcomes: dict[str, set[tuple[bool, str | None, str]]] = {}
+        outcomes: dict[str, set[object]] = {}
         alike = Alike(self.view, self._layers)
         plain = not self._matcher.texts and not any(map(str.isdigit, "".join(map("".join, self._renames))))
         for name, shape in pairs:
@@ -232,14 +232,12 @@ class Resolver:
         target = next((text for text in hits if text in self._targets), None)
         if self._targets and target is None and not forced:
             return Decision(leaf, False, NO_TARGET)
-        profile, activation = self.config.profile_for(override), self.config.activation_for(override)
+        text = target if override is None else override.pattern
+        told = "a linear or expert weight" if text is None else f"target {text!r}"
         if override is not None:
-            text = override.pattern
-            outranks = ", which outranks the defaults" if forced else ""
-            return Decision(leaf, True, f"override {text!r}{outranks}", text, profile, hits[text], activation)
-        if target is not None:
-            return Decision(leaf, True, f"target {target!r}", target, profile, hits[target], activation)
-        return Decision(leaf, True, "a linear or expert weight", None, profile, None, activation)
+            told = f"override {text!r}" + (", which outranks the defaults" if forced else "")
+        profile, activation, format = self.config.outcome_for(override)
+        return Decision(leaf, True, told, text, profile, hits[text] if text else None, activation, format)
 
     def _weight_of(self, name: str, module: str) -> str:
         exact = self.view is not None and self.view.names(name) and module == module_of(name)
@@ -275,9 +273,7 @@ class Resolver:
 
     def _override(self, leaf: str, hits: Hits) -> Override | None:
         found = [self._overrides[text] for text in hits if text in self._overrides]
-        said = [
-            (each.keep, self.config.profile_for(each), self.config.activation_for(each)) for each in found
-        ]
+        said = [(each.keep, self.config.outcome_for(each)) for each in found]
         for other, its in zip(found[1:], said[1:], strict=True):
             if its != said[0]:
                 refuse_pair(leaf, f"overrides {found[0].pattern!r} and {other.pattern!r}")

@@ -91,10 +91,10 @@ def errors_of_weights(source: str | Path, config: Mxfp4Config, models: str = "au
         ConfigError: a format whose errors are not measured here.
         CheckpointError, PatternError: as `mxfp4_core.report.compare`.
     """
-    if config.format != "mxfp4":
+    if config.formats() != ("mxfp4",):
         raise ConfigError(
             "the error of the weights cannot be measured",
-            seen=f"format {config.format!r}",
+            seen=f"format {', '.join(config.formats())}",
             rule="without --hurts, what quantising does to the values is measured, for mxfp4 alone",
             fix="measure with mxfp4_core.modules.sensitivities, and pass --hurts FILE",
         )
