@@ -72,7 +72,8 @@ def facts(undo: Undo, model: Any, plan: ModelPlan, config: CoreConfig) -> dict[s
         shapes |= {name: list(tensor.shape) for name, tensor in saved.items() if tensor.shape[-1] % block}
         transposed += saved if turned else ()
     said = NATIVE.describe(Description({}, config, _by_format(undo, model, plan), (), plan.profile))
-    found = {key: said[key] for key in ("weights_profile", "weights_format", "formats") if key in said}
+    told = ("weights_profile", "weights_format", "formats")
+    found: dict[str, Any] = {key: said[key] for key in told if key in said}
     return {**found, "shapes": shapes, "transposed": sorted(transposed)}
 
 

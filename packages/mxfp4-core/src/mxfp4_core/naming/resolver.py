@@ -232,12 +232,14 @@ class Resolver:
         target = next((text for text in hits if text in self._targets), None)
         if self._targets and target is None and not forced:
             return Decision(leaf, False, NO_TARGET)
-        text = target if override is None else override.pattern
-        told = "a linear or expert weight" if text is None else f"target {text!r}"
+        chosen = target if override is None else override.pattern
+        told = "a linear or expert weight" if chosen is None else f"target {chosen!r}"
         if override is not None:
-            told = f"override {text!r}" + (", which outranks the defaults" if forced else "")
+            told = f"override {chosen!r}" + (", which outranks the defaults" if forced else "")
         profile, activation, format = self.config.outcome_for(override)
-        return Decision(leaf, True, told, text, profile, hits[text] if text else None, activation, format)
+        return Decision(
+            leaf, True, told, chosen, profile, hits[chosen] if chosen else None, activation, format
+        )
 
     def _weight_of(self, name: str, module: str) -> str:
         exact = self.view is not None and self.view.names(name) and module == module_of(name)
