@@ -9,15 +9,15 @@ same tag (ETag, generation) as when it was written.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mxfp4_core.checkpoint.destination import RunFolder
 from mxfp4_core.checkpoint.files import MANIFEST, STAGING
 from mxfp4_core.checkpoint.journal import checked_line, line_of
-from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
+from mxfp4_core.checkpoint.manifest import read_manifest
 from mxfp4_core.checkpoint.remote import Facts, RemotePath, facts, file_system, listed, writing
 from mxfp4_core.errors import CheckpointError, ConfigError, Mxfp4Error, OutputError
 
@@ -25,51 +25,23 @@ _RUN = "run.json"
 _DONE = ".done.json"
 
 
-class Bucket:
-    """The destination of one run in a bucket; it is used as `Destination` is.
+class Bucket(RunFolder[RemotePath]):
+    """The destination of one run in a bucket, a context manager; `RunFolder` has its arguments.
 
-    Args:
-        folder: where the checkpoint appears.
-        run: what identifies the run; another one does not continue it.
-        names: every file that the run writes, the manifest included.
-        copies: those of them that are copied from the source.
-        seen: what tells the files of the source from others that take their place.
-        force: discard what another run left. A checkpoint is never replaced: there would be none for a while.
-        works: as for `Destination`, and not possible here.
+    A checkpoint is never replaced: there would be none for a while.
 
     Raises:
         ConfigError: ``works`` is given.
-
-    Attributes:
-        finished: facts about each shard that is complete, by its name.
-        complete: the manifest, where an earlier attempt had done everything but clean up after itself.
     """
 
-    def __init__(
-        self,
-        folder: RemotePath,
-        run: Mapping[str, str],
-        names: Collection[str],
-        *,
-        copies: Collection[str] = (),
-        seen: str = "",
-        force: bool,
-        works: Mapping[str, str] | None = None,
-    ) -> None:
-        if works is not None:
+    def _prepare(self) -> None:
+        if self._updates:
             raise ConfigError(
-                f"{folder} cannot be updated",
+                f"{self.folder} cannot be updated",
                 seen="a checkpoint in a bucket",
                 rule="a checkpoint in a bucket is never replaced",
                 fix="write into another folder, without --update",
             )
-        self.folder = folder
-        self.run = hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode()).hexdigest()
-        self.finished: dict[str, dict[str, Any]] = {}
-        self.complete: Manifest | None = None
-        self._staging = folder / STAGING
-        self._run = {"run": dict(run), "seen": seen}
-        self._names, self._copies, self._force = set(names), set(copies), force
         self._documents: dict[str, bytes] = {}
 
     def place(self, name: str) -> Path:
@@ -87,17 +59,12 @@ class Bucket:
 
     def __enter__(self) -> Self:
         with writing(self.folder):
-            staged = listed(self._staging)
+            staged = listed(self.staging)
             earlier = self._read(_RUN) if _RUN in staged else None
-            mine = earlier is not None and earlier.get("run") == self._run["run"]
+            mine = self._is_mine(earlier)
             done = [name for name in staged if name.endswith(_DONE)]
             if earlier is not None and not mine and not self._force:
-                raise OutputError(
-                    f"cannot write into {self.folder}",
-                    seen=f"{STAGING} with {len(done)} finished shard(s) of another run",
-                    rule="a run continues only with the same source, settings and release",
-                    fix="run the first command again, or discard its work with --force",
-                )
+                self._refuse_other(len(done))
             present = listed(self.folder)
             if self._is_done(present, mine):
                 return self
@@ -129,7 +96,7 @@ class Bucket:
     def forget(self) -> None:
         """Give up what is finished, so that an error removes it: it was made from files that have changed."""
         for shard in self.finished:
-            self._remove(self._staging / f"{shard}{_DONE}", self.folder / shard)
+            self._remove(self.staging / f"{shard}{_DONE}", self.folder / shard)
         self.finished = {}
 
     def commit(self) -> None:
@@ -157,19 +124,16 @@ class Bucket:
             for name in sorted(self._documents.keys() - {MANIFEST}):
                 self._send(self.folder / name, self._documents[name])
             self._send(self.folder / MANIFEST, self._documents[MANIFEST])
-            self._remove(*(self._staging / name for name in listed(self._staging)))
+            self._remove(*(self.staging / name for name in listed(self.staging)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or self.complete is not None:
-            return
-        hopeless = isinstance(error, Mxfp4Error) and not isinstance(error, OutputError | CheckpointError)
-        if self.finished and not hopeless:
+        if error is None or self.complete is not None or self._stays(error):
             return
         try:
             if self._read(_RUN) == self._run:
-                self._discard(listed(self._staging), listed(self.folder))
+                self._discard(listed(self.staging), listed(self.folder))
         except (Mxfp4Error, OSError):
             pass  # the error that ended the run is the one to tell; what is left has no manifest
 
@@ -184,21 +148,16 @@ class Bucket:
             )
         except (FileNotFoundError, CheckpointError):
             return False
-        if (
-            found is None
-            or found.run != self.run
-            or not there
-            or found.files.keys() | {MANIFEST} != self._names
-        ):
+        if found is None or not there or not self._is_result(found):
             return False
-        self._remove(*(self._staging / name for name in listed(self._staging)))
+        self._remove(*(self.staging / name for name in listed(self.staging)))
         self.complete = found
         return True
 
     def _check_existing(self, present: Mapping[str, Facts], resumes: bool) -> None:
         """Refuse a folder with anything in it that no unfinished run of ours has written."""
         ours = {name.split("/", 1)[0] for name in self._names} if resumes else set[str]()
-        ours |= {name.removesuffix(_DONE) for name in listed(self._staging)} | {STAGING}
+        ours |= {name.removesuffix(_DONE) for name in listed(self.staging)} | {STAGING}
         if MANIFEST in present or (present.keys() - ours and not self._force):
             raise OutputError(
                 f"cannot write into {self.folder}",
@@ -209,7 +168,7 @@ class Bucket:
 
     def _create(self) -> None:
         """Claim the folder; of several runs at the same time one succeeds."""
-        system, key = file_system(self._staging / _RUN)
+        system, key = file_system(self.staging / _RUN)
         try:
             system.pipe_file(key, line_of(self._run), mode="create")
         except FileExistsError:
@@ -244,17 +203,17 @@ class Bucket:
         if MANIFEST not in present:
             theirs |= self._names
         self._remove(*(self.folder / name for name in sorted(theirs)))
-        self._remove(*(self._staging / name for name in staged if name != _RUN), self._staging / _RUN)
+        self._remove(*(self.staging / name for name in staged if name != _RUN), self.staging / _RUN)
         self.finished = {}
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            return checked_line((self._staging / name).read_bytes())
+            return checked_line((self.staging / name).read_bytes())
         except FileNotFoundError:
             return None
 
     def _write(self, name: str, data: bytes) -> None:
-        self._send(self._staging / name, data)
+        self._send(self.staging / name, data)
 
     def _send(self, path: RemotePath, data: bytes) -> None:
         with writing(path):

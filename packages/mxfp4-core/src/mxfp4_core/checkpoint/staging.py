@@ -8,69 +8,35 @@ its bytes on disk is the one in the journal, and no file of the source was chang
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mxfp4_core.checkpoint.destination import RunFolder
 from mxfp4_core.checkpoint.existing import check_existing, inside_destination
 from mxfp4_core.checkpoint.files import MANIFEST, STAGING
 from mxfp4_core.checkpoint.hashing import file_sha256
 from mxfp4_core.checkpoint.journal import Journal, refused
 from mxfp4_core.checkpoint.kept import KEPT, kept_files
-from mxfp4_core.checkpoint.manifest import Manifest, read_manifest
+from mxfp4_core.checkpoint.manifest import read_manifest
 from mxfp4_core.checkpoint.sinks import TEMPORARY, output_failed, sync_folder, wait_for_file, write_file
-from mxfp4_core.errors import CheckpointError, Mxfp4Error, OutputError
+from mxfp4_core.errors import CheckpointError
 
 _JOURNAL = "journal.jsonl"
 _COPIES = "copies"
 
 
-class Destination:
-    """The destination of one run, a context manager; what is unfinished when it fails is removed.
+class Destination(RunFolder[Path]):
+    """The destination of one run, a context manager; `RunFolder` has its arguments.
 
-    Finished shards stay for the next attempt after an interruption, a full disk or a source that could not be read.
-    They are removed after an error about a weight, which the same command would only meet again.
-
-    Args:
-        folder: where the checkpoint appears.
-        run: what identifies the run; another one does not continue it.
-        names: every file that the run writes, the manifest included.
-        copies: those of them that are copied from the source.
-        seen: what tells the files of the source from others that take their place.
-        force: replace files in the folder, and discard what another run left.
-        works: if given, replace files, and keep those weight files, of the folder or of another run, that were made by
-            the same work, as a hash for each file of this run says.
-
-    Attributes:
-        finished: facts about each shard that is complete, by its name.
-        complete: the manifest, where an earlier attempt had done everything but clean up after itself.
+    What is unfinished when it fails is removed, but for finished shards that the next attempt can use.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        run: Mapping[str, str],
-        names: Collection[str],
-        *,
-        copies: Collection[str] = (),
-        seen: str = "",
-        force: bool,
-        works: Mapping[str, str] | None = None,
-    ) -> None:
-        self.folder = folder
-        self.staging = folder / STAGING
-        self.run = hashlib.sha256(json.dumps(dict(run), sort_keys=True).encode()).hexdigest()
-        self.finished: dict[str, dict[str, Any]] = {}
-        self.complete: Manifest | None = None
-        self._run, self._seen = dict(run), seen
-        self._names, self._copies = set(names), set(copies)
-        self._force, self._works = force or works is not None, works or {}
+    def _prepare(self) -> None:
         self._created: list[Path] = []
         self._stale: set[str] = set()
         self._journal = Journal(self.staging / _JOURNAL)
@@ -93,14 +59,9 @@ class Destination:
         if self._is_done():
             return self
         earlier = self._journal.read()
-        resumes = bool(earlier) and earlier[0].get("run") == self._run
+        resumes = self._is_mine(earlier[0] if earlier else None)
         if len(earlier) > 1 and not resumes and not self._force:
-            raise OutputError(
-                f"cannot write into {self.folder}",
-                seen=f"{STAGING} with {len(earlier) - 1} finished shard(s) of another run",
-                rule="a run continues only with the same source, settings and release",
-                fix="run the first command again, or discard its work with --force",
-            )
+            self._refuse_other(len(earlier) - 1)
         self._stale = check_existing(self.folder, self._names, resumes=resumes, force=self._force)
         try:
             self._make_folders()
@@ -109,14 +70,14 @@ class Destination:
             self._remove_created()
             output_failed(self.folder, error)
         try:
-            same = resumes and earlier[0].get("seen") == self._seen
+            same = resumes and earlier[0].get("seen") == self._run["seen"]
             kept = {} if same else kept_files(self.folder, self.staging, earlier[1:], self._works)
             self._journal.keep_valid(same)
             self._discard_staged(same)
             if same:
                 self.finished = {line["shard"]: line for line in earlier[1:] if self._is_on_disk(line)}
             else:
-                self._journal.append({"run": self._run, "seen": self._seen})
+                self._journal.append(self._run)
                 for name, line in kept.items():
                     os.replace(self.staging / f"{name}{KEPT}", self.staging / name)
                     self.record(name, line)
@@ -165,12 +126,9 @@ class Destination:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._journal.close()
-        if self.complete is not None:
+        if error is None or self.complete is not None:
             return
-        hopeless = isinstance(error, Mxfp4Error) and not isinstance(error, OutputError | CheckpointError)
-        if error is None:
-            return
-        if self.finished and not hopeless:
+        if self._stays(error):
             for path in self.staging.glob(f"*{TEMPORARY}"):  # of a worker that was killed
                 path.unlink(missing_ok=True)
             return
@@ -218,12 +176,7 @@ class Destination:
             )
         except (OSError, CheckpointError):
             return False
-        if (
-            found is None
-            or found.run != self.run
-            or not there
-            or found.files.keys() | {MANIFEST} != self._names
-        ):
+        if found is None or not there or not self._is_result(found):
             return False
         self.staging.rmdir()
         self.complete = found
