@@ -61,7 +61,10 @@ def main() -> None:
 def _run(given: argparse.Namespace, room: Path, bounded: bool) -> int:
     material.quantised(room / "made")  # here, so that runs that are killed find everything loaded
     material.smallest(room / "small")
-    made = {name: room / "made" / name for name in ("plain", *material.DIALECTS, *material.OTHERS)}
+    made = {
+        name: room / "made" / name
+        for name in ("plain", *material.DIALECTS, *material.OTHERS, *material.MIXED)
+    }
     made["small"] = room / "small" / "few-native"
     kills = _kills(given, made, room / "killed", bounded)
     fed = _feed(given, made, room, bounded)

@@ -40,6 +40,7 @@ class Outcome:
         failed: how many there were.
         slowest: seconds that the slowest input took.
         seconds: for all.
+        processor: seconds of the processor for all, which other work on the machine does not change.
         grown: bytes by which the process grew at most.
     """
 
@@ -51,6 +52,7 @@ class Outcome:
     failed: int = 0
     slowest: float = 0.0
     seconds: float = 0.0
+    processor: float = 0.0
     grown: int = 0
 
     def to_dict(self) -> dict[str, object]:
@@ -73,7 +75,7 @@ def feed(name: str, reader: Reader, *, seed: int, first: int, count: int, second
     limit = _limited_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     usual = signal.signal(signal.SIGALRM, _hang)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     try:
         for number in range(first, first + count):
             if not number & 0xFF:
@@ -87,7 +89,7 @@ def feed(name: str, reader: Reader, *, seed: int, first: int, count: int, second
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, usual)
         resource.setrlimit(resource.RLIMIT_AS, limit)
-    outcome.seconds = time.perf_counter() - started
+    outcome.seconds, outcome.processor = time.perf_counter() - started, time.process_time() - busy
     outcome.grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     return outcome
 

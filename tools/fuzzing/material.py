@@ -24,6 +24,9 @@ DIALECTS = (
 OTHERS = ("fp8", "nvfp4", "fp-quant")
 """Quantised in other ways that are read."""
 
+MIXED = ("mixed-native", "mixed-compressed-tensors")
+"""Weights of several formats in one folder."""
+
 LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -92,6 +95,11 @@ def quantised(folder: Path) -> dict[str, Path]:
         convert_checkpoint(path, folder / dialect, dialect, activation=mode)
         found[dialect] = folder / dialect
     found["fp-quant"] = _fp_quant(folder / "fp-quant")
+    formats = {"q_proj": "mxfp8", "k_proj": "mxfp8", "v_proj": "mxfp8"}
+    overrides = [{"pattern": name, "format": format} for name, format in formats.items()]
+    found["mixed-native"] = _native(plain, folder / "mixed-native", overrides=overrides)
+    found["mixed-compressed-tensors"] = folder / "mixed-compressed-tensors"
+    convert_checkpoint(found["mixed-native"], found["mixed-compressed-tensors"], "compressed-tensors")
     return found
 
 

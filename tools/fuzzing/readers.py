@@ -193,6 +193,7 @@ def settings(made: dict[str, Path], room: Path) -> Reader:
     )  # fmt: skip
     texts = [json.dumps(whole.to_dict()), "{}", '{"profile": "quark", "nonfinite": "nan"}']
     toml = 'rule = "floor"\nignore = ["o_proj"]\n[[overrides]]\npattern = "up_proj"\nkeep = true\n'
+    toml += '[[overrides]]\npattern = "lm_head"\nformat = "mxfp8"\nkeep = false\n'
     files = File(room / "config.json"), File(room / "config.toml")
     names = [
         (name, (32, 64))

@@ -11,7 +11,16 @@ from fuzzing.inputs import Outcome
 
 def inputs_table(outcomes: Sequence[Outcome]) -> str:
     """Return one line for each reader."""
-    head = ("reader", "inputs", "read", "refused", "other errors", "slowest", "memory", "inputs/s")
+    head = (
+        "reader",
+        "inputs",
+        "read",
+        "refused",
+        "other errors",
+        "slowest",
+        "memory",
+        "inputs/s of processor",
+    )
     rows = [
         (
             one.name,
@@ -21,7 +30,7 @@ def inputs_table(outcomes: Sequence[Outcome]) -> str:
             str(one.failed),
             f"{one.slowest * 1e3:.0f} ms",
             f"+{one.grown / 2**20:.0f} MiB",
-            f"{one.inputs / one.seconds:,.0f}" if one.seconds else "",
+            f"{one.inputs / one.processor:,.0f}" if one.processor else "",
         )
         for one in outcomes
     ]
