@@ -9,8 +9,7 @@ where x is bfloat16 and the weight is exact in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,52 +21,19 @@ from mxfp4_core.arithmetic.gate import Gate
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.problem import Problem
-from mxfp4_core.backend.protocol import Backend, Packed
+from mxfp4_core.modules.preparation import recall
 
 _SLICE_ELEMS = 1 << 24  # values of a weight that are widened at a time: 64 MiB of float32
 _EXACT = "mxfp4"  # an E2M1 value times a power of two is a bfloat16 value
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the canonical weight comes back from what a backend made of it.
-
-    Attributes:
-        backend: who made it.
-        problem: for what.
-        layout: as `Packed` says, like the next two.
-        names: of its tensors, in order.
-        shape: physical.
-    """
-
-    backend: Backend
-    problem: Problem
-    layout: str
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.backend.name} {self.layout} {self.names} {self.shape} {self.problem!r}"
-
-
-_RECIPES: Final[dict[str, Recipe]] = {}
-"""What operators, which take tensors and words, know by its text. Layers of one kind share one."""
-
-
-def remember(recipe: Recipe) -> str:
-    """Return the text by which `LinearGradient` knows a recipe."""
-    text = str(recipe)
-    _RECIPES[text] = recipe
-    return text
 
 
 class LinearGradient(torch.autograd.Function):
     """``run(x)``, whose gradient is that of ``x @ weight.T``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], recipe: str, *packed: Tensor) -> Tensor:
-        """Compute ``run(x)``; ``recipe`` is from `remember`, and ``packed`` what it needs."""
-        ctx.recipe = recipe
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], text: str, *packed: Tensor) -> Tensor:
+        """Compute ``run(x)``; ``text`` is of the preparation of the weight, and ``packed`` are its tensors."""
+        ctx.text = text
         ctx.save_for_backward(*packed)
         return _own(run(x))
 
@@ -76,7 +42,7 @@ class LinearGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of x."""
         packed = ctx.saved_tensors
-        return _linear(list(packed), grad, ctx.recipe), None, None, *[None] * len(packed)
+        return _linear(list(packed), grad, ctx.text), None, None, *[None] * len(packed)
 
 
 class Stacks(NamedTuple):
@@ -226,19 +192,19 @@ class _Matrix(NamedTuple):
 
 # An operator, so that `torch.compile` takes the arithmetic of layouts and formats as it is.
 @torch.library.custom_op("mxfp4_core::linear_gradient", mutates_args=())
-def _linear(packed: list[Tensor], grad: Tensor, recipe: str) -> Tensor:
+def _linear(packed: list[Tensor], grad: Tensor, text: str) -> Tensor:
     """Return ``grad @ weight`` [..., k] of the dtype of grad [..., n]."""
-    how = _RECIPES[recipe]
-    tensors = dict(zip(how.names, packed, strict=True))
-    weight = calls.unpack(how.backend, how.problem, Packed(how.layout, tensors, how.shape))
+    how = recall(text)
+    (held,) = how.weights(packed)
+    weight = calls.unpack(how.backend, how.problem, held)
     matrix = _Matrix(weight.parts, weight.format, grad.dtype)
     made = matrix.backward(grad.reshape(-1, grad.shape[-1]), how.problem.k)
     return made.to(grad.dtype).reshape(*grad.shape[:-1], how.problem.k)
 
 
 @_linear.register_fake
-def _(packed: list[Tensor], grad: Tensor, recipe: str) -> Tensor:
-    return grad.new_empty((*grad.shape[:-1], _RECIPES[recipe].problem.k))
+def _(packed: list[Tensor], grad: Tensor, text: str) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], recall(text).problem.k))
 
 
 # torch has no annotation for it.
@@ -248,10 +214,8 @@ experts_gradient: Callable[..., Any] = ExpertsGradient.apply
 __all__ = [
     "ExpertsGradient",
     "LinearGradient",
-    "Recipe",
     "Stacks",
     "experts_gradient",
     "gated",
     "linear_gradient",
-    "remember",
 ]

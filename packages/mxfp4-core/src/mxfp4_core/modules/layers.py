@@ -20,9 +20,9 @@ from mxfp4_core.backend.device import cpu
 from mxfp4_core.backend.direct import direct_linear, direct_moe, is_plain
 from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
-from mxfp4_core.modules.gradients import Recipe, Stacks, experts_gradient, linear_gradient, remember
+from mxfp4_core.modules.gradients import Stacks, experts_gradient, linear_gradient
 from mxfp4_core.modules.logical import Logical
-from mxfp4_core.modules.mixed import autocast_dtype, converted, without_autocast
+from mxfp4_core.modules.mixed import in_dtype
 from mxfp4_core.modules.shortcut import DirectModule
 
 
@@ -89,24 +89,22 @@ class Mxfp4Linear(DirectModule, nn.Linear):
         Floats of another dtype than the module's are rounded to it, with a warning, and the result has that dtype of
         x. The gradient of x is that of the dequantised weight; see ``gradients``.
         """
-        if (dtype := autocast_dtype(x, self.problem.device.torch_type)) is not None:
-            return without_autocast(self._run, x, dtype, self.dtype).to(dtype)
-        if self.backend is not None and x.dtype is not self.dtype:
-            return self._run(converted(x, self.dtype)).to(x.dtype)
-        return self._run(x)
+        if (
+            torch.compiler.is_compiling()
+            and self._traced
+            and not (x.requires_grad and torch.is_grad_enabled())
+        ):
+            from mxfp4_core.modules import traced  # which wants torch's compiler, and that is slow to import
+
+            return traced.linear(x, self._traced, self._buffers)
+        return in_dtype(self._run, x, self.problem.device, self.dtype)
 
     def _run(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             self._ready()
             packed = self._take("weight").tensors.values()
-            return cast(Tensor, linear_gradient(x, self._call, self._recipe, *packed))
+            return cast(Tensor, linear_gradient(x, self._call, self._preparation, *packed))
         return self._call(x)
-
-    def _prepared(self) -> None:
-        super()._prepared()
-        layout, names, shape = self._packed["weight"]
-        tensors = tuple(name for name, _ in names)
-        self._recipe = remember(Recipe(self._ready(), self.problem, layout, tensors, shape))
 
     def _make_direct(self) -> Callable[..., Tensor] | None:
         return direct_linear(self._ready(), self._take("weight"), self.problem)
@@ -191,12 +189,13 @@ class Mxfp4Experts(DirectModule):
 
         Floats of another dtype and gradients as for `Mxfp4Linear`; ``topk_weights`` have gradients, too.
         """
+        learns = (x.requires_grad or topk_weights.requires_grad) and torch.is_grad_enabled()
+        if torch.compiler.is_compiling() and self._traced and not learns:
+            from mxfp4_core.modules import traced  # as above
+
+            return traced.moe(x, topk_ids, topk_weights, self.expert_map, self._traced, self._buffers)
         run = partial(self._run, topk_ids, topk_weights)
-        if (dtype := autocast_dtype(x, self.problem.device.torch_type)) is not None:
-            return without_autocast(run, x, dtype, self.dtype).to(x.dtype)
-        if self.backend is not None and x.dtype is not self.dtype:
-            return run(converted(x, self.dtype)).to(x.dtype)
-        return run(x)
+        return in_dtype(run, x, self.problem.device, self.dtype, keep=True)
 
     def _run(self, ids: Tensor, weights: Tensor, x: Tensor) -> Tensor:
         if (x.requires_grad or weights.requires_grad) and torch.is_grad_enabled():

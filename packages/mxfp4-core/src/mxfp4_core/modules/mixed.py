@@ -10,6 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from mxfp4_core.backend.device import Device
+
 _LOG = logging.getLogger("mxfp4_core.modules")
 _FLOATS: Final = frozenset({torch.bfloat16, torch.float16, torch.float32})
 
@@ -26,19 +28,27 @@ def autocast_dtype(x: Tensor, device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def without_autocast(
-    run: Callable[[Tensor], Tensor], x: Tensor, autocast: torch.dtype, prepared: torch.dtype
+def in_dtype(
+    run: Callable[[Tensor], Tensor], x: Tensor, device: Device, prepared: torch.dtype, *, keep: bool = False
 ) -> Tensor:
-    """Return ``run(x)`` for x rounded as autocast rounds it; inside, the module's own dtype holds.
+    """Return ``run(x)`` for x rounded to the dtype of a module, first as autocast rounds it where that is on.
 
     Args:
-        run: takes x in the dtype for which the module is prepared.
+        run: takes x in the dtype for which the module is prepared; inside autocast is off.
         x: floats of any dtype.
-        autocast: the dtype of autocast, which need not be one that the backend computes in.
-        prepared: the dtype for which the module is prepared.
+        device: for which the module is prepared.
+        prepared: the dtype for which it is.
+        keep: return the dtype of x, under autocast too.
+
+    Returns:
+        The dtype of autocast, which need not be one that the backend computes in, or that of x.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        return run(x.to(autocast).to(prepared))
+    if (dtype := autocast_dtype(x, device.torch_type)) is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            return run(x.to(dtype).to(prepared)).to(x.dtype if keep else dtype)
+    if x.dtype is not prepared:
+        return run(converted(x, prepared)).to(x.dtype)
+    return run(x)
 
 
 def converted(x: Tensor, prepared: torch.dtype) -> Tensor:
@@ -60,4 +70,4 @@ def _say(given: str, prepared: str) -> None:
     )
 
 
-__all__ = ["autocast_dtype", "converted", "without_autocast"]
+__all__ = ["autocast_dtype", "converted", "in_dtype"]

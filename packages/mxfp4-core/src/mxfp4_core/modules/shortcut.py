@@ -1,4 +1,4 @@
-"""Modules whose plain calls go straight to a backend's kernels, where the backend has such a way."""
+"""Modules whose calls are short: straight to a backend's kernels where nobody looks, with few guards where one does."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from typing import Any
 from torch import Tensor
 
 from mxfp4_core.modules.base import Mxfp4Module
+from mxfp4_core.modules.preparation import Preparation, remember
 
 
 class DirectModule(Mxfp4Module):
-    """Keeps what computes without torch's dispatcher; see ``backend/direct.py``."""
+    """Keeps what ``backend/direct.py`` computes with, and what ``traced.py`` needs."""
+
+    _dynamo_marked_static = True
+    """As `torch._dynamo.mark_static` sets it: attributes are constants, and buffers are guarded as those of torch's."""
 
     _direct: tuple[Callable[..., Tensor], list[tuple[str, Tensor | None]]] | None = None
-    """It, and the buffers for which it was made."""
+    """What computes, and the buffers for which it was made."""
+
+    _preparation: str = ""
+    """The text of `remember`, of a prepared module."""
+
+    _traced: str = ""
+    """The same where a compiler finds the weights in the buffers, else empty."""
 
     def _make_direct(self) -> Callable[..., Tensor] | None:
         """Return what computes with the packed weights that are there now, or None."""
@@ -31,6 +41,9 @@ class DirectModule(Mxfp4Module):
 
     def _prepared(self) -> None:
         super()._prepared()
+        packed_as = tuple(self._packed[matrix] for matrix in self.matrices)
+        self._preparation = remember(Preparation(self._ready(), self.problem, packed_as))
+        self._traced = "" if self.parked is not None else self._preparation
         # What is parked is fetched for each call, and lies at other addresses then.
         run = None if self.parked is not None else self._make_direct()
         packed = (name for matrix in self.matrices for _, name in self._packed[matrix][1])
@@ -38,7 +51,7 @@ class DirectModule(Mxfp4Module):
 
     def _forget(self) -> None:
         super()._forget()
-        self._direct = None
+        self._direct, self._preparation, self._traced = None, "", ""
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes its own, for its own buffers.
