@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mxfp4_core.arithmetic import reference
 from mxfp4_core.arithmetic.codec import decode
 from mxfp4_core.arithmetic.fast import blocks, device
-from mxfp4_core.arithmetic.fast.single import SINGLE
+from mxfp4_core.arithmetic.fast.single import Single
 from mxfp4_core.arithmetic.fast.steps import steps
 from mxfp4_core.arithmetic.profiles import Profile, profiles, resolve
 from mxfp4_core.arithmetic.quantize import quantize, quantize_into
@@ -22,12 +22,19 @@ ALL = [*profiles(), *PAIRS]
 HALVES = [torch.bfloat16, torch.float16]
 
 
+class Elsewhere(Single):
+    """The way of any other device, which leaves blocks to the judge."""
+
+    def complete(self, weight: torch.Tensor, profile: Profile) -> bool:
+        return False
+
+
 def run_device_path(weight: torch.Tensor, profile: Profile) -> tuple[torch.Tensor, torch.Tensor]:
     """What any other torch device runs, on CPU tensors."""
     codes = torch.empty((*weight.shape[:-1], weight.shape[-1] // 2), dtype=torch.uint8)
     scales = torch.empty((*weight.shape[:-1], weight.shape[-1] // 32), dtype=torch.uint8)
     if device.quantize(weight, codes, scales, profile):
-        blocks._finish(SINGLE, weight, (codes, scales), profile, "nan", "weight", 0, weight.shape)
+        blocks._finish(Elsewhere(), weight, (codes, scales), profile, "nan", "weight", 0, weight.shape)
     return codes, scales
 
 

@@ -1,15 +1,15 @@
 """Quantize at speed, on the CPU and on any torch device, bit for bit as :mod:`mxfp4_core.arithmetic.reference`.
 
-A *way* is the fast path of one format: `Way.run` cuts a weight into matrices, quantises one after another, and gives
-the few blocks that are left alone (subnormal maxima, the ends of the range, NaN and infinity; their scale byte is
-255) to the judge.
+A *way* is the fast path of one format: `Way.run` cuts a weight into matrices and quantises one after another. The scale
+byte of a block that is not finite is 255. So is that of blocks that a path without the whole table leaves alone
+(subnormal maxima, the ends of the range): they are given to the judge.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _DEVICE_CHUNK = 1 << 24  # values a step on other devices: bounds the int32 temporaries to some 200 MB
 
 _JUDGED = 1 << 15  # blocks a step: a million values, whose temporaries stay in the cache
+_SOUGHT = 1 << 20  # scale bytes a step: bounds the places of blocks to 16 MB
 
 Outputs = tuple[torch.Tensor, ...]
 """Codes, scales, and then what else the format has, in the order of its parts."""
@@ -40,8 +41,12 @@ class Way(ABC):
         """Quantise a matrix of whole blocks whose last axes are dense.
 
         Returns:
-            How many blocks are left for the judge; their scale byte is 255.
+            How many blocks have the scale byte 255.
         """
+
+    @abstractmethod
+    def complete(self, weight: torch.Tensor, profile: Profile) -> bool:
+        """Whether `quantize` does every block of such a weight: those with byte 255 are not finite, and done."""
 
     @abstractmethod
     def judge(
@@ -86,7 +91,8 @@ class Way(ABC):
                 fix="convert the weight first, or use another profile",
             )
         for matrix, parts, offset in _matrices(self, weight, outputs):
-            if matrix.numel() and self.quantize(matrix, parts, profile, threads):
+            left = matrix.numel() and self.quantize(matrix, parts, profile, threads)
+            if left and (nonfinite == "refuse" or not self.complete(matrix, profile)):
                 _finish(self, matrix, parts, profile, nonfinite, name, offset, weight.shape)
 
 
@@ -133,39 +139,50 @@ def _finish(
     offset: int,
     shape: torch.Size,
 ) -> None:
-    """Quantise the blocks that the fast path left (byte 255) by the judge, few at a time: it has many temporaries."""
+    """Refuse what is not finite, and quantise the blocks that the fast path left (byte 255) by the judge."""
     codes, scales, *_ = outputs
-    places = [part.unbind(1) for part in (scales == E8M0_NAN).nonzero().split(_JUDGED)]
     values, packed = (
         weight.unflatten(-1, (-1, BLOCK)),
         codes.unflatten(-1, (-1, BLOCK * codes.shape[-1] // weight.shape[-1])),
     )
+    complete = way.complete(weight, profile)
     if nonfinite == "refuse":
-        _refuse_nonfinite(values, places, name, offset, shape)
-    for row, column in places:
+        _refuse_nonfinite(values, _places(scales), complete, name, offset, shape)
+    for row, column in () if complete else _places(scales):
         block_codes, block_scales = way.judge(values[row, column].cpu(), outputs, row, column, profile)
         packed[row, column] = block_codes.to(codes.device)
         scales[row, column] = block_scales[..., 0].to(scales.device)
 
 
+def _places(scales: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield rows and columns of the blocks whose byte is 255, a few at a time: who reads them has many temporaries."""
+    step = max(1, _SOUGHT // scales.shape[1])
+    for start in range(0, len(scales), step):
+        for found in (scales[start : start + step] == E8M0_NAN).nonzero().split(_JUDGED):
+            yield found[:, 0] + start, found[:, 1]
+
+
 def _refuse_nonfinite(
     values: torch.Tensor,
-    places: Sequence[tuple[torch.Tensor, ...]],
+    places: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    complete: bool,
     name: str,
     offset: int,
     shape: torch.Size,
 ) -> None:
+    """Raise NonFiniteError for the first of these blocks that is not finite; if ``complete``, they all are not."""
     first: tuple[float, list[int]] | None = None
     count = 0
     for row, column in places:
-        blocks = values[row, column].cpu()
+        looked = len(row) if first is None or not complete else 0
+        blocks = values[row[:looked], column[:looked]].cpu()
         bad = (~torch.isfinite(blocks)).nonzero()
         if len(bad) and first is None:
             block, element = bad[0].tolist()
             flat = (offset + int(row[block])) * shape[-1] + int(column[block]) * BLOCK + element
             index = [int(part) for part in np.unravel_index(flat, tuple(shape))]
             first = float(blocks[block, element]), index
-        count += len(bad[:, 0].unique())
+        count += len(row) if complete else len(bad[:, 0].unique())
     if first is not None:
         raise NonFiniteError.at(name, *first, count)
 

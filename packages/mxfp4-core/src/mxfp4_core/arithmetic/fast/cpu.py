@@ -1,9 +1,7 @@
 # mypy: ignore-errors
 # numba and llvmlite carry no types; what is typed here is what Python code calls.
-"""The CPU kernels: one block of 32 values at a time, as LLVM vectors.
+"""The CPU kernels: one block of 32 values at a time, as LLVM vectors (:mod:`mxfp4_core.arithmetic.fast.lanes`).
 
-Plain loops are several times slower, since the compiler widens 16-bit integers to 64; so the body of a block is
-written as vector instructions (LLVM IR through numba's ``intrinsic``), which LLVM maps onto whatever the processor has.
 Everything is integer arithmetic on the bits of the weights, see :mod:`mxfp4_core.arithmetic.fast.steps`.
 
 Addresses and strides are in bytes. The functions release the GIL and trust their arguments: callers check them. The
@@ -12,100 +10,63 @@ Addresses and strides are in bytes. The functions release the GIL and trust thei
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
+from mxfp4_core.arithmetic.fast.lanes import (
+    _I8,
+    _I16,
+    _I32,
+    _KINDS,
+    NOTHING,
+    TAGS,
+    _amax,
+    _clear,
+    _extended,
+    _fill,
+    _jit,
+    _load,
+    _peek,
+    _poke,
+    _seek,
+    _splat,
+    _store,
+    _weights,
+)
 from mxfp4_core.arithmetic.fast.steps import SPECIAL
 from mxfp4_core.arithmetic.format import BLOCK, E8M0_BIAS
 
-_LOG = logging.getLogger(__name__)
-_I8, _I16, _I32, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 _HALF = BLOCK // 2
+_ALL = np.int32(-1)
 
-TAGS: dict[torch.dtype, Any] = {
-    torch.bfloat16: np.uint16(0),
-    torch.float16: np.int16(0),
-    torch.float32: np.uint32(0),
-}
 # Scale bytes under which 0.5 is a normal number and 6 is finite.
 NORMAL: dict[torch.dtype, tuple[int, int]] = {
     torch.bfloat16: (2, 252),
     torch.float16: (114, 140),
     torch.float32: (2, 252),
 }
-_KINDS = {types.uint16: "bfloat16", types.int16: "float16", types.uint32: "float32"}
 
 
-def _fill(lane: Any, value: float, lanes: int = BLOCK) -> Any:
-    return ir.Constant(ir.VectorType(lane, lanes), [value] * lanes)
-
-
-def _splat(build: Any, scalar: Any) -> Any:
-    vector = ir.Constant(ir.VectorType(scalar.type, BLOCK), ir.Undefined)
-    vector = build.insert_element(vector, scalar, ir.Constant(_I32, 0))
-    return build.shuffle_vector(vector, vector, _fill(_I32, 0))
-
-
-def _load(build: Any, address: Any, lane: Any, lanes: int = BLOCK) -> Any:
-    vector = build.load(build.inttoptr(address, ir.VectorType(lane, lanes).as_pointer()))
-    vector.align = 1  # rows of a slice may start anywhere
-    return vector
-
-
-def _store(build: Any, value: Any, address: Any) -> None:
-    build.store(value, build.inttoptr(address, value.type.as_pointer())).align = 1
-
-
-def _weights(build: Any, address: Any, kind: str) -> tuple[Any, Any, Any]:
-    """Load 32 weights; return the lane type, magnitudes as float bits of that width, and signs as 0 or 8."""
-    if kind == "float32":
-        raw = _load(build, address, _I32)
-        sign = build.and_(build.lshr(raw, _fill(_I32, 28)), _fill(_I32, 8))
-        return _I32, build.and_(raw, _fill(_I32, 0x7FFFFFFF)), sign
-    raw = _load(build, address, _I16)
-    magnitude = build.and_(raw, _fill(_I16, 0x7FFF))
-    sign = build.and_(build.lshr(raw, _fill(_I16, 12)), _fill(_I16, 8))
-    if kind == "bfloat16":
-        return _I16, magnitude, sign
-    # float16 to float32 bits: move the fields, then rescale by 2**112, which is exact for subnormals too.
-    wide = ir.VectorType(_I32, BLOCK)
-    moved = build.shl(build.zext(magnitude, wide), _fill(_I32, 13))
-    value = build.fmul(build.bitcast(moved, ir.VectorType(_F32, BLOCK)), _fill(_F32, 2.0**112))
-    return _I32, build.bitcast(value, wide), build.zext(sign, wide)
-
-
-@intrinsic
-def _amax(typing_context, tag, address):
-    """Return the largest magnitude of 32 weights as float32 bits."""
-
-    def emit(context, build, signature, arguments):
-        lane, magnitude, _ = _weights(build, arguments[1], _KINDS[signature.args[0]])
-        reduction = ir.FunctionType(lane, [magnitude.type])
-        name = f"llvm.vector.reduce.umax.v{BLOCK}i{lane.width}"
-        largest = build.call(cgutils.get_or_insert_function(build.module, reduction, name), [magnitude])
-        return build.shl(build.zext(largest, _I32), ir.Constant(_I32, 16)) if lane is _I16 else largest
-
-    return types.int32(tag, types.uintp), emit
-
-
-def _encoder(signs_kept: bool) -> Any:
-    """Make the intrinsic, with or without the instructions that change the signs of zero codes."""
+def _encoder(signs_kept: bool, special: bool = False) -> Any:
+    """Make the intrinsic, with or without what changes the signs of zero codes, and what special blocks need."""
 
     @intrinsic
-    def encode(typing_context, tag, address, out, exponent, limits, lifted, plus, exact, minus):
-        """Divide 32 weights by 2**exponent and store their 16 code bytes."""
+    def encode(typing_context, tag, address, out, exponent, limits, lifted, plus, exact, minus, keep):
+        """Divide 32 weights by 2**exponent and store their 16 code bytes; ``keep`` as in `_extended`."""
 
         def emit(context, build, signature, arguments):
-            _, address, out, exponent, limits, lifted, plus, exact, minus = arguments
+            _, address, out, exponent, limits, lifted, plus, exact, minus, keep = arguments
             lane, magnitude, sign = _weights(build, address, _KINDS[signature.args[0]])
+            if special:
+                magnitude, sign = _extended(build, lane, magnitude, sign, keep)
+                lane = _I32
             narrow, vector = lane is _I16, magnitude.type
+            nothing = _fill(lane, NOTHING if special else 0)
 
             def lanes(scalar: Any) -> Any:
                 return _splat(build, build.trunc(scalar, _I16) if narrow else scalar)
@@ -125,7 +86,7 @@ def _encoder(signs_kept: bool) -> Any:
                 index = build.sub(index, mask("==", quotient, lanes(lifted)))
             if not signs_kept:
                 zero_code = mask("==", index, _fill(lane, 0))
-                zero_weight = mask("==", magnitude, _fill(lane, 0))
+                zero_weight = mask("==", magnitude, nothing)
                 sign = build.and_(sign, build.not_(build.and_(zero_code, lanes(plus))))
                 sign = build.and_(sign, build.not_(build.and_(zero_weight, lanes(exact))))
                 sign = build.or_(sign, build.and_(zero_weight, lanes(minus)))
@@ -138,12 +99,14 @@ def _encoder(signs_kept: bool) -> Any:
             return context.get_dummy_value()
 
         i32, pointer = types.int32, types.uintp
-        return types.void(tag, pointer, pointer, i32, types.UniTuple(i32, 7), i32, i32, i32, i32), emit
+        masks = (i32, i32, i32, i32)
+        return types.void(tag, pointer, pointer, i32, types.UniTuple(i32, 7), *masks, i32), emit
 
     return encode
 
 
 _encode, _encode_and_sign = _encoder(signs_kept=True), _encoder(signs_kept=False)
+_encode_any = _encoder(signs_kept=False, special=True)
 
 
 @intrinsic
@@ -174,38 +137,9 @@ def _decode(typing_context, tag, address, out, exponent):
     return types.void(tag, types.uintp, types.uintp, types.int32), emit
 
 
-@intrinsic
-def _peek(typing_context, address):
-    """Return the byte at an address."""
-
-    def emit(context, build, signature, arguments):
-        return build.load(build.inttoptr(arguments[0], _I8.as_pointer()))
-
-    return types.uint8(types.uintp), emit
-
-
-@intrinsic
-def _poke(typing_context, address, byte):
-    """Store one byte at an address."""
-
-    def emit(context, build, signature, arguments):
-        _store(build, arguments[1], arguments[0])
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.uint8), emit
-
-
-def _jit(function: Any) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError as error:  # numba found no folder that it may write its cache to
-        _LOG.info("CPU kernels are compiled anew in every process: %s", error)
-        return numba.njit(nogil=True)(function)
-
-
 @_jit
 def quantize(
-    tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, tables, limits, signs
+    tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, tables, places, limits, signs
 ):
     """Quantize blocks ``start`` to ``stop``, counted along rows.
 
@@ -220,18 +154,19 @@ def quantize(
         start: first block.
         stop: block after the last one.
         tables: ``mantissa``, ``byte`` and ``exponent`` of :class:`mxfp4_core.arithmetic.fast.steps.Steps`.
+        places: the fields of `Places`.
         limits: its seven thresholds and ``lifted``.
         signs: masks that say which zero codes lose their sign (all, those of zero weights), the sign bit that zero
             weights gain, and the scale byte of zero blocks.
 
     Returns:
-        How many blocks were left alone for the reference; their scale byte is 255.
+        How many blocks are not finite; their scale byte is 255 and their codes are 0.
     """
     mantissa, byte, exponent = tables
     thresholds = (limits[0], limits[1], limits[2], limits[3], limits[4], limits[5], limits[6])
     block_bytes = BLOCK * value_bytes
     signs_kept = signs[0] == 0 and signs[1] == 0 and signs[2] == 0
-    special = 0
+    bad = 0
     row, column = start // row_blocks, start % row_blocks
     for _ in range(stop - start):
         address = source + row * strides[0] + column * block_bytes
@@ -241,21 +176,28 @@ def quantize(
         scale, divisor = byte[side, binade], exponent[side, binade]
         if largest == 0:
             scale, divisor = np.uint8(signs[3]), np.int32(0)
-        if divisor == SPECIAL:
-            special += 1
-        else:
-            out = codes + row * strides[1] + column * (BLOCK // 2)
+        out = codes + row * strides[1] + column * (BLOCK // 2)
+        if divisor != SPECIAL:
             if signs_kept:
-                _encode(tag, address, out, divisor, thresholds, limits[7], 0, 0, 0)
+                _encode(tag, address, out, divisor, thresholds, limits[7], 0, 0, 0, _ALL)
             else:
                 _encode_and_sign(
-                    tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2]
+                    tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2], _ALL
+                )
+        else:
+            scale, divisor, keep = _seek(largest, places)
+            if divisor == SPECIAL:
+                bad += 1
+                _clear(out)
+            else:
+                _encode_any(
+                    tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2], keep
                 )
         _poke(scales + row * strides[2] + column, scale)
         column += 1
         if column == row_blocks:
             row, column = row + 1, 0
-    return special
+    return bad
 
 
 @_jit

@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # numba and llvmlite carry no types; what is typed here is what Python code calls.
-"""The CPU kernels of ``mxfp4-dual`` and ``mxfp8``, made of the parts of :mod:`mxfp4_core.arithmetic.fast.cpu`.
+"""The CPU kernels of ``mxfp4-dual`` and ``mxfp8``, made of the parts of :mod:`mxfp4_core.arithmetic.fast.lanes`.
 
 Two levels: a group of 512 is divided by its outer scale, block by block, into 128 bytes that stay in the cache, and the
 kernel of one level quantises those. E4M3: the magnitudes are rounded as integers where they are normal, and by one
@@ -14,19 +14,21 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mxfp4_core.arithmetic.fast.cpu import (
+from mxfp4_core.arithmetic.fast.cpu import _ALL, _encode, _encode_and_sign, _encode_any
+from mxfp4_core.arithmetic.fast.lanes import (
     _F32,
     _I8,
     _I16,
     _I32,
     _KINDS,
     _amax,
-    _encode,
-    _encode_and_sign,
+    _clear,
+    _extended,
     _fill,
     _jit,
     _load,
     _poke,
+    _seek,
     _splat,
     _store,
     _weights,
@@ -114,31 +116,41 @@ def _divide(typing_context, tag, narrow, address, out, scale):
     return types.void(tag, narrow, types.uintp, types.uintp, types.float32), emit
 
 
-@intrinsic
-def _encode_e4m3(typing_context, tag, address, out, exponent):
-    """Divide 32 weights by 2**exponent and store their 32 E4M3 codes."""
+def _e4m3_encoder(special):
+    """Make the intrinsic, with or without what special blocks need."""
 
-    def emit(context, build, signature, arguments):
-        _, address, out, exponent = arguments
-        lane, magnitude, sign = _weights(build, address, _KINDS[signature.args[0]])
-        if lane is _I16:
-            magnitude = build.shl(build.zext(magnitude, _INT), _fill(_I32, 16))
-            sign = build.zext(sign, _INT)
-        quotient = build.sub(magnitude, _splat(build, build.shl(exponent, ir.Constant(_I32, 23))))
-        normal = build.ashr(_half_up(build, quotient, 20), _fill(_I32, 20))
-        normal = build.sub(normal, _fill(_I32, 120 << 3))
-        positive = build.icmp_signed(">", quotient, _fill(_I32, 0))
-        small = build.bitcast(build.select(positive, quotient, _fill(_I32, 0)), _FLOAT)
-        small = build.bitcast(build.fadd(small, _fill(_F32, 2.0**14)), _INT)
-        small = build.sub(small, _fill(_I32, 141 << 23))
-        above = build.icmp_signed(">=", quotient, _fill(_I32, 121 << 23))
-        index = build.select(above, normal, small)
-        index = build.select(build.icmp_signed("<", index, _fill(_I32, 0x7E)), index, _fill(_I32, 0x7E))
-        code = build.or_(index, build.shl(sign, _fill(_I32, 4)))
-        _store(build, build.trunc(code, ir.VectorType(_I8, BLOCK)), out)
-        return context.get_dummy_value()
+    @intrinsic
+    def encode(typing_context, tag, address, out, exponent, keep):
+        """Divide 32 weights by 2**exponent and store their 32 E4M3 codes; ``keep`` as in `_extended`."""
 
-    return types.void(tag, types.uintp, types.uintp, types.int32), emit
+        def emit(context, build, signature, arguments):
+            _, address, out, exponent, keep = arguments
+            lane, magnitude, sign = _weights(build, address, _KINDS[signature.args[0]])
+            if special:
+                magnitude, sign = _extended(build, lane, magnitude, sign, keep)
+            elif lane is _I16:
+                magnitude = build.shl(build.zext(magnitude, _INT), _fill(_I32, 16))
+                sign = build.zext(sign, _INT)
+            quotient = build.sub(magnitude, _splat(build, build.shl(exponent, ir.Constant(_I32, 23))))
+            normal = build.ashr(_half_up(build, quotient, 20), _fill(_I32, 20))
+            normal = build.sub(normal, _fill(_I32, 120 << 3))
+            positive = build.icmp_signed(">", quotient, _fill(_I32, 0))
+            small = build.bitcast(build.select(positive, quotient, _fill(_I32, 0)), _FLOAT)
+            small = build.bitcast(build.fadd(small, _fill(_F32, 2.0**14)), _INT)
+            small = build.sub(small, _fill(_I32, 141 << 23))
+            above = build.icmp_signed(">=", quotient, _fill(_I32, 121 << 23))
+            index = build.select(above, normal, small)
+            index = build.select(build.icmp_signed("<", index, _fill(_I32, 0x7E)), index, _fill(_I32, 0x7E))
+            code = build.or_(index, build.shl(sign, _fill(_I32, 4)))
+            _store(build, build.trunc(code, ir.VectorType(_I8, BLOCK)), out)
+            return context.get_dummy_value()
+
+        return types.void(tag, types.uintp, types.uintp, types.int32, types.int32), emit
+
+    return encode
+
+
+_encode_e4m3, _encode_e4m3_any = _e4m3_encoder(special=False), _e4m3_encoder(special=True)
 
 
 @intrinsic
@@ -165,6 +177,7 @@ def quantize_dual(
     start,
     stop,
     tables,
+    places,
     limits,
     signs,
     how,
@@ -182,7 +195,7 @@ def quantize_dual(
     thresholds = (limits[0], limits[1], limits[2], limits[3], limits[4], limits[5], limits[6])
     block_bytes = BLOCK * value_bytes
     signs_kept = signs[0] == 0 and signs[1] == 0 and signs[2] == 0
-    special = 0
+    bad = 0
     row, column = start // row_groups, start % row_groups
     for _ in range(stop - start):
         address = source + row * strides[0] + column * (_BLOCKS * block_bytes)
@@ -202,31 +215,46 @@ def quantize_dual(
             scale, shift = byte[side, binade], exponent[side, binade]
             if largest == 0:
                 scale, shift = np.uint8(signs[3]), np.int32(0)
+            out = outputs[0] + row * strides[1] + (column * _BLOCKS + block) * (BLOCK // 2)
             if shift == SPECIAL:
-                special += 1
-            else:
-                out = outputs[0] + row * strides[1] + (column * _BLOCKS + block) * (BLOCK // 2)
-                if signs_kept:
-                    _encode(inner_tag, scratch, out, shift, thresholds, limits[7], 0, 0, 0)
+                scale, shift, keep = _seek(largest, places)
+                if shift == SPECIAL:
+                    bad += 1
+                    _clear(out)
                 else:
-                    _encode_and_sign(
-                        inner_tag, scratch, out, shift, thresholds, limits[7], signs[0], signs[1], signs[2]
+                    _encode_any(
+                        inner_tag,
+                        scratch,
+                        out,
+                        shift,
+                        thresholds,
+                        limits[7],
+                        signs[0],
+                        signs[1],
+                        signs[2],
+                        keep,
                     )
+            elif signs_kept:
+                _encode(inner_tag, scratch, out, shift, thresholds, limits[7], 0, 0, 0, _ALL)
+            else:
+                _encode_and_sign(
+                    inner_tag, scratch, out, shift, thresholds, limits[7], signs[0], signs[1], signs[2], _ALL
+                )
             _poke(outputs[1] + row * strides[2] + column * _BLOCKS + block, scale)
         column += 1
         if column == row_groups:
             row, column = row + 1, 0
-    return special
+    return bad
 
 
 @_jit
 def quantize_e4m3(
-    tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, tables, zero_byte
+    tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, tables, places, zero_byte
 ):
     """Quantize blocks ``start`` to ``stop`` to E4M3; arguments as for ``cpu.quantize``."""
     mantissa, byte, exponent = tables
     block_bytes = BLOCK * value_bytes
-    special = 0
+    bad = 0
     row, column = start // row_blocks, start % row_blocks
     for _ in range(stop - start):
         address = source + row * strides[0] + column * block_bytes
@@ -236,15 +264,22 @@ def quantize_e4m3(
         scale, divisor = byte[side, binade], exponent[side, binade]
         if largest == 0:
             scale, divisor = np.uint8(zero_byte), np.int32(0)
-        if divisor == SPECIAL:
-            special += 1
+        out = codes + row * strides[1] + column * BLOCK
+        if divisor != SPECIAL:
+            _encode_e4m3(tag, address, out, divisor, _ALL)
         else:
-            _encode_e4m3(tag, address, codes + row * strides[1] + column * BLOCK, divisor)
+            scale, divisor, keep = _seek(largest, places)
+            if divisor == SPECIAL:
+                bad += 1
+                _clear(out)
+                _clear(out + BLOCK // 2)
+            else:
+                _encode_e4m3_any(tag, address, out, divisor, keep)
         _poke(scales + row * strides[2] + column, scale)
         column += 1
         if column == row_blocks:
             row, column = row + 1, 0
-    return special
+    return bad
 
 
 __all__ = ["quantize_dual", "quantize_e4m3"]

@@ -28,11 +28,15 @@ class Dual(Way):
         """Only the compiled kernels need no temporaries: without them the quotients are as large as the weight."""
         return cpu_kernels() is not None
 
+    def complete(self, weight: torch.Tensor, profile: Profile) -> bool:
+        """Whether the compiled kernels run: they know every maximum."""
+        return weight.device.type == "cpu" and not profile.down and cpu_kernels() is not None
+
     def quantize(self, weight: torch.Tensor, outputs: Outputs, profile: Profile, threads: int | None) -> int:
         """Quantise a matrix of whole groups."""
         codes, scales, level0 = outputs
         how = level0_of(profile)
-        plain = profile.down or weight.device.type != "cpu"
+        plain = not self.complete(weight, profile)
         kernels, common = (None, None) if plain else (cpu_kernels("cpu_formats"), cpu_kernels())
         if kernels is None or common is None:
             return device.quantize(device.divide(weight, level0, how), codes, scales, profile)
@@ -61,6 +65,7 @@ class Dual(Way):
                 start,
                 stop,
                 known.tables,
+                known.places,
                 known.limits,
                 known.signs,
                 terms,

@@ -21,10 +21,14 @@ class Mxfp8Way(Way):
         """Only the compiled kernels need no temporaries."""
         return cpu_kernels() is not None
 
+    def complete(self, weight: torch.Tensor, profile: Profile) -> bool:
+        """Whether the compiled kernels run: they know every maximum."""
+        return weight.device.type == "cpu" and cpu_kernels() is not None
+
     def quantize(self, weight: torch.Tensor, outputs: Outputs, profile: Profile, threads: int | None) -> int:
         """Quantise a matrix of whole blocks."""
         codes, scales = outputs
-        plain = weight.device.type != "cpu"
+        plain = not self.complete(weight, profile)
         kernels, common = (None, None) if plain else (cpu_kernels("cpu_formats"), cpu_kernels())
         if kernels is None or common is None:
             return device.quantize_e4m3(weight, codes, scales, profile)
@@ -44,6 +48,7 @@ class Mxfp8Way(Way):
                 start,
                 stop,
                 known.tables,
+                known.places,
                 profile.zero_byte,
             )
             return left

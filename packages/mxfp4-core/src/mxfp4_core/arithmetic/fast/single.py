@@ -21,10 +21,14 @@ class Single(Way):
         """Only the compiled kernels need no temporaries."""
         return cpu_kernels() is not None
 
+    def complete(self, weight: torch.Tensor, profile: Profile) -> bool:
+        """Whether the compiled kernels run: they know every maximum."""
+        return weight.device.type == "cpu" and not profile.down and cpu_kernels() is not None
+
     def quantize(self, weight: torch.Tensor, outputs: Outputs, profile: Profile, threads: int | None) -> int:
         """Quantise by the compiled kernels on a CPU that has them, by torch operations elsewhere."""
         codes, scales = outputs
-        kernels = cpu_kernels() if weight.device.type == "cpu" and not profile.down else None
+        kernels = cpu_kernels() if self.complete(weight, profile) else None
         if kernels is None:
             return device.quantize(weight, codes, scales, profile)
         known = arguments(profile, weight.dtype)
@@ -44,6 +48,7 @@ class Single(Way):
                 start,
                 stop,
                 known.tables,
+                known.places,
                 known.limits,
                 known.signs,
             )

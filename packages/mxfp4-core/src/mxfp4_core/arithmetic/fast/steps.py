@@ -5,7 +5,8 @@ mantissa threshold and the value from it on, as :mod:`mxfp4_core.arithmetic.fast
 
 Elements compare as integers too: for a finite weight, the float32 bits of ``|w| / 2**E`` are the bits of ``|w|`` less
 ``E << 23``, as long as neither is subnormal. Blocks where that fails (subnormal maxima, exponents below
-``EXPONENT_MIN``, not finite) are marked ``SPECIAL`` and left to the reference.
+``EXPONENT_MIN``, rules with more steps, not finite) are marked ``SPECIAL``. `Places` is the table for them, with a
+row for every maximum, for code that compares subnormals, too. Other code leaves them to the reference.
 """
 
 from __future__ import annotations
@@ -56,27 +57,48 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Places:
+    """The whole scale rule of one profile for one weight dtype: a row for every maximum, numbered as in `Halves`.
+
+    Attributes:
+        second: int32 ``[R]``: the mantissa from which the second state holds.
+        third: int32 ``[R]``: the mantissa from which the third one does.
+        byte: uint8 ``[3, R]``: scale byte.
+        exponent: int32 ``[3, R]``: exponent that elements are divided by, ``FLUSH`` where they become zeros, and
+            ``SPECIAL`` in rows that no finite maximum has.
+    """
+
+    second: torch.Tensor
+    third: torch.Tensor
+    byte: torch.Tensor
+    exponent: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Arguments:
     """The same as the compiled kernels take it.
 
     Attributes:
         tables: ``mantissa``, ``byte`` and ``exponent``.
+        places: the fields of `Places`, in order.
         limits: int32 ``[8]``: the thresholds, then ``lifted``.
         signs: int32 ``[4]``: see `sign_masks`.
     """
 
     tables: tuple[np.ndarray, np.ndarray, np.ndarray]
+    places: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     limits: np.ndarray
     signs: np.ndarray
 
 
 @lru_cache(maxsize=128)
 def arguments(profile: Profile, dtype: torch.dtype, exponent_min: int = EXPONENT_MIN) -> Arguments:
-    """Return the tables of `steps` as arrays."""
-    table = steps(profile, dtype, exponent_min)
+    """Return the tables of `steps` and `places` as arrays."""
+    table, every = steps(profile, dtype, exponent_min), places(profile, dtype)
     limits = np.array([*table.thresholds.tolist(), table.lifted], dtype=np.int32)
     tables = table.mantissa.numpy(), table.byte.numpy(), table.exponent.numpy()
-    return Arguments(tables, limits, sign_masks(profile))
+    rows = every.second.numpy(), every.third.numpy(), every.byte.numpy(), every.exponent.numpy()
+    return Arguments(tables, rows, limits, sign_masks(profile))
 
 
 def sign_masks(profile: Profile) -> np.ndarray:
@@ -108,7 +130,7 @@ def _build(profile: Profile, found: Halves, exponent_min: int) -> Steps:
     byte = torch.full((2, 256), E8M0_NAN, dtype=torch.uint8)
     exponent = torch.full((2, 256), SPECIAL, dtype=torch.int32)
     for side, state in enumerate(found.state[:2, :, normal]):
-        # A row with more than one step (a peer that overflows its own dtype) is not worth a table.
+        # A row with more than one step (a peer that overflows its own dtype) is left to `Places`.
         usable = single & (state[1] >= exponent_min) & (state[1] < FLUSH)
         byte[side, row] = torch.where(usable, state[0], E8M0_NAN).to(torch.uint8)
         exponent[side, row] = torch.where(usable, state[1], SPECIAL).to(torch.int32)
@@ -118,14 +140,31 @@ def _build(profile: Profile, found: Halves, exponent_min: int) -> Steps:
     return Steps(mantissa, byte, exponent, thresholds, lifted)
 
 
+def places(profile: Profile, dtype: torch.dtype) -> Places:
+    """Return the table of every maximum of a profile for bfloat16, float16 or float32 weights, on the CPU."""
+    with torch.device("cpu"):
+        found = halves(profile, dtype)
+        rows = 256 + NORMAL - 1
+        second, third = (torch.full((rows,), MANTISSA, dtype=torch.int32) for _ in range(2))
+        second[found.row], third[found.row] = found.threshold, found.last
+        byte = torch.full((3, rows), E8M0_NAN, dtype=torch.uint8)
+        exponent = torch.full((3, rows), SPECIAL, dtype=torch.int32)
+        for number, (scale, divisor) in enumerate(found.state):
+            byte[number, found.row] = scale.to(torch.uint8)
+            exponent[number, found.row] = divisor.to(torch.int32)
+        return Places(second, third, byte, exponent)
+
+
 __all__ = [
     "E4M3_EXPONENT_MIN",
     "EXPONENT_MIN",
     "NEVER",
     "SPECIAL",
     "Arguments",
+    "Places",
     "Steps",
     "arguments",
+    "places",
     "sign_masks",
     "steps",
 ]
