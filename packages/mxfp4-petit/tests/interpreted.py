@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from dataclasses import replace
 
@@ -33,25 +34,34 @@ def linear() -> None:
         got = calls.linear(BACKEND, x, packed, problem)
         judge.linear(x, weight, values, Numerics()).check(got, f"{m} {n} {k} {dtype}")
     weight, x = random_weight(48, 1024), random_x(3, 1024)
+    weight.scales.clamp_(2, 128)
     answer = judge.linear(x, weight, None, Numerics())
-    for pairs in (False, True):
+    for pairs, folded in itertools.product((False, True), repeat=2):
         packed = PortableLayout(pairs).pack(weight)
         for split in (1, 4):
-            parts = compute.Weight(packed["codes"], packed["scales"], None, pairs)
-            answer.check(compute.linear(x, parts, Tile(16, 32, split=split)), f"split {split}, pairs {pairs}")
+            parts = compute.Weight(packed["codes"], packed["scales"], None, pairs, folded)
+            got = compute.linear(x, parts, Tile(16, 32, split=split))
+            answer.check(got, f"split {split}, pairs {pairs}, folded {folded}")
 
 
 def scales() -> None:
-    """Each scale byte is worth what the format says, and NaN stays in its row."""
+    """Each scale byte is worth what the format says, and NaN stays in its row; folded ones in their range."""
     codes = torch.full((256, 128), 0x22, dtype=torch.uint8)
     weight = MxTensor(codes, torch.full((256, 8), 127, dtype=torch.uint8), torch.Size((256, 256)))
     weight.scales[:, 5] = torch.arange(256).to(torch.uint8)
     x = torch.zeros(1, 256, dtype=torch.bfloat16)
     x[0, 5 * 32 + 7] = 1.0
     packed = PortableLayout().pack(weight)
-    got = compute.linear(x, compute.Weight(packed["codes"], packed["scales"], None))[0].double()
+    assert "scales" not in packed
+    got = compute.linear(x, compute.Weight(packed["codes"], packed["extreme_scales"], None))[0].double()
     assert torch.equal(got[:255], torch.exp2(torch.arange(255, dtype=torch.float64) - 127))
     assert bool(got[255].isnan())
+    for pairs in (False, True):
+        weight.scales[:, 5] = torch.arange(256).clamp(2, 128).to(torch.uint8)
+        packed = PortableLayout(pairs).pack(weight)
+        parts = compute.Weight(packed["codes"], packed["scales"], None, pairs, folded=True)
+        got = compute.linear(x, parts)[0].double()
+        assert torch.equal(got, torch.exp2(torch.arange(256, dtype=torch.float64).clamp(2, 128) - 127))
 
 
 def experts() -> None:

@@ -36,7 +36,7 @@ POINTERS |= {
 }
 FLOATS = ("alpha", "limit", "up_offset")
 GATED = {"INTERLEAVED": True, "LIMITED": True, "BIASED": True}
-SPLIT = {"SPLIT": 4, "BIASED": True}
+SPLIT = {"PARTIAL": True, "BIASED": True}
 LINEAR = {linear_tile(m, 8192, 8192).tokens: linear_tile(m, 8192, 8192) for m in (1, 32, 64)}
 PREFILL = linear_tile(4096, 8192, 8192)
 EXPERTS = {size: moe_tiles(size * 64, 64) for size in (1, 16, 64)}
@@ -45,7 +45,13 @@ EXPERTS = {size: moe_tiles(size * 64, 64) for size in (1, 16, 64)}
 def compiled(kernel: Any, arch: str, tile: Tile | None = None, **constants: object) -> Any:
     """Compile as ``compute`` does on such a device."""
     if tile is not None:
-        constants |= {"BM": tile.tokens, "BN": tile.rows, "PAIRS": False, "PACKED": False}
+        constants = {
+            "BM": tile.tokens,
+            "BN": tile.rows,
+            "PAIRS": False,
+            "PACKED": False,
+            "FOLDED": True,
+        } | constants
     names = kernel.arg_names
     types = {name: f"*{POINTERS[name]}" if name in POINTERS else "i32" for name in names}
     types |= dict.fromkeys(FLOATS, "fp32") | dict.fromkeys(constants, "constexpr")
@@ -79,7 +85,8 @@ def check(made: Any, mfma: bool = True) -> None:
         ("gfx942", LINEAR[16], SPLIT),
         ("gfx90a", LINEAR[32], SPLIT),
         ("gfx90a", LINEAR[64], SPLIT),
-        ("gfx942", PREFILL, {"SPLIT": 1, "BIASED": True}),
+        ("gfx942", LINEAR[64], SPLIT | {"FOLDED": False}),
+        ("gfx942", PREFILL, {"PARTIAL": False, "BIASED": True}),
     ],
     ids=str,
 )
@@ -107,4 +114,4 @@ def test_what_multiplies_nothing(arch: str) -> None:
 
 def test_a_tile_that_is_too_large_is_seen() -> None:
     with pytest.raises(AssertionError, match="spill"):
-        check(compiled(kernels.linear_kernel, "gfx942", Tile(128, 128, 8, 2), SPLIT=1, BIASED=True))
+        check(compiled(kernels.linear_kernel, "gfx942", Tile(128, 128, 8, 2), PARTIAL=False, BIASED=True))

@@ -25,13 +25,14 @@ _CHUNK = 1024
 class Weight(NamedTuple):
     """A weight in ``PortableLayout``: codes int32 [(experts,) n, k/8], scales int32 [(experts,) n, k/128], bias.
 
-    ``pairs`` is the variant.
+    ``pairs`` is the variant, ``folded`` whether scales may be multiplied into operands of bfloat16.
     """
 
     codes: Tensor
     scales: Tensor
     bias: Tensor | None
     pairs: bool = False
+    folded: bool = False
 
 
 class Chosen(NamedTuple):
@@ -104,7 +105,7 @@ def _linear(x: Tensor, weight: Weight, tile: Tile) -> Tensor:
         triton.cdiv(k // tile_of(weight.pairs), tile.split),
         BM=tile.tokens,
         BN=tile.rows,
-        SPLIT=tile.split,
+        PARTIAL=tile.split > 1,
         BIASED=biased,
         **_how(tile, x, weight),
     )
@@ -219,6 +220,7 @@ def _how(tile: Tile, x: Tensor, weight: Weight) -> dict[str, Any]:
         "num_stages": min(tile.stages, STAGES_HIP) if hip else tile.stages,
         "PAIRS": weight.pairs,
         "PACKED": packed,
+        "FOLDED": weight.folded and x.dtype is torch.bfloat16,
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mxfp4_core import MxTensor
 from mxfp4_core.arithmetic import BLOCK, Alignment
 from mxfp4_core.errors import ShapeError
-from mxfp4_petit.portable.sizes import layout_id, tile_of
+from mxfp4_petit.portable.sizes import EXTREME, FOLDED_LEAST, FOLDED_MOST, layout_id, tile_of
 
 _BLOCKS: Final = 8  # in a word, and in a tile of 256
 _HALF: Final = _BLOCKS // 2
@@ -31,7 +31,9 @@ _PIECE: Final = (
 class PortableLayout:
     """Tiles of 256 or of 128 columns.
 
-    ``codes`` is int32 [(experts,) n, k/8]; ``scales`` is int32 [(experts,) n, k/128], the canonical bytes.
+    ``codes`` is int32 [(experts,) n, k/8]; ``scales`` is int32 [(experts,) n, k/128], the canonical bytes. These are
+    called ``extreme_scales`` where one is not within 2 to 128 (but bytes below 2 in blocks of zeros), so that a call
+    knows by the name that they cannot be multiplied into operands, which takes longer.
 
     Args:
         pairs: the variant for NVIDIA's devices.
@@ -45,19 +47,21 @@ class PortableLayout:
     def pack(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Move the nibbles; see ``Layout.pack``. Takes every scale byte."""
         self._check(weight)
+        name = _scales_name(weight)
         moved = torch.empty_like(weight.codes, memory_format=torch.contiguous_format)
         for target, source in zip(_pieces(moved), _pieces(weight.codes.contiguous()), strict=True):
             target.copy_(_moved(source, self.pairs))
-        return self._named(moved, weight, bias)
+        return self._named(moved, name, weight, bias)
 
     def pack_in_place(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Move the nibbles in their own memory; see ``InPlaceLayout.pack_in_place``."""
         if not weight.codes.is_contiguous():
             return self.pack(weight, bias)
         self._check(weight)
+        name = _scales_name(weight)
         for piece in _pieces(weight.codes):
             piece.copy_(_moved(piece, self.pairs))
-        return self._named(weight.codes, weight, bias)
+        return self._named(weight.codes, name, weight, bias)
 
     def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> MxTensor:
         """Undo ``pack``; see ``Layout.unpack``."""
@@ -65,7 +69,8 @@ class PortableLayout:
         codes = torch.empty_like(words)
         for target, source in zip(_pieces(codes), _pieces(words), strict=True):
             target.copy_(_moved_back(source, self.pairs))
-        return MxTensor(codes, tensors["scales"].contiguous().view(torch.uint8), torch.Size(shape))
+        scales = tensors["scales"] if "scales" in tensors else tensors[EXTREME]
+        return MxTensor(codes, scales.contiguous().view(torch.uint8), torch.Size(shape))
 
     def _check(self, weight: MxTensor) -> None:
         if weight.shape[-1] % tile_of(self.pairs):
@@ -77,9 +82,20 @@ class PortableLayout:
             )
 
     @staticmethod
-    def _named(moved: Tensor, weight: MxTensor, bias: Tensor | None) -> dict[str, Tensor]:
-        packed = {"codes": _as_words(moved), "scales": _as_words(weight.scales)}
+    def _named(moved: Tensor, name: str, weight: MxTensor, bias: Tensor | None) -> dict[str, Tensor]:
+        packed = {"codes": _as_words(moved), name: _as_words(weight.scales)}
         return packed if bias is None else packed | {"bias": bias}
+
+
+def _scales_name(weight: MxTensor) -> str:
+    """Say by a name whether the scales can be multiplied into numbers of bfloat16; one look at load time."""
+    scales, codes = weight.scales, weight.codes
+    if int(scales.max()) > FOLDED_MOST:
+        return EXTREME
+    if int(scales.min()) >= FOLDED_LEAST:
+        return "scales"
+    low = codes.unflatten(-1, (-1, BLOCK // 2))[scales < FOLDED_LEAST]
+    return EXTREME if bool((low & 0x77).any()) else "scales"
 
 
 def _as_words(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from mxfp4_core.errors import BackendError
 from mxfp4_petit.portable import interpreter
 
 _OPERATORS: Final = Operators("mxfp4_petit")
-_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, bool pairs) -> Tensor"
+_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, bool folded, bool pairs) -> Tensor"
 
 
 def _linear_fake(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
@@ -19,7 +19,9 @@ def _linear_fake(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
 
 
 @_OPERATORS.define("linear", _LINEAR, _linear_fake)
-def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, pairs: bool) -> Tensor:
+def linear(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, folded: bool, pairs: bool
+) -> Tensor:
     """Compute ``x @ weight.T + bias``.
 
     Args:
@@ -27,6 +29,7 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, pairs:
         codes: int32 [n, k/8] in ``PortableLayout``, like the next.
         scales: int32 [n, k/128].
         bias: float [n] or None.
+        folded: whether scales may be multiplied into operands of bfloat16.
         pairs: variant of the layout.
 
     Returns:
@@ -38,13 +41,14 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, pairs:
     _check(x)
     from mxfp4_petit.portable import compute
 
-    return compute.linear(x, compute.Weight(codes, scales, bias, pairs))
+    return compute.linear(x, compute.Weight(codes, scales, bias, pairs, folded))
 
 
 _MOE = (
-    "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_bias, Tensor down, Tensor down_scales, "
-    "Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? counts, int shared, "
-    "float alpha, float? limit, float up_offset, bool interleaved, bool pairs) -> Tensor"
+    "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_bias, bool gate_up_folded, Tensor down, "
+    "Tensor down_scales, Tensor? down_bias, bool down_folded, Tensor topk_ids, Tensor topk_weights, "
+    "Tensor? expert_map, Tensor? counts, int shared, float alpha, float? limit, float up_offset, bool interleaved, "
+    "bool pairs) -> Tensor"
 )
 
 
@@ -54,9 +58,11 @@ def moe(
     gate_up: Tensor,
     gate_up_scales: Tensor,
     gate_up_bias: Tensor | None,
+    gate_up_folded: bool,
     down: Tensor,
     down_scales: Tensor,
     down_bias: Tensor | None,
+    down_folded: bool,
     topk_ids: Tensor,
     topk_weights: Tensor,
     expert_map: Tensor | None,
@@ -76,9 +82,11 @@ def moe(
         gate_up: int32 [experts + shared, 2n, k/8] in ``PortableLayout``, like the next.
         gate_up_scales: int32 [experts + shared, 2n, k/128].
         gate_up_bias: float [experts + shared, 2n] or None.
+        gate_up_folded: as ``linear``.
         down: int32 [experts + shared, k, n/8].
         down_scales: int32 [experts + shared, k, n/128].
         down_bias: float [experts + shared, k] or None.
+        down_folded: likewise.
         topk_ids: int32 [m, top_k]; what is no expert is an empty slot. Not read where rows are sorted.
         topk_weights: float32 [m, top_k], applied to the output of the experts; likewise.
         expert_map: int32 [total_experts] from ids to indices here, or None.
@@ -106,8 +114,8 @@ def moe(
         chosen = compute.with_shared(
             compute.Chosen(topk_ids, expert_map, topk_weights), down.shape[0] - shared, shared
         )
-    up = compute.Weight(gate_up, gate_up_scales, gate_up_bias, pairs)
-    last = compute.Weight(down, down_scales, down_bias, pairs)
+    up = compute.Weight(gate_up, gate_up_scales, gate_up_bias, pairs, gate_up_folded)
+    last = compute.Weight(down, down_scales, down_bias, pairs, down_folded)
     return compute.moe(rows, up, last, chosen, (alpha, limit, up_offset, interleaved)).view(x.shape)
 
 

@@ -24,7 +24,7 @@ from mxfp4_core.backend import (
 )
 from mxfp4_petit.devices import COMPILED, MADE_FOR, importable, listed
 from mxfp4_petit.portable import interpreter
-from mxfp4_petit.portable.sizes import MOST_EXPERTS, SIZE_MAX, layout_id, tile_of
+from mxfp4_petit.portable.sizes import EXTREME, MOST_EXPERTS, SIZE_MAX, layout_id, tile_of
 from mxfp4_petit.portable.tiles import linear_tile, moe_tiles
 
 if TYPE_CHECKING:
@@ -164,9 +164,15 @@ def _pairs(problem: Problem) -> bool:
     return problem.device.type == "cuda"
 
 
-def _weight(packed: Packed) -> tuple[Tensor, Tensor, Tensor | None]:
+def _weight(packed: Packed) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     tensors = packed.tensors
-    return tensors["codes"], tensors["scales"], tensors.get("bias")
+    scales = tensors.get("scales")
+    return (
+        tensors["codes"],
+        tensors[EXTREME] if scales is None else scales,
+        tensors.get("bias"),
+        scales is not None,
+    )
 
 
 ops: Any = None

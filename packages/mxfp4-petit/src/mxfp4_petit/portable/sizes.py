@@ -21,4 +21,13 @@ SIZE_MAX: Final = 2**31 - 1
 MOST_EXPERTS: Final = 4096
 """On a rank: each program of the routing reads the counts of all."""
 
-__all__ = ["MOST_EXPERTS", "SIZE_MAX", "layout_id", "tile_of"]
+FOLDED_LEAST: Final = 2
+"""Lowest scale byte for which no code times the scale is subnormal as bfloat16, which gfx90a flushes."""
+
+FOLDED_MOST: Final = 128
+"""Highest for which 2^(byte - 1), by which the bits of codes are multiplied, is finite."""
+
+EXTREME: Final = "extreme_scales"
+"""What the scales are called where one of them is outside."""
+
+__all__ = ["EXTREME", "FOLDED_LEAST", "FOLDED_MOST", "MOST_EXPERTS", "SIZE_MAX", "layout_id", "tile_of"]
