@@ -43,8 +43,8 @@ def arguments(about: str, shapes: Collection[str], tokens: Sequence[int]) -> arg
     parser.add_argument(
         "--peers",
         type=_names,
-        default=list(peers.NAMES),
-        help=f"comma-separated, of {', '.join(peers.NAMES)}, or none; all if left out",
+        default=list(peers.USUAL),
+        help=f"comma-separated, of {', '.join(peers.NAMES)}, or none (default: {','.join(peers.USUAL)})",
     )
     folder = os.environ.get("MXFP4_PEERS")
     parser.add_argument(

@@ -19,9 +19,11 @@ from hopper.cases import DenseCase, MoeCase, Routed
 # A peer can have several ways to do one layer; the fastest counts at each number of tokens.
 Moe = dict[str, Callable[[Routed], Tensor]]
 Linear = dict[str, Callable[[Tensor], Tensor]]
-NAMES = ("marlin", "humming", "triton_kernels", "bf16")
+NAMES = ("marlin", "humming", "triton_kernels", "bf16", "aiter")
+USUAL = NAMES[:4]
+"""Those for Hopper; the other one is made for AMD's GPUs, beside kernels that are, too."""
 # Compared with us. The others are shown, but have another weight format.
-W4A16 = ("marlin", "humming", "triton_kernels")
+W4A16 = ("marlin", "humming", "triton_kernels", "aiter")
 
 
 class OtherSizeError(Exception):
