@@ -1,6 +1,6 @@
 """How fast does the GPU quantise, against a copy of the same bytes and against others' quantizers?
 
-Usage: python bench/hopper_quantize.py [--size 16384] [--peers]
+Usage: python bench/hopper_quantize.py [--size 16384] [--dtypes float16] [--peers]
 
 Medians of Triton's do_bench. GB/s counts each value read once and its 17/32 bytes of codes and scales written once; "of
 copy" divides by a device copy of as many values in the same run. Before timing, the bytes of a slice are compared with
@@ -30,6 +30,7 @@ KINDS = {
     "auto-round": "zero weights are plus",
     "modelopt": "zero weights are minus, ties toward zero",
     "gguf": "bytes wrap around",
+    "msmodelslim": "scales in three steps of the weight's dtype",
 }
 Pair = tuple[torch.Tensor, torch.Tensor]
 Quantizer = Callable[[torch.Tensor], Pair]
@@ -118,13 +119,14 @@ def peers(table: Table, dtype: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=16384, help="rows and columns")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="all if left out")
     parser.add_argument("--peers", action="store_true", help="time torchao and AITER too")
     arguments = parser.parse_args()
     size = arguments.size
     require_sm90()
     print(f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, {size} x {size}\n")
     print("| dtype | profile | us | GB/s | of copy |\n|---|---|--:|--:|--:|")
-    for dtype in DTYPES:
+    for dtype in arguments.dtypes:
         table = Table((torch.randn(size, size, device="cuda") * 0.02).to(getattr(torch, dtype)))
         ours(table)
         if arguments.peers:

@@ -25,7 +25,7 @@ TILES = tuple(
     itertools.product((16, 32, 64), (64, 128), (64, 128, 256))
 )  # tokens, rows, columns of a program
 WARPS = 4
-SOURCE = Path("aiter/ops/triton/moe_op_mxfp4.py")
+SOURCE = "aiter/ops/triton/moe_op_mxfp4.py"
 
 
 class Peer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from mxfp4_core import dialects, quantize
@@ -20,6 +21,7 @@ from mxfp4_core.jobs import convert_checkpoint, quantize_checkpoint, verify_chec
 from mxfp4_npu import names
 
 BLOCK = "blocks.0.attn1.to_q"
+VECTORS = Path(__file__).resolve().parents[3] / "golden" / "v2" / "dual.safetensors.xz"
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 SETTINGS = {
     "version": "1.0.0",
@@ -211,3 +213,38 @@ def test_what_quantize_writes(tmp_path: Path) -> None:
     assert verify_checkpoint(target, source).ok
     with pytest.raises(DialectError, match="activation"):
         quantize_checkpoint(source, tmp_path / "no", Mxfp4Config.from_dict({**config, "activation": "none"}))
+
+
+EXAMPLE = """{
+  "layer.weight": "W4A4_MXFP4_DUALSCALE",
+  "layer.weight_scale": "W4A4_MXFP4_DUALSCALE",
+  "layer.weight_dual_scale": "W4A4_MXFP4_DUALSCALE",
+  "version": "1.0.0",
+  "model_quant_type": "W4A4_MXFP4_DUALSCALE",
+  "metadata": {},
+  "group_size": 32,
+  "optional": {}
+}"""
+"""quant_model_description.json beside the vectors that msmodelslim 26.1.0 wrote for one linear of 48 x 1024."""
+
+
+def test_a_checkpoint_of_two_levels_is_the_one_that_msmodelslim_wrote(tmp_path: Path) -> None:
+    """Each tensor byte for byte, and the text of the description."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    vectors = load(lzma.decompress(VECTORS.read_bytes()))
+    save_file({"layer.weight": vectors["input/normal_bf16"]}, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    config = {"format": "mxfp4-dual", "profile": "msmodelslim", "dialect": "modelslim", "activation": "mxfp4"}
+    quantize_checkpoint(source, target, Mxfp4Config.from_dict(config))
+    stored = load_file(target / "model.safetensors")
+    assert {name: stored[name].dtype for name in stored} == {
+        "layer.weight": torch.uint8,
+        "layer.weight_scale": torch.uint8,
+        "layer.weight_dual_scale": torch.float32,
+    }
+    for name, part in {"weight": "codes", "weight_scale": "scales"}.items():
+        assert torch.equal(stored[f"layer.{name}"], vectors[f"msmodelslim/normal_bf16/{part}"]), name
+    outer = vectors["msmodelslim/normal_bf16/level0"][..., None]
+    assert torch.equal(stored["layer.weight_dual_scale"].view(torch.int32), outer.view(torch.int32))
+    assert (target / names.DESCRIPTION).read_text().rstrip() == EXAMPLE

@@ -195,10 +195,11 @@ class ModelSlimDialect(Dialect):
                     rule=f"{names.SINGLE} and {names.DUAL} quantise activations to MXFP4",
                     fix="set activation to 'mxfp4', or write the dialect mxfp4-core",
                 )
-        kinds: dict[str, Any] = dict.fromkeys(description.others, names.FLOAT)
-        for entry in description.entries:
+        kinds: dict[str, Any] = {}  # in the order of msmodelslim: the parts of a weight side by side
+        for entry in sorted(description.entries, key=lambda entry: entry.weight):
             kind = names.DUAL if "level0" in entry.parts else names.SINGLE
             kinds.update(dict.fromkeys(self.write(entry), kind))
+        kinds.update(dict.fromkeys(sorted(description.others), names.FLOAT))
         first = next((kinds[entry.weight] for entry in description.entries), names.SINGLE)
         settings: dict[str, Any] = {
             "version": "1.0.0",
@@ -208,7 +209,7 @@ class ModelSlimDialect(Dialect):
             "optional": {},
         }
         model = {key: value for key, value in description.model.items() if key != "quantization_config"}
-        return {"config.json": model, names.DESCRIPTION: {**dict(sorted(kinds.items())), **settings}}
+        return {"config.json": model, names.DESCRIPTION: {**kinds, **settings}}
 
     def how_to_load(self, path: str, model: str = "") -> str:
         """Load in an engine on Ascend."""
