@@ -59,6 +59,24 @@ def test_folders_of_others_compute_what_the_online_model_does(name: str, tmp_pat
         assert layouts(model) == layouts(online)
 
 
+def test_a_folder_of_modelopt_keeps_its_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its word is W4A4; no unit here multiplies FP4, so that tokens stay in bfloat16, which is said."""
+    name = NAMES[1]
+    ids, settings = windows(name, 2), {"profile": "modelopt"}
+    online = from_pretrained(ROOT / "models" / name, backend="petit-emulated", **settings)
+    quantize_checkpoint(
+        ROOT / "models" / name,
+        tmp_path / "made",
+        CoreConfig(dialect="modelopt", activation="mxfp4", **settings),
+    )
+    with caplog.at_level("WARNING"):
+        model = from_pretrained(tmp_path / "made", backend="petit-emulated")
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, online(ids).logits)
+    assert layouts(model) == LAYOUTS[name]
+    assert "activations in mxfp4" in caplog.text
+
+
 def test_every_report_says_that_it_is_emulated() -> None:
     for problem in (Problem(op="linear", n=64, k=64), Problem(op="moe", n=64, k=64, experts=2, top_k=1)):
         assert "emulated on a CPU" in str(select_backend(problem, backend="petit-emulated"))

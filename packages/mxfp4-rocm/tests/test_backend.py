@@ -191,6 +191,20 @@ def test_it_is_chosen_on_its_device_and_nowhere_else() -> None:
         select_backend(replace(LINEAR, device=Device("hip", "gfx90a"), gate=SILU), backend="rocm")
 
 
+def test_on_gfx942_aiters_kernel_is_for_those_who_name_it() -> None:
+    """It compiles there with bfloat16 tokens (``test_compile.py``); unnamed, the kernels of petit run."""
+    device = Device("hip", "gfx942", "AMD Instinct MI300X")
+    for problem in (LINEAR, replace(MOE, gate=GPT_OSS_SWIGLU, bias=True)):
+        asked = replace(problem, activation="auto", device=device)
+        answer = yes(asked)
+        assert (answer.provider, answer.layout) == ("aiter fused_moe_mxfp4 (Triton)", "aiter-raw-128-bf16")
+        assert "W4A16" in answer.note and answer.numerics is not None and answer.numerics.activation == "none"
+        assert choices_of(backend, asked)[0].kernel == "fused_moe_mxfp4"
+        assert select_backend(asked, backend="rocm").backend.name == "rocm"
+        assert select_backend(asked).backend.name != "rocm"
+    assert "gfx90a" in no(replace(LINEAR, activation="none", device=Device("hip", "gfx90a"))).reason
+
+
 def test_temporary_memory_grows_with_the_tokens() -> None:
     sizes = [yes(replace(MOE, m=m)).temporary_bytes for m in (1, 64, 4096)]
     assert 0 < sizes[0] < sizes[1] < sizes[2]

@@ -34,6 +34,7 @@ from mxfp4_rocm.limits import (
     PROFILES,
     PROVEN,
     SIZE_MAX,
+    WIDENS,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class RocmBackend(Backend):
         }
     )
     numerics = rules.WIDENED
-    automatic_on = frozenset({"hip"})
+    automatic_on = frozenset({f"hip:{DEVICES}0"})  # on gfx942 the kernels of petit come first
     packages = ("amd-aiter", "triton")
 
     def contract(self) -> contract.Contract | No:
@@ -109,7 +110,7 @@ class RocmBackend(Backend):
                 f"the device is {device}, the kernels are for AMD's {DEVICES}x",
                 "use the backend of this device",
             )
-        if not device.arch.lower().startswith(DEVICES):
+        if not device.arch.lower().startswith(DEVICES) and not self._widens(problem):
             return No(
                 f"{device.arch} has no matrix instructions for FP4, which came with gfx950 (MI350, MI355)",
                 "use the backend 'petit' (mxfp4-petit) on gfx90a and gfx942, or name the backend 'reference'",
@@ -138,6 +139,12 @@ class RocmBackend(Backend):
             provider=rules.PROVIDERS[chosen.way],
             layout=rules.LAYOUTS[chosen.way],
         )
+
+    @staticmethod
+    def _widens(problem: Problem) -> bool:
+        """Say whether a problem is W4A16 on an architecture without FP4 that AITER's kernel compiles for."""
+        plain = problem.op != "quantize" and problem.activation in ("none", "auto")
+        return problem.device.arch == WIDENS and plain
 
     def _sizes(self, problem: Problem) -> No | None:
         rows = padded(problem.n, 256) * 2 * max(problem.stacked, 1)

@@ -40,6 +40,10 @@ ACTIVATION_PROFILE: Final = "even/even"
 DEVICES: Final = "gfx95"
 """How the architectures begin that have matrix instructions for scaled FP4."""
 
+WIDENS: Final = "gfx942"
+"""An architecture without them for which AITER's kernel for experts compiles with bfloat16 tokens. Not gfx90a, whose
+matrix units flush the subnormal operands that scale bytes 0 and 1 make."""
+
 PROVEN: Final = "amd-aiter 0.1.7.post2.dev18"
 """The version whose kernels were run: in an emulator of the instruction set, in Triton's interpreter, on an H200."""
 
@@ -58,5 +62,6 @@ __all__ = [
     "PROFILES",
     "PROVEN",
     "SIZE_MAX",
+    "WIDENS",
     "WIDE_MAX",
 ]

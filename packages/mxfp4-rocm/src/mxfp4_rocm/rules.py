@@ -6,6 +6,8 @@
     moe, activations none        fused_moe_mxfp4, twice               weights widened to bfloat16
     moe, activations mxfp4       fused_moe for SiLU without biases    else fused_moe_mxfp4, twice; options: moe
 
+On gfx942, where this backend is used by name alone, ``auto`` is none: there are no units for FP4.
+
 ``gemm_a16wfp4`` of later versions is not used, in spite of its name: it quantises the tokens to MXFP4 inside
 (``_mxfp4_quant_op`` in its kernel), so it would be W4A4 where W4A16 was asked for. ``fused_moe`` is not used for the
 activation of gpt-oss: from 512 tokens on, later versions quantise the tokens to FP8 there.
@@ -18,7 +20,7 @@ from typing import Final, Literal
 
 from mxfp4_core.backend import No, Numerics, Problem
 from mxfp4_rocm.contract import Contract
-from mxfp4_rocm.limits import ACTIVATION_PROFILE, ASM_FEATURES, INSTALL, PROFILES, WIDE_MAX
+from mxfp4_rocm.limits import ACTIVATION_PROFILE, ASM_FEATURES, INSTALL, PROFILES, WIDE_MAX, WIDENS
 
 Way = Literal["asm", "triton", "experts", "fused", "widened"]
 """Which kernels, with their layouts."""
@@ -66,6 +68,9 @@ ROUNDED_TWICE: Final = 2.0**-8
 """``gemm_a4w4`` gives bfloat16, to which the bias is added: half a unit of the sum, at most that of all products."""
 
 
+_WIDENED: Final = "W4A16: weights widened to bfloat16; activation='auto' is W4A4 where there are units for it"
+
+
 @dataclass(frozen=True)
 class Choice:
     """What serves a problem.
@@ -85,9 +90,11 @@ def choose(problem: Problem, contract: Contract) -> Choice | No:
     """Return what serves a linear or moe problem with the AITER of a contract, or why nothing does.
 
     Args:
-        problem: on a device that has the instructions, of bfloat16.
+        problem: of bfloat16, on a device that has the instructions, or needs none.
         contract: what can be called.
     """
+    if problem.device.arch == WIDENS and problem.activation == "auto":
+        problem = replace(problem, activation="none")
     picked = _linear(problem, contract) if problem.op == "linear" else _moe(problem, contract)
     if isinstance(picked, No):
         return picked
@@ -112,7 +119,7 @@ def choose(problem: Problem, contract: Contract) -> Choice | No:
 
 def _linear(problem: Problem, contract: Contract) -> tuple[Way, str] | No:
     if problem.activation == "none":
-        return "widened", "W4A16: weights widened to bfloat16"
+        return "widened", _WIDENED
     asked = str(problem.options.get("gemm", "auto"))
     if asked == "triton":
         return "triton", "W4A4, gemm = triton as asked for"
@@ -133,8 +140,8 @@ def _moe(problem: Problem, contract: Contract) -> tuple[Way, str] | No:
     if problem.activation == "none" or (problem.activation == "auto" and not gate.is_silu):
         if asked == "fused":
             return No("fused_moe quantises the tokens", "set moe = 'triton', or activation = 'mxfp4'")
-        said = "" if problem.activation == "none" else " is what AITER does with this gated activation"
-        return "widened", f"W4A16{said}: weights widened to bfloat16"
+        by_gate = "W4A16 is what AITER does with this gated activation: weights widened to bfloat16"
+        return "widened", _WIDENED if problem.activation == "none" else by_gate
     unfit = ""
     if problem.bias:
         unfit = "biases, which fused_moe leaves out"
