@@ -8,6 +8,7 @@ from typing import Any
 
 from mxfp4_core.loader import METHODS, StoredTensors
 from mxfp4_sglang.config import Mxfp4QuantizationConfig
+from mxfp4_sglang.words import STACKED
 
 
 def verify(original: Callable[..., Any], model_config: Any) -> Any:
@@ -54,7 +55,8 @@ def weights(
     stored = StoredTensors.open(path)
     if stored is None:
         return original(loader, source, *args, **kwargs)
-    return ((source.prefix + name, tensor) for name, tensor in stored)
+    stream = stored.stacks() if stored.checkpoint.config.get("model_type") in STACKED else iter(stored)
+    return ((source.prefix + name, tensor) for name, tensor in stream)
 
 
 __all__ = ["configured", "verify", "weights"]

@@ -15,6 +15,9 @@ FIRST, LAST = (0, 5, 17), (0, 5, 23)
 FIRST_DIFFUSION = (0, 5, 21)
 """The first release whose diffusion server loads plug-ins in each of its processes."""
 
+STACKED: Final = ("gpt_oss",)
+"""Types of models whose class in SGLang takes all experts of a layer at once, under the names of the library."""
+
 ABSORBED: Final = ("kv_b_proj",)
 """Linears whose weight SGLang multiplies with by itself, before it says that weights are loaded: absorbed attention."""
 
@@ -49,6 +52,7 @@ __all__ = [
     "LAST",
     "METHOD",
     "METHOD_FP8",
+    "STACKED",
     "check_version",
     "installed_version",
 ]

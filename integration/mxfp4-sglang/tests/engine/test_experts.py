@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from sgl_layers import parts_of, weights
 from sglang.srt.layers.moe.fused_moe_triton import layer as moe_layer
-from sglang.srt.layers.moe.token_dispatcher import standard
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization import QUANTIZATION_METHODS
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
@@ -20,39 +18,6 @@ from mxfp4_core.errors import ConfigError, LoadError, ShapeError
 E, H, I, TOP = 4, 64, 64, 2  # noqa: E741 - experts, hidden, intermediate, experts per token
 NAME = "model.layers.0.mlp.experts"
 SHAPES = {"w1": (I, H), "w3": (I, H), "w2": (H, I)}
-
-
-class Settings(SimpleNamespace):
-    """Stands for the settings of an engine: what is not said is None."""
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-@pytest.fixture
-def parallel(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Stand for the groups of ranks, which an engine makes when it starts."""
-
-    def set_to(ep: int = 1, tp: int = 1, rank: int = 0) -> None:
-        sizes = {
-            "moe_ep_size": ep,
-            "moe_ep_rank": rank if ep > 1 else 0,
-            "moe_tp_size": tp,
-            "moe_tp_rank": rank if tp > 1 else 0,
-        }
-        groups = SimpleNamespace(**sizes, tp_group=None, elastic_ep_initial_size=None)
-        settings = Settings(moe=Settings(moe_runner_backend="auto"))
-        for module in (moe_layer, standard):
-            monkeypatch.setattr(module, "get_parallel", lambda: groups, raising=False)
-        monkeypatch.setattr(moe_layer, "get_exec", lambda: settings, raising=False)
-        monkeypatch.setattr(moe_layer, "get_server_args", lambda: SimpleNamespace(kt_weight_path=None))
-        monkeypatch.setattr(moe_layer, "create_kt_config_from_server_args", lambda *_: None)
-        monkeypatch.setattr(moe_layer, "get_global_expert_location_metadata", lambda: None)
-        monkeypatch.setattr(moe_layer, "get_tp_group", lambda: None, raising=False)  # up to 0.5.18
-        monkeypatch.setattr(standard, "get_device", lambda: "cpu", raising=False)
-
-    set_to()
-    return set_to
 
 
 def make(stored: bool = False, **options: Any) -> Any:

@@ -30,6 +30,10 @@ def test_a_method_is_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
     assert EngineMethod.asked('{"format": "mxfp4-dual"}').format == "mxfp4-dual"
     with pytest.raises(ConfigError, match="mxfp4-dual"):
         Eight.asked('{"format": "mxfp4-dual"}')
+    with pytest.raises(
+        ConfigError, match=r"(?s)contradicts --quantization mxfp4-core.*use --quantization mxfp8-core"
+    ):
+        EngineMethod.asked('{"format": "mxfp8"}')
 
 
 def test_a_folder_says_its_config_and_the_machine_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,23 @@ def test_stacks_are_taken_apart(save: Save, alternate: bool) -> None:
         assert torch.equal(found[f"{prefix}.down_proj.weight"], down.codes[expert])
 
 
+def test_stacks_come_whole_and_turned_where_an_engine_takes_them_so(save: Save) -> None:
+    stem = f"{LAYER}mlp.experts."
+    made = {"gate_up_proj": quantize(weights(E, 2 * I, H)), "down_proj": quantize(weights(E, H, I))}
+    tensors = {f"{stem}{name}": each.codes for name, each in made.items()}
+    tensors |= {f"{stem}{name}_scale": each.scales for name, each in made.items()}
+    tensors["model.norm.weight"] = weights(H)
+    described = {"quant_method": "mxfp4-core", "shapes": {}, "transposed": []}
+    stored = StoredTensors.open(
+        save(tensors, config={"model_type": "gpt_oss", "quantization_config": described})
+    )
+    assert stored is not None
+    found = dict(stored.stacks())
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor if name == "model.norm.weight" else tensor.transpose(1, 2))
+
+
 def test_high_precision_is_no_stored_checkpoint(save: Save) -> None:
     assert StoredTensors.open(save(model(), config={"model_type": "qwen3_moe"})) is None
 

@@ -60,7 +60,16 @@ class EngineMethod:
         Raises:
             ConfigError: it is none, or contradicts the method.
         """
-        return config_of_environment(text, **METHODS[cls.method])
+        config = config_of_environment(text, **METHODS[cls.method])
+        for name, own in METHODS.items():
+            if name != cls.method and own.get("format") == config.format:
+                raise ConfigError(
+                    f"the config contradicts --quantization {cls.method}",
+                    seen=f"format {config.format!r}",
+                    rule="a format that has a method of its own is chosen by that method",
+                    fix=f"use --quantization {name}, or leave the format out of the config",
+                )
+        return config
 
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> Mxfp4Config:

@@ -74,9 +74,28 @@ class StoredTensors:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield name and tensor: ``X.weight`` and ``X.weight_scale`` of what is MXFP4, the rest as it is stored."""
+        return self._stream(self.entries)
+
+    def stacks(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the same with stacks of experts whole, each part ``[E, its K, N]``.
+
+        For engines that take all experts at once and turn them, as libraries hold gpt-oss in high precision:
+        ``model.layers.0.mlp.experts.gate_up_proj`` and ``….gate_up_proj_scale``, gate and up in turn where they are so.
+        """
+        entries = self.contents.entries
+        whole = {
+            f"{entry.weight}{part.suffix}"
+            for entry in entries.values()
+            for part in get(entry.format).parts
+            if len(entry.shape) == 3
+        }
+        for name, tensor in self._stream(entries):
+            yield name, tensor.transpose(-1, -2) if name in whole else tensor
+
+    def _stream(self, entries: Mapping[str, Entry]) -> Iterator[tuple[str, torch.Tensor]]:
         order = {name: index for index, name in enumerate(self.checkpoint.tensors)}
         recipes: dict[str, Recipe] = dict(self.tensors)
-        for entry in self.entries.values():
+        for entry in entries.values():
             for part in get(entry.format).parts:
                 recipes[f"{entry.weight}{part.suffix}"] = entry.parts[part.name]
         for name in sorted(recipes, key=lambda each: min(map(order.__getitem__, recipes[each].names))):
