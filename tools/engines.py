@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,13 +128,18 @@ def _install(session: nox.Session, engine: Engine, folder: Path, torch: str, ind
     from nox.command import CommandFailed
 
     python = str(folder / "bin" / "python")
-    pip = ("timeout", str(INSTALL_SECONDS), python, "-m", "pip", "install", "-q", "--retries", "3")
+    end = time.monotonic() + INSTALL_SECONDS
+
+    def pip(*arguments: str) -> None:
+        left = str(max(int(end - time.monotonic()), 1))
+        session.run("timeout", left, python, "-m", "pip", "install", "-q", *arguments, external=True)
+
     session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
     try:
-        session.run(*pip, f"{torch}+cpu", external=True)
+        pip(f"{torch}+cpu")
     except CommandFailed:
-        session.run(*pip, torch, "--extra-index-url", index, external=True)
-    session.run(*pip, "--no-deps", engine.wheel, external=True)
+        pip(torch, "--extra-index-url", index)
+    pip("--no-deps", engine.wheel)
     # What the engine requires, less what would replace torch or bring CUDA; with torch again, so that it stays.
     distribution = Requirement(engine.wheel).name
     code = f"import importlib.metadata as m; print('\\n'.join(m.requires({distribution!r}) or ()))"
@@ -143,7 +150,7 @@ def _install(session: nox.Session, engine: Engine, folder: Path, torch: str, ind
         for each in needs
         if each.name not in engine.without and (each.marker is None or each.marker.evaluate({"extra": ""}))
     ]
-    session.run(*pip, *wanted, *engine.more, torch, external=True)
+    pip(*wanted, *engine.more, torch)
     if engine.shims:
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
         site = str(session.run(python, "-c", code, external=True, silent=True)).strip()
@@ -160,8 +167,6 @@ def source_of(session: nox.Session, python: str, requirement: str, folder: Path)
         requirement: such as ``vllm``, for the newest release, or ``vllm==0.26.0``.
         folder: for what is written; the wheel, of some 300 MB, is deleted again.
     """
-    import zipfile
-
     source, wheels = folder / "source", folder / "wheel"
     shutil.rmtree(source, ignore_errors=True)
     shutil.rmtree(wheels, ignore_errors=True)

@@ -42,6 +42,17 @@ def shifted(source: Path, folder: Path) -> None:
         save_file(changed, folder / file.name, metadata={"format": "pt"})
 
 
+def other_experts(source: Path, folder: Path) -> None:
+    """Save a gpt-oss with other experts and biases."""
+    gpt_oss(folder, seed=1)
+    (file,) = folder.glob("*.safetensors")
+    other = load_file(file)
+    changed = {
+        name: other[name] if ".experts." in name else each for name, each in kit.tensors(source).items()
+    }
+    save_file(changed, file, metadata={"format": "pt"})
+
+
 def untied(source: Path, folder: Path) -> None:
     """Save a model with an output head of its own: SGLang's Qwen3-MoE leaves a shared one out, and says nothing."""
     folder.mkdir(parents=True)

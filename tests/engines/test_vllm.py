@@ -26,7 +26,7 @@ MODELS: dict[str, Any] = {
     "experts-compressed": lambda folder, models: made.stored(models["experts"], folder, "compressed-tensors"),
     "experts-other": lambda folder, models: made.shifted(models["experts"], folder),
     "gpt-oss": lambda folder, models: made.gpt_oss(folder),
-    "gpt-oss-other": lambda folder, models: made.gpt_oss(folder, seed=1),
+    "gpt-oss-other": lambda folder, models: made.other_experts(models["gpt-oss"], folder),
     "gpt-oss-stored": lambda folder, models: made.stored_experts(models["gpt-oss"], folder),
     "gpt-oss-other-stored": lambda folder, models: made.stored_experts(models["gpt-oss-other"], folder),
     "large": lambda folder, models: made.random(folder, **LARGE),
@@ -48,18 +48,19 @@ def settings(text: str) -> dict[str, Any]:
     return {"model": "dense", "arguments": {**OURS, "hf_overrides": {"quantization_config_dict_json": text}}}
 
 
-def again(model: str, suffix: str = "") -> list[tuple[str, str]]:
+def again(model: str, suffix: str = "", sent: str = "_proj") -> dict[str, Any]:
     """Return what is loaded afterwards: other weights, and the first ones in vLLM's own way."""
-    return [(f"{model}-other{suffix}", "load_weights"), (f"{model}{suffix}", "reload_weights")]
+    ways = [(f"{model}-other{suffix}", "load_weights"), (f"{model}{suffix}", "reload_weights")]
+    return {"again": ways, "sent": sent}
 
 
 SCENARIOS: dict[str, dict[str, Any]] = {
-    "dense": {"model": "dense", "arguments": OURS, "again": again("dense")},
+    "dense": {"model": "dense", "arguments": OURS, **again("dense")},
     "dense-stored": {"model": "dense-core"},
     "dense-compressed": {"model": "dense-compressed"},
     "dense-quark": {"model": "dense-quark"},
-    "gpt-oss": {"model": "gpt-oss-stored", "arguments": OURS, "again": again("gpt-oss", "-stored")},
-    "experts": {"model": "experts", "arguments": OURS, "again": again("experts")},
+    "gpt-oss": {"model": "gpt-oss-stored", "arguments": OURS, **again("gpt-oss", "-stored", ".experts.")},
+    "experts": {"model": "experts", "arguments": OURS, **again("experts")},
     "experts-stored": {"model": "experts-core"},
     "experts-taken": {"model": "experts-compressed", "arguments": OURS},
     "large": {"model": "large", "arguments": OURS, "watch": True},

@@ -17,7 +17,7 @@ import pytest
 
 kit.need("vllm")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.smoke]
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 QUESTION: list[Any] = [{"role": "user", "content": 'The "for" statement'}]
 

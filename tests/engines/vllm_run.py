@@ -2,8 +2,8 @@
 
 A scenario (see ``scenarios``) has ``model``, ``arguments`` of ``vllm.LLM``, ``prompts`` as token ids, ``tokens`` to
 generate, and ``parts``, a file for the bytes of all MXFP4 modules of each rank. It may have ``again``, pairs of a
-folder whose weights are loaded afterwards and the way, ``load_weights`` or vLLM's own ``reload_weights``; and
-``watch``, to note the memory that loading takes.
+folder whose weights are loaded afterwards and the way, ``load_weights`` (of what has ``sent`` in its name) or vLLM's
+own ``reload_weights``; and ``watch``, to note the memory that loading takes.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ def memory(model: Any) -> list[int]:
     return [buffer.data_ptr() for _, module in modules(model) for buffer in module.buffers()]
 
 
-def load_again(model: Any, folder: str) -> None:
+def load_again(model: Any, folder: str, sent: str) -> None:
+    """Load what is MXFP4: on a CPU vLLM packs other linears for good, and cannot load them a second time."""
     from safetensors.torch import load_file
 
     for file in sorted(Path(folder).glob("*.safetensors")):
-        model.load_weights(load_file(file).items())
+        model.load_weights((name, each) for name, each in load_file(file).items() if sent in name)
 
 
 def save(model: Any, path: str) -> None:
@@ -125,7 +126,7 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
         if how == "reload_weights":
             llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         else:
-            llm.apply_model(partial(load_again, folder=folder))
+            llm.apply_model(partial(load_again, folder=folder, sent=scenario["sent"]))
         llm.reset_prefix_cache()
         result["again"].append(said(llm, scenario["prompts"], scenario.get("tokens", 4)))
     result["moved"] = llm.apply_model(memory) != before

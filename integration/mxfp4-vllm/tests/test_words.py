@@ -79,5 +79,7 @@ def test_a_stack_of_experts_is_loaded_whole_or_one_by_one() -> None:
     assert load(param, torch.ones(4, 2), "w", "w1", 1) == "w1"
     assert load(param, torch.ones(4, 2), weight_name="w", shard_id="w2", expert_id=2) == "w2"
     assert param.sum((1, 2)).tolist() == [0, 8, 8]
+    load(param, torch.full((3, 2, 2), 7.0), "w", None, None)
+    assert param[:, :2].eq(7).all()
     load(param, torch.full((3, 2, 2), 5.0), weight_name="w", shard_id=None, expert_id=None)
     assert param[:, :2].eq(5).all() and param[1:, 2:].eq(1).all() and param[0, 2:].eq(0).all()

@@ -18,13 +18,18 @@ def whole_stacks(weight_loader: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(weight_loader)
     def load(param: Any, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("expert_id", 0) is not None:
+        # The models call by name, and vLLM's reload by position.
+        said = {
+            **dict(zip(("weight_name", "shard_id", "expert_id", "return_success"), args, strict=False)),
+            **kwargs,
+        }
+        if said.get("expert_id", 0) is not None:
             return weight_loader(param, loaded_weight, *args, **kwargs)
         place = param.data
         for axis, size in enumerate(loaded_weight.shape):
             place = place.narrow(axis, 0, size)
         place.copy_(loaded_weight)
-        return True if kwargs.get("return_success") else None
+        return True if said.get("return_success") else None
 
     return load
 
