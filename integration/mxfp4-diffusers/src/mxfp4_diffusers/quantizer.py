@@ -118,8 +118,8 @@ class Mxfp4Quantizer(DiffusersQuantizer):
             model.set_submodule(site.path, module)
         self._quantizers = DeviceQuantizers(chosen_backends(model, core, devices, self._dtype))
         if self._folder is None:
-            profiles = (weight.profile for weight in self.plan.weights.values())
-            self._quantizers.start(profiles, self._dtype, core.format)
+            for format, profiles in self.plan.profiles.items():
+                self._quantizers.start(profiles, self._dtype, format)
         builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         session = LoadSession(core, report=builder, quantizers=self._quantizers)
         self._targets = Targets(session, model, self.plan, self._dtype, builder, self._folder, left)

@@ -126,8 +126,8 @@ class Mxfp4Quantizer(HfQuantizer):
             torch.cuda.init()  # a meter reads nothing before, and the load is about to do it
         self._quantizers = DeviceQuantizers(backends, self._quantizers)
         if serialised is None:
-            profiles = (weight.profile for weight in self.plan.weights.values())
-            self._quantizers.start(profiles, self._dtype, self.quantization_config.core.format)
+            for format, profiles in self.plan.profiles.items():
+                self._quantizers.start(profiles, self._dtype, format)
         self._builder = LoadReportBuilder(devices=list(dict.fromkeys(["cpu", *devices])))
         self._model = model
         return model

@@ -271,12 +271,46 @@ def test_what_contradicts_itself(
         assert seen in caught.value.seen
 
 
+EXPERTS = "model.layers.0.mlp.experts"
+
+
+def stack(**described: object) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """Return three experts, stacked, in our own dialect, and its config."""
+    generator = torch.Generator().manual_seed(11)
+    made = {
+        "gate_up_proj": quantize(torch.randn(3, 320, 64, generator=generator)),
+        "down_proj": quantize(torch.randn(3, 64, 160, generator=generator)),
+    }
+    tensors = {f"{EXPERTS}.{name}": each.codes for name, each in made.items()}
+    tensors |= {f"{EXPERTS}.{name}_scale": each.scales for name, each in made.items()}
+    settings = {"quant_method": "mxfp4-core", **described}
+    return tensors, {"model_type": "qwen3_moe", "num_experts": 3, "quantization_config": settings}
+
+
+@pytest.mark.parametrize("to", ["fp8", "nvfp4"])
+@pytest.mark.parametrize("turns", [False, True])
+def test_stacks_of_experts_are_written_one_by_one(save: Save, to: str, turns: bool) -> None:
+    tensors, config = stack(**({"interleaved": [f"{EXPERTS}.gate_up_proj"]} if turns else {}))
+    native = save(tensors, config=config, name="stacks")
+    folder = native.parent
+    result = convert_checkpoint(native, folder / to, to, lossy=True)
+    assert result.quantized == 9 and set(result.errors.values()) == {math.inf}
+    dequantize_checkpoint(native, folder / "plain")
+    dequantize_checkpoint(folder / to, folder / "singly")
+    whole, single = open_checkpoint(folder / "plain"), open_checkpoint(folder / "singly")
+    both, down = whole.load(f"{EXPERTS}.gate_up_proj"), whole.load(f"{EXPERTS}.down_proj")
+    gate, up = (both[:, 0::2], both[:, 1::2]) if turns else (both[:, :160], both[:, 160:])
+    assert len(single.tensors) == 9
+    for number in range(3):
+        for name, values in (("gate", gate), ("up", up), ("down", down)):
+            assert torch.equal(single.load(f"{EXPERTS}.{number}.{name}_proj.weight"), values[number])
+
+
 def test_what_they_do_not_take(save: Save) -> None:
-    made = quantize(torch.randn(2, 32, 64))
-    name = "model.layers.0.mlp.experts.down_proj"
-    stacked = save({name: made.codes, f"{name}_scale": made.scales}, config=NATIVE)
+    tensors, config = stack(transposed=[f"{EXPERTS}.down_proj"])
+    stacked = save(tensors, config=config)
     for to in ("fp8", "nvfp4"):
-        with pytest.raises(DialectError, match=f"{name}.*cannot be stored in {to}"):
+        with pytest.raises(DialectError, match=f"{EXPERTS}.down_proj.*cannot be stored in {to}"):
             convert_checkpoint(stacked, stacked.parent / "no", to)
 
 

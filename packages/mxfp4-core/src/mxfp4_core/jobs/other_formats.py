@@ -2,7 +2,7 @@
 
 FP8 is written as transformers and vLLM read it (``quant_method: fp8``), NVFP4 as compressed-tensors has it for
 weights alone (``nvfp4-pack-quantized``). Weights that engines fuse, such as q, k and v, get one number of NVFP4,
-since those take one.
+since those take one. Stacks of experts are written one by one, as both are public.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Entry
 from mxfp4_core.dialects.beside import Beside, Narrow
 from mxfp4_core.dialects.compressed_tensors import VERSION
 from mxfp4_core.dialects.narrow import narrow_kind, read_narrow
+from mxfp4_core.dialects.one_by_one import one_by_one
 from mxfp4_core.dialects.raw import Bytes
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.recoded import SIDE, exponents_of, fp8_of, nvfp4_of
@@ -49,7 +50,7 @@ class OtherFormat:
     components: bool = False
 
     def check(self, entry: Entry) -> None:
-        """Take linears in whole blocks.
+        """Take linears in whole blocks, as `one_by_one` makes them of experts.
 
         Raises:
             DialectError: names the weight.
@@ -65,7 +66,7 @@ class OtherFormat:
                 raise DialectError(
                     f"tensor {entry.weight!r} cannot be stored in {self.name}",
                     seen=f"{seen}, shape {list(entry.shape)}",
-                    rule="what is made of MXFP4 here are weights [N, K] of linears in whole blocks",
+                    rule="what is made of MXFP4 here are weights [N, K] of linears and experts in whole blocks",
                     fix="keep it in MXFP4, or use `mxfp4 dequantize`",
                 )
 
@@ -182,7 +183,7 @@ def write_other_format(
         DialectError: nothing in MXFP4, a weight that the format does not take, or values that it does not have.
         OutputError: as `write_result`.
     """
-    entries = list(contents.entries.values())
+    entries = [each for entry in contents.entries.values() for each in one_by_one(entry)]
     if not entries:
         raise DialectError(
             f"cannot convert {checkpoint.path}",

@@ -70,6 +70,14 @@ class ModelPlan:
         own = [self.reasons.get(f"{path}.{name}", "") for name in parameters]
         return self.reasons.get(path) or next(filter(None, own), "")
 
+    @property
+    def profiles(self) -> dict[str, list[str]]:
+        """Return the profiles of the weights, by format."""
+        found: dict[str, dict[str, None]] = {}
+        for weight in self.weights.values():
+            found.setdefault(weight.format, {})[weight.profile] = None
+        return {format: list(names) for format, names in found.items()}
+
     def profile_of(self, site: Site) -> str:
         """Return the profile of a module's weights; of several, joined by commas."""
         return ", ".join(dict.fromkeys(self.weights[site.name(name)].profile for name in site.weights))
