@@ -170,7 +170,66 @@ def check_clients(folder: Path) -> dict[str, str]:
             raise SystemExit(f"{name}: {package} reads other values of {differing or sorted(values)}")
         found[name] = f"transformers {version('transformers')}" if package == "transformers" else told
         print(f"{name}: {len(wanted)} weights with the same values in {found[name]}", flush=True)
+    check_mixed(source, folder)
+    check_experts(folder)
     return found
+
+
+def check_mixed(source: Path, folder: Path) -> None:
+    """Load MXFP4 beside MXFP8 in compressed-tensors, and decompress each linear by the scheme that it found for it."""
+    import torch
+    import transformers
+    from compressed_tensors.compressors import BaseCompressor
+
+    from mxfp4_core import Mxfp4Config
+    from mxfp4_core.jobs import quantize_checkpoint
+
+    wide = {"pattern": "mlp.down_proj", "format": "mxfp8"}
+    asked = Mxfp4Config(dialect="compressed-tensors", overrides=[wide])
+    quantize_checkpoint(source, folder / "mixed", asked, models="none")
+    dequantize_checkpoint(folder / "mixed", folder / "mixed-plain")
+    plain = open_checkpoint(folder / "mixed-plain")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "mixed", dtype=torch.bfloat16)
+    linears = {name: module for name, module in model.named_modules() if name.endswith("_proj")}
+    kinds = set()
+    for name, module in linears.items():
+        scheme = module.quantization_scheme
+        kinds.add(scheme.format)
+        stored = {key: tensor.data for key, tensor in module.named_parameters()}
+        values = BaseCompressor.get_value_from_registry(scheme.format).decompress(stored, scheme)["weight"]
+        if not torch.equal(values.to(torch.bfloat16), plain.load(f"{name}.weight")):
+            raise SystemExit(f"compressed-tensors reads other values of {name} in a mixed folder")
+    if len(kinds) != 2:
+        raise SystemExit(f"compressed-tensors sees the formats {sorted(kinds)} in a mixed folder")
+    print(f"mixed: {len(linears)} weights with the same values, {' and '.join(sorted(kinds))}", flush=True)
+
+
+def check_experts(folder: Path) -> None:
+    """Load experts in FP8, which are written one by one, in transformers, which stacks them."""
+    import torch
+    import transformers
+
+    from mxfp4_core import Mxfp4Config
+    from mxfp4_core.jobs import quantize_checkpoint
+
+    torch.manual_seed(4)
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=128, intermediate_size=256, moe_intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, num_experts=4, num_experts_per_tok=2, vocab_size=64, head_dim=32,
+    )  # fmt: skip
+    transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "experts")
+    quantize_checkpoint(
+        folder / "experts", folder / "experts-native", Mxfp4Config(dialect="mxfp4-core"), models="none"
+    )
+    dequantize_checkpoint(folder / "experts-native", folder / "experts-plain")
+    convert_checkpoint(folder / "experts-native", folder / "experts-fp8", "fp8")
+    models = transformers.AutoModelForCausalLM
+    wide = transformers.FineGrainedFP8Config(dequantize=True)
+    made = models.from_pretrained(folder / "experts-fp8", dtype=torch.bfloat16, quantization_config=wide)
+    states = made.state_dict(), models.from_pretrained(folder / "experts-plain").state_dict()
+    if differing := [name for name in states[1] if not torch.equal(states[0][name], states[1][name])]:
+        raise SystemExit(f"transformers reads other values of {differing} in FP8")
+    print(f"experts in fp8: {len(states[1])} tensors with the same values in transformers", flush=True)
 
 
 def main() -> None:
