@@ -76,7 +76,10 @@ class Fp8Values(_OfWeight):
         if span > FP8_SPAN and not self.lossy:
             self.refuse(span, FP8_SPAN, f"in a block of {SIDE} x {SIDE}", "FP8")
         shared = _spread(_exponents(low, high), codes.shape[0], self.shape[1])
-        exact = dequantize(codes, scales, torch.float32).double() * torch.exp2(-shared.double())
+        # Elements first: the largest scales take values of a weight out of the range of float32.
+        plain = torch.where(scales == E8M0_NAN, E8M0_NAN, E8M0_BIAS).to(torch.uint8)
+        own = (scales.int() - E8M0_BIAS).repeat_interleave(BLOCK, 1)
+        exact = dequantize(codes, plain, torch.float32).double() * torch.exp2((own - shared).double())
         made = exact.to(torch.float8_e4m3fn)
         return made[start - first : stop - first].contiguous().view(torch.uint8)
 
