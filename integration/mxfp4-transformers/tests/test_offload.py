@@ -162,6 +162,7 @@ def test_what_an_offloaded_model_cannot_do(checkpoints: dict[str, Path], files: 
 def test_parts_on_the_host_compute_on_the_accelerator(checkpoint: Path, files: Path) -> None:
     where = {**DISK, "model.layers.0": "cpu", "model.layers.1": "disk"}
     whole = load(checkpoint, settings())
+    want = logits(whole)  # libraries take memory of their own at their first call
     before = torch.accelerator.memory_allocated()
     model = offloaded(checkpoint, where)
     check_parked(model, "layers.")
@@ -172,7 +173,7 @@ def test_parts_on_the_host_compute_on_the_accelerator(checkpoint: Path, files: P
         if "layers.0." in name
         for tensor in each.parked.tensors.values()
     )
-    assert torch.equal(logits(model), logits(whole))
+    assert torch.equal(logits(model), want)
     assert torch.accelerator.memory_allocated() - before <= kept  # the copies of a call are gone
     weights = sum(weight.nbytes for weight in model.hf_quantizer.plan.weights.values())
     assert kept < sum(each.nbytes for each in whole.state_dict().values()) - weights + (1 << 20)
