@@ -19,13 +19,8 @@ from mxfp4_core.backend.routing import checked
 
 
 def is_plain(x: Tensor) -> bool:
-    """Return whether nobody but us sees what is done with a tensor: no compiler, tracer, mode or class of tensors."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch has no annotation
-    )
+    """Return whether nobody but us sees what is done with a tensor: no tracer, mode or class. Compilers ask before."""
+    return type(x) is Tensor and not torch._C._len_torch_dispatch_stack() and not torch._C._is_tracing()
 
 
 def direct_linear(backend: Backend, weight: Packed, problem: Problem) -> Callable[[Tensor], Tensor] | None:
@@ -43,10 +38,10 @@ def direct_linear(backend: Backend, weight: Packed, problem: Problem) -> Callabl
         problem.k,
     ):  # padded sizes are padded and cropped by `calls`
         return None
-    dtype, device = getattr(torch, problem.dtype), _device(weight)
+    dtype, device, k = getattr(torch, problem.dtype), _device(weight), problem.k
 
     def call(x: Tensor) -> Tensor:
-        if x.dtype is dtype and x.device == device and x.shape[-1:] == (problem.k,) and x.numel():
+        if x.dtype is dtype and x.device == device and x.ndim and x.shape[-1] == k and x.numel():
             out: Tensor = run(x if x.is_contiguous() else x.contiguous())
             return out
         return calls.linear(backend, x, weight, problem)  # which says what is wrong, or takes nothing

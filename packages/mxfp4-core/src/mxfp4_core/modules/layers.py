@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.device import cpu
-from mxfp4_core.backend.direct import direct_linear, direct_moe, is_plain
+from mxfp4_core.backend.direct import direct_linear, direct_moe
 from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.modules.gradients import Stacks, experts_gradient, linear_gradient
@@ -89,14 +89,15 @@ class Mxfp4Linear(DirectModule, nn.Linear):
         Floats of another dtype than the module's are rounded to it, with a warning, and the result has that dtype of
         x. The gradient of x is that of the dequantised weight; see ``gradients``.
         """
-        if (
-            torch.compiler.is_compiling()
-            and self._traced
-            and not (x.requires_grad and torch.is_grad_enabled())
-        ):
-            from mxfp4_core.modules import traced  # which wants torch's compiler, and that is slow to import
+        if torch.compiler.is_compiling():
+            if self._traced and not (x.requires_grad and torch.is_grad_enabled()):
+                from mxfp4_core.modules import (
+                    traced,
+                )  # which wants torch's compiler, and that is slow to import
 
-            return traced.linear(x, self._traced, self._buffers)
+                return traced.linear(x, self._traced, self._buffers)
+        elif (run := self._direct_for(x)) is not None:
+            return run(x)
         return in_dtype(self._run, x, self.problem.device, self.dtype)
 
     def _run(self, x: Tensor) -> Tensor:
@@ -110,8 +111,6 @@ class Mxfp4Linear(DirectModule, nn.Linear):
         return direct_linear(self._ready(), self._take("weight"), self.problem)
 
     def _call(self, x: Tensor) -> Tensor:
-        if is_plain(x) and (run := self._direct_call()) is not None:
-            return run(x)
         return calls.linear(self._ready(), x, self._take("weight"), self.problem)
 
 
@@ -189,11 +188,14 @@ class Mxfp4Experts(DirectModule):
 
         Floats of another dtype and gradients as for `Mxfp4Linear`; ``topk_weights`` have gradients, too.
         """
-        learns = (x.requires_grad or topk_weights.requires_grad) and torch.is_grad_enabled()
-        if torch.compiler.is_compiling() and self._traced and not learns:
-            from mxfp4_core.modules import traced  # as above
+        if torch.compiler.is_compiling():
+            learns = (x.requires_grad or topk_weights.requires_grad) and torch.is_grad_enabled()
+            if self._traced and not learns:
+                from mxfp4_core.modules import traced  # as above
 
-            return traced.moe(x, topk_ids, topk_weights, self.expert_map, self._traced, self._buffers)
+                return traced.moe(x, topk_ids, topk_weights, self.expert_map, self._traced, self._buffers)
+        elif not topk_weights.requires_grad and (direct := self._direct_for(x)) is not None:
+            return direct(x, Routes(topk_ids, topk_weights, self.expert_map))
         run = partial(self._run, topk_ids, topk_weights)
         return in_dtype(run, x, self.problem.device, self.dtype, keep=True)
 
@@ -208,8 +210,6 @@ class Mxfp4Experts(DirectModule):
 
     def _call(self, ids: Tensor, x: Tensor, weights: Tensor) -> Tensor:
         routes = Routes(ids, weights, self.expert_map)
-        if is_plain(x) and (run := self._direct_call()) is not None:
-            return run(x, routes)
         return calls.moe(self._ready(), x, self._take("gate_up"), self._take("down"), routes, self.problem)
 
     def _make_direct(self) -> Callable[..., Tensor] | None:

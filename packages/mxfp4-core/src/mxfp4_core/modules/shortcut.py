@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mxfp4_core.backend.direct import is_plain
 from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.preparation import Preparation, remember
 
@@ -20,6 +22,9 @@ class DirectModule(Mxfp4Module):
     _direct: tuple[Callable[..., Tensor], list[tuple[str, Tensor | None]]] | None = None
     """What computes, and the buffers for which it was made."""
 
+    _where: str = ""
+    """The type of the device for which it was made, as autocast has it."""
+
     _preparation: str = ""
     """The text of `remember`, of a prepared module."""
 
@@ -30,14 +35,23 @@ class DirectModule(Mxfp4Module):
         """Return what computes with the packed weights that are there now, or None."""
         raise NotImplementedError
 
-    def _direct_call(self) -> Callable[..., Tensor] | None:
-        """Return what `_make_direct` made for the buffers that are there now."""
-        while self._direct is not None:
-            run, tensors = self._direct
-            if all(self._buffers[name] is tensor for name, tensor in tensors):
-                return run
-            self._prepared()  # somebody put other tensors in their place
-        return None
+    def _direct_for(self, x: Tensor) -> Callable[..., Tensor] | None:
+        """Return what computes a call for x that nobody traces, rounds or learns from, with the buffers of now."""
+        direct = self._direct
+        if (
+            direct is None
+            or x.dtype is not self.dtype
+            or x.requires_grad
+            or torch.is_autocast_enabled(self._where)
+            or not is_plain(x)
+        ):
+            return None
+        buffers = self._buffers
+        for name, tensor in direct[1]:
+            if buffers[name] is not tensor:  # somebody put another in its place
+                self._prepared()
+                return self._direct_for(x)
+        return direct[0]
 
     def _prepared(self) -> None:
         super()._prepared()
@@ -48,6 +62,7 @@ class DirectModule(Mxfp4Module):
         run = None if self.parked is not None else self._make_direct()
         packed = (name for matrix in self.matrices for _, name in self._packed[matrix][1])
         self._direct = None if run is None else (run, [(name, self._buffers[name]) for name in packed])
+        self._where = self.problem.device.torch_type
 
     def _forget(self) -> None:
         super()._forget()
