@@ -91,9 +91,8 @@ class Mxfp4Linear(DirectModule, nn.Linear):
         """
         if torch.compiler.is_compiling():
             if self._traced and not (x.requires_grad and torch.is_grad_enabled()):
-                from mxfp4_core.modules import (
-                    traced,
-                )  # which wants torch's compiler, and that is slow to import
+                # It wants torch's compiler, which is slow to import.
+                from mxfp4_core.modules import traced
 
                 return traced.linear(x, self._traced, self._buffers)
         elif (run := self._direct_for(x)) is not None:
@@ -111,6 +110,8 @@ class Mxfp4Linear(DirectModule, nn.Linear):
         return direct_linear(self._ready(), self._take("weight"), self.problem)
 
     def _call(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (run := self._direct_for(x)) is not None:
+            return run(x)
         return calls.linear(self._ready(), x, self._take("weight"), self.problem)
 
 
@@ -210,6 +211,8 @@ class Mxfp4Experts(DirectModule):
 
     def _call(self, ids: Tensor, x: Tensor, weights: Tensor) -> Tensor:
         routes = Routes(ids, weights, self.expert_map)
+        if not torch.compiler.is_compiling() and (run := self._direct_for(x)) is not None:
+            return run(x, routes)
         return calls.moe(self._ready(), x, self._take("gate_up"), self._take("down"), routes, self.problem)
 
     def _make_direct(self) -> Callable[..., Tensor] | None:
