@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mxfp4_core import Mxfp4Config, dialects, quantize
+from mxfp4_core.arithmetic import get_format
 from mxfp4_core.backend import numerics_for
 from mxfp4_core.checkpoint import open_checkpoint
 from mxfp4_core.jobs import convert_checkpoint
@@ -169,3 +170,30 @@ def test_multipliers_of_one_are_no_work(tmp_path: Path) -> None:
     model = loaded(export(tmp_path / "export", "mxfp4-dual", ones))
     packed = {path: model.get_submodule(path)._take("weight").tensors for path in ones}
     assert "multiplier" not in packed["blocks.0.attn1.to_q"] and "multiplier" in packed["blocks.0.attn1.to_k"]
+
+
+def test_a_row_parallel_linear_has_its_part_of_the_multipliers() -> None:
+    """Two ranks, each with half of K; whether a rank has anything to multiply by is decided for its own part."""
+    n, k, name = 48, 1024, "mxfp4-dual+input_scale"
+    generator = torch.Generator().manual_seed(3)
+    weight = quantize(torch.randn(n, k, generator=generator).bfloat16(), format="mxfp4-dual")
+    parts = {**weight.parts, "input_scale": torch.ones(k)}
+    parts["input_scale"][: k // 2] = torch.rand(k // 2, generator=generator) + 0.5
+    x = torch.randn(5, k, generator=generator).bfloat16()
+
+    def rank(start: int, stop: int) -> Mxfp4Linear:
+        module = Mxfp4Linear(n, stop - start, activation="mxfp4", format=name, device="meta")
+        session = LoadSession(config("mxfp4"))
+        (target,) = session.bind(module, exact=True, backend=EmulatedNpu(), tp=k // (stop - start)).values()
+        each = {part.name: k // parts[part.name].shape[-1] for part in get_format(name).parts}
+        target.put(
+            {part: values[..., start // each[part] : stop // each[part]] for part, values in parts.items()}
+        )
+        session.close()
+        return module
+
+    halves = [rank(0, k // 2), rank(k // 2, k)]
+    assert ["multiplier" in half._take("weight").tensors for half in halves] == [True, False]
+    whole = rank(0, k)(x).float()
+    found = halves[0](x[:, : k // 2].contiguous()).float() + halves[1](x[:, k // 2 :].contiguous()).float()
+    assert torch.allclose(found, whole, atol=float(whole.abs().max()) * 2.0**-7)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from bound_models import (
+    BACKENDS,
     NAN,
     SHAPES,
     E,
@@ -310,3 +313,24 @@ def test_the_report_watches_what_is_bound() -> None:
     opened = LoadSession(Mxfp4Config(backend="reference"), report=LoadReportBuilder(devices=()))
     opened.bind(Mxfp4Linear(N, K, device="meta"))
     assert opened.report.watched == ()
+
+
+def test_canonical_bytes_are_freed_where_the_adapter_prepares() -> None:
+    """At once: on a device a cycle would keep them until Python looks for one."""
+    built, opened = model(), session("emulated")
+    load(opened.bind(built, prepare=False), values(0))
+    opened.check()
+    canonical = [
+        weakref.ref(built["up"]._buffers["weight"]),
+        weakref.ref(built["experts"]._buffers["down_proj"]),
+    ]
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for name in ("up", "experts"):
+            built[name].prepare(BACKENDS["emulated"])
+        assert [each() for each in canonical] == [None, None]
+    finally:
+        if collecting:
+            gc.enable()
+    assert same(run(built), run(fresh("emulated", 0)))

@@ -95,7 +95,10 @@ class Bound:
         self._restore_biases()
 
     def check(self) -> None:
-        """Check that nothing of the module is left on the meta device.
+        """Check that nothing of the module is left on the meta device; where the adapter prepares it, let go of it.
+
+        Whoever prepares a module releases its canonical bytes one after the other, which frees them if nobody else
+        holds them.
 
         Raises:
             LoadError: something is; it names the buffer.
@@ -108,6 +111,8 @@ class Bound:
                     rule="a module is loaded when all of it has memory",
                     fix="load it with the engine's own loader before the session is closed",
                 )
+        if self.backend is None and not self.module.computes:
+            self._open = {}
 
     def derive(self) -> dict[Matrix, Packed]:
         """Return the device layout of what was collected beside the weights of a module that computes.
