@@ -14,7 +14,7 @@ from typing import Any
 
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format
-from mxfp4_core.config.words import ACTIVATIONS
+from mxfp4_core.config.words import ACTIVATIONS, FORMATS
 from mxfp4_core.dialects.base import Description
 from mxfp4_core.dialects.entry import Entry
 from mxfp4_core.dialects.pairs import contradiction, in_order, name_list
@@ -136,7 +136,9 @@ def check_parts_beside(dialect: str, entries: Mapping[str, Entry], source: Sourc
         DialectError: names the part.
     """
     suffixes: dict[str, str] = {}
-    for name in sorted(formats.formats()):  # the plain format before those that add a part to it
+    for (
+        name
+    ) in FORMATS:  # ours alone: what others have installed is not asked about weights that are not theirs
         for part in formats.get(name).parts:
             if part.suffix:
                 suffixes.setdefault(part.suffix, name)
