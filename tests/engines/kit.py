@@ -76,17 +76,12 @@ class Engine:
         models: Models,
         scenarios: Mapping[str, Mapping[str, Any]],
         folder: Path,
-        seconds: int = 300,
+        seconds: int = 600,
     ) -> None:
         self.models, self.scenarios, self.folder, self._seconds = models, scenarios, folder, seconds
         self._answers: dict[str, dict[str, Any]] = {}
-        self._log = folder / "log"
-        with self._log.open("w") as log:
-            command = [sys.executable, str(HERE / script)]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1
-            )
-        self._heard("ready")
+        self._log, self._command = folder / "log", [sys.executable, str(HERE / script)]
+        self._process: subprocess.Popen[str] | None = None
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         """Return what a scenario gave, with its ``log``."""
@@ -105,12 +100,25 @@ class Engine:
         return load_file(self.folder / f"{name}.{rank}")
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        """End the process; the next scenario gets another one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            with self._log.open("w") as log:
+                pipe = subprocess.PIPE
+                self._process = subprocess.Popen(
+                    self._command, stdin=pipe, stdout=pipe, stderr=log, text=True, bufsize=1
+                )
+            self._heard(self._process, "ready")
+        return self._process
 
     def _ask(self, name: str) -> dict[str, Any]:
         scenario = {"prompts": PROMPTS, **self.scenarios[name], "name": name}
@@ -118,16 +126,15 @@ class Engine:
         scenario["again"] = [(str(self.models[model]), how) for model, how in scenario.get("again", ())]
         answer, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
         scenario |= {"answer": str(answer), "log": str(log), "parts": str(self.folder / f"{name}.{{rank}}")}
-        if self._process.stdin is None:
-            raise RuntimeError("the process of the engine has no standard input")
-        print(json.dumps(scenario), file=self._process.stdin)
-        self._heard(name)
+        process = self._started()
+        print(json.dumps(scenario), file=process.stdin)
+        self._heard(process, name)
         text = log.read_text(errors="replace") if log.exists() else ""
         result: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {"error": "it died"}
         return {**result, "log": text}
 
-    def _heard(self, word: str) -> None:
-        said, out = "", self._process.stdout
+    def _heard(self, process: subprocess.Popen[str], word: str) -> None:
+        said, out = "", process.stdout
         if out is not None and select.select([out], [], [], self._seconds)[0]:
             said = out.readline().strip()
         if said != word:
