@@ -42,8 +42,10 @@ PREFILL = linear_tile(4096, 8192, 8192)
 EXPERTS = {size: moe_tiles(size * 64, 64) for size in (1, 16, 64)}
 
 
-def compiled(kernel: Any, arch: str, tile: Tile | None = None, **constants: object) -> Any:
-    """Compile as ``compute`` does on such a device."""
+def compiled(
+    kernel: Any, arch: str, tile: Tile | None = None, target: GPUTarget | None = None, **constants: object
+) -> Any:
+    """Compile as ``compute`` does on such a device: one of AMD's by its architecture, or another target."""
     if tile is not None:
         constants = {
             "BM": tile.tokens,
@@ -63,7 +65,7 @@ def compiled(kernel: Any, arch: str, tile: Tile | None = None, **constants: obje
         attrs={(i,): aligned for i, name in enumerate(names) if name in POINTERS or name == "k"},
     )
     options = {} if tile is None else {"num_warps": tile.warps, "num_stages": min(tile.stages, STAGES_HIP)}
-    return triton.compile(source, target=GPUTarget("hip", arch, 64), options=options)
+    return triton.compile(source, target=target or GPUTarget("hip", arch, 64), options=options)
 
 
 def check(made: Any, mfma: bool = True) -> None:
@@ -110,6 +112,19 @@ def test_what_multiplies_nothing(arch: str) -> None:
     check(compiled(routing_kernels.count_kernel, arch, **table), mfma=False)
     check(compiled(routing_kernels.place_kernel, arch, **table, EXPERTS=128, BM=16), mfma=False)
     check(compiled(routing_kernels.combine_kernel, arch, MAPPED=True, SIZE=512), mfma=False)
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "exact"])
+def test_the_variant_for_nvidia_multiplies_pairs_and_its_sums_where_it_must(folded: bool) -> None:
+    """For sm_90, whose numbers come two at a time out of one instruction; scales cost a multiplication or none."""
+    variant = {"PAIRS": True, "PACKED": True, "FOLDED": folded}
+    target = GPUTarget("cuda", 90, 32)
+    made = compiled(kernels.linear_kernel, "sm_90", LINEAR[64], target, **SPLIT, **variant)
+    text = made.asm["ptx"]
+    assert "wgmma" in text and text.count("fma.rn.bf16x2") == 32
+    products = len(re.findall(r"\bfma\.rn\.f32\b", text))
+    assert products == (0 if folded else 4 * 64 * 64 // 128)
+    assert made.asm["cubin"][:4] == b"\x7fELF"
 
 
 def test_a_tile_that_is_too_large_is_seen() -> None:
