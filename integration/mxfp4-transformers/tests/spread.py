@@ -123,14 +123,48 @@ def refused(root: Path, config: Any) -> list[str]:
         except ConfigError as error:
             lines.append(f"refused: {error.what}")
     assert not (root / "never" / "model.safetensors").exists()
-    if peft is not None:
-        before = logits(model)
-        try:
-            peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
-        except ConfigError as error:
-            lines.append(f"refused: {error.what}")
-        assert torch.equal(logits(model), before)
+    linear = model.model.layers[0].self_attn.o_proj
+    assert tuple(linear.weight.shape) == (linear.out_features, linear.in_features)
+    try:
+        linear.weight.sum()
+    except ConfigError as error:
+        lines.append(f"refused: {error.what}")
     return lines
+
+
+def full(tensor: Any) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def adapted(path: Path, config: Any, dtype: torch.dtype) -> str:
+    """Check that an adapter of the whole model does the same above the shared one, is trained, and is saved."""
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+    whole = peft.get_peft_model(load(path, config(), dtype=dtype), lora)
+    folder = path / "adapter"
+    if distributed.get_rank() == 0:
+        whole.save_pretrained(folder)
+    distributed.barrier()
+    asked = DistributedConfig(tp_plan="auto")
+    mine = load(path, config(), dtype=dtype, distributed_config=asked)
+    mine = peft.PeftModel.from_pretrained(mine, folder, is_trainable=True)
+    a, b = logits(whole), logits(mine)
+    error = float((a - b).norm() / a.norm())
+    assert error < bound(whole), f"{path}: {error:.2e} > {bound(whole):.2e}"
+    for model in (whole, mine):
+        ids = PROMPT.to(model.device)
+        model(ids, labels=ids).loss.backward()
+    theirs = {name: each.grad for name, each in whole.named_parameters() if each.requires_grad}
+    found = {name: each.grad for name, each in mine.named_parameters() if each.requires_grad}
+    assert found.keys() == theirs.keys() and found
+    for name, grad in theirs.items():
+        own = full(found[name])
+        worst = float((own - grad).norm() / grad.norm())
+        assert worst < 8 * bound(whole), f"{name}: gradients differ by {worst:.2e}"
+    states = [peft.get_peft_model_state_dict(each) for each in (whole, mine)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(full(states[1][name]), each) for name, each in states[0].items())
+    return f"adapter: {len(found)} trained, relative error {error:.1e}"
 
 
 def main(root: Path, backend: str, dtype: torch.dtype) -> None:
@@ -150,6 +184,8 @@ def main(root: Path, backend: str, dtype: torch.dtype) -> None:
     for name in ("llama-native", "qwen3_moe-native"):
         lines.append(check(root / name, config, lambda: DistributedConfig(tp_plan="auto"), dtype))
     lines += refused(root, config)
+    if peft is not None:
+        lines.append(adapted(root / "llama", config, dtype))
     if distributed.get_rank() == 0:
         print("\n".join(lines))
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from mxfp4_core.modules import ModelPlan, Mxfp4Experts, Mxfp4Module, Site, empty_module, hold_place, settle
 from mxfp4_transformers import compat
-from mxfp4_transformers.adapters import no_adapter
+from mxfp4_transformers.adapters import ADAPTED, no_adapter
 from mxfp4_transformers.sharding import Ranks, Share, local_site, shares_of
 
 
@@ -117,7 +117,11 @@ def settle_in(model: Any, module: Mxfp4Module, site: Site, shares: Mapping[str, 
             bias = torch.zeros_like(bias)  # every process adds its part of the product, and one the bias
         module.register_buffer(name, bias.detach())
     if shares_at(site, shares):
-        module.refused = {"_hf_tp_plan": functools.partial(no_adapter, site.path)}
+        style = ranks.styles.get(site.path, "")
+        if isinstance(module, Mxfp4Experts) or style not in ADAPTED:
+            module.refused = {"_hf_tp_plan": functools.partial(no_adapter, site.path, style)}
+        else:
+            module.whole = {"weight": site.weights["weight"]}
     if not isinstance(module, Mxfp4Experts) or not list(shares_at(site, shares)):
         return
     count = module.problem.experts

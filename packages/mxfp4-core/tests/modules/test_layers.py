@@ -14,7 +14,7 @@ from mxfp4_core.backend.answers import No, Verdict
 from mxfp4_core.backend.problem import GPT_OSS_SWIGLU, Problem
 from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.backend.selection import Selection
-from mxfp4_core.errors import BackendError, ShapeError
+from mxfp4_core.errors import BackendError, ConfigError, ShapeError
 from mxfp4_core.modules import prepare
 from mxfp4_core.modules.layers import Mxfp4Experts, Mxfp4Linear
 from mxfp4_core.modules.prepare import prepare_model
@@ -100,6 +100,27 @@ def test_a_canonical_layout_shares_memory() -> None:
     module = linear(96, 192).prepare(REFERENCE)
     assert module.packed_weight_codes.data_ptr() == module.canonical("weight").codes.data_ptr()
     assert sum(buffer.nbytes for buffer in module.buffers()) == module.canonical("weight").nbytes
+
+
+def test_a_part_of_a_weight_shows_the_shape_of_the_whole() -> None:
+    module = linear(64, 96)
+    module.whole = {"weight": (64, 192)}
+    assert module.weight.shape == (64, 48)  # its codes, until it computes
+    module.prepare(REFERENCE)
+    assert (module.weight.shape, module.weight.dtype) == ((64, 192), torch.bfloat16)
+    with pytest.raises(ConfigError, match="values of weight cannot be read"):
+        module.weight.float()
+    module.whole = {}
+    assert module.weight.shape == (64, 96) and module.weight.float().isfinite().all()
+
+
+def test_what_a_library_sets_for_what_cannot_be_done_is_an_error() -> None:
+    module = linear(64, 96)
+    module.refused = {"_plan": lambda: ConfigError("a", seen="b", rule="c", fix="d")}
+    with pytest.raises(ConfigError, match="a"):
+        module._plan = "odd"
+    module.other = 1
+    assert module.other == 1
 
 
 def test_preparing_for_another_backend() -> None:

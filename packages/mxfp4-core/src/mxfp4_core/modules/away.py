@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from torch import Tensor
 
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, InPlaceLayout
-from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.errors import ConfigError, Mxfp4Error
 from mxfp4_core.modules.buffers import WeightBuffers
+from mxfp4_core.modules.logical import LogicalWeight
 from mxfp4_core.modules.parked import Parked, Parking, parked_for_good
+
+
+def _refuse_values(name: str) -> NoReturn:
+    raise ConfigError(
+        f"the values of {name} cannot be read",
+        seen="a weight that processes share",
+        rule="its shape, dtype and device are those of the whole; its values lie whole in no process",
+        fix="load the model whole, or name the module in ignore: then the weight is a DTensor",
+    )
 
 
 class ParkableBuffers(WeightBuffers):
@@ -22,14 +33,32 @@ class ParkableBuffers(WeightBuffers):
     Attributes:
         refused: attributes that a library sets on a module for what cannot be done with this one, each with what makes
             the error that says so.
+        whole: logical shape of each weight of which a part alone lies here, since processes share it. The code of a
+            model sees the shape of the whole, as of a ``DTensor``; its values are an error.
     """
 
     refused: Mapping[str, Callable[[], Mxfp4Error]] = MappingProxyType({})
+    whole: Mapping[Matrix, tuple[int, ...]] = MappingProxyType({})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.refused:
             raise self.refused[name]()
         super().__setattr__(name, value)
+
+    def seen(self, matrix: Matrix) -> Tensor | None:
+        """Return what the attribute of a weight gives: the buffer while it is loaded, then a `LogicalWeight`."""
+        if not self.computes or matrix not in self.whole:
+            return super().seen(matrix)
+        name = self.matrices[matrix]
+        return LogicalWeight.of(
+            partial(self.canonical, matrix),
+            self.whole[matrix],
+            getattr(torch, self.problem.dtype),
+            self.where,
+            k_first=self.k_first,
+            name=f"{self.label}.{name}" if self.label else name,
+            used=_refuse_values,
+        )
 
     def park(self, parking: Parking) -> None:
         """Have the weights lie somewhere else than they are computed with, from their first byte on.
