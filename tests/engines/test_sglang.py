@@ -21,9 +21,9 @@ MODELS: dict[str, Any] = {
 }
 
 
-def on_two(**arguments: Any) -> dict[str, Any]:
+def on_two() -> dict[str, Any]:
     return {
-        "arguments": {**OURS, "tp_size": 2, **arguments},
+        "arguments": {**OURS, "tp_size": 2},
         "variables": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"},
     }
 
@@ -35,7 +35,6 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "routed-stored": {"model": "routed-stored", "arguments": OURS},
     "dense-2": {"model": "dense", **on_two()},
     "routed-2": {"model": "routed-stored", **on_two()},
-    "routed-ep": {"model": "routed", **on_two(ep_size=2)},
     "pattern": {
         "model": "dense",
         "arguments": OURS,
@@ -66,7 +65,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kit.Engine]:
         pytest.param("routed-stored", marks=pytest.mark.smoke),
         "dense-2",
         "routed-2",
-        "routed-ep",
     ],
 )
 def test_the_engine_says_what_transformers_says(engine: kit.Engine, name: str) -> None:
