@@ -1,289 +1,163 @@
 """How fast does vLLM serve MXFP4 with our backend, against BF16 and against its own MXFP4 path?
 
-Usage: python bench/vllm_serve.py [--models dense,experts] [--runs bf16,ours,theirs] [--folder DIR] [--json FILE]
+Usage: python bench/vllm_serve.py [--models dense moe] [--variants bf16 theirs ours] [--concurrency 1 16 64]
+       [--layers 2] [--limit 100] [--folder DIR] [--out FILE] [--compiled]
 
-Writes models with random weights once: ``dense`` (8.2 billion parameters, layers of Qwen3-8B) and ``experts`` (16.3
-billion: 26 layers of Qwen3-30B-A3B), in BF16, and from them with ``mxfp4 quantize`` folders of the dialect
-compressed-tensors. Each run is a server of its own (``vllm serve``, CUDA graphs on), asked by the client of OpenAI:
+Run it with a Python that has vLLM, mxfp4-vllm and a backend for the GPU (mxfp4-cuda-marlin on Hopper); elsewhere it
+says so and ends with exit code 0. It was written for one H200 and vLLM 0.26.0.
 
-* ``bf16``: the model as it is.
-* ``ours``: the BF16 folder with ``--quantization mxfp4-core``.
-* ``theirs``: the folder of compressed-tensors, on the kernels that vLLM chooses (Marlin or Humming on SM90). Ours is
-  kept out of its choice by ``VLLM_DISABLED_KERNELS``.
+Models have random weights: ``dense``, 8.2 billion parameters (Qwen3-8B), and ``moe``, 16.9 billion (26 layers of
+Qwen3-30B-A3B). They are made on the GPU, in BF16 and as MXFP4 in the dialect compressed-tensors, and stay in
+``--folder``, a place of 65 GB that is best in memory. ``--layers`` makes them shorter, to see whether all starts.
 
-For 1, 16 and 64 requests at a time it prints output tokens a second and the median time to the first token; and the
-peak of the device's memory while weights were loaded, which vLLM logs at DEBUG. The limit of the peak is what the
-quantised weights take, plus one layer, plus 5 %.
+  bf16    as it is
+  theirs  the folder of compressed-tensors, on the kernels that vLLM chooses (Marlin on SM90); ours is disabled
+  ours    the BF16 folder with ``--quantization mxfp4-core``
 
-It needs an NVIDIA GPU of 80 GB and 60 GB of disk; where there is no GPU it says so and ends with exit code 0.
+Each runs in a process of its own, forked after vLLM's imports and ended after ``--limit`` seconds; one that fails is
+told with the end of its log, and the next one follows. CUDA graphs are on, for the numbers of requests that are asked;
+torch.compile is off, unless ``--compiled``. A request has 512 tokens in and 128 out, no two prompts are alike, nothing
+is cached. Peak while loading: ``torch.cuda.max_memory_allocated`` when vLLM has loaded and prepared the weights.
+``ours`` and ``theirs`` have the same weights, so the log-probabilities of their first tokens are compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import importlib.util
+import logging
 import os
 import re
-import shutil
-import socket
-import statistics
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # this process forks, so it must not start CUDA
+
 import torch
-from safetensors.torch import save_file
+from serving import models, pieces
+from serving.sizes import SHARED
 
-CONCURRENCY = (1, 16, 64)
-PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
-VOCABULARY = 32768
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "hidden_act": "silu",
-    "bos_token_id": 0,
-    "eos_token_id": 1,
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "bf16": ({}, {}),
+    "theirs": ({}, {"VLLM_DISABLED_KERNELS": "Mxfp4CoreLinearKernel"}),
+    "ours": ({"quantization": "mxfp4-core"}, {}),
 }
-MODELS: dict[str, dict[str, Any]] = {
-    "dense": {
-        **COMMON,
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 41,
-        "num_attention_heads": 32,
-    },
-    "experts": {
-        **COMMON,
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "moe_intermediate_size": 768,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "norm_topk_prob": True,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "num_hidden_layers": 26,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-    },
+VARIABLES = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
 }
-FLAGS: dict[str, list[str]] = {"bf16": [], "ours": ["--quantization", "mxfp4-core"], "theirs": []}
+LOADED = "vllm.v1.worker.gpu_model_runner"
+"""The logger that says that weights are loaded."""
 
 
-@dataclass
-class Run:
-    """What one server did.
-
-    Attributes:
-        model: which model.
-        kind: which way of serving it.
-        peak: most bytes on the device while the weights were loaded; None where vLLM did not say it.
-        kernels: the kernels that vLLM and we named in the log.
-        speed: output tokens a second, by number of requests at a time.
-        first: median seconds to the first token, likewise.
-    """
-
-    model: str
-    kind: str
-    peak: float | None = None
-    kernels: list[str] = field(default_factory=list)
-    speed: dict[int, float] = field(default_factory=dict)
-    first: dict[int, float] = field(default_factory=dict)
-
-
-def tensors_of_layer(config: dict[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors of one layer."""
-    hidden, heads = config["hidden_size"], config["head_dim"]
-    stem = f"model.layers.{layer}."
-    found: dict[str, tuple[int, ...]] = {
-        f"{stem}self_attn.q_proj.weight": (config["num_attention_heads"] * heads, hidden),
-        f"{stem}self_attn.k_proj.weight": (config["num_key_value_heads"] * heads, hidden),
-        f"{stem}self_attn.v_proj.weight": (config["num_key_value_heads"] * heads, hidden),
-        f"{stem}self_attn.o_proj.weight": (hidden, config["num_attention_heads"] * heads),
+def arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what all variants are started with."""
+    counts = options.concurrency
+    graphs: dict[str, Any] = {"cudagraph_capture_sizes": sorted(counts)}
+    if not options.compiled:
+        graphs |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    on_gpu = {"attention_backend": "TRITON_ATTN", "compilation_config": graphs}
+    return {
+        "skip_tokenizer_init": True,
+        "dtype": "bfloat16",
+        "max_model_len": 1024,
+        "max_num_seqs": max(counts),
+        "kv_cache_memory_bytes": 16 * pieces.GIB if options.device == "cuda" else pieces.GIB // 4,
+        "enable_prefix_caching": False,
+        **(on_gpu if options.device == "cuda" else {"enforce_eager": True}),
     }
-    found |= {f"{stem}self_attn.{name}_norm.weight": (heads,) for name in "qk"}
-    found |= {f"{stem}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
-    mlps = [(f"{stem}mlp.", config["intermediate_size"])]
-    if "num_experts" in config:
-        found[f"{stem}mlp.gate.weight"] = (config["num_experts"], hidden)
-        size = config["moe_intermediate_size"]
-        mlps = [(f"{stem}mlp.experts.{number}.", size) for number in range(config["num_experts"])]
-    for prefix, size in mlps:
-        found |= {f"{prefix}{name}_proj.weight": (size, hidden) for name in ("gate", "up")}
-        found[f"{prefix}down_proj.weight"] = (hidden, size)
-    return found
 
 
-def write(name: str, folder: Path) -> Path:
-    """Write a model with random weights, one file for each layer; nothing where it is there already."""
-    config, target = MODELS[name], folder / name
-    if (target / "config.json").exists():
-        return target
-    target.mkdir(parents=True, exist_ok=True)
-    hidden = config["hidden_size"]
-    ends = {"model.embed_tokens.weight": (VOCABULARY, hidden), "lm_head.weight": (VOCABULARY, hidden)}
-    pieces = [{**ends, "model.norm.weight": (hidden,)}]
-    pieces += [tensors_of_layer(config, layer) for layer in range(config["num_hidden_layers"])]
-    places: dict[str, str] = {}
-    for number, shapes in enumerate(pieces):
-        made = {
-            key: torch.ones(shape, dtype=torch.bfloat16)
-            if len(shape) == 1
-            else torch.randn(shape, device="cuda", dtype=torch.bfloat16).mul_(shape[-1] ** -0.5).cpu()
-            for key, shape in shapes.items()
-        }
-        file = f"model-{number:05}.safetensors"
-        save_file(made, target / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(made, file)
-    index = {"metadata": {}, "weight_map": places}
-    (target / "model.safetensors.index.json").write_text(json.dumps(index))
-    (target / "config.json").write_text(json.dumps(config))
-    return target
+class Peak(logging.Handler):
+    """Notes the memory of the device when vLLM says that weights are loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: pieces.Answer = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look, where this is the line."""
+        if record.getMessage().startswith("Model loading took") and torch.cuda.is_initialized():
+            self.found["load_peak_gib"] = torch.cuda.max_memory_allocated() / pieces.GIB
+            self.found["loaded_gib"] = torch.cuda.memory_allocated() / pieces.GIB
 
 
-def quantised(source: Path) -> Path:
-    """Return the model in the dialect that vLLM reads by itself."""
-    target = source.with_name(f"{source.name}-compressed-tensors")
-    if not target.exists():
-        command = [sys.executable, "-m", "mxfp4_core", "quantize", str(source), str(target)]
-        subprocess.run([*command, "--dialect", "compressed-tensors"], check=True)
-    return target
+def serve(
+    path: Path, variant: str, options: argparse.Namespace, keep: Callable[[pieces.Answer], None]
+) -> None:
+    """Start an engine in this process and measure it."""
+    extra, variables = VARIANTS[variant]
+    os.environ.update(variables)
+    from vllm import LLM, SamplingParams
+
+    peak = Peak()
+    logging.getLogger(LOADED).addHandler(peak)
+    began = time.perf_counter()
+    llm = LLM(model=str(path), **arguments(options), **extra)
+    found: pieces.Answer = {"start_s": time.perf_counter() - began, **peak.found}
+    keep(found)
+    made = torch.Generator().manual_seed(1)
+    vocabulary = SHARED["vocab_size"]
+
+    def prompts(count: int) -> list[dict[str, list[int]]]:
+        numbers = torch.randint(2, vocabulary, (count, pieces.PROMPT), generator=made)
+        return [{"prompt_token_ids": each} for each in numbers.tolist()]
+
+    def generate(count: int, tokens: int) -> None:
+        how = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        llm.generate(prompts(count), how, use_tqdm=False)
+
+    first = SamplingParams(temperature=0, max_tokens=1, logprobs=20, ignore_eos=True, detokenize=False)
+    said = llm.generate(prompts(8), first, use_tqdm=False)
+    found["first_tokens"] = [
+        {str(token): one.logprob for token, one in each.outputs[0].logprobs[0].items()} for each in said
+    ]
+    keep(found)
+    pieces.measure(generate, options.concurrency, lambda speed: keep({**found, "speed": speed}))
 
 
-async def ask(client: Any, number: int, at_once: int) -> list[tuple[float, int]]:
-    """Send requests, so many at a time, and return for each the seconds to the first token and the number of tokens."""
-    gate = asyncio.Semaphore(at_once)
-
-    async def one(seed: int) -> tuple[float, int]:
-        made = torch.Generator().manual_seed(seed)
-        prompt = torch.randint(2, VOCABULARY, (PROMPT_TOKENS,), generator=made).tolist()
-        async with gate:
-            began, first, count = time.perf_counter(), 0.0, 0
-            stream = await client.completions.create(
-                model="m", prompt=prompt, max_tokens=OUTPUT_TOKENS, temperature=0, stream=True,
-                extra_body={"ignore_eos": True, "detokenize": False, "stream_options": {"include_usage": True}},
-            )  # fmt: skip
-            async for piece in stream:
-                first = first or time.perf_counter() - began
-                count = piece.usage.completion_tokens if piece.usage else count
-            return first, count
-
-    return await asyncio.gather(*(one(seed) for seed in range(number)))
-
-
-def serve(model: str, kind: str, folder: Path, log: Path) -> Run:
-    """Start a server, ask it, and return what it did."""
-    import openai
-
-    source = write(model, folder)
-    path = quantised(source) if kind == "theirs" else source
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path), "--port", str(port)]
-    command += ["--served-model-name", "m", "--skip-tokenizer-init", "--max-model-len", "2048", *FLAGS[kind]]
-    variables = {**os.environ, "VLLM_LOGGING_LEVEL": "DEBUG", "HF_HUB_OFFLINE": "1"}
-    if kind == "theirs":
-        variables["VLLM_DISABLED_KERNELS"] = "Mxfp4CoreLinearKernel"
-    run = Run(model, kind)
-    with log.open("w") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, env=variables)
-        try:
-            address = f"http://127.0.0.1:{port}/v1"
-            wait_for(openai.OpenAI(base_url=address, api_key="none"), server, log)
-            for at_once in CONCURRENCY:
-                asked = (
-                    openai.AsyncOpenAI(base_url=address, api_key="none", timeout=600),
-                    at_once * 4,
-                    at_once,
-                )
-                asyncio.run(ask(asked[0], at_once, at_once))  # graphs and caches
-                began = time.perf_counter()
-                answers = asyncio.run(ask(*asked))
-                seconds = time.perf_counter() - began
-                run.speed[at_once] = sum(count for _, count in answers) / seconds
-                run.first[at_once] = statistics.median(first for first, _ in answers)
-        finally:
-            server.terminate()
-            server.wait(timeout=120)
-    text = log.read_text(errors="replace")
-    found = re.search(r"Peak GPU memory after loading weights: ([0-9.]+)", text)
-    run.peak = float(found[1]) if found else None
-    run.kernels = sorted(
-        set(re.findall(r"Using (\S+ for MXFP4 GEMM|'\S+' Mxfp4 MoE backend|\S+ for MXFP4 MoE)", text))
-    )
-    run.kernels += sorted(set(re.findall(r"mxfp4: .*(backend [\w, -]+), profile", text)))
-    return run
-
-
-def wait_for(client: Any, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the server answers; say its last words where it ends before."""
-    for _ in range(1200):
-        if server.poll() is not None:
-            raise SystemExit(f"the server ended:\n{log.read_text(errors='replace')[-3000:]}")
-        try:
-            client.models.list()
-            return
-        except Exception:
-            time.sleep(0.5)
-    raise SystemExit("the server does not answer after ten minutes")
-
-
-def table(runs: list[Run]) -> str:
-    """Return the runs as Markdown."""
-    heads = [f"{each} at once: tokens/s, first token" for each in CONCURRENCY]
-    lines = [f"| model | run | {' | '.join(heads)} | peak while loading | kernels |"]
-    lines.append("|---|---" + "|--:" * (len(heads) + 1) + "|---|")
-    for run in runs:
-        cells = [f"{run.speed[each]:.0f}, {run.first[each] * 1e3:.0f} ms" for each in CONCURRENCY]
-        peak = "not said" if run.peak is None else f"{run.peak:.2f} GiB"
-        lines.append(
-            f"| {run.model} | {run.kind} | {' | '.join(cells)} | {peak} | {'; '.join(run.kernels)} |"
-        )
-    return "\n".join(lines)
+def kernels(log: str) -> list[str]:
+    """Return what vLLM and we said of the kernels that compute."""
+    found = re.findall(r"Using (\S+ for MXFP4 GEMM|\S+ for MXFP4 MoE|'\S+' Mxfp4 MoE backend)", log)
+    return sorted({*found, *re.findall(r"mxfp4: quantised .{,400}", log)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default="dense,experts")
-    parser.add_argument("--runs", default="bf16,ours,theirs")
-    parser.add_argument("--folder", type=Path, default=Path("build/vllm_serve"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument(
-        "--remove", action="store_true", help="remove a model when its runs are done: disk is short"
-    )
+    pieces.add_arguments(parser, VARIANTS)
+    parser.add_argument("--compiled", action="store_true", help="with torch.compile, as vLLM does by default")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no CUDA device here: nothing is measured")
+    if importlib.util.find_spec("vllm") is None or (
+        options.device == "cuda" and not torch.cuda.is_available()
+    ):
+        print("this needs vLLM and a GPU")
         return
-    options.folder.mkdir(parents=True, exist_ok=True)
-    runs: list[Run] = []
-    for model in options.models.split(","):
-        for kind in options.runs.split(","):
-            runs.append(serve(model, kind, options.folder, options.folder / f"{model}-{kind}.log"))
-            print(table(runs[-1:]), flush=True)
-        if options.remove:
-            for left in options.folder.glob(f"{model}*"):
-                shutil.rmtree(left) if left.is_dir() and left.name != "logs" else None
-    print(table(runs))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1))
+    os.environ.update(VARIABLES)
+    began = time.perf_counter()
+    import vllm.entrypoints.llm
+    import vllm.model_executor.models.qwen3
+    import vllm.model_executor.models.qwen3_moe  # once, for all pieces
+
+    print(f"vLLM {vllm.__version__}, imports {time.perf_counter() - began:.1f} s")
+    print(pieces.heading(options.concurrency), flush=True)
+    for model in options.models:
+        written = models.prepare(model, options)
+        first: dict[str, Any] = {}
+        for variant in options.variants:
+            path = written.stored if variant == "theirs" else written.source
+            folder = options.folder / f"vllm-{model}-{variant}"
+            found = pieces.apart(partial(serve, path, variant, options), folder, options.limit)
+            found["kernels"] = kernels((folder / "log").read_text(errors="replace"))
+            first[variant] = found.get("first_tokens")
+            pieces.tell(found, f"vllm {vllm.__version__}", variant, written, options)
+        pieces.compare(first)
 
 
 if __name__ == "__main__":
