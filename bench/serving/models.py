@@ -33,9 +33,9 @@ def prepare(name: str, options: Any) -> Written:
     if "error" in found:
         raise SystemExit("\n".join([f"{name} could not be made", *found["error"]]))
     one = written(name, options.layers, options.folder)
-    print(
-        f"    {name}: {one.parameters / 1e9:.2f} billion parameters, made in {found['seconds']} s", flush=True
-    )
+    count = one.parameters / 1e9
+    print(f"    {name}: {count:.2f} billion parameters, made in {found['seconds']} s", flush=True)
+    return one
 
 
 def write(name: str, layers: int, folder: Path, device: str, keep: Any) -> None:
