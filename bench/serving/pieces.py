@@ -150,10 +150,15 @@ def tell(found: Answer, engine: str, variant: str, written: Any, options: argpar
     """
     found |= {"engine": engine, "model": written.name, "variant": variant, "layers": written.layers}
     found["limit_gib"] = written.limit / GIB
-    if options.out is not None:
-        with options.out.open("a") as lines:
-            lines.write(json.dumps(found) + "\n")
+    note(found, options.out)
     print(row(found, options.concurrency), flush=True)
+
+
+def note(found: Answer, out: Path | None) -> None:
+    """Append an answer to a file of JSON lines, where there is one."""
+    if out is not None:
+        with out.open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
 
 
 def compare(first: Mapping[str, Any]) -> None:
@@ -206,6 +211,7 @@ def _work(work: Callable[[Callable[[Answer], None]], None], answer: Path, log: P
         with log.open("wb") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
+        sys.stdout, sys.stderr = (os.fdopen(each, "w", closefd=False) for each in (1, 2))
 
         work(partial(write_answer, answer))
         code = 0
