@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from hypothesis import settings as hypothesis_settings
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +21,10 @@ from tiny import CONFIGS, NAMES, load, settings, tensors
 
 import mxfp4_transformers
 from mxfp4_core import quantize
+
+# A machine that does other things, too, takes as long as it likes.
+hypothesis_settings.register_profile("mxfp4", deadline=None)
+hypothesis_settings.load_profile("mxfp4")
 
 
 @pytest.fixture(scope="session", autouse=True)
