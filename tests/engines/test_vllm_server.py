@@ -81,7 +81,7 @@ def test_the_text_is_that_of_transformers(client: Any) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(kit.MODELS["dense"])
     prompt = tokenizer(QUESTION[0]["content"], return_tensors="pt", add_special_tokens=False).input_ids
-    model = kit.loaded(kit.MODELS["dense"], torch.bfloat16)
+    model = kit.widened(kit.MODELS["dense"], torch.bfloat16)
     wanted = tokenizer.decode(model.generate(prompt, max_new_tokens=4, do_sample=False)[0, prompt.shape[1] :])
     found = client.completions.create(
         model="tiny", prompt=QUESTION[0]["content"], temperature=0, max_tokens=4
