@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mxfp4_core import quantize
+from mxfp4_core.backend import Packed, Problem
 from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
 from mxfp4_core.testing import EmulatedBackend
 from mxfp4_core.testing.samples import random_routes, random_x
 
 N, K, E = 48, 96, 3
+BACKEND = EmulatedBackend()
 pytestmark = [
     # torch.compile imports modules of torch that use what torch has deprecated.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -35,7 +37,7 @@ def _nothing_compiled() -> None:
 def linear(seed: int = 0, n: int = N, k: int = K, bias: bool = True) -> Mxfp4Linear:
     torch.manual_seed(seed)
     row = torch.randn(n).bfloat16() if bias else None
-    return Mxfp4Linear.from_weight(quantize(torch.randn(n, k), tail="pad"), row).prepare(EmulatedBackend())
+    return Mxfp4Linear.from_weight(quantize(torch.randn(n, k), tail="pad"), row).prepare(BACKEND)
 
 
 def experts() -> Mxfp4Experts:
@@ -134,6 +136,17 @@ def test_another_preparation_is_another_graph() -> None:
     assert len(counter.graphs) == 1
     module.prepare(ReferenceBackend())
     assert torch.equal(call(x), module(x)) and len(counter.graphs) == 2
+
+
+def test_backends_of_one_name_are_not_mixed_up() -> None:
+    class Twice(EmulatedBackend):
+        def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+            return 2 * super().linear(x, weight, problem)
+
+    module, other, x = linear(bias=False), linear(bias=False).prepare(Twice()), random_x(5, K)
+    want = module(x)
+    assert torch.equal(compiled(other)(x), 2 * want) and torch.equal(compiled(module)(x), want)
+    assert module._preparation != other._preparation == linear(bias=False).prepare(other.backend)._preparation
 
 
 def test_new_weights_need_no_new_graph() -> None:

@@ -50,7 +50,9 @@ _KNOWN: Final[dict[str, Preparation]] = {}
 def remember(preparation: Preparation) -> str:
     """Return the text by which `recall` knows a preparation; layers that are alike share one."""
     text = str(preparation)
-    _KNOWN[text] = preparation
+    # Another backend of the same name may compute in another way.
+    while _KNOWN.setdefault(text, preparation).backend is not preparation.backend:
+        text += "'"
     return text
 
 
