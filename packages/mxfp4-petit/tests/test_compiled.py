@@ -127,6 +127,9 @@ def test_the_variant_for_nvidia_multiplies_pairs_and_its_sums_where_it_must(fold
     assert made.asm["cubin"][:4] == b"\x7fELF"
 
 
-def test_a_tile_that_is_too_large_is_seen() -> None:
-    with pytest.raises(AssertionError, match="spill"):
-        check(compiled(kernels.linear_kernel, "gfx942", Tile(128, 128, 8, 2), PARTIAL=False, BIASED=True))
+@pytest.mark.parametrize(
+    ("tile", "what"), [(Tile(128, 256, 2, 1), "spill"), (Tile(128, 128, 8, 2), "<= 65536")]
+)
+def test_a_tile_that_is_too_large_is_seen(tile: Tile, what: str) -> None:
+    with pytest.raises(AssertionError, match=what):
+        check(compiled(kernels.linear_kernel, "gfx942", tile, PARTIAL=False, BIASED=True))
