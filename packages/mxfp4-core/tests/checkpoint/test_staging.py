@@ -158,7 +158,8 @@ def test_a_limit_on_the_size_of_files(source: Path, target: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
         f"main(['quantize', {str(source)!r}, {str(target)!r}, '--quiet'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    # Python would keep the bytecode of what is imported here for the first time cut at the limit, for everybody (-B).
+    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
