@@ -138,6 +138,39 @@ def _decode(typing_context, tag, address, out, exponent):
 
 
 @_jit
+def _quantize_special(
+    tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, places, limits, signs
+):
+    """Quantize the blocks that `quantize` has left, whose scale byte is 255, and return how many are not finite.
+
+    In a loop of its own: what it needs would take registers from that of ordinary blocks.
+    """
+    thresholds = (limits[0], limits[1], limits[2], limits[3], limits[4], limits[5], limits[6])
+    block_bytes = BLOCK * value_bytes
+    bad = 0
+    row, column = start // row_blocks, start % row_blocks
+    for _ in range(stop - start):
+        place = scales + row * strides[2] + column
+        address = source + row * strides[0] + column * block_bytes
+        largest = _amax(tag, address)
+        if largest != 0 and _peek(place) == 255:
+            out = codes + row * strides[1] + column * (BLOCK // 2)
+            scale, divisor, keep = _seek(largest, places)
+            if divisor == SPECIAL:
+                bad += 1
+                _clear(out)
+            else:
+                _encode_any(
+                    tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2], keep
+                )
+                _poke(place, scale)
+        column += 1
+        if column == row_blocks:
+            row, column = row + 1, 0
+    return bad
+
+
+@_jit
 def quantize(
     tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, tables, places, limits, signs
 ):
@@ -166,7 +199,7 @@ def quantize(
     thresholds = (limits[0], limits[1], limits[2], limits[3], limits[4], limits[5], limits[6])
     block_bytes = BLOCK * value_bytes
     signs_kept = signs[0] == 0 and signs[1] == 0 and signs[2] == 0
-    bad = 0
+    special = 0
     row, column = start // row_blocks, start % row_blocks
     for _ in range(stop - start):
         address = source + row * strides[0] + column * block_bytes
@@ -176,28 +209,25 @@ def quantize(
         scale, divisor = byte[side, binade], exponent[side, binade]
         if largest == 0:
             scale, divisor = np.uint8(signs[3]), np.int32(0)
-        out = codes + row * strides[1] + column * (BLOCK // 2)
-        if divisor != SPECIAL:
+        if divisor == SPECIAL:
+            special += 1
+        else:
+            out = codes + row * strides[1] + column * (BLOCK // 2)
             if signs_kept:
                 _encode(tag, address, out, divisor, thresholds, limits[7], 0, 0, 0, _ALL)
             else:
                 _encode_and_sign(
                     tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2], _ALL
                 )
-        else:
-            scale, divisor, keep = _seek(largest, places)
-            if divisor == SPECIAL:
-                bad += 1
-                _clear(out)
-            else:
-                _encode_any(
-                    tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2], keep
-                )
         _poke(scales + row * strides[2] + column, scale)
         column += 1
         if column == row_blocks:
             row, column = row + 1, 0
-    return bad
+    if special == 0:
+        return 0
+    return _quantize_special(
+        tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, places, limits, signs
+    )
 
 
 @_jit
