@@ -125,8 +125,9 @@ def smallest(folder: Path) -> dict[str, Path]:
     source(plain, {"a.up_proj.weight": weight, "a.norm.weight": weight[0].clone()})
     (plain / "config.json").write_text("{}")
     found = {"mxfp4-core": _native(plain, folder / "few-native", max_shard_bytes=64)}
-    for dialect in ("compressed-tensors", "quark"):
-        convert_checkpoint(found["mxfp4-core"], folder / f"few-{dialect}", dialect, max_shard_bytes=64)
+    for dialect, mode in {"compressed-tensors": None, "quark": None, "modelslim": "mxfp4"}.items():
+        target = folder / f"few-{dialect}"
+        convert_checkpoint(found["mxfp4-core"], target, dialect, activation=mode, max_shard_bytes=64)
         found[dialect] = folder / f"few-{dialect}"
     return found
 

@@ -187,7 +187,7 @@ def test_other_types_alone_are_not_ours(write: Write) -> None:
 def test_a_repack_by_convert(write: Write, tmp_path: Path) -> None:
     source, target = write(wrapped=True), tmp_path / "repacked"
     convert_checkpoint(source, target, "modelslim")
-    stored = load_file(target / "model.safetensors")
+    stored = load_file(target / "quant_model_weights.safetensors")
     assert f"{BLOCK}.weight" in stored and f"{BLOCK}.mul_scale" in stored
     assert not any(".linear." in name or ".div." in name for name in stored)
     described = json.loads((target / names.DESCRIPTION).read_text())
@@ -205,7 +205,7 @@ def test_what_quantize_writes(tmp_path: Path) -> None:
     config = {"format": "mxfp4-dual", "profile": "msmodelslim", "dialect": "modelslim", "activation": "mxfp4"}
     quantize_checkpoint(source, target, Mxfp4Config.from_dict(config))
     want = quantize(values(), format="mxfp4-dual", profile="msmodelslim")
-    stored = load_file(target / "model.safetensors")
+    stored = load_file(target / "quant_model_weights.safetensors")
     assert torch.equal(stored[f"{name}.weight"], want.codes)
     assert torch.equal(stored[f"{name}.weight_scale"], want.scales)
     assert torch.equal(stored[f"{name}.weight_dual_scale"], want.parts["level0"][..., None])
@@ -237,7 +237,7 @@ def test_a_checkpoint_of_two_levels_is_the_one_that_msmodelslim_wrote(tmp_path: 
     (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
     config = {"format": "mxfp4-dual", "profile": "msmodelslim", "dialect": "modelslim", "activation": "mxfp4"}
     quantize_checkpoint(source, target, Mxfp4Config.from_dict(config))
-    stored = load_file(target / "model.safetensors")
+    stored = load_file(target / "quant_model_weights.safetensors")
     assert {name: stored[name].dtype for name in stored} == {
         "layer.weight": torch.uint8,
         "layer.weight_scale": torch.uint8,

@@ -16,6 +16,7 @@ from mxfp4_core.checkpoint.remote import RemotePath
 from mxfp4_core.checkpoint.staging import STAGING
 from mxfp4_core.checkpoint.tasks import Progress
 from mxfp4_core.cli import main
+from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import CheckpointError, ConfigError, NonFiniteError, OutputError
 from mxfp4_core.jobs import (
     convert_checkpoint,
@@ -276,3 +277,15 @@ def test_damage_is_found(source: Path, bucket: Any) -> None:
 def test_a_bucket_cannot_be_updated(source: Path, bucket: Any) -> None:
     with pytest.raises(ConfigError, match="never replaced"):
         quantize_checkpoint(source, f"{URL}/target", update=True)
+
+
+def test_files_whose_tensors_lie_in_another_order(save: Save, bucket: Any, contents: Contents) -> None:
+    """The dialect of msmodelslim has outer scales, which are made last, first in its files."""
+    weight = torch.randn(96, 1024, generator=torch.Generator().manual_seed(2)).bfloat16()
+    source = save({"model.layers.0.mlp.up_proj.weight": weight}, config={"model_type": "llama"})
+    asked = {"dialect": "modelslim", "format": "mxfp4-dual", "activation": "mxfp4"}
+    config = Mxfp4Config.from_dict(asked)
+    quantize_checkpoint(source, f"{URL}/target", config)
+    quantize_checkpoint(source, source.parent / "dual", config)
+    assert below(bucket, "target") == contents(source.parent / "dual")
+    assert verify_checkpoint(f"{URL}/target", source).ok

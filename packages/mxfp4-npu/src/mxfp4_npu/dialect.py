@@ -10,10 +10,11 @@ Sources: msmodelslim 26.1.0, ``AscendV1Saver``; SGLang 0.5.13 to 0.5.23, ``model
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from mxfp4_core.arithmetic import GROUP
+from mxfp4_core.checkpoint import Layout
 from mxfp4_core.dialects import (
     Contents,
     Description,
@@ -27,7 +28,7 @@ from mxfp4_core.dialects import (
 )
 from mxfp4_core.errors import DialectError
 from mxfp4_npu import names
-from mxfp4_npu.recipes import Multiplier, Narrowed
+from mxfp4_npu.recipes import Multiplier, Narrowed, Wide
 
 _METHODS: Final = ("modelslim", "ascend")
 _FLOATS: Final = ("BF16", "F16", "F32", "F64")
@@ -39,6 +40,7 @@ class ModelSlimDialect(Dialect):
     name = "modelslim"
     readers = "vllm-ascend, SGLang on Ascend"
     formats = frozenset({"mxfp4", "mxfp4+input_scale", "mxfp4-dual", "mxfp4-dual+input_scale"})
+    layout = Layout("quant_model_weights", bare=True, newline=False)
 
     def recognise(self, source: Source) -> str | None:
         """Recognise by a type in the description, or by a method in config.json that needs one."""
@@ -72,9 +74,9 @@ class ModelSlimDialect(Dialect):
         rest: dict[str, Recipe] = {}
         for name, recipe in source.rest(used).items():
             self._check_rest(name, recipe, kinds)
-            module, dot, last = name.rpartition(".")
-            rest[f"{names.unwrapped(module, source.tensors)}{dot}{last}"] = recipe
-        return Contents(entries, rest, activation="mxfp4")
+            rest[names.unwrapped_tensor(name, source.tensors)] = recipe
+        told = {names.unwrapped_tensor(name, source.tensors) for name in kinds}
+        return Contents(entries, rest, activation="mxfp4", untold=rest.keys() - told)
 
     def _kinds(self, source: Source, described: Mapping[str, Any]) -> dict[str, str]:
         """Return the type of each tensor that has one, by its name in the file."""
@@ -177,6 +179,17 @@ class ModelSlimDialect(Dialect):
             stored[f"{module}{names.MULTIPLIERS[-1]}"] = multiplier
         return stored
 
+    def write_others(self, tensors: Mapping[str, Recipe], model: Mapping[str, Any]) -> dict[str, Recipe]:
+        """Store the biases of quantised linears in float32, as msmodelslim does, which is exact; all else as it is."""
+        return {
+            name: Wide("F32", recipe.shape, recipe)
+            if name.endswith(".bias")
+            and f"{name.removesuffix('.bias')}.weight" not in tensors
+            and recipe.dtype in ("BF16", "F16")
+            else recipe
+            for name, recipe in tensors.items()
+        }
+
     def describe(self, description: Description) -> dict[str, Any]:
         """Return nothing: config.json of this dialect does not speak of quantisation."""
         return {}
@@ -195,21 +208,39 @@ class ModelSlimDialect(Dialect):
                     rule=f"{names.SINGLE} and {names.DUAL} quantise activations to MXFP4",
                     fix="set activation to 'mxfp4', or write the dialect mxfp4-core",
                 )
-        kinds: dict[str, Any] = {}  # in the order of msmodelslim: the parts of a weight side by side
-        for entry in sorted(description.entries, key=lambda entry: entry.weight):
-            kind = names.DUAL if "level0" in entry.parts else names.SINGLE
-            kinds.update(dict.fromkeys(self.write(entry), kind))
-        kinds.update(dict.fromkeys(sorted(description.others), names.FLOAT))
-        first = next((kinds[entry.weight] for entry in description.entries), names.SINGLE)
+        entries = {entry.weight: entry for entry in description.entries}
+        others = set(description.others).difference(description.untold)
+        kinds: dict[
+            str, str
+        ] = {}  # weight by weight as msmodelslim writes them: the parts of one side by side
+        for name in sorted(entries.keys() | others):
+            if (entry := entries.get(name)) is not None:
+                kinds |= self._types(entry, others)
+            elif not (name.endswith(".bias") and f"{name.removesuffix('.bias')}.weight" in entries):
+                kinds[name] = names.FLOAT
         settings: dict[str, Any] = {
             "version": "1.0.0",
-            "model_quant_type": first,
+            "model_quant_type": names.DUAL if names.DUAL in kinds.values() else names.SINGLE,
             "metadata": {},
             "group_size": 32,
             "optional": {},
         }
         model = {key: value for key, value in description.model.items() if key != "quantization_config"}
-        return {"config.json": model, names.DESCRIPTION: {**kinds, **settings}}
+        documents: dict[str, dict[str, Any]] = {"config.json": model} if model else {}
+        return {**documents, names.DESCRIPTION: {**kinds, **settings}}
+
+    def _types(self, entry: Entry, others: Collection[str]) -> dict[str, str]:
+        """Return the types of the tensors of a linear, in the order of msmodelslim."""
+        module, kind = entry.weight.removesuffix(".weight"), names.SINGLE
+        if "level0" in entry.parts:
+            kind = names.DUAL
+        stored = dict.fromkeys(self.write(entry), kind)
+        multiplier, bias = f"{module}{names.MULTIPLIERS[-1]}", f"{module}.bias"
+        found = {multiplier: names.FLOAT} if stored.pop(multiplier, "") else {}
+        found |= stored
+        if bias in others:
+            found[bias] = kind if kind == names.DUAL else names.FLOAT
+        return found
 
     def how_to_load(self, path: str, model: str = "") -> str:
         """Load in an engine on Ascend."""

@@ -75,6 +75,12 @@ def unwrapped(module: str, tensors: Collection[str]) -> str:
     return inner if inner != module and f"{inner}.div.mul_scale" in tensors else module
 
 
+def unwrapped_tensor(name: str, tensors: Collection[str]) -> str:
+    """Return the name of a tensor in the model; see `unwrapped`."""
+    module, dot, last = name.rpartition(".")
+    return f"{unwrapped(module, tensors)}{dot}{last}"
+
+
 __all__ = [
     "DESCRIPTION",
     "DUAL",
@@ -88,4 +94,5 @@ __all__ = [
     "Layer",
     "layer_of",
     "unwrapped",
+    "unwrapped_tensor",
 ]

@@ -1,4 +1,4 @@
-"""Two transforms that look at what they move: codes in a container of 8 bits, and multipliers that must not be zero."""
+"""Transforms that look at what they move: codes in a container of 8 bits, multipliers that must not be zero, biases."""
 
 from __future__ import annotations
 
@@ -79,6 +79,28 @@ class Multiplier(Recipe):
         return made
 
 
+@dataclass(frozen=True)
+class Wide(Recipe):
+    """Values F32 of the same numbers in BF16 or F16, which is exact.
+
+    Args:
+        of: the recipe that reads them.
+    """
+
+    of: Recipe
+
+    @property
+    def children(self) -> tuple[Recipe, ...]:
+        """The one below."""
+        return (self.of,)
+
+    def rows(self, source: Bytes, start: int, stop: int) -> torch.Tensor:
+        """Widen them."""
+        import torch
+
+        return self.of.load(source, start, stop).to(torch.float32).view(torch.int32)
+
+
 def _refuse(name: str, seen: str, rule: str) -> NoReturn:
     raise DialectError(
         f"tensor {name!r} of a modelslim checkpoint",
@@ -88,4 +110,4 @@ def _refuse(name: str, seen: str, rule: str) -> NoReturn:
     )
 
 
-__all__ = ["Multiplier", "Narrowed"]
+__all__ = ["Multiplier", "Narrowed", "Wide"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mxfp4_core.checkpoint.cache import hub_name as hub_name
     from mxfp4_core.checkpoint.cache import local_path as local_path
     from mxfp4_core.checkpoint.header import read_header as read_header
+    from mxfp4_core.checkpoint.layout import Layout as Layout
     from mxfp4_core.checkpoint.reader import Checkpoint as Checkpoint
     from mxfp4_core.checkpoint.reader import TensorInfo as TensorInfo
     from mxfp4_core.checkpoint.reader import open_checkpoint as open_checkpoint
@@ -22,6 +23,7 @@ _HOMES = {
     "TensorInfo": "reader",
     "open_checkpoint": "reader",
     "read_header": "header",
+    "Layout": "layout",
     "is_adapter": "adapters",
     "hub_name": "cache",
     "local_path": "cache",
@@ -31,6 +33,7 @@ _HOMES = {
 
 __all__ = [
     "Checkpoint",
+    "Layout",
     "ReadAhead",
     "Rows",
     "TensorInfo",

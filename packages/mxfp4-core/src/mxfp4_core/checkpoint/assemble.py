@@ -20,13 +20,14 @@ from mxfp4_core.checkpoint.copied import copied
 from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST, MARK
 from mxfp4_core.checkpoint.gguf_writer import header_of
 from mxfp4_core.checkpoint.header import DTYPE_BITS, damaged
+from mxfp4_core.checkpoint.layout import OF_TRANSFORMERS, Layout
 from mxfp4_core.checkpoint.manifest import Manifest
 from mxfp4_core.checkpoint.places import Identity, identity
 from mxfp4_core.checkpoint.remote import RemotePath
 from mxfp4_core.checkpoint.shard import ShardTask, Unit
 from mxfp4_core.checkpoint.staging import Destination
 from mxfp4_core.checkpoint.tasks import Executor, Progress, run_tasks
-from mxfp4_core.checkpoint.writer import TensorSpec
+from mxfp4_core.checkpoint.writer import TensorSpec, library_key
 from mxfp4_core.errors import OutputError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -42,8 +43,8 @@ class Content:
         copies: files to copy, by path inside the folder.
         manifest: the manifest without files and tensors.
         seen: what tells each file of the source from one that takes its place while the checkpoint is written.
-        metadata: what the header of each weight file says beside its tensors.
-        stem: what the names of the weight files begin with; a library looks for its own.
+        metadata: what the header of each weight file says beside its tensors, where the layout has a place for it.
+        layout: how the files are named and written.
         file: name of the only weight file, where it is no safetensors file.
         samples: what tells the tensors of the source from others of their names, for units that say what they do.
     """
@@ -54,7 +55,7 @@ class Content:
     manifest: Manifest
     seen: Mapping[Path, Identity] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    stem: str = "model"
+    layout: Layout = OF_TRANSFORMERS
     file: str = ""
     samples: Mapping[str, str] = field(default_factory=dict)
 
@@ -62,7 +63,7 @@ class Content:
         """Return the names of the weight files, each with what goes into it."""
         if self.file:
             return {self.file: list(self.units)}
-        return plan_shards(self.units, max_shard_bytes, self.stem)
+        return plan_shards(self.units, max_shard_bytes, self.layout)
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,15 @@ class Written:
     resumed: int
 
 
-def plan_shards(units: Sequence[Unit], max_shard_bytes: int, stem: str = "model") -> dict[str, list[Unit]]:
+def plan_shards(
+    units: Sequence[Unit], max_shard_bytes: int, layout: Layout = OF_TRANSFORMERS
+) -> dict[str, list[Unit]]:
     """Distribute units over files in order; a file holds ``max_shard_bytes`` of data or a single unit.
 
     Args:
         units: in order.
         max_shard_bytes: see above.
-        stem: what the names of the files begin with.
+        layout: how the files are named, and whether tensors lie as the library of safetensors has them.
 
     Returns:
         File names to units; inside a file wide elements go first, so that every tensor is aligned.
@@ -98,7 +101,11 @@ def plan_shards(units: Sequence[Unit], max_shard_bytes: int, stem: str = "model"
             size = 0
         shards[-1].append(unit)
         size += nbytes
-    ordered = [sorted(shard, key=_width, reverse=True) for shard in shards]
+    stem = layout.stem
+    ordered = [
+        sorted(shard, key=_first) if layout.bare else sorted(shard, key=_width, reverse=True)
+        for shard in shards
+    ]
     if len(ordered) == 1:
         return {f"{stem}.safetensors": ordered[0]}
     return {f"{stem}-{i:05}-of-{len(ordered):05}.safetensors": shard for i, shard in enumerate(ordered, 1)}
@@ -130,10 +137,11 @@ def write_checkpoint(
         CheckpointError: a file of the source was changed while it was read.
         Mxfp4Error: whatever a unit raises; the folder is then as it was before.
     """
-    content = replace(content, metadata={**content.metadata, MARK: MANIFEST})
+    bare = content.layout.bare
+    metadata = None if bare else {**content.metadata, MARK: MANIFEST}
     shards = content.files(max_shard_bytes)
     specs = {name: [spec for unit in units for spec in unit.specs] for name, units in shards.items()}
-    headers = [header_of(name, each, content.metadata) for name, each in specs.items()]
+    headers = [header_of(name, each, metadata) for name, each in specs.items()]
     layout = hashlib.sha256(b"".join(headers)).hexdigest()
     run = {
         "release": version("mxfp4-core"),
@@ -142,8 +150,9 @@ def write_checkpoint(
         "layout": layout,
     }
     beside = any("/" not in name for name in content.copies if name.endswith(".safetensors"))
-    index = _index(specs, beside, content.stem)
-    documents = {**content.documents, **index}
+    documents = {**content.documents, **_index(specs, beside, content)}
+    if bare:
+        documents[MARK] = f"{MANIFEST}\n".encode()
     names = {*specs, *documents, *content.copies, MANIFEST}
     opened: type[Destination] | type[Bucket] = Bucket if isinstance(folder, RemotePath) else Destination
     where: Any = folder
@@ -165,9 +174,9 @@ def write_checkpoint(
             return Written(destination.complete, len(shards))
         resumed = len(destination.finished)
         _check_room(destination, specs, content.copies)
+        said = None if metadata is None else tuple(metadata.items())
         tasks = {
-            name: ShardTask(destination.place(name), tuple(units), tuple(content.metadata.items()))
-            for name, units in shards.items()
+            name: ShardTask(destination.place(name), tuple(units), said) for name, units in shards.items()
         }
         for name in destination.finished:
             progress(tasks.pop(name).source_bytes)
@@ -227,17 +236,18 @@ def _width(unit: Unit) -> int:
     return max(DTYPE_BITS[spec.dtype] for spec in unit.specs)
 
 
-def _index(specs: Mapping[str, Sequence[TensorSpec]], beside: bool, stem: str) -> dict[str, bytes]:
+def _first(unit: Unit) -> tuple[int, str]:
+    return min(library_key(spec) for spec in unit.specs)
+
+
+def _index(specs: Mapping[str, Sequence[TensorSpec]], beside: bool, content: Content) -> dict[str, bytes]:
     """Return the index; one file needs none, unless other weights lie beside it that are not to be read with it."""
     if len(specs) == 1 and not beside:
         return {}
     weight_map = {spec.name: name for name, each in specs.items() for spec in each}
     total = sum(spec.nbytes for each in specs.values() for spec in each)
-    content = {
-        "metadata": {"total_size": total},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    return {f"{stem}{INDEX_SUFFIX}": json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return {f"{content.layout.stem}{INDEX_SUFFIX}": content.layout.text(index)}
 
 
 def _check_room(

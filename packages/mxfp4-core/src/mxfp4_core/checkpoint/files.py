@@ -17,7 +17,8 @@ INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 MANIFEST = "mxfp4_manifest.json"
 MARK = "mxfp4.manifest"
-"""Key that the header of every weight file of ours has, with the name of the manifest, which is written after it."""
+"""Key that the header of a weight file of ours has, with the name of the manifest, which is written after it; and the
+name of the file that says so where weight files are as others write them."""
 STAGING = ".mxfp4-partial"
 """Folder in a destination in which files are finished."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core.checkpoint.gguf import SUFFIX, gguf_header
-from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes
+from mxfp4_core.checkpoint.placed import PlacedWriter
+from mxfp4_core.checkpoint.writer import ShardWriter, TensorSpec, header_bytes, library_key
 
 
 class GgufWriter(ShardWriter):
@@ -32,14 +33,21 @@ class GgufWriter(ShardWriter):
         self._put(bytes(self._padding[number]))
 
 
-def writer_of(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, Any]) -> ShardWriter:
-    """Return what writes a file of this name."""
-    return (GgufWriter if path.suffix == SUFFIX else ShardWriter)(path, specs, metadata)
+def writer_of(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, Any] | None) -> ShardWriter:
+    """Return what writes a file of this name; without metadata, as the library of safetensors would write it."""
+    if path.suffix == SUFFIX:
+        return GgufWriter(path, specs, metadata or {})
+    stored = specs if metadata is not None else sorted(specs, key=library_key)
+    return (
+        ShardWriter(path, specs, metadata) if stored == specs else PlacedWriter(path, specs, stored, metadata)
+    )
 
 
-def header_of(name: str, specs: Sequence[TensorSpec], metadata: Mapping[str, Any]) -> bytes:
+def header_of(name: str, specs: Sequence[TensorSpec], metadata: Mapping[str, Any] | None) -> bytes:
     """Return the header of a file of this name."""
-    return gguf_header(specs, metadata)[0] if name.endswith(SUFFIX) else header_bytes(specs, metadata)
+    if name.endswith(SUFFIX):
+        return gguf_header(specs, metadata or {})[0]
+    return header_bytes(specs if metadata is not None else sorted(specs, key=library_key), metadata)
 
 
 __all__ = ["GgufWriter", "header_of", "writer_of"]

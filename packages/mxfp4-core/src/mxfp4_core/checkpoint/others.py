@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mxfp4_core._text import printable
 from mxfp4_core.checkpoint.families import family, is_makers_own
-from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST, PICKLES, index_of, inside
+from mxfp4_core.checkpoint.files import INDEX_SUFFIX, MANIFEST, MARK, PICKLES, index_of, inside
 from mxfp4_core.checkpoint.header import damaged, read_header
 from mxfp4_core.checkpoint.magic import LFS, LFS_BYTES, recognised
 from mxfp4_core.checkpoint.places import pieces_of, walk
@@ -24,7 +24,7 @@ _INDEX = (INDEX_SUFFIX, *(f"{suffix}.index.json" for suffix in PICKLES))
 HIDDEN = "hidden"
 _TRAINING = re.compile(r"(checkpoint|global_step|epoch|step)[-_]?\d+")
 _AGAIN = "the model once more"
-_WRITTEN_ANEW = frozenset({"config.json", MANIFEST})
+_WRITTEN_ANEW = frozenset({"config.json", MANIFEST, MARK})
 
 
 @dataclass

@@ -41,12 +41,12 @@ class ShardTask:
     Args:
         path: where it appears when it is complete.
         units: what it holds, in order.
-        metadata: what its header says beside the tensors.
+        metadata: what its header says beside the tensors; None if it is as the library of safetensors writes it.
     """
 
     path: Path
     units: tuple[Unit, ...]
-    metadata: tuple[tuple[str, Any], ...] = ()
+    metadata: tuple[tuple[str, Any], ...] | None = ()
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -65,7 +65,8 @@ class ShardTask:
             OutputError: the file cannot be written.
             Mxfp4Error: whatever a unit raises.
         """
-        with writer_of(self.path, self.specs, dict(self.metadata)) as writer:
+        metadata = None if self.metadata is None else dict(self.metadata)
+        with writer_of(self.path, self.specs, metadata) as writer:
             for unit in self.units:
                 stream = unit.stream(progress)
                 for tensor, piece in ahead(stream) if getattr(unit, "runs_ahead", False) else stream:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import IO, Any, NoReturn, Protocol
 from uuid import uuid4
 
 from mxfp4_core.checkpoint.remote import RemotePath, file_system, writing
@@ -20,6 +22,7 @@ TEMPORARY = ".partial"
 VISIBLE_SECONDS = 90.0
 """NFS may go on for a minute to say that a file is not there."""
 
+_READ_BYTES = 4 << 20
 _PART_BYTES = 16 << 20
 _MOST_PARTS = 9000
 """S3 takes 10,000 parts."""
@@ -41,6 +44,18 @@ class Sink(Protocol):
         ...
 
 
+class PlacedSink(Sink, Protocol):
+    """Takes bytes in any order, each at its place."""
+
+    def seek(self, offset: int) -> None:
+        """Say where in the file what is written next belongs."""
+        ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """Read all from the start."""
+        ...
+
+
 class FileSink:
     """A file of this machine: written under another name, synced, renamed.
 
@@ -50,11 +65,19 @@ class FileSink:
 
     def __init__(self, path: Path) -> None:
         self._path, self._temporary = path, temporary_of(path)
-        self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115  # closed by discard
+        self._file = open(self._temporary, "wb+", buffering=0)  # noqa: SIM115  # closed by discard
 
     def write(self, data: memoryview) -> int:
         """Write some bytes: a raw file may take less than it is given."""
         return self._file.write(data)
+
+    def seek(self, offset: int) -> None:
+        """Go to a place."""
+        self._file.seek(offset)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Read all from the start."""
+        return _pieces(self._file)
 
     def finish(self) -> None:
         """Wait for the disk, and rename."""
@@ -111,6 +134,55 @@ class ObjectSink:
                 self._file.discard()
 
 
+class SpooledSink:
+    """An object in a bucket whose bytes come in any order: collected in a file of this machine, uploaded at the end.
+
+    Args:
+        path: its name.
+        nbytes: how large it will be.
+
+    Raises:
+        OSError: no room for it on this machine.
+        OutputError: from `finish`.
+    """
+
+    def __init__(self, path: RemotePath, nbytes: int) -> None:
+        self._path, self._nbytes = path, nbytes
+        self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by discard
+
+    def write(self, data: memoryview) -> int:
+        """Write some bytes."""
+        return self._file.write(data)
+
+    def seek(self, offset: int) -> None:
+        """Go to a place."""
+        self._file.seek(offset)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Read all from the start."""
+        return _pieces(self._file)
+
+    def finish(self) -> None:
+        """Upload everything."""
+        sink = ObjectSink(self._path, self._nbytes)
+        try:
+            for piece in self.pieces():
+                sink.write(memoryview(piece))
+            sink.finish()
+        finally:
+            sink.discard()
+
+    def discard(self) -> None:
+        """Close the file, which is then gone."""
+        self._file.close()
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    while piece := file.read(_READ_BYTES):
+        yield piece
+
+
 def sink_for(path: Path, nbytes: int) -> Sink:
     """Open a place for a file of this size.
 
@@ -121,6 +193,18 @@ def sink_for(path: Path, nbytes: int) -> Sink:
         return ObjectSink(path, nbytes)
     try:
         return FileSink(path)
+    except OSError as error:
+        output_failed(path, error)
+
+
+def placed_sink_for(path: Path, nbytes: int) -> PlacedSink:
+    """Open a place for a file of this size whose bytes come in any order.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        return SpooledSink(path, nbytes) if isinstance(path, RemotePath) else FileSink(path)
     except OSError as error:
         output_failed(path, error)
 
@@ -197,5 +281,6 @@ def output_failed(path: Path, error: OSError) -> NoReturn:
 
 
 __all__ = [
-    "TEMPORARY", "Sink", "output_failed", "sink_for", "sync_folder", "temporary_of", "wait_for_file", "write_file",
+    "TEMPORARY", "PlacedSink", "Sink", "output_failed", "placed_sink_for", "sink_for", "sync_folder", "temporary_of",
+    "wait_for_file", "write_file",
 ]  # fmt: skip

@@ -9,16 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 from mxfp4_core.checkpoint.header import DTYPE_BITS
-from mxfp4_core.checkpoint.sinks import output_failed, sink_for
+from mxfp4_core.checkpoint.sinks import Sink, output_failed, sink_for
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+_WIDTHS: Final = (
+    "BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+    "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64",
+)  # fmt: skip
+"""Dtypes in the order of the library of safetensors, the narrowest first (``Dtype`` in its ``tensor.rs``, 0.8.0)."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,21 @@ def aligned(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return sorted(specs, key=lambda spec: -DTYPE_BITS[spec.dtype])
 
 
-def header_bytes(specs: Sequence[TensorSpec], metadata: Mapping[str, Any] = NOTHING) -> bytes:
+def library_key(spec: TensorSpec) -> tuple[int, str]:
+    """Return what the library of safetensors sorts tensors by: their dtype, the widest first, and their name."""
+    return -_WIDTHS.index(spec.dtype), spec.name
+
+
+def header_bytes(specs: Iterable[TensorSpec], metadata: Mapping[str, Any] | None = NOTHING) -> bytes:
     """Return the length prefix and the header, padded to 8 bytes, for tensors stored in this order.
 
     Equal input gives equal bytes: no time, no host, no version.
+
+    Args:
+        specs: the tensors.
+        metadata: what the header says beside them; None for a header without a place for that.
     """
-    table: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for spec in specs:
         table[spec.name] = {
@@ -68,11 +83,11 @@ class ShardWriter:
     Args:
         path: where the file appears when all is written.
         specs: the tensors in the order in which their data comes.
-        metadata: what the header says beside them.
+        metadata: what the header says beside them; None for a header without a place for that.
     """
 
     def __init__(
-        self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, Any] = NOTHING
+        self, path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, Any] | None = NOTHING
     ) -> None:
         self.path = path
         self.tensor_sha256: dict[str, str] = {}
@@ -89,7 +104,7 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         header = self._header()
-        self._sink = sink_for(self.path, len(header) + sum(spec.nbytes for spec in self._specs))
+        self._sink = self._opened(len(header) + sum(spec.nbytes for spec in self._specs))
         try:
             self._put(header)
         except BaseException as error:
@@ -136,10 +151,17 @@ class ShardWriter:
     def _header(self) -> bytes:
         return header_bytes(self._specs, self._metadata)
 
+    def _opened(self, nbytes: int) -> Sink:
+        return sink_for(self.path, nbytes)
+
     def _finish(self) -> None:
         self._skip_empty()
         if self._next < len(self._specs):
             raise ValueError(f"{self.path.name} lacks bytes of {self._specs[self._next].name!r}")
+        self._complete()
+
+    def _complete(self) -> None:
+        """Make the file appear: everything is written."""
         self._sink.finish()
 
     def _skip_empty(self) -> None:
@@ -155,8 +177,12 @@ class ShardWriter:
         view = memoryview(data).cast("B")
         while len(view):
             written = self._sink.write(view)
-            self._file_hash.update(view[:written])
+            self._written(view[:written])
             view = view[written:]
 
+    def _written(self, data: memoryview) -> None:
+        """Take note of bytes that the sink has taken."""
+        self._file_hash.update(data)
 
-__all__ = ["NOTHING", "ShardWriter", "TensorSpec", "aligned", "header_bytes"]
+
+__all__ = ["NOTHING", "ShardWriter", "TensorSpec", "aligned", "header_bytes", "library_key"]

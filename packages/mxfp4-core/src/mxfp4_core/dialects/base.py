@@ -8,11 +8,12 @@ job of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from mxfp4_core.arithmetic.format import BLOCK
+from mxfp4_core.checkpoint.layout import OF_LIBRARY, Layout
 from mxfp4_core.dialects.beside import Narrow
 from mxfp4_core.dialects.entry import Entry, alternates
 from mxfp4_core.dialects.recipes import Recipe
@@ -38,6 +39,7 @@ class Contents:
         beside: weights in another kind of quantisation, by canonical name.
         model: ``config.json`` without the words of this dialect outside of ``quantization_config``; None where there
             are none.
+        untold: tensors that the description leaves out, where it is one that names each tensor.
     """
 
     entries: Mapping[str, Entry]
@@ -48,6 +50,7 @@ class Contents:
     static: Mapping[str, Recipe] = field(default_factory=dict)
     beside: Mapping[str, Narrow] = field(default_factory=dict)
     model: Mapping[str, Any] | None = None
+    untold: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Description:
         beside: weights in another kind of quantisation.
         others: names of all tensors that are stored as they are.
         static: names of static scales of activations.
+        untold: those of ``others`` that a description of the source, which names tensors, leaves out.
     """
 
     model: Mapping[str, Any]
@@ -73,6 +77,7 @@ class Description:
     beside: Sequence[Narrow] = ()
     others: Sequence[str] = ()
     static: Sequence[str] = ()
+    untold: Collection[str] = ()
 
 
 def one_activation(dialect: str, description: Description, format: str | None = None) -> str:
@@ -111,6 +116,7 @@ class Dialect(ABC):
         readers: who loads it, in a few words.
         components: diffusers loads a component of a pipeline from it, with the adapter of this project.
         file: name of the only weight file, where it is no safetensors file.
+        layout: how the files are named and written, where readers or the vendor's own writer have a way of theirs.
     """
 
     name: str
@@ -119,6 +125,7 @@ class Dialect(ABC):
     readers: str = ""
     components: bool = False
     file: str = ""
+    layout: Layout = OF_LIBRARY
 
     def __repr__(self) -> str:
         return f"<dialect {self.name}>"

@@ -130,6 +130,7 @@ def convert_checkpoint(
         left,
         tuple(kept),
         tuple(contents.static),
+        frozenset(contents.untold),
     )
     dialect, why = (named, "") if named is not None else default_for(described)
     config = config.model_copy(update={"dialect": dialect.name})
@@ -140,7 +141,7 @@ def convert_checkpoint(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
     documents, metadata = dialect.documents(described), dialect.metadata(described)
-    content = content_of(checkpoint, units, documents, manifest, metadata, dialect.file)
+    content = content_of(checkpoint, units, documents, manifest, metadata, dialect.file, dialect.layout)
     result = write_result(folder, content, dialect, len(entries), model=loading_class(model), **how)
     notes = [f"{dialect.name} has no word for the profile {profile}: the manifest alone names it"]
     notes = notes if silent else []

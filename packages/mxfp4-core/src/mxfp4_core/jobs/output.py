@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Content, Unit, write_checkpoint
 from mxfp4_core.checkpoint.cache import local_path
 from mxfp4_core.checkpoint.families import stem_for
+from mxfp4_core.checkpoint.layout import OF_LIBRARY, Layout
 from mxfp4_core.checkpoint.manifest import Manifest, tensor_samples
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
@@ -134,19 +134,17 @@ def content_of(
     manifest: Manifest,
     metadata: Mapping[str, Any] | None = None,
     file: str = "",
+    layout: Layout = OF_LIBRARY,
 ) -> Content:
     """Put the parts of the new checkpoint together: tensors, the dialect's JSON documents, files to copy."""
-    texts = {
-        name: json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
-        for name, content in documents.items()
-    }
+    texts = {name: layout.text(content) for name, content in documents.items()}
     others = [path.as_posix() for path in checkpoint.other_files]
     copies = {name: checkpoint.path / name for name in others if name not in DESCRIPTIONS | texts.keys()}
     old = {name: "describes an earlier quantisation" for name in others if name in DESCRIPTIONS}
     left = replace(manifest, left={**checkpoint.left, **old})
-    stem = stem_for(checkpoint.config)
+    named = replace(layout, stem=layout.stem or stem_for(checkpoint.config))
     samples = tensor_samples(checkpoint)
-    return Content(units, texts, copies, left, checkpoint.seen, metadata or {}, stem, file, samples)
+    return Content(units, texts, copies, left, checkpoint.seen, metadata or {}, named, file, samples)
 
 
 def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) -> list[str]:

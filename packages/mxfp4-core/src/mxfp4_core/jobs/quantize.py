@@ -96,7 +96,9 @@ def quantize_checkpoint(
     manifest = Manifest(
         dialect.name, config.to_dict(), config.fingerprint(), profile, source_fingerprint(checkpoint)
     )
-    content = content_of(checkpoint, units, documents, manifest, dialect.metadata(described))
+    content = content_of(
+        checkpoint, units, documents, manifest, dialect.metadata(described), layout=dialect.layout
+    )
     result = write_result(
         folder,
         content,

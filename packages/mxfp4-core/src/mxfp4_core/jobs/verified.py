@@ -79,18 +79,21 @@ def found_manifest(checkpoint: Checkpoint, result: Verification) -> Manifest | N
             result.findings.append(Finding("manifest", MANIFEST, f"the file is missing: {found}"))
         else:
             result.notes.append(unfinished)
-    elif manifest is None and folder and _had_manifest(checkpoint):
-        found = "the file is missing, and with it every hash: a weight file says that there was one"
+    elif manifest is None and folder and (witness := _witness(checkpoint)):
+        found = f"the file is missing, and with it every hash: {witness} says that there was one"
         result.findings.append(Finding("manifest", MANIFEST, found))
     elif manifest is None:
         result.notes.append(f"no {MANIFEST}: hashes are not checked")
     return manifest
 
 
-def _had_manifest(checkpoint: Checkpoint) -> bool:
-    """Return whether a run of ours wrote a weight file: its header names the manifest, which is written after it."""
+def _witness(checkpoint: Checkpoint) -> str:
+    """Return what says that a run of ours wrote the weights: they, or a file beside, name the manifest; else empty."""
+    if is_there(checkpoint.path / MARK):
+        return MARK
     source = Source.of(checkpoint)
-    return any(said.get(MARK) for said in (source.metadata(), *(each.settings for each in source.gguf())))
+    marked = any(said.get(MARK) for said in (source.metadata(), *(each.settings for each in source.gguf())))
+    return "a weight file" if marked else ""
 
 
 def check_listed(checkpoint: Checkpoint, manifest: Manifest | None, result: Verification) -> None:
