@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -167,16 +168,23 @@ def check_held(
     check_parts(held, expected_parts(weights, rank, ranks, whole_experts=whole_experts))
 
 
-def widened(folder: Path, dtype: torch.dtype) -> Any:
+def widened(folder: Path, dtype: torch.dtype, kept: str = "") -> Any:
     """Return a model in transformers whose weights have the values that their codes stand for.
 
     What is quantised: all projections, or in gpt-oss the experts, which its checkpoints have in MXFP4.
+
+    Args:
+        folder: the model in high precision.
+        dtype: in which it computes.
+        kept: a regular expression; what it finds in the name of a weight stays as it is.
     """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     gpt_oss = model.config.model_type == "gpt_oss"
     for name, parameter in model.named_parameters():
+        if kept and re.search(kept, name):
+            continue
         last = name.removesuffix(".weight").rpartition(".")[2]
         if gpt_oss and last in ("gate_up_proj", "down_proj"):  # stored [expert, K, N]
             values = quantize(parameter.data.transpose(-1, -2).contiguous()).dequantize(torch.float32)
@@ -188,18 +196,18 @@ def widened(folder: Path, dtype: torch.dtype) -> Any:
 
 @functools.cache
 @torch.no_grad()
-def reference(folder: Path) -> ExpectedTokens:
+def reference(folder: Path, kept: str = "") -> ExpectedTokens:
     """Return what transformers says of the first token after each prompt of the kit."""
     first = {}
     for dtype in (torch.float32, torch.bfloat16):
-        model = widened(folder, dtype)
+        model = widened(folder, dtype, kept)
         first[dtype] = [model(torch.tensor([prompt])).logits[0, -1].float() for prompt in PROMPTS]
     return ExpectedTokens.of(first[torch.float32], first[torch.bfloat16])
 
 
-def check_said(outputs: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Check what an engine says of the first token after each prompt against transformers."""
-    wanted = reference(folder)
+def check_said(outputs: Sequence[Mapping[str, Any]], folder: Path, kept: str = "") -> None:
+    """Check what an engine says of the first token after each prompt against transformers; see `widened`."""
+    wanted = reference(folder, kept)
     assert len(outputs) == len(PROMPTS)
     for number, output in enumerate(outputs):
         said = {int(token): each for token, each in output["first"].items()}

@@ -17,6 +17,10 @@ LARGE = {
     **{"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 64, "num_experts_per_tok": 2},
     **{"intermediate_size": 512, "num_hidden_layers": 3},
 }
+ODD = {  # the first layer is dense; on two ranks K of what is narrowed again is 48
+    **{"hidden_size": 128, "num_hidden_layers": 2, "mlp_only_layers": [0], "intermediate_size": 96},
+    **{"moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2},
+}
 MODELS: dict[str, Any] = {
     "dense-core": lambda folder, models: made.stored(models["dense"], folder, "mxfp4-core"),
     "dense-compressed": lambda folder, models: made.stored(models["dense"], folder, "compressed-tensors"),
@@ -33,6 +37,7 @@ MODELS: dict[str, Any] = {
     "odd": lambda folder, models: made.random(
         folder, hidden_size=128, intermediate_size=96, num_hidden_layers=1
     ),
+    "odd-both": lambda folder, models: made.random(folder, **ODD),
 }
 
 
@@ -69,7 +74,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "pattern": settings('{"ignore": ["o_prj"]}'),
     "backend": settings('{"backend": "cuda-marlin"}'),
     "embedding": settings('{"overrides": [{"pattern": "embed_tokens", "keep": false}]}'),
+    "backend-kept": settings('{"backend": "cuda-marlin", "refused": "keep"}'),
     "odd-2": on_two("odd", **OURS),
+    "odd-kept": on_two(
+        "odd-both", **OURS, hf_overrides={"quantization_config_dict_json": '{"refused": "keep"}'}
+    ),
     "dense-2": on_two("dense", **OURS),
     "experts-2": on_two("experts-core"),
     "experts-ep": on_two("experts", **OURS, enable_expert_parallel=True),
@@ -148,6 +157,7 @@ def test_the_summary_is_in_the_log(engine: kit.Engine) -> None:
         ("adapters", "ConfigError: vLLM cannot put LoRA adapters on MXFP4 layers"),
         pytest.param("pattern", "PatternError: 1 of 1 name patterns match nothing", marks=pytest.mark.smoke),
         ("backend", "BackendError: model.layers.0.self_attn.qkv_proj: "),
+        ("backend-kept", "ConfigError: nothing is left to quantise"),
         ("embedding", "ConfigError: model.embed_tokens cannot be MXFP4 in vLLM"),
     ],
 )
@@ -160,6 +170,14 @@ def test_tensor_parallelism_that_cuts_a_block_is_refused(engine: kit.Engine) -> 
     assert "error" in result
     assert "model.layers.0.mlp.down_proj.weight cannot be sharded along k" in result["log"]
     assert "k = 96 over 2 ranks" in result["log"]
+
+
+def test_what_is_refused_stays_in_high_precision_where_the_config_says_so(engine: kit.Engine) -> None:
+    result = engine.fine("odd-kept")
+    kit.check_said(result["outputs"], engine.models["odd-both"], kept=r"\.0\.mlp\.down_proj|\.experts\.")
+    for name in ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.experts"):
+        assert f"{name} stays in high precision, refused: {name}." in result["log"]
+    assert "mxfp4: quantised 5 layers (5 linear)" in result["log"]
 
 
 @pytest.mark.parametrize(("name", "whole"), [("dense-2", False), ("experts-2", False), ("experts-ep", True)])

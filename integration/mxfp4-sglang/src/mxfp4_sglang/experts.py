@@ -47,15 +47,13 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
 
         Raises:
             BackendError: no backend takes it; the message has what each one said.
-            ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``.
-            ConfigError: SGLang wants something of these experts that they do not do.
+            ShapeError: tensor parallelism cuts a block.
+            ConfigError: SGLang wants something of these experts that they do not do. None of the three with
+                ``refused="keep"``.
         """
-        compat.check_routing(self._name)
-        how, config = self._decision, layer.moe_runner_config
-        gate = gate_of(config, self._name)
-        device = compat.device_of_new_tensors()
-        load = self._model.load(device)
+        load = self._model.load(compat.device_of_new_tensors())
         try:
+            compat.check_routing(self._name)
             own = load.experts(
                 self._name,
                 num_experts,
@@ -63,16 +61,16 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
                 hidden_size,
                 ranks=layer.moe_tp_size,
                 dtype=params_dtype,
-                decision=how,
+                decision=self._decision,
                 top_k=layer.top_k or 1,
-                gate=gate,
+                gate=gate_of(layer.moe_runner_config, self._name),
                 bias=bool(extra_weight_attrs.get("with_bias")),
             )
-        except (BackendError, ShapeError) as error:
-            self._model.keeps(self._name, "experts", error, device)
-            layer.quant_method = compat.UnquantizedFusedMoEMethod()
+        except (BackendError, ConfigError, ShapeError) as error:
+            plain = load.refuse(self._name, compat.UnquantizedFusedMoEMethod(), kind="experts", error=error)
+            layer.quant_method = plain
             sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
-            layer.quant_method.create_weights(layer, *sizes, **extra_weight_attrs)
+            plain.create_weights(layer, *sizes, **extra_weight_attrs)
             return
         self.hosted = Hosted(own, NAMES, self._model)
         loader = extra_weight_attrs["weight_loader"]

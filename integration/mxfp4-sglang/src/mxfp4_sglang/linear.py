@@ -50,14 +50,12 @@ class LinearWeights:
             ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``.
         """
         how, k = self._decision, input_size_per_partition
-        device = compat.device_of_new_tensors()
-        load = self._model.load(device)
+        load = self._model.load(compat.device_of_new_tensors())
         try:
             n = sum(output_partition_sizes)
             own = load.linear(self._name, n, k, whole_k=input_size, dtype=params_dtype, decision=how)
         except (BackendError, ShapeError) as error:
-            self._model.keeps(self._name, "linear", error, device)
-            plain = self.plain()
+            plain = load.refuse(self._name, self.plain(), kind="linear", error=error)
             layer.quant_method = plain
             sizes = (output_partition_sizes, input_size, output_size, params_dtype)
             plain.create_weights(layer, k, *sizes, **extra_weight_attrs)

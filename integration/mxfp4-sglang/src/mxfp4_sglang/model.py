@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +11,7 @@ from typing import Any
 import torch
 
 from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.loader import EngineDecision, EngineLoad, EngineNames
-
-_LOG = logging.getLogger("mxfp4_sglang")
 
 
 @dataclass
@@ -78,17 +74,6 @@ class Model:
     def hosts(self, take: Callable[[], None]) -> None:
         """Remember how a layer takes what SGLang loaded past our loaders."""
         self._takers.append(take)
-
-    def keeps(self, name: str, kind: str, error: Mxfp4Error, device: torch.device) -> None:
-        """Keep a layer that cannot be MXFP4 in high precision, aloud, where the config says so (``refused="keep"``).
-
-        Raises:
-            Mxfp4Error: the config does not; it is the error that was given.
-        """
-        if self.core.refused != "keep":
-            raise error
-        _LOG.warning("%s stays in high precision, %s: %s", name, error.what, error.seen)
-        self.keep(name, kind, error.seen, device)
 
     def keep(self, name: str, kind: str, reason: str, device: torch.device) -> None:
         """Count a layer that stays in high precision."""

@@ -173,12 +173,22 @@ def test_what_is_refused_stays_where_the_config_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MXFP4_CONFIG", '{"refused": "keep"}')
-    layer = down(config(), tp=2, k=96)
+    how = config()
+    layer, other = down(how, tp=2, k=96), gate_up(how)
     assert isinstance(layer.quant_method, UnquantizedLinearMethod)
+    assert not isinstance(other.quant_method, UnquantizedLinearMethod)
     assert "mlp.down_proj stays in high precision" in caplog.text
     load(layer, {None: weights(64, 96)})
     finish(layer)
     assert torch.equal(layer.weight, weights(64, 96)[:, :48])
+
+
+def test_a_method_that_quantises_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MXFP4_CONFIG", '{"backend": "cuda-marlin", "refused": "keep"}')
+    layer = down(config())
+    load(layer, {None: weights(64, 128)})
+    with pytest.raises(ConfigError, match=r"(?s)nothing is left to quantise.*down_proj.*cuda-marlin"):
+        finish(layer)
 
 
 def test_no_backend_is_an_error_with_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mxfp4_core.errors import BackendError, ConfigError, ShapeError
 from mxfp4_core.loader import EngineDecision, EngineLoad
 from mxfp4_core.modules import Mxfp4Module
 from mxfp4_vllm import compat
@@ -54,23 +55,33 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         Raises:
             BackendError: no backend takes it; the message has what each one said.
             ShapeError: tensor parallelism cuts a block.
-            ConfigError: vLLM wants something of these experts that they do not do.
+            ConfigError: vLLM wants something of these experts that they do not do. None of the three with
+                ``refused="keep"``.
         """
         how, moe = self._decision, self.moe
-        own = self._load.experts(
-            self._name,
-            num_experts,
-            intermediate_size_per_partition,
-            hidden_size,
-            ranks=moe.moe_parallel_config.tp_size,
-            dtype=params_dtype,
-            decision=how,
-            top_k=moe.experts_per_token,
-            gate=gate_of(layer, self._name),
-            bias=bool(moe.has_bias),
-            total_experts=moe.num_experts,
-            expert_map=layer.expert_map,
-        )
+        try:
+            own = self._load.experts(
+                self._name,
+                num_experts,
+                intermediate_size_per_partition,
+                hidden_size,
+                ranks=moe.moe_parallel_config.tp_size,
+                dtype=params_dtype,
+                decision=how,
+                top_k=moe.experts_per_token,
+                gate=gate_of(layer, self._name),
+                bias=bool(moe.has_bias),
+                total_experts=moe.num_experts,
+                expert_map=layer.expert_map,
+            )
+        except (BackendError, ConfigError, ShapeError) as error:
+            unquantised = compat.UnquantizedFusedMoEMethod(moe)
+            layer.quant_method = plain = self._load.refuse(
+                self._name, unquantised, kind="experts", error=error
+            )
+            sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
+            plain.create_weights(layer, *sizes, **extra_weight_attrs)
+            return
         self.module = own.module
         self.hosted = Hosted(own, NAMES)
         loader = whole_stacks(extra_weight_attrs.pop("weight_loader"))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mxfp4_core.errors import BackendError, ShapeError
 from mxfp4_core.loader import EngineDecision, EngineLoad
 from mxfp4_core.modules import Mxfp4Module
 from mxfp4_vllm import compat
@@ -48,11 +49,20 @@ class Mxfp4LinearMethod(compat.LinearMethodBase):
 
         Raises:
             BackendError: no backend takes it; the message has what each one said.
-            ShapeError: tensor parallelism cuts a block.
+            ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``.
         """
         how = self._decision
         n, k = sum(output_partition_sizes), input_size_per_partition
-        own = self._load.linear(self._name, n, k, whole_k=input_size, dtype=params_dtype, decision=how)
+        try:
+            own = self._load.linear(self._name, n, k, whole_k=input_size, dtype=params_dtype, decision=how)
+        except (BackendError, ShapeError) as error:
+            unquantised = compat.UnquantizedLinearMethod()
+            layer.quant_method = plain = self._load.refuse(
+                self._name, unquantised, kind="linear", error=error
+            )
+            sizes = (output_partition_sizes, input_size, output_size, params_dtype)
+            plain.create_weights(layer, k, *sizes, **extra_weight_attrs)
+            return
         self.module = own.module
         self.hosted = Hosted(own, {"weight": "weight"})
         loader = extra_weight_attrs.pop("weight_loader")

@@ -12,7 +12,7 @@ from loader_layers import weights
 from torch.nn import Parameter
 
 from mxfp4_core import Mxfp4Config, quantize
-from mxfp4_core.errors import BackendError, LoadError, ShapeError
+from mxfp4_core.errors import BackendError, ConfigError, LoadError, ShapeError
 from mxfp4_core.loader import EngineDecision, EngineLayer, EngineLoad
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
 from mxfp4_core.testing import engine_loaders as engines
@@ -209,3 +209,47 @@ def test_parts_have_the_names_that_the_checkpoint_gives_them() -> None:
     load = EngineLoad(Mxfp4Config(), stored=True)
     layer = load.layer(Mxfp4Linear(N, K, device="meta"), "up", dtype=torch.bfloat16, decision=decision)
     assert [place.suffix for place in layer.places()] == ["_packed", "_scale"]
+
+
+class Plain:
+    """What an engine takes for a layer in high precision; it hears when the model is loaded."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def process_weights_after_loading(self, layer: str) -> None:
+        self.heard.append(layer)
+
+
+def test_what_is_refused_stays_where_the_config_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    load, plain = EngineLoad(Mxfp4Config(refused="keep")), Plain()
+    layer, params = row_parallel(load, 0, 1)
+    with pytest.raises(ShapeError) as caught:
+        load.linear(
+            "odd", N, 48, whole_k=96, dtype=torch.bfloat16, decision=EngineDecision(True, "everything")
+        )
+    assert load.refuse("odd", plain, kind="linear", error=caught.value) is plain
+    assert "odd stays in high precision, refused: odd.weight cannot be sharded along k" in caplog.text
+    load_in(params, {"weight": weights(N, K)})
+    layer.finish()
+    plain.process_weights_after_loading("odd")
+    assert plain.heard == ["odd"]
+    (kept,) = load.report.build().kept
+    assert kept.kind == "linear" and kept.reason == "refused: odd.weight cannot be sharded along k"
+
+
+def test_a_method_that_quantises_nothing_is_refused() -> None:
+    load = EngineLoad(Mxfp4Config(refused="keep"))
+    error = BackendError("up", seen="no backend", rule="one takes it", fix="name another")
+    plain = load.refuse("up", Plain(), kind="linear", error=error)
+    with pytest.raises(ConfigError, match=r"(?s)nothing is left to quantise.*1 layers.*up: no backend"):
+        plain.process_weights_after_loading("up")
+
+
+@pytest.mark.parametrize(("refused", "stored"), [("error", False), ("keep", True)])
+def test_what_is_refused_is_an_error_else(refused: Any, stored: bool) -> None:
+    load = EngineLoad(Mxfp4Config(refused=refused), stored=stored)
+    error = BackendError("up", seen="no backend", rule="one takes it", fix="name another")
+    with pytest.raises(BackendError, match=r"(?s)up.*name another") as caught:
+        load.refuse("up", Plain(), kind="linear", error=error)
+    assert ("mxfp4 dequantize" in caught.value.fix) is stored

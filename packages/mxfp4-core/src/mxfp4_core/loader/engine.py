@@ -8,14 +8,18 @@ held is what has been quantised, and the piece in the engine's hands.
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from mxfp4_core.backend.problem import Gate, Matrix
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.errors import ConfigError, Mxfp4Error
 from mxfp4_core.loader.account import check_targets
 from mxfp4_core.loader.engine_layer import EngineLayer
 from mxfp4_core.loader.engine_names import EngineDecision
@@ -26,6 +30,9 @@ from mxfp4_core.modules.base import Mxfp4Module
 from mxfp4_core.modules.layers import Mxfp4Experts, Mxfp4Linear
 from mxfp4_core.modules.refit import named
 from mxfp4_core.parallel.ranges import shard_ranges
+
+T = TypeVar("T")
+_LOG = logging.getLogger("mxfp4_core.loader")
 
 
 class EngineLoad:
@@ -55,6 +62,7 @@ class EngineLoad:
         self.report = LoadReportBuilder()
         self._quantizers = DeviceQuantizers(likely_backends(config, str(self.device)))
         self._layers: dict[str, EngineLayer] = {}
+        self._refused: dict[str, Mxfp4Error] = {}
         self._waiting = 0
         self._lock = threading.Lock()
 
@@ -183,6 +191,44 @@ class EngineLoad:
         """Count a layer that stays in high precision, so that the report says so and why."""
         self.report.kept(name, kind=kind, reason=reason, nbytes=nbytes)
 
+    def refuse(self, name: str, method: T, *, kind: str, error: Mxfp4Error) -> T:
+        """Keep a layer in high precision that cannot be MXFP4, aloud, where the config says so: ``refused="keep"``.
+
+        Args:
+            name: of the layer.
+            method: what makes and computes it in the engine without quantisation.
+            kind: type of the layer, for the report.
+            error: why it cannot.
+
+        Returns:
+            The method. Once the engine says to it that the model is loaded, it asks whether anything is quantised.
+
+        Raises:
+            Mxfp4Error: the config does not, and it is the error that was given; or the weights come quantised.
+        """
+        if self.config.refused != "keep":
+            raise error
+        if self.stored:
+            raise type(error)(
+                error.what,
+                seen=error.seen,
+                rule=f"{error.rule}; refused='keep' is about weights that are quantised while they load",
+                fix=f"{error.fix}; or widen the folder first: mxfp4 dequantize",
+            ) from error
+        with self._lock:
+            self._refused[name] = error
+        _LOG.warning("%s stays in high precision, refused: %s: %s", name, error.what, error.seen)
+        self.report.kept(name, kind=kind, reason=f"refused: {error.what}", nbytes=0)
+        after: Callable[..., Any] = getattr(method, "process_weights_after_loading")  # noqa: B009
+
+        @functools.wraps(after)
+        def loaded(*args: Any, **kwargs: Any) -> Any:
+            self._check_some()
+            return after(*args, **kwargs)
+
+        vars(method)["process_weights_after_loading"] = loaded
+        return method
+
     def check(self) -> None:
         """Check the first load of all layers that do not compute yet.
 
@@ -198,6 +244,17 @@ class EngineLoad:
             if self._waiting:
                 return None
         return self.report.say()
+
+    def _check_some(self) -> None:
+        if self._layers:
+            return
+        first = next(iter(self._refused.values()))
+        raise ConfigError(
+            "nothing is left to quantise",
+            seen=f"{len(self._refused)} layers, all refused; the first one: {first.what}: {first.seen}",
+            rule="a config of quantisation quantises at least one weight",
+            fix=f"{first.fix}; or serve without the method",
+        )
 
     def _check_cut(self, module: Mxfp4Module, name: str, ranks: int) -> None:
         block = module.format.block
