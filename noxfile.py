@@ -313,7 +313,7 @@ def engines(session: nox.Session) -> None:
         interpreter = make_environment(session, name, TORCH, CPU_TORCH_INDEX)
         env = {**linked.environment(), "MXFP4_REQUIRE_ENGINE": engine.module, "OMP_NUM_THREADS": "1"}
         command = (interpreter, "-m", "pytest", "-p", "no:cacheprovider", *engine.tests, *rest)
-        session.run("timeout", str(engine.seconds), *command, env=env, external=True)
+        session.run("timeout", str(engine.limit(rest)), *command, env=env, external=True)
 
 
 @nox.session(venv_backend="none", requires=["setup"])

