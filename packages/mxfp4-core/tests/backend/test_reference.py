@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mxfp4_core import quantize
 from mxfp4_core.arithmetic.formats.base import Parts
 from mxfp4_core.arithmetic.formats.mxfp4 import Mxfp4
 from mxfp4_core.arithmetic.formats.registry import get
@@ -36,6 +37,17 @@ def test_it_says_that_it_emulates_and_offers_every_profile() -> None:
     backend = reference()
     assert backend.numerics.emulated and backend.numerics.profiles == set(profiles())
     assert backend.automatic_on == {"cpu"}
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "mxfp4-dual", "mxfp8"])
+@pytest.mark.parametrize("shape", [(1, 512), (2, 3, 512), (512,)])
+def test_a_short_call_gives_the_bits_of_the_operator(format: str, shape: tuple[int, ...]) -> None:
+    problem = Problem(op="linear", n=48, k=512, format=format, bias=True, activation="auto", device=CPU)
+    backend, weight = reference(), quantize(torch.randn(48, 512), format=format)
+    packed = calls.pack(backend, problem, weight, torch.randn(48).bfloat16())
+    x = torch.randn(shape).bfloat16()
+    short, through = backend.direct_linear(packed, problem)(x), calls.linear(backend, x, packed, problem)
+    assert short.shape == (*shape[:-1], 48) and torch.equal(short, through)
 
 
 def test_weights_are_widened_in_slices_of_the_stated_size(monkeypatch: pytest.MonkeyPatch) -> None:

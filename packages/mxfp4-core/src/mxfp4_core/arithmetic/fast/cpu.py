@@ -26,14 +26,12 @@ from mxfp4_core.arithmetic.fast.lanes import (
     NOTHING,
     TAGS,
     _amax,
-    _clear,
     _extended,
     _fill,
     _jit,
     _load,
     _peek,
     _poke,
-    _seek,
     _splat,
     _store,
     _weights,
@@ -106,7 +104,6 @@ def _encoder(signs_kept: bool, special: bool = False) -> Any:
 
 
 _encode, _encode_and_sign = _encoder(signs_kept=True), _encoder(signs_kept=False)
-_encode_any = _encoder(signs_kept=False, special=True)
 
 
 @intrinsic
@@ -138,41 +135,8 @@ def _decode(typing_context, tag, address, out, exponent):
 
 
 @_jit
-def _quantize_special(
-    tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, places, limits, signs
-):
-    """Quantize the blocks that `quantize` has left, whose scale byte is 255, and return how many are not finite.
-
-    In a loop of its own: what it needs would take registers from that of ordinary blocks.
-    """
-    thresholds = (limits[0], limits[1], limits[2], limits[3], limits[4], limits[5], limits[6])
-    block_bytes = BLOCK * value_bytes
-    bad = 0
-    row, column = start // row_blocks, start % row_blocks
-    for _ in range(stop - start):
-        place = scales + row * strides[2] + column
-        address = source + row * strides[0] + column * block_bytes
-        largest = _amax(tag, address)
-        if largest != 0 and _peek(place) == 255:
-            out = codes + row * strides[1] + column * (BLOCK // 2)
-            scale, divisor, keep = _seek(largest, places)
-            if divisor == SPECIAL:
-                bad += 1
-                _clear(out)
-            else:
-                _encode_any(
-                    tag, address, out, divisor, thresholds, limits[7], signs[0], signs[1], signs[2], keep
-                )
-                _poke(place, scale)
-        column += 1
-        if column == row_blocks:
-            row, column = row + 1, 0
-    return bad
-
-
-@_jit
 def quantize(
-    tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, tables, places, limits, signs
+    tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, tables, limits, signs
 ):
     """Quantize blocks ``start`` to ``stop``, counted along rows.
 
@@ -187,13 +151,12 @@ def quantize(
         start: first block.
         stop: block after the last one.
         tables: ``mantissa``, ``byte`` and ``exponent`` of :class:`mxfp4_core.arithmetic.fast.steps.Steps`.
-        places: the fields of `Places`.
         limits: its seven thresholds and ``lifted``.
         signs: masks that say which zero codes lose their sign (all, those of zero weights), the sign bit that zero
             weights gain, and the scale byte of zero blocks.
 
     Returns:
-        How many blocks are not finite; their scale byte is 255 and their codes are 0.
+        How many blocks were left to :mod:`mxfp4_core.arithmetic.fast.cpu_special`; their scale byte is 255.
     """
     mantissa, byte, exponent = tables
     thresholds = (limits[0], limits[1], limits[2], limits[3], limits[4], limits[5], limits[6])
@@ -223,11 +186,7 @@ def quantize(
         column += 1
         if column == row_blocks:
             row, column = row + 1, 0
-    if special == 0:
-        return 0
-    return _quantize_special(
-        tag, value_bytes, source, codes, scales, strides, row_blocks, start, stop, places, limits, signs
-    )
+    return special
 
 
 @_jit

@@ -14,7 +14,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mxfp4_core.arithmetic.fast.cpu import _ALL, _encode, _encode_and_sign, _encode_any
+from mxfp4_core.arithmetic.fast.cpu import _ALL, _encode, _encode_and_sign
+from mxfp4_core.arithmetic.fast.cpu_special import _encode_any
 from mxfp4_core.arithmetic.fast.lanes import (
     _F32,
     _I8,

@@ -28,30 +28,28 @@ class Single(Way):
     def quantize(self, weight: torch.Tensor, outputs: Outputs, profile: Profile, threads: int | None) -> int:
         """Quantise by the compiled kernels on a CPU that has them, by torch operations elsewhere."""
         codes, scales = outputs
-        kernels = cpu_kernels() if self.complete(weight, profile) else None
-        if kernels is None:
+        kernels, rest = (
+            (cpu_kernels(), cpu_kernels("cpu_special")) if self.complete(weight, profile) else (None, None)
+        )
+        if kernels is None or rest is None:
             return device.quantize(weight, codes, scales, profile)
         known = arguments(profile, weight.dtype)
         size = weight.element_size()
-        strides = (weight.stride(0) * size, codes.stride(0), scales.stride(0))
         row_blocks = weight.shape[1] // BLOCK
+        matrix = (
+            kernels.TAGS[weight.dtype],
+            size,
+            weight.data_ptr(),
+            codes.data_ptr(),
+            scales.data_ptr(),
+            (weight.stride(0) * size, codes.stride(0), scales.stride(0)),
+            row_blocks,
+        )
 
         def run(start: int, stop: int) -> int:
-            left: int = kernels.quantize(
-                kernels.TAGS[weight.dtype],
-                size,
-                weight.data_ptr(),
-                codes.data_ptr(),
-                scales.data_ptr(),
-                strides,
-                row_blocks,
-                start,
-                stop,
-                known.tables,
-                known.places,
-                known.limits,
-                known.signs,
-            )
+            left: int = kernels.quantize(*matrix, start, stop, known.tables, known.limits, known.signs)
+            if left:
+                left = rest.quantize_special(*matrix, start, stop, known.places, known.limits, known.signs)
             return left
 
         return spread(run, weight.shape[0] * row_blocks, threads)

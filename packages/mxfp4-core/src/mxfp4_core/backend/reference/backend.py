@@ -6,7 +6,7 @@ person can name. It reaches the core through the entry point that any other pack
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,17 @@ class ReferenceBackend(Backend):
             x, parts_of(weight), bias, problem.format, *self._inputs(problem)
         )
         return made
+
+    def direct_linear(self, weight: Packed, problem: Problem) -> Callable[[Tensor], Tensor]:
+        """Return what the operator computes, for inputs that nobody traces; see ``backend/direct.py``."""
+        run, parts, bias = (ops or _load()).compute_linear, parts_of(weight), weight.tensors.get("bias")
+        inputs = self._inputs(problem)
+
+        def call(x: Tensor) -> Tensor:
+            made: Tensor = run(x.view(-1, problem.k), parts, bias, problem.format, *inputs)
+            return made.view(*x.shape[:-1], problem.n)
+
+        return call
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``."""

@@ -60,8 +60,7 @@ def _linear_fake(x: Tensor, weight: list[Tensor], *rest: Any) -> Tensor:
     return x.new_empty((x.shape[0], weight[0].shape[0]))
 
 
-@_OPERATORS.define("linear", _LINEAR, _linear_fake)
-def linear(
+def compute_linear(
     x: Tensor, weight: list[Tensor], bias: Tensor | None, format: str, input: str, profile: str, hidden: str
 ) -> Tensor:
     """Compute ``x @ dequantize(weight).T + bias``.
@@ -82,6 +81,8 @@ def linear(
     wide = Inputs(input, profile, hidden, x.dtype)(x, _scale(weight, kind))
     return _matmul(wide, weight, bias, kind).to(x.dtype)
 
+
+linear = _OPERATORS.define("linear", _LINEAR, _linear_fake)(compute_linear)
 
 _MOE = (
     "(Tensor x, Tensor[] gate_up, Tensor? gate_up_bias, Tensor[] down, Tensor? down_bias, str format, "
@@ -219,4 +220,4 @@ def quantize(weight: Tensor, profile: str) -> tuple[Tensor, Tensor]:
     return result.codes, result.scales
 
 
-__all__ = ["linear", "moe", "quantize"]
+__all__ = ["compute_linear", "linear", "moe", "quantize"]
