@@ -3,20 +3,23 @@
 Usage: python bench/hopper_generate.py [--models qwen3-4b] [--parts eager step] [--batches 1 8 64]
        [--prefills 2048 8192] [--json F]
 
-Models have the shapes of the ones that they are named after, and random weights. One model at a time is measured in
-BF16, then quantised where it is (`quantize_`), and measured again in the same process.
+Models have the shapes of the ones that they are named after, and random weights. A model and its quantised copy
+(`quantize_`) are measured in the same process, the parts that are not compiled in turns: what these take depends on the
+host, whose speed changes by more than the two differ.
 
-* *eager*: `generate`, 64 new tokens after a prompt of 16.
+* *eager*: `generate`, 64 new tokens after a prompt of 16, in its best of five.
 * *static*: `generate(cache_implementation="static")`, which compiles the step.
 * *step*: one decode step of `torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)` on a static cache.
-* *prefill*: one forward of the prompt, in its best of three.
+* *prefill*: one forward of the prompt, in its best of five.
 
-Tokens a second, of all rows of the batch together; milliseconds for steps and prefills.
+Tokens a second, of all rows of the batch together; milliseconds for steps and prefills. Peaks of memory are those of
+one model: what the other's weights take is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -65,17 +68,23 @@ def build(name: str) -> nn.Module:
         return AutoModelForCausalLM.from_config(config, dtype=DTYPE).eval()
 
 
+def in_turns(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the least time of each call, after one of each that does not count."""
+    found = dict.fromkeys(runs, float("inf"))
+    for number in range(repeats + 1):
+        for name, run in runs.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            if number:
+                found[name] = min(found[name], time.perf_counter() - start)
+    return found
+
+
 def seconds(run: Callable[[], object], repeats: int = 3) -> float:
     """Return the least time of a call, after one that does not count."""
-    run()
-    found = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    return in_turns({"": run}, repeats)[""]
 
 
 def tokens(batch: int, length: int) -> torch.Tensor:
@@ -83,11 +92,11 @@ def tokens(batch: int, length: int) -> torch.Tensor:
     return torch.randint(0, 151936, (batch, length), device=DEVICE)
 
 
-def generated(model: Any, batch: int, **options: Any) -> float:
-    """Return tokens a second of `generate`."""
+def generation(model: Any, batch: int, **options: Any) -> Callable[[], object]:
+    """Return a call of `generate`."""
     prompt = tokens(batch, PROMPT)
     length = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-    return batch * NEW / seconds(lambda: model.generate(prompt, **length, **options))
+    return lambda: model.generate(prompt, **length, **options)
 
 
 def step(model: Any, batch: int) -> float:
@@ -111,28 +120,50 @@ def step(model: Any, batch: int) -> float:
     return seconds(lambda: [run() for _ in range(many)]) / many * 1e3
 
 
-def measure(model: Any, parts: list[str], batches: list[int], prefills: list[int]) -> Figures:
-    """Return the figures of a model by what they are of, each said on the standard error as it comes."""
-    found: Figures = {}
+def say(what: str, figure: float) -> None:
+    """Write a figure to the standard error as it comes."""
+    print(f"{what}: {figure:.4g}", file=sys.stderr, flush=True)
 
-    def note(what: str, figure: float) -> None:
-        found[what] = figure
-        print(f"{what}: {figure:.4g}", file=sys.stderr, flush=True)
 
-    torch.cuda.reset_peak_memory_stats()
-    for batch in batches if "eager" in parts else ():
-        note(f"eager, batch {batch}, tokens/s", generated(model, batch))
-    for length in prefills if "prefill" in parts else ():
+def measure_in_turns(models: dict[str, Any], options: argparse.Namespace) -> dict[str, Figures]:
+    """Return the figures of what is not compiled, by model and by what they are of."""
+    found: dict[str, Figures] = {name: {} for name in models}
+
+    def note(what: str, took: dict[str, float], figure: Callable[[float], float]) -> None:
+        for name, each in took.items():
+            found[name][what] = figure(each)
+            say(f"{name}, {what}", found[name][what])
+
+    for batch in options.batches if "eager" in options.parts else ():
+        runs = {name: generation(model, batch) for name, model in models.items()}
+        note(f"eager, batch {batch}, tokens/s", in_turns(runs, 5), lambda took, b=batch: b * NEW / took)
+    for length in options.prefills if "prefill" in options.parts else ():
         prompt = tokens(1, length)
-        took = seconds(lambda prompt=prompt: model(prompt, logits_to_keep=1))
-        note(f"prefill 1 x {length}, ms", 1e3 * took)
-    for batch in batches if "static" in parts else ():
+        forwards = {
+            name: lambda model=model, prompt=prompt: model(prompt, logits_to_keep=1)
+            for name, model in models.items()
+        }
+        note(f"prefill 1 x {length}, ms", in_turns(forwards, 5), lambda took: 1e3 * took)
+    return found
+
+
+def measure_compiled(model: Any, own: int, options: argparse.Namespace) -> Figures:
+    """Return the figures of what is compiled, and the peak of memory; the model has ``own`` bytes."""
+    found: Figures = {}
+    others = torch.cuda.memory_allocated() - own
+    torch.cuda.reset_peak_memory_stats()
+    for batch in options.batches if "static" in options.parts else ():
         torch.compiler.reset()
-        note(f"static, batch {batch}, tokens/s", generated(model, batch, cache_implementation="static"))
-    for batch in batches if "step" in parts else ():
+        run = generation(model, batch, cache_implementation="static")
+        found[f"static, batch {batch}, tokens/s"] = batch * NEW / seconds(run)
+    for batch in options.batches if "step" in options.parts else ():
         torch.compiler.reset()
-        note(f"step, batch {batch}, ms", step(model, batch))
-    note("peak memory, GiB", torch.cuda.max_memory_allocated() / 2**30)
+        found[f"step, batch {batch}, ms"] = step(model, batch)
+    for length in options.prefills:
+        model(tokens(1, length), logits_to_keep=1)
+    found["peak memory, GiB"] = (torch.cuda.max_memory_allocated() - others) / 2**30
+    for what, figure in found.items():
+        say(what, figure)
     return found
 
 
@@ -150,18 +181,23 @@ def main() -> None:
     kept: dict[str, dict[str, Figures]] = {}
     for name in options.models:
         with torch.no_grad():
-            model = build(name)
-            plain = measure(model, options.parts, options.batches, options.prefills)
-            model.generation_config.cache_implementation = None
-            quantize_(model, Mxfp4Config(backend="cuda-marlin"))
+            before = torch.cuda.memory_allocated()
+            models = {"bf16": build(name)}
+            own = {"bf16": torch.cuda.memory_allocated() - before}
+            models["mxfp4"] = copy.deepcopy(models["bf16"])
+            quantize_(models["mxfp4"], Mxfp4Config(backend="cuda-marlin"))
             torch.cuda.empty_cache()
-            small = measure(model, options.parts, options.batches, options.prefills)
-        kept[name] = {"bf16": plain, "mxfp4": small}
+            own["mxfp4"] = torch.cuda.memory_allocated() - before - own["bf16"]
+            found = measure_in_turns(models, options)
+            for which, model in models.items():
+                found[which] |= measure_compiled(model, own[which], options)
+        kept[name] = found
+        plain, small = found["bf16"], found["mxfp4"]
         print(f"\n| {name} | BF16 | MXFP4 | MXFP4 is |\n|---|--:|--:|--:|")
-        for what, before in plain.items():
-            more = small[what] / before if what.endswith("tokens/s") else before / small[what]
-            print(f"| {what} | {before:.3g} | {small[what]:.3g} | {more:.2f} x |", flush=True)
-        del model
+        for what, was in plain.items():
+            more = small[what] / was if what.endswith("tokens/s") else was / small[what]
+            print(f"| {what} | {was:.3g} | {small[what]:.3g} | {more:.2f} x |", flush=True)
+        del models, model
         torch.cuda.empty_cache()
     if options.json is not None:
         options.json.write_text(json.dumps(kept, indent=1))

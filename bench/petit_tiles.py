@@ -36,9 +36,9 @@ from mxfp4_petit.portable.sizes import layout_id
 from mxfp4_petit.portable.tiles import Tile, linear_tile, moe_tiles
 
 ROWS = 32
-KINDS = ((64, 4, 3), (64, 4, 5), (128, 4, 3), (128, 8, 3), (128, 8, 4), (256, 8, 3))  # rows, warps, stages
-GATE_UPS = ((32, 2, 3), (32, 4, 3), (64, 4, 3), (64, 8, 3), (128, 8, 3))
-DOWNS = ((64, 4, 3), (128, 4, 3), (128, 8, 3), (128, 8, 4))
+KINDS = ((64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3))  # rows, warps, stages
+GATE_UPS = ((32, 2, 2), (32, 2, 3), (64, 4, 2), (64, 4, 3), (128, 8, 2))
+DOWNS = ((64, 4, 3), (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3))
 EXPERTS = ("qwen3-30b-a3b", "gpt-oss-120b", "mixtral-8x7b")
 PLAIN = (1.0, None, 0.0, False)  # SiLU, gate rows first
 Plan = Tile | tuple[Tile, Tile]
@@ -54,7 +54,7 @@ def laid_out(weight: MxTensor, problem: Problem, matrix: Matrix = "weight") -> c
 
 def linear_plans(m: int, n: int, k: int) -> Iterator[Tile]:
     """Yield the tiles that are tried for a linear, with as many parts of K as make 200 to 2000 programs."""
-    tokens = next(size for size in (16, 32, 64) if m <= size)
+    tokens = next((size for size in (16, 32) if m <= size), 64)
     for rows, warps, stages in KINDS:
         for split in (1, 2, 4, 8, 16):
             programs = -(-n // rows) * -(-m // tokens) * split

@@ -104,17 +104,21 @@ def one(path: str, variant: str, counts: list[int], device: str, answer: Path) -
 
 
 class Peak:
-    """The most memory of the device that was used before SGLang logged that weights are loaded."""
+    """The most memory of the device that was used while SGLang loaded weights, above what it used before."""
 
     def __init__(self) -> None:
-        self.before = self.most = _used()
+        self.before: int | None = None
+        self.most = 0
         self.loaded = False
 
     def look(self, log: str) -> None:
         """Look once, with what is in the log so far."""
-        if not self.loaded:
-            self.most = max(self.most, _used())
-            self.loaded = "Load weight end" in log
+        if self.loaded or "Load weight begin" not in log:
+            return
+        used = _used()
+        self.before = used if self.before is None else self.before
+        self.most = max(self.most, used)
+        self.loaded = "Load weight end" in log
 
 
 def _used() -> int:
@@ -137,7 +141,7 @@ def run(path: Path, variant: str, options: argparse.Namespace, folder: Path) -> 
         os.execve(sys.executable, command, {**os.environ, **VARIANTS[variant][1]})
 
     found = pieces.apart(work, folder, options.limit, watch=peak.look)
-    if peak.loaded:
+    if peak.loaded and peak.before is not None:
         found["load_peak_gib"] = (peak.most - peak.before) / pieces.GIB
     return found
 

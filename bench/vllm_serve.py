@@ -51,8 +51,8 @@ VARIABLES = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-LOADED = "vllm.v1.worker.gpu_model_runner"
-"""The logger that says that weights are loaded."""
+LOGGER = "vllm"
+"""Above those of its model runners, which say that weights are loaded; which one runs depends on the model."""
 
 
 def arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def serve(
     from vllm import LLM, SamplingParams
 
     peak = Peak()
-    logging.getLogger(LOADED).addHandler(peak)
+    logging.getLogger(LOGGER).addHandler(peak)
     began = time.perf_counter()
     llm = LLM(model=str(path), **arguments(options), **extra)
     found: pieces.Answer = {"start_s": time.perf_counter() - began, **peak.found}

@@ -45,7 +45,8 @@ def apart(
     """
     answer, log = folder / ANSWER, folder / "log"
     folder.mkdir(parents=True, exist_ok=True)
-    answer.unlink(missing_ok=True)
+    for left in (answer, log):
+        left.unlink(missing_ok=True)
     sys.stdout.flush()
     began = time.monotonic()
     if (child := os.fork()) == 0:

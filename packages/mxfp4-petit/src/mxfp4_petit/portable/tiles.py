@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-_PROGRAMS: Final = 512
-"""Programs that should run at least, so that every processor has several; K is split until there are as many."""
-
+_WARPS: Final = 1600
+"""Warps that should run at least, so that every processor has several programs; K is split until there are as many."""
 
 STAGES_HIP: Final = 2
 """Loads in flight on AMD's devices at most, which have 64 KiB of shared memory."""
@@ -34,10 +33,10 @@ class Tile:
 
 def linear_tile(m: int, n: int, k: int) -> Tile:
     """Choose for x [m, k] and a weight [n, k]."""
-    tokens = next((size for size in (16, 32) if m <= size), 64)
-    tile = Tile(tokens, 64, 4, 3) if m <= 64 else Tile(64, 128, 8, 3)
-    programs, split = -(-n // tile.rows) * -(-m // tokens), 1
-    while programs * split < _PROGRAMS and split <= k // 1024:
+    few = Tile(16, 128, 4, 3) if m <= 16 else Tile(32, 128, 8, 3)
+    tile = few if m <= 32 else Tile(64, 128, 8, 2)
+    warps, split = -(-n // tile.rows) * -(-m // tile.tokens) * tile.warps, 1
+    while warps * split < _WARPS and split <= k // 1024:
         split *= 2
     return replace(tile, split=split)
 
@@ -50,9 +49,10 @@ def moe_tiles(pairs: int, experts: int) -> tuple[Tile, Tile]:
         experts: in the stacks.
     """
     if pairs <= 10 * experts:
-        return Tile(16, 32, 2, 3), Tile(16, 64, 4, 3)
-    tokens = 32 if pairs <= 24 * experts else 64
-    return Tile(tokens, 64, 4, 3), Tile(tokens, 64, 4, 3)
+        return Tile(16, 32, 2, 3), Tile(16, 128, 4, 3)
+    if pairs <= 24 * experts:
+        return Tile(32, 64, 4, 3), Tile(32, 128, 8, 3)
+    return Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)
 
 
 __all__ = ["STAGES_HIP", "Tile", "linear_tile", "moe_tiles"]
