@@ -14,6 +14,8 @@ Qwen3-30B-A3B). They are made on the GPU, in BF16 and as MXFP4 in the dialect co
   theirs  the folder of compressed-tensors, on the kernels that vLLM chooses (Marlin on SM90); ours is disabled
   ours    the BF16 folder with ``--quantization mxfp4-core``
 
+and, where they are named, bf16 and ours on two GPUs: ``-tp2`` in tensor parallel, ``-ep2`` with whole experts on each.
+
 Each runs in a process of its own, forked after vLLM's imports and ended after ``--limit`` seconds; one that fails is
 told with the end of its log, and the next one follows. CUDA graphs are on, for the numbers of requests that are asked;
 torch.compile is off, unless ``--compiled``. A request has 512 tokens in and 128 out, no two prompts are alike, nothing
@@ -45,6 +47,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "theirs": ({}, {"VLLM_DISABLED_KERNELS": "Mxfp4CoreLinearKernel"}),
     "ours": ({"quantization": "mxfp4-core"}, {}),
 }
+TWO: dict[str, Any] = {"tensor_parallel_size": 2, "disable_custom_all_reduce": True}
+# NVLink's multicast may put GPUs that others share out of service.
+NO_MULTICAST = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+}
+ON_TWO: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    f"{name}-{how}": (VARIANTS[name][0] | TWO | more, NO_MULTICAST)
+    for name in ("bf16", "ours")
+    for how, more in (("tp2", {}), ("ep2", {"enable_expert_parallel": True}))
+}
 VARIABLES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
@@ -67,6 +81,7 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": "bfloat16",
         "max_model_len": 1024,
         "max_num_seqs": max(counts),
+        "gpu_memory_utilization": 0.45,  # of what others may have taken from; the cache has a size of its own
         "kv_cache_memory_bytes": 16 * pieces.GIB if options.device == "cuda" else pieces.GIB // 4,
         "enable_prefix_caching": False,
         **(on_gpu if options.device == "cuda" else {"enforce_eager": True}),
@@ -91,7 +106,7 @@ def serve(
     path: Path, variant: str, options: argparse.Namespace, keep: Callable[[pieces.Answer], None]
 ) -> None:
     """Start an engine in this process and measure it."""
-    extra, variables = VARIANTS[variant]
+    extra, variables = (VARIANTS | ON_TWO)[variant]
     os.environ.update(variables)
     from vllm import LLM, SamplingParams
 
@@ -131,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    pieces.add_arguments(parser, VARIANTS)
+    pieces.add_arguments(parser, VARIANTS, ON_TWO)
     parser.add_argument("--compiled", action="store_true", help="with torch.compile, as vLLM does by default")
     options = parser.parse_args()
     if importlib.util.find_spec("vllm") is None or (

@@ -21,6 +21,11 @@ GIB = 1 << 30
 ANSWER = "answer.json"
 PROMPT, OUTPUT = 512, 128
 REPEATS = 3
+PAIRS = (
+    ("ours", "theirs"),
+    ("ours", "bf16"),
+    *((name, f"{name}-{how}") for name in ("bf16", "ours") for how in ("tp2", "ep2")),
+)
 Answer = dict[str, Any]
 
 
@@ -163,26 +168,28 @@ def note(found: Answer, out: Path | None) -> None:
 
 
 def compare(first: Mapping[str, Any]) -> None:
-    """Print how far the first tokens of ours are from those of the others.
+    """Print how far the first tokens of variants are from those of others.
 
     Args:
         first: by variant, for each prompt log-probabilities by token; None where it failed.
     """
-    for other in ("theirs", "bf16"):
-        if (one := first.get("ours")) and (another := first.get(other)):
+    for name, other in PAIRS:
+        if (one := first.get(name)) and (another := first.get(other)):
             far, same = difference(one, another)
             print(
-                f"    first tokens, ours and {other}: {far:.4f} mean difference of log-probabilities, "
+                f"    first tokens, {name} and {other}: {far:.4f} mean difference of log-probabilities, "
                 f"{same} of {len(one)} choices alike",
                 flush=True,
             )
 
 
-def add_arguments(parser: argparse.ArgumentParser, variants: Mapping[str, Any]) -> None:
-    """Add the options that benchmarks of engines share."""
+def add_arguments(
+    parser: argparse.ArgumentParser, variants: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> None:
+    """Add the options that benchmarks of engines share; variants of ``more`` run where they are named."""
     names = list(MODELS)
     parser.add_argument("--models", nargs="+", choices=names, default=names)
-    parser.add_argument("--variants", nargs="+", choices=variants, default=list(variants))
+    parser.add_argument("--variants", nargs="+", choices=[*variants, *(more or ())], default=list(variants))
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--layers", type=int, default=0, help="of each model; all if 0")
     parser.add_argument("--limit", type=float, default=100, help="seconds for one variant of one model")
