@@ -8,20 +8,19 @@ import os
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import safe_open
 
-from fuzzing.mutate import changed
+from fuzzing.foreign import described, gguf, tokenizer
+from fuzzing.reader import File, Reader, Wrong, with_length
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint import open_checkpoint, read_header
-from mxfp4_core.checkpoint.gguf import gguf_header
 from mxfp4_core.checkpoint.header import parse_json
 from mxfp4_core.checkpoint.journal import Journal
 from mxfp4_core.checkpoint.manifest import read_manifest
 from mxfp4_core.checkpoint.staging import STAGING, Destination
-from mxfp4_core.checkpoint.writer import TensorSpec
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.dialects import Source
 from mxfp4_core.dialects.narrow import narrow_kind, read_narrow
@@ -36,45 +35,6 @@ from mxfp4_core.parallel import Parallel, shard_of
 from mxfp4_core.report.naming import group_of, kind_of, layer_of, natural_key
 
 
-class Wrong(Exception):
-    """What was read is not what is there."""
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What is fed.
-
-    Attributes:
-        seeds: good inputs.
-        read: reads one, given the number of the seed that it comes from; raises our errors only.
-        mend: what is done to a mutated input, so that it gets past a check of sums.
-    """
-
-    seeds: tuple[bytes, ...]
-    read: Callable[[int, bytes], None]
-    mend: Callable[[random.Random, bytes], bytes] | None = None
-
-    def make(self, rng: random.Random) -> tuple[int, bytes]:
-        """Return the number of a seed, and a mutation of it."""
-        number = rng.randrange(len(self.seeds))
-        data = changed(rng, self.seeds[number], rng.choice(self.seeds))
-        return number, self.mend(rng, data) if self.mend else data
-
-
-class File:
-    """A file that is written again for each input."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-
-    def put(self, data: bytes) -> Path:
-        """Write it and return its path."""
-        with open(self.path, "wb", buffering=0) as file:
-            file.write(data)
-        return self.path
-
-
 def header(made: dict[str, Path], room: Path) -> Reader:
     """Headers of weight files; what is accepted, the library of safetensors accepts with the same names."""
     files = [min(found) for folder in made.values() if (found := list(folder.glob("*.safetensors")))]
@@ -82,7 +42,7 @@ def header(made: dict[str, Path], room: Path) -> Reader:
     for raw in (path.read_bytes() for path in files):
         length = int.from_bytes(raw[:8], "little")
         seeds.append(raw[: 8 + length] + raw[8 + length :][:4096])
-    seeds.append(_with_length(b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"F4","shape":[4],'
+    seeds.append(with_length(b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"F4","shape":[4],'
                               b'"data_offsets":[2,4]},"__metadata__":{"format":"pt"}}') + b"abcd")  # fmt: skip
     file = File(room / "model.safetensors")
 
@@ -96,13 +56,9 @@ def header(made: dict[str, Path], room: Path) -> Reader:
         start, end = data.find(b"{"), data.rfind(b"}")
         if rng.random() < 0.3 or not 0 <= start < end:
             return data
-        return _with_length(data[start : end + 1]) + data[end + 1 :].lstrip(b" ")
+        return with_length(data[start : end + 1]) + data[end + 1 :].lstrip(b" ")
 
     return Reader(tuple(seeds), read, mend)
-
-
-def _with_length(text: bytes) -> bytes:
-    return len(text).to_bytes(8, "little") + text
 
 
 def config(made: dict[str, Path], room: Path) -> Reader:
@@ -133,56 +89,6 @@ def config(made: dict[str, Path], room: Path) -> Reader:
         json.dumps(dialect.name)
 
     return Reader(seeds, read)
-
-
-def gguf(made: dict[str, Path], room: Path) -> Reader:
-    """GGUF files, down to the weights of the dialect: nothing that a header claims is believed."""
-    raw = (made["gguf"] / "model.gguf").read_bytes()
-    few = gguf_header(
-        [TensorSpec("blk.0.attn_q.weight", "U8", (4, 1, 17))], {"general.architecture": "llama"}
-    )
-    file = File(room / "model.gguf")
-
-    def read(_: int, data: bytes) -> None:
-        checkpoint = open_checkpoint(file.put(data))
-        for info in checkpoint.tensors.values():
-            if not 0 <= info.start <= info.stop <= len(data):
-                raise Wrong("a tensor outside of its file")
-        if found := dialects.read(checkpoint):
-            settings_of(checkpoint, *found)
-
-    return Reader((raw, few[0] + bytes(68 + few[1][0])), read)
-
-
-def described(made: dict[str, Path], room: Path) -> Reader:
-    """What dialects say outside of ``config.json``: a document beside it, and the metadata of weight files."""
-    beside, inside = room / "beside", room / "inside"
-    beside.mkdir(parents=True)
-    for path in made["modelopt"].glob("*.safetensors"):
-        (beside / path.name).write_bytes(path.read_bytes())
-    (beside / "config.json").write_text("{}")
-    document = File(beside / "hf_quant_config.json")
-    inside.mkdir()
-    (inside / "config.json").write_bytes((made["torchao"] / "config.json").read_bytes())
-    raw = (made["torchao"] / "model.safetensors").read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header, weights = json.loads(raw[8 : 8 + length]), File(inside / "model.safetensors")
-    texts = header.pop("__metadata__")
-
-    def read(number: int, data: bytes) -> None:
-        if number == 0:
-            document.put(data)
-            checkpoint = open_checkpoint(beside)
-        else:
-            found = json.dumps({"__metadata__": parse_json(data, weights.path), **header}).encode()
-            weights.put(_with_length(found) + raw[8 + length :])
-            checkpoint = open_checkpoint(inside)
-        if contents := dialects.read(checkpoint):
-            settings_of(checkpoint, *contents)
-
-    return Reader(
-        ((made["modelopt"] / "hf_quant_config.json").read_bytes(), json.dumps(texts).encode()), read
-    )
 
 
 def settings(made: dict[str, Path], room: Path) -> Reader:
@@ -327,6 +233,7 @@ READERS: dict[str, Callable[[dict[str, Path], Path], Reader]] = {
     "config": config,
     "gguf": gguf,
     "described": described,
+    "tokenizer": tokenizer,
     "settings": settings,
     "index": index,
     "manifest": manifest,

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mxfp4_core.checkpoint.gguf import gguf_header, read_gguf
+from mxfp4_core.checkpoint.gguf import read_gguf
+from mxfp4_core.checkpoint.gguf_writer import gguf_header
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.checkpoint.writer import TensorSpec
 from mxfp4_core.errors import CheckpointError, Mxfp4Error

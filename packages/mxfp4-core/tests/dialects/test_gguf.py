@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxfp4_core import Mxfp4Config, dialects, quantize
-from mxfp4_core.checkpoint.gguf import gguf_header
+from mxfp4_core.checkpoint.gguf_writer import gguf_header
 from mxfp4_core.checkpoint.reader import open_checkpoint
 from mxfp4_core.checkpoint.writer import TensorSpec
 from mxfp4_core.dialects.gguf_blocks import blocks_of, parts_of

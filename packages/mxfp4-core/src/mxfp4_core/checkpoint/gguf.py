@@ -1,4 +1,4 @@
-"""Parse and check the header of a GGUF file, and make one; torch-free.
+"""Parse and check the header of a GGUF file; torch-free.
 
 Layout: magic, version, number of tensors and of settings, the settings, a row for each tensor (name, axes from the
 innermost outwards, type, offset), zeros up to the alignment, the data. Every count and length is held against the bytes
@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
 
 from mxfp4_core.checkpoint.header import MAX_HEADER_BYTES, TensorInfo, damaged
 from mxfp4_core.checkpoint.places import opened
-from mxfp4_core.checkpoint.writer import TensorSpec
 
 SUFFIX: Final = ".gguf"
 MXFP4_TYPE: Final = 39
@@ -26,13 +25,12 @@ Q8_0_TYPE: Final = 8
 BLOCK_BYTES: Final = 17
 """Bytes of a block of MXFP4: one of scale and 16 of codes."""
 
-_MAGIC, _VERSIONS, _ALIGNMENT, _MOST_AXES = b"GGUF", (2, 3), 32, 4
+MAGIC, _VERSIONS, ALIGNMENT, _MOST_AXES = b"GGUF", (2, 3), 32, 4
 _MOST_TENSORS: Final = 1 << 18
 _LONGEST_KEPT: Final = 1 << 16
 """Longer strings among the settings are skipped."""
 
-_PLAIN: Final = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
-_WORDS: Final = {word: number for number, word in _PLAIN.items()}
+PLAIN: Final = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
 # Values and bytes of a block of the other types: they are passed over, and not read as weights.
 _BLOCKS: Final = {
     MXFP4_TYPE: (32, 17), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
@@ -41,7 +39,7 @@ _BLOCKS: Final = {
     29: (256, 56), 34: (256, 54), 35: (256, 66), 40: (64, 36), 41: (128, 18),
 }  # fmt: skip
 _SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_FORMS: Final = {
+FORMS: Final = {
     0: "<B",
     1: "<b",
     2: "<H",
@@ -54,7 +52,7 @@ _FORMS: Final = {
     11: "<q",
     12: "<d",
 }
-_STRING, _ARRAY = 8, 9
+STRING, ARRAY = 8, 9
 _FIX: Final = (
     "get the file again from where it was published; do not use it if it comes from nobody you trust"
 )
@@ -129,9 +127,11 @@ def read_gguf(path: Path) -> GgufHeader:
 def _read(reader: _Reader) -> GgufHeader:
     magic = reader.take(4, "the magic number")
     version = reader.number("<I", "the version")
-    if magic != _MAGIC or version not in _VERSIONS:
+    if magic != MAGIC or version not in _VERSIONS:
         seen = f"magic {magic!r}, version {version}"
-        rule = f"a GGUF file starts with {_MAGIC!r} and version {' or '.join(map(str, _VERSIONS))}, little-endian"
+        rule = (
+            f"a GGUF file starts with {MAGIC!r} and version {' or '.join(map(str, _VERSIONS))}, little-endian"
+        )
         reader.refuse(seen, rule)
     tensors, settings = (
         reader.number("<Q", "the number of tensors"),
@@ -141,7 +141,7 @@ def _read(reader: _Reader) -> GgufHeader:
         reader.refuse(f"{tensors} tensors", f"there are at most {_MOST_TENSORS}")
     reader.claim(tensors * 24 + settings * 13, f"{tensors} tensors and {settings} settings")
     found = _settings(reader, settings)
-    alignment = found.get("general.alignment", _ALIGNMENT)
+    alignment = found.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         reader.refuse(f"general.alignment = {alignment!r}", "it is a power of two from 8 on")
     rows = [_row(reader) for _ in range(tensors)]
@@ -176,14 +176,14 @@ def _settings(reader: _Reader, count: int) -> dict[str, Any]:
             reader.refuse(f"setting {key[:80]!r} twice", "each key is there once")
         seen.add(key)
         kind = reader.number("<I", f"type of {key[:80]!r}")
-        if kind == _ARRAY:
+        if kind == ARRAY:
             _skip_array(reader, key)
-        elif kind == _STRING:
+        elif kind == STRING:
             value = reader.text(f"value of {key[:80]!r}")
             if len(value) <= _LONGEST_KEPT:
                 found[key] = value
-        elif kind in _FORMS:
-            found[key] = reader.number(_FORMS[kind], f"value of {key[:80]!r}")
+        elif kind in FORMS:
+            found[key] = reader.number(FORMS[kind], f"value of {key[:80]!r}")
         else:
             reader.refuse(f"setting {key[:80]!r} of type {kind}", "types of settings are 0 to 12")
     return found
@@ -191,7 +191,7 @@ def _settings(reader: _Reader, count: int) -> dict[str, Any]:
 
 def _skip_array(reader: _Reader, key: str) -> None:
     kind, count = reader.number("<I", f"type of {key[:80]!r}"), reader.number("<Q", f"length of {key[:80]!r}")
-    if kind == _STRING:
+    if kind == STRING:
         reader.claim(count * 8, f"{count} texts of {key[:80]!r}")
         for _ in range(count):
             reader.take(reader.number("<Q", f"length of a text of {key[:80]!r}"), f"a text of {key[:80]!r}")
@@ -222,7 +222,7 @@ def _stored(reader: _Reader, name: str, axes: tuple[int, ...], kind: int) -> tup
     shape, values = tuple(reversed(axes)), math.prod(axes)
     if values >= 1 << 63:
         reader.refuse(f"tensor {name[:80]!r} of {list(shape)}", "its values can be counted in 63 bits")
-    if (word := _PLAIN.get(kind)) is not None:
+    if (word := PLAIN.get(kind)) is not None:
         nbytes = values * {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "I8": 1}.get(word, 2)
         return word, shape, nbytes
     if kind not in _BLOCKS:
@@ -236,46 +236,11 @@ def _stored(reader: _Reader, name: str, axes: tuple[int, ...], kind: int) -> tup
     return "U8", (nbytes,), nbytes
 
 
-def gguf_header(specs: Sequence[TensorSpec], settings: Mapping[str, Any]) -> tuple[bytes, list[int]]:
-    """Return the header for tensors stored in this order, up to the data, and the bytes of zero behind each of them.
-
-    Args:
-        specs: U8 ``[..., K/32, 17]`` is MXFP4, floats are themselves.
-        settings: texts, truth values, integers and floats by key.
-    """
-    out = [_MAGIC, struct.pack("<IQQ", 3, len(specs), len(settings))]
-    for key, value in settings.items():
-        out += [_text(key), _value(value)]
-    offset, padding = 0, []
-    for spec in specs:
-        mx = spec.dtype == "U8"
-        shape = (*spec.shape[:-2], spec.shape[-2] * 32) if mx else spec.shape
-        out.append(_text(spec.name) + struct.pack("<I", len(shape)))
-        out.append(
-            struct.pack(
-                f"<{len(shape)}QIQ", *reversed(shape), MXFP4_TYPE if mx else _WORDS[spec.dtype], offset
-            )
-        )
-        padding.append(-spec.nbytes % _ALIGNMENT)
-        offset += spec.nbytes + padding[-1]
-    text = b"".join(out)
-    return text + bytes(-len(text) % _ALIGNMENT), padding
-
-
-def _text(value: str) -> bytes:
-    raw = value.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _value(value: Any) -> bytes:
-    if isinstance(value, str):
-        return struct.pack("<I", _STRING) + _text(value)
-    kind = 7 if isinstance(value, bool) else 4 if isinstance(value, int) else 6
-    return struct.pack("<I", kind) + struct.pack(_FORMS[kind], value)
-
-
 def _rounded(value: int, alignment: int) -> int:
     return -(-value // alignment) * alignment
 
 
-__all__ = ["BLOCK_BYTES", "MXFP4_TYPE", "Q8_0_TYPE", "SUFFIX", "GgufHeader", "gguf_header", "read_gguf"]
+__all__ = [
+    "ALIGNMENT", "ARRAY", "BLOCK_BYTES", "FORMS", "MAGIC", "MXFP4_TYPE", "PLAIN", "Q8_0_TYPE", "STRING", "SUFFIX",
+    "GgufHeader", "read_gguf",
+]  # fmt: skip

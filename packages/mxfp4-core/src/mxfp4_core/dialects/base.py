@@ -67,6 +67,7 @@ class Description:
         others: names of all tensors that are stored as they are.
         static: names of static scales of activations.
         untold: those of ``others`` that a description of the source, which names tensors, leaves out.
+        source: the checkpoint that is written anew, for a dialect whose weight file repeats other files of it.
     """
 
     model: Mapping[str, Any]
@@ -78,6 +79,7 @@ class Description:
     others: Sequence[str] = ()
     static: Sequence[str] = ()
     untold: Collection[str] = ()
+    source: Source | None = None
 
 
 def one_activation(dialect: str, description: Description, format: str | None = None) -> str:
@@ -189,12 +191,16 @@ class Dialect(ABC):
     def metadata(self, description: Description) -> dict[str, Any]:
         """Return what the header of each weight file says beside the tensors; empty for most dialects.
 
-        It is text by key in safetensors; GGUF has numbers, too.
+        It is text by key in safetensors; GGUF has numbers and lists, too.
 
         Raises:
             DialectError: something that this dialect has no word for.
         """
         return {}
+
+    def notes(self, description: Description) -> list[str]:
+        """Return what a reader of the result should know though nothing is wrong; nothing for most dialects."""
+        return []
 
     def write_others(self, tensors: Mapping[str, Recipe], model: Mapping[str, Any]) -> dict[str, Recipe]:
         """Return the tensors to store for everything that is not quantised, by name: as they are for most dialects.

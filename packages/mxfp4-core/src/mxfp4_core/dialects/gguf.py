@@ -2,8 +2,8 @@
 
 Names, axes and experts become those of transformers, and back: experts are stacked, gate and up apart, rows of q and k
 of a Llama in ggml's order of rotary embeddings. Where the architecture is not known here, names stay as they are, and
-nothing is written. Vectors become F32, as ggml computes with them; matrices in BF16 and F16 stay. The vocabulary is not
-part of a checkpoint here: a file that is written has none. Sources: see `gguf_names` and `gguf_blocks`.
+nothing is written. Vectors become F32, as ggml computes with them; matrices in BF16 and F16 stay. The vocabulary is
+made of the ``tokenizer.json`` beside the weights. Sources: see `gguf_names`, `gguf_blocks` and `gguf_vocabulary`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from mxfp4_core.dialects.gguf_experts import (
     unstacked,
 )
 from mxfp4_core.dialects.gguf_names import ARCHITECTURES, Architecture, architecture_for
+from mxfp4_core.dialects.gguf_rope import rope_factors
+from mxfp4_core.dialects.gguf_vocabulary import vocabulary_of
 from mxfp4_core.dialects.pairs import contradiction, nothing
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -168,11 +170,17 @@ class GgufDialect(Dialect):
                 found |= {f"blk.{match[1]}.ffn_{part}_exps.bias": as_float32(r) for part, r in biases.items()}
             else:
                 found[known.gguf(name)] = as_float32(rows) if len(rows.shape) < 2 else rows
-        return found
+        return found | rope_factors(model)
 
     def metadata(self, description: Description) -> dict[str, Any]:
-        """Return the settings of the file."""
-        return architecture_for(description.model).settings(description.model)
+        """Return the settings of the file, and its vocabulary."""
+        settings = architecture_for(description.model).settings(description.model)
+        return settings | dict(vocabulary_of(description.source, description.model).settings)
+
+    def notes(self, description: Description) -> list[str]:
+        """Say why there is no vocabulary, where there is none."""
+        reason = vocabulary_of(description.source, description.model).reason
+        return [f"the file has no vocabulary, which llama.cpp needs: {reason}"] if reason else []
 
     def documents(self, description: Description) -> dict[str, dict[str, Any]]:
         """Write ``config.json`` without a word of quantisation: ours read there what the settings leave out."""
@@ -192,7 +200,7 @@ class GgufDialect(Dialect):
         return {}
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
-        """Load with llama.cpp once a vocabulary is in the file; transformers needs none."""
+        """Load with transformers, which needs no vocabulary in the file."""
         return f"import transformers; transformers.{model}.from_pretrained({path!r}, gguf_file={self.file!r})"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mxfp4_core.dialects.gguf_rope import FACTORS, rope_settings
 from mxfp4_core.errors import DialectError
 
 # The last parts of names below ``blk.N`` and ``model.layers.N``; what is said for one architecture replaces it.
@@ -102,7 +103,7 @@ class Architecture:
             return f"blk.{match[1]}.{layers[match[2]]}.{end}"
         if match and (match[2], end) == ("self_attn", "sinks"):
             return f"blk.{match[1]}.attn_sinks.weight"
-        if re.fullmatch(r"blk\.\d+\.\w+\.(weight|bias)", name):
+        if name == FACTORS or re.fullmatch(r"blk\.\d+\.\w+\.(weight|bias)", name):
             return name  # as it was read, where it is no part of the model that is known here
         raise DialectError(
             f"tensor {name!r} cannot be written in the dialect gguf",
@@ -122,23 +123,9 @@ class Architecture:
         experts = model.get("num_local_experts") or model.get("num_experts")
         if type(experts) is int:
             found[f"{self.name}.expert_count"] = experts
-        rope = model.get("rope_parameters") or model.get("rope_scaling")
-        rope = rope if isinstance(rope, dict) else {}
-        theta = rope.get("rope_theta", model.get("rope_theta"))
-        if isinstance(theta, int | float):
-            found[f"{self.name}.rope.freq_base"] = float(theta)
-        width = model.get("head_dim") or _ratio(model.get("hidden_size"), model.get("num_attention_heads"))
-        if type(width) is int:
-            found[f"{self.name}.rope.dimension_count"] = width
-        if rope.get("rope_type") == "yarn":
-            found[f"{self.name}.rope.scaling.type"] = "yarn"
-            for key, name in (
-                ("factor", "factor"),
-                ("original_context_length", "original_max_position_embeddings"),
-            ):
-                value = rope.get(name)
-                if isinstance(value, int | float):
-                    found[f"{self.name}.rope.scaling.{key}"] = float(value) if key == "factor" else int(value)
+        if self.fused and type(width := model.get("intermediate_size")) is int:
+            found[f"{self.name}.expert_feed_forward_length"] = width
+        found |= rope_settings(self.name, model)
         return found
 
     def config(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,10 +140,6 @@ class Architecture:
         if type(experts := settings.get(f"{self.name}.expert_count")) is int and experts:
             made["num_local_experts" if self.fused else "num_experts"] = experts
         return made
-
-
-def _ratio(one: object, two: object) -> int | None:
-    return one // two if type(one) is int and type(two) is int and two > 0 else None
 
 
 ARCHITECTURES: Final = {

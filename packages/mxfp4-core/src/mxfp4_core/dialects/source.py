@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxfp4_core.checkpoint.files import read_json_file
+from mxfp4_core.checkpoint.files import read_json_file, read_small_file
 from mxfp4_core.checkpoint.gguf import SUFFIX, GgufHeader, read_gguf
-from mxfp4_core.checkpoint.header import read_header
+from mxfp4_core.checkpoint.header import damaged, read_header
 from mxfp4_core.dialects.raw import misfit
 from mxfp4_core.dialects.recipes import Read, Recipe
 
@@ -67,6 +67,22 @@ class Source:
         if name not in self._read:
             self._read[name] = read_json_file(self.folder / name, self.folder)
         return self._read[name]
+
+    def text(self, name: str) -> str | None:
+        """Read another file of the folder as text.
+
+        Returns:
+            Its text, None where there is no such file.
+
+        Raises:
+            CheckpointError: it leads out of the folder, cannot be read, is too large or is no UTF-8.
+        """
+        if name not in self.files or self.folder is None:
+            return None
+        try:
+            return read_small_file(self.folder / name, self.folder).decode("utf-8")
+        except UnicodeDecodeError as error:
+            damaged(self.folder / name, f"byte {error.start}: {error.reason}", "the text is UTF-8")
 
     def metadata(self) -> Mapping[str, str]:
         """Read the ``__metadata__`` of all weight files as one; the first file has the last word."""

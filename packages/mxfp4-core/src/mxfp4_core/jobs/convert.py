@@ -21,6 +21,7 @@ from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
 from mxfp4_core.dialects.beside import Narrow
 from mxfp4_core.dialects.default import AUTO, default_for
 from mxfp4_core.dialects.recipes import Recipe
+from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
 from mxfp4_core.jobs.again import Again, quantised_anew, without_activations
 from mxfp4_core.jobs.opened import open_any
@@ -131,6 +132,7 @@ def convert_checkpoint(
         tuple(kept),
         tuple(contents.static),
         frozenset(contents.untold),
+        Source.of(checkpoint),
     )
     dialect, why = (named, "") if named is not None else default_for(described)
     config = config.model_copy(update={"dialect": dialect.name})
@@ -144,7 +146,7 @@ def convert_checkpoint(
     content = content_of(checkpoint, units, documents, manifest, metadata, dialect.file, dialect.layout)
     result = write_result(folder, content, dialect, len(entries), model=loading_class(model), **how)
     notes = [f"{dialect.name} has no word for the profile {profile}: the manifest alone names it"]
-    notes = notes if silent else []
+    notes = [*(notes if silent else []), *dialect.notes(described)]
     if again.weights:
         notes.append(again.told)
     errors = {} if dry_run else again.errors(checkpoint, folder)
@@ -204,7 +206,8 @@ def _units(
 
     def add(kind: type[PartsUnit], stored: Mapping[str, Recipe]) -> None:
         names = list(dict.fromkeys(name for recipe in stored.values() for name in recipe.names))
-        units.append((place[names[0]], kind(checkpoint, tuple(stored.items()))))
+        first = place[names[0]] if names else -1  # what is made of the settings alone goes first
+        units.append((first, kind(checkpoint, tuple(stored.items()))))
 
     arranged = dialect.arrange(list(contents.entries.values()), model)
     if again.weights and dialect.file:

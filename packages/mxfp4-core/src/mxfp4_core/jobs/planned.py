@@ -14,6 +14,7 @@ from mxfp4_core.dialects.base import Description, Dialect, Entry, alternates
 from mxfp4_core.dialects.default import AUTO, default_for
 from mxfp4_core.dialects.pairs import DTYPES
 from mxfp4_core.dialects.recipes import Read
+from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError, ShapeError
 from mxfp4_core.jobs.output import linear_modules
 from mxfp4_core.naming.decision import Decision
@@ -147,7 +148,10 @@ def description(checkpoint: Checkpoint, config: Mxfp4Config, entries: Sequence[E
     }
     linears = linear_modules(kept, entries)
     profile = config.resolved_profile()
-    return Description(checkpoint.config, config, entries, linears, profile, others=tuple(kept))
+    source = Source.of(checkpoint)
+    return Description(
+        checkpoint.config, config, entries, linears, profile, others=tuple(kept), source=source
+    )
 
 
 def stored_as(entry: Entry, config: Mxfp4Config, dialect: Dialect) -> tuple[tuple[str, ...], Layouts]:

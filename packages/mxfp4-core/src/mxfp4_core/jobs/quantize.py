@@ -114,6 +114,7 @@ def quantize_checkpoint(
     )
     notes = notes_of(checkpoint, known.view, (entry.weight for entry in entries))
     formats = ", ".join(sorted({entry.format for entry in entries}))
+    notes = (*notes, *dialect.notes(described))
     return replace(result, kinds=known.source, notes=notes, why=why, format=formats)
 
 
