@@ -178,9 +178,13 @@ class GgufDialect(Dialect):
         return settings | dict(vocabulary_of(description.source, description.model).settings)
 
     def notes(self, description: Description) -> list[str]:
-        """Say why there is no vocabulary, where there is none."""
-        reason = vocabulary_of(description.source, description.model).reason
-        return [f"the file has no vocabulary, which llama.cpp needs: {reason}"] if reason else []
+        """Say why there is no vocabulary, where there is none, and where llama.cpp computes something else."""
+        model, found = description.model, []
+        if reason := vocabulary_of(description.source, model).reason:
+            found.append(f"the file has no vocabulary, which llama.cpp needs: {reason}")
+        if architecture_for(model).stacked and model.get("norm_topk_prob") is not True:
+            found.append("llama.cpp scales the chosen experts to add up to one, where norm_topk_prob says not to")
+        return found
 
     def documents(self, description: Description) -> dict[str, dict[str, Any]]:
         """Write ``config.json`` without a word of quantisation: ours read there what the settings leave out."""
