@@ -183,7 +183,9 @@ class GgufDialect(Dialect):
         if reason := vocabulary_of(description.source, model).reason:
             found.append(f"the file has no vocabulary, which llama.cpp needs: {reason}")
         if architecture_for(model).stacked and model.get("norm_topk_prob") is not True:
-            found.append("llama.cpp scales the chosen experts to add up to one, where norm_topk_prob says not to")
+            found.append(
+                "llama.cpp scales the chosen experts to add up to one, where norm_topk_prob says not to"
+            )
         return found
 
     def documents(self, description: Description) -> dict[str, dict[str, Any]]:
