@@ -126,11 +126,10 @@ def _tokens(
     for text, number in vocabulary.items():
         _put(found, number, text, _Kind.NORMAL)
     for each in added:
-        text, number = each.get("content"), each.get("id")
-        kind = _Kind.CONTROL if each.get("special") is True else _Kind.USER_DEFINED
-        if type(number) is int and isinstance(text, str) and found.get(number, (text,))[0] == text:
-            found.pop(number, None)
-        _put(found, number, text, kind)
+        said, at = each.get("content"), each.get("id")
+        if type(at) is int and at in found and found[at][0] == said:
+            del found[at]
+        _put(found, at, said, _Kind.CONTROL if each.get("special") is True else _Kind.USER_DEFINED)
     count = max(found, default=-1) + 1
     rows = size if type(size) is int else count
     if not 0 < count <= rows <= _MOST_TOKENS:
