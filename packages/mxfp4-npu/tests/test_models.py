@@ -87,3 +87,16 @@ def test_experts_of_two_levels_are_refused_before_a_weight_is_read() -> None:
             tail="pad",
         )
     assert "format:mxfp4-dual" in str(caught.value)
+
+
+def test_a_plain_config_quantises_activations() -> None:
+    """The device has no product that does not; ``none`` by name is refused."""
+    ids = windows(DENSE)
+    plain, asked = (
+        from_pretrained(ROOT / "models" / DENSE, backend="npu-emulated", **more)
+        for more in ({}, {"activation": "auto"})
+    )
+    with torch.inference_mode():
+        assert torch.equal(plain(ids).logits, asked(ids).logits)
+    with pytest.raises(BackendError, match="activation"):
+        from_pretrained(ROOT / "models" / DENSE, backend="npu-emulated", activation="none")

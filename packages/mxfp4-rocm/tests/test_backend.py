@@ -22,8 +22,10 @@ from mxfp4_core.backend import (
     Yes,
     choices_of,
     select_backend,
+    settled,
     verdict,
 )
+from mxfp4_core.cli import main
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import BackendError, ConfigError
 from mxfp4_core.jobs import plan_checkpoint
@@ -228,3 +230,45 @@ def test_a_plan_says_which_kernel_and_why() -> None:
         "aiter gemm_a4w4: W4A4, n = 512 is at least 256",
         "aiter fused_moe: W4A4, SiLU without biases",
     }
+
+
+@pytest.mark.parametrize("named", ["config", "argument"])
+def test_a_plan_of_a_config_that_says_nothing_is_w4a4(named: str) -> None:
+    config = Mxfp4Config(backend="rocm") if named == "config" else Mxfp4Config()
+    model = ROOT / "models" / "qwen3-moe-tiny"
+    plan = plan_checkpoint(model, config, backend=None if named == "config" else "rocm", device=GFX950)
+    assert {fit.runs.split(":")[0] for fit in plan.fits} == {"aiter gemm_a4w4", "aiter fused_moe"}
+    assert all(fit.runs.split(": ")[1].startswith("W4A4") for fit in plan.fits)
+    assert all("activation auto is mxfp4" in fit.reason for fit in plan.fits)
+    asked = Mxfp4Config(backend="rocm", activation="none")
+    assert all("W4A16" in fit.runs for fit in plan_checkpoint(model, asked, device=GFX950).fits)
+    mixed = Mxfp4Config(backend="rocm", overrides=[{"pattern": "o_proj", "activation": "none"}])
+    said = {fit.runs.split(": ")[1][:5] for fit in plan_checkpoint(model, mixed, device=GFX950).fits}
+    assert said == {"W4A4,", "W4A16"}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"), [([], "auto is mxfp4"), (["--activation", "none"], "W4A16: weights")]
+)
+def test_the_doctor_asks_as_a_model_would_be_loaded(
+    more: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for backend_named in (["--backend", "rocm"], []):
+        with pytest.raises(SystemExit) as ended:
+            main(["doctor", "--device", "hip:gfx950", *backend_named, *more])
+        assert ended.value.code == 0 and told in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["doctor", "--device", "hip:gfx942", *more])
+    assert "mxfp4" not in capsys.readouterr().out.partition("auto is")[2].partition("\n")[0]
+
+
+def test_nobody_says_it_and_backends_differ() -> None:
+    gfx942, cuda = Device("hip", "gfx942"), Device("cuda", "sm_90")
+    assert settled(Mxfp4Config(), [GFX950]).activation == "auto"
+    assert settled(Mxfp4Config(), [cuda, GFX950]).activation == "auto"
+    for device in (gfx942, cuda, Device("cpu", "x86_64")):
+        assert settled(Mxfp4Config(), [device]).activation == "none"
+    assert settled(Mxfp4Config(backend="petit"), [gfx942]).activation == "none"
+    assert settled(Mxfp4Config(backend="reference"), [GFX950]).activation == "none"
+    for word in ("none", "mxfp4", "fp8"):
+        assert settled(Mxfp4Config.from_dict({"activation": word}), [GFX950]).activation == word

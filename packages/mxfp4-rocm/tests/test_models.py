@@ -15,7 +15,8 @@ from rocm_emulated import aiter, registered
 from mxfp4_core import Mxfp4Config as CoreConfig
 from mxfp4_core.backend import Problem, select_backend
 from mxfp4_core.jobs import convert_checkpoint, quantize_checkpoint
-from mxfp4_core.modules import Mxfp4Module
+from mxfp4_core.loader import EngineNames
+from mxfp4_core.modules import Mxfp4Module, quantize_
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "demo"))
@@ -100,3 +101,28 @@ def test_every_report_says_that_it_is_emulated() -> None:
     chosen = select_backend(Problem(op="linear", n=256, k=256, activation="auto"), backend="rocm-emulated")
     assert chosen.numerics is not None and chosen.numerics.emulated
     assert "emulated; W4A4" in str(chosen) and chosen.answer is not None and chosen.answer.emulated
+
+
+def test_w4a4_is_what_a_plain_config_gets(tmp_path: Path) -> None:
+    """Saved and loaded again, too; ``none`` is W4A16 by name, and engines ask in the same way."""
+    ids = windows(NAMES[0], 2)
+    plain, asked, wide = (
+        from_pretrained(ROOT / "models" / NAMES[0], backend="rocm-emulated", **more)
+        for more in ({}, {"activation": "auto"}, {"activation": "none"})
+    )
+    assert layouts(plain) == layouts(asked) and "aiter-16x16" in layouts(plain)
+    assert set(layouts(wide)) == {"aiter-raw-128-bf16"}
+    plain.save_pretrained(tmp_path / "saved")
+    again = from_pretrained(tmp_path / "saved", backend="rocm-emulated")
+    with torch.inference_mode():
+        want = plain(ids).logits
+        assert torch.equal(asked(ids).logits, want) and torch.equal(again(ids).logits, want)
+    quantised = quantize_(
+        transformers.AutoModelForCausalLM.from_pretrained(ROOT / "models" / NAMES[0], dtype=torch.bfloat16),
+        CoreConfig(backend="rocm-emulated"),
+        refused="keep",
+    )
+    assert layouts(quantised.model) == layouts(plain)
+    for config, word in ((CoreConfig(backend="rocm-emulated"), "auto"), (CoreConfig(), "none")):
+        names = EngineNames(config, model_config={})
+        assert names.decide("model.layers.0.mlp.down_proj").activation == word

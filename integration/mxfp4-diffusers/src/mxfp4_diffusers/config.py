@@ -107,7 +107,9 @@ def machine(
 def on_this_machine(core: CoreConfig) -> CoreConfig:
     """Return a config with what `machine` says in place of its own."""
     asked = _machine.get()
-    return CoreConfig.from_dict({**core.to_dict(), **asked}) if asked else core
+    return (
+        CoreConfig.from_dict({**core.model_dump(mode="json", exclude_unset=True), **asked}) if asked else core
+    )
 
 
 __all__ = ["METHOD", "Mxfp4CoreConfig", "machine", "on_this_machine"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.quantizers.base import DiffusersQuantizer
 
-from mxfp4_core.backend import DeviceQuantizers
+from mxfp4_core.backend import DeviceQuantizers, settled
 from mxfp4_core.checkpoint import TensorInfo
 from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, count_modules
 from mxfp4_core.modules import (
@@ -101,6 +101,7 @@ class Mxfp4Quantizer(DiffusersQuantizer):
             self.plan, self.quantization_config.core, left = found
             core = self.quantization_config.core
         else:
+            core = self.quantization_config.core = settled(core, devices)
             view = view_of(model, headers)
             self.plan = plan_model(model, core, view, devices=devices, dtype=self._dtype)
         if headers:

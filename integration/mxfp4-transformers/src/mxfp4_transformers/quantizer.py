@@ -11,7 +11,7 @@ import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightTransform
 from transformers.quantizers.base import HfQuantizer
 
-from mxfp4_core.backend import DeviceQuantizers
+from mxfp4_core.backend import DeviceQuantizers, settled
 from mxfp4_core.checkpoint import TensorInfo
 from mxfp4_core.errors import DialectError
 from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, count_modules
@@ -114,6 +114,7 @@ class Mxfp4Quantizer(HfQuantizer):
         if (serialised := self.quantization_config.serialised) is not None:
             self.plan = serialised.plan(model, core, devices, self._dtype)
         else:
+            core = self.quantization_config.core = settled(core, devices)
             view = view_of(model, {name: (each.dtype, each.shape) for name, each in self._headers.items()})
             self.plan = plan_model(model, core, view, devices=devices, dtype=self._dtype)
             if self._headers:

@@ -77,6 +77,7 @@ class NpuBackend(Backend):
     numerics = Numerics(profiles=SINGLE_PROFILES, activation_profile="ascend-single", hidden="input")
     automatic_on = frozenset({"npu"})
     packages = ("torch-npu",)
+    usual_activation = "auto"
 
     def check_options(self, options: Mapping[str, object]) -> None:
         """Take ``round_mode``; see ``Backend.check_options``."""

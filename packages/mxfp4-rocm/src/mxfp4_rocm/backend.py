@@ -84,6 +84,7 @@ class RocmBackend(Backend):
     numerics = rules.WIDENED
     automatic_on = frozenset({f"hip:{DEVICES}0"})  # on gfx942 the kernels of petit come first
     packages = ("amd-aiter", "triton")
+    usual_activation = "auto"
 
     def contract(self) -> contract.Contract | No:
         """Return what the installed AITER can be called with, or why none can be used.

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from mxfp4_core.backend.select import select_backend as select_backend
     from mxfp4_core.backend.selection import Candidate as Candidate
     from mxfp4_core.backend.selection import Selection as Selection
+    from mxfp4_core.backend.usual import settled as settled
     from mxfp4_core.backend.warmup import State as State
     from mxfp4_core.backend.warmup import Warmed as Warmed
     from mxfp4_core.backend.warmup import compile_all as compile_all
@@ -109,6 +110,7 @@ _HOMES = {
     "default_problem": "select",
     "explain": "select",
     "select_backend": "select",
+    "settled": "usual",
     "CORE": "quantizers",
     "DeviceQuantizer": "quantizers",
     "DeviceQuantizers": "quantizers",
@@ -163,6 +165,7 @@ __all__ = [
     "pack_in_place",
     "probe",
     "select_backend",
+    "settled",
     "tabulate",
     "torch_build",
     "verdict",

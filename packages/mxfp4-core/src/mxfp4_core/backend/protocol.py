@@ -24,6 +24,7 @@ from mxfp4_core.backend.compiled import Kernels
 from mxfp4_core.backend.options import Value, check_keys
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.routes import Routes
+from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import BackendError
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class Backend(Protocol):
         automatic_on: devices on which it may be chosen without being named: a type, ``cuda``, or a type with one
             architecture, ``hip:gfx942``. Empty for emulations.
         packages: names of other packages whose versions matter, for ``mxfp4 doctor``; optional.
+        usual_activation: how activations are quantised where a model is loaded and nobody says it: ``auto`` for a
+            backend whose fast path quantises them; optional.
     """
 
     name: str
@@ -138,6 +141,7 @@ class Backend(Protocol):
     numerics: Numerics
     automatic_on: frozenset[str]
     packages: tuple[str, ...] = ()
+    usual_activation: Activation = "none"
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

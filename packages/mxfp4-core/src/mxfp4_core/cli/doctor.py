@@ -36,7 +36,9 @@ def doctor_command(
     experts: Annotated[int, typer.Option(help="Experts on this rank, for moe.")] = 8,
     top_k: Annotated[int, typer.Option(help="Experts per token, for moe.")] = 2,
     dtype: Annotated[str, typer.Option(help="Dtype of the activations.")] = "bfloat16",
-    activation: Annotated[Word, typer.Option(help="How activations are quantised.")] = "none",
+    activation: Annotated[
+        Word | None, typer.Option(help="How activations are quantised; as backends usually do if not given.")
+    ] = None,
     format: Annotated[str, typer.Option(help="Format of the weights.")] = "mxfp4",
     shared_experts: Annotated[int, typer.Option(help="Experts that every token goes to, for moe.")] = 0,
     tokens: Annotated[
@@ -54,20 +56,22 @@ def doctor_command(
     from mxfp4_core.backend.device import probe
     from mxfp4_core.backend.problem import Problem
     from mxfp4_core.backend.select import explain
+    from mxfp4_core.backend.usual import usual_activation
 
     found = probe()
+    where = asked_device(device) if device else found.devices[0]
     sizes: dict[str, Any] = {"experts": experts, "top_k": top_k} if op == "moe" else {}
     problem = Problem(
         op=op,
         n=n,
         k=k,
         dtype=dtype,
-        activation=activation,
+        activation=activation or usual_activation(backend or None, [where]),
         bias=bias,
         format=format,
         shared_experts=shared_experts,
         tokens=tokens,
-        device=asked_device(device) if device else found.devices[0],
+        device=where,
         **sizes,
     )
     selection = explain(problem, backend=backend or None, fallback=fallback or None)

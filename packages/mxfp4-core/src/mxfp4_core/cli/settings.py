@@ -71,7 +71,7 @@ def merged_config(
     """
     from mxfp4_core.config.schema import Mxfp4Config
 
-    settings = Mxfp4Config.from_file(file).to_dict() if file else {}
+    settings = Mxfp4Config.from_file(file).model_dump(mode="json", exclude_unset=True) if file else {}
     settings.update({key: value for key, value in options.items() if value is not None})
     for key, names in (("ignore", ignore), ("targets", targets)):
         if names:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.usual import settled
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import check_type
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
@@ -220,13 +221,16 @@ def plan_checkpoint(
     notes = notes_of(checkpoint, described.view, (row.name for row in result.quantized))
     copied = copied_weights(checkpoint.other_files)
     result = replace(result, kinds=described.source, notes=notes, copied=copied, left=checkpoint.left)
-    name = backend or config.backend
-    if name is None:
+    if (name := backend or config.backend) is None:
         return result
     shards = {row.name: row.shard for row in result.quantized}
     where, how = device or Device.current(), {row.name: row.decision for row in result.quantized}
-    found = fits(shards, biased(checkpoint.tensors), facts, config, name, where, how, described.view)
-    return replace(result, fits=tuple(found))
+    running = settled(config.model_copy(update={"backend": name}), [where])
+    if running.activation != config.activation:  # nobody said it, and the backend usually does something
+        found = decided(Resolver.for_model(running, checkpoint.config, view=described.view), infos)
+        how = {each.name: each for each in found if each.name in how}
+    answers = fits(shards, biased(checkpoint.tensors), facts, config, name, where, how, described.view)
+    return replace(result, fits=tuple(answers))
 
 
 __all__ = ["Plan", "plan_checkpoint"]

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mxfp4_core.backend.device import Device
+from mxfp4_core.backend.usual import settled
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Contents, Entry
@@ -79,7 +81,7 @@ class EngineNames:
         renames: Sequence[tuple[str, str]] = (),
         stored: bool = False,
     ) -> None:
-        self.config = config
+        self.config = config = config if stored else settled(config, [Device.current()])
         self._fused, self._renames = {**DEFAULT_FUSED, **fused}, tuple(renames)
         self._resolver = Resolver.for_model(config, model_config, fused=self._fused, renames=self._renames)
         self._contents: Contents | None = None

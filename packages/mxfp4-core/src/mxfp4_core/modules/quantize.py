@@ -12,6 +12,7 @@ from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.backend.selection import Selection
+from mxfp4_core.backend.usual import settled
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import check_type
 from mxfp4_core.modules.ask import chosen_backends, select_for
@@ -83,9 +84,11 @@ def quantize_(
     config = config or Mxfp4Config()
     check_type(config, Mxfp4Config, "config")
     if refused is not None:
-        config = Mxfp4Config.from_dict({**config.to_dict(), "refused": refused})
+        said = config.model_dump(mode="json", exclude_unset=True)
+        config = Mxfp4Config.from_dict({**said, "refused": refused})
     dtype = dtype or _dtype_of(model)
     devices = list(dict.fromkeys(str(parameter.device) for parameter in model.parameters()))
+    config = settled(config, devices)
     plan = plan_model(model, config, view, devices=devices, dtype=dtype)
     quantizers = _quantizers(model, plan, config, devices, dtype)
     selections: dict[str, Selection] = {}
