@@ -49,7 +49,7 @@ def moe_tiles(pairs: int, experts: int) -> tuple[Tile, Tile]:
         experts: in the stacks.
     """
     if pairs <= 10 * experts:
-        return Tile(16, 32, 2, 3), Tile(16, 128, 4, 3)
+        return Tile(16, 32, 2, 3), Tile(16, 64, 4, 3)
     if pairs <= 24 * experts:
         return Tile(32, 64, 4, 3), Tile(32, 128, 8, 3)
     return Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)
