@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import linked
 import vendor_wheels
-from engines import ENGINES, make_environment, source_of
+from engines import ENGINES, RELEASES, make_environment, source_of
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
@@ -322,10 +322,10 @@ def engine_names(session: nox.Session) -> None:
 
     Arguments choose: ``vllm==0.26.0`` reads that release. A wheel takes some 300 MB and is deleted again.
     """
-    for requirement in session.posargs or [each.released for each in ENGINES.values() if each.released]:
-        engine = next(each for each in ENGINES.values() if each.released == Requirement(requirement).name)
+    for requirement in session.posargs or RELEASES:
         source = source_of(session, shared_python, requirement, Path(session.create_tmp()))
-        python(session, "-m", "pytest", "-q", engine.names, MXFP4_ENGINE_SOURCE=str(source))
+        names = RELEASES[Requirement(requirement).name]
+        python(session, "-m", "pytest", "-q", names, MXFP4_ENGINE_SOURCE=str(source))
 
 
 def check_needs(session: nox.Session) -> None:

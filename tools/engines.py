@@ -40,8 +40,6 @@ class Engine:
         seconds: how long all of them may take.
         shims: a folder of modules that are copied into its environment, for what the released package lacks on a CPU;
             ``stand_ins`` among them is read at every start.
-        released: the distribution whose newest release is read for the names that the adapter uses.
-        names: the test that reads it.
     """
 
     module: str
@@ -50,8 +48,6 @@ class Engine:
     more: tuple[str, ...]
     tests: tuple[str, ...]
     seconds: int = 2700
-    released: str = ""
-    names: str = ""
     shims: str = ""
 
     def limit(self, arguments: Sequence[str]) -> int:
@@ -76,8 +72,6 @@ ENGINES = {
             "tests/engines/test_vllm_server.py",
             "integration/mxfp4-vllm/tests",
         ),
-        released="vllm",
-        names="tests/engines/test_vllm_names.py",
     ),
     "sglang": Engine(
         "sglang",
@@ -90,11 +84,17 @@ ENGINES = {
         ),
         more=("accelerate", "addict", "cache-dit", "diffusers==0.38.0", "dill", "imageio", "numba", "pytest"),
         tests=("integration/mxfp4-sglang/tests", "tests/engines/test_sglang.py"),
-        released="sglang",
-        names="tests/engines/test_sglang_names.py",
         shims="tests/engines/sglang_cpu",
     ),
 }
+
+RELEASES = {
+    "vllm": "tests/engines/test_vllm_names.py",
+    "sglang": "tests/engines/test_sglang_names.py",
+    "transformers": "tests/engines/test_library_names.py",
+    "diffusers": "tests/engines/test_library_names.py",
+}
+"""Distributions whose newest release is read for the names that an adapter uses, and the test that reads each."""
 
 
 def make_environment(session: nox.Session, name: str, torch: str, index: str) -> str:
@@ -167,7 +167,7 @@ def _install(session: nox.Session, engine: Engine, folder: Path, torch: str, ind
 
 
 def source_of(session: nox.Session, python: str, requirement: str, folder: Path) -> Path:
-    """Download a release, take its Python files out of the wheel, and return their folder.
+    """Download a release, take its Python files and what describes it out of the wheel, and return the folder.
 
     Args:
         session: of nox.
@@ -182,7 +182,7 @@ def source_of(session: nox.Session, python: str, requirement: str, folder: Path)
     session.run(*pip, "-d", str(wheels), requirement, external=True)
     (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
-        packed.extractall(source, [name for name in packed.namelist() if name.endswith(".py")])
+        packed.extractall(source, [name for name in packed.namelist() if name.endswith((".py", "/METADATA"))])
     session.log(wheel.name)
     wheel.unlink()
     return source

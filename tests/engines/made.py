@@ -53,6 +53,17 @@ def other_experts(source: Path, folder: Path) -> None:
     save_file(changed, file, metadata={"format": "pt"})
 
 
+def without(source: Path, folder: Path, name: str) -> None:
+    """Save a model without one of its tensors."""
+    folder.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.suffix == ".safetensors":
+            left = {each: tensor for each, tensor in load_file(file).items() if each != name}
+            save_file(left, folder / file.name, metadata={"format": "pt"})
+        elif file.name == "config.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
 def untied(source: Path, folder: Path) -> None:
     """Save a model with an output head of its own: SGLang's Qwen3-MoE leaves a shared one out, and says nothing."""
     folder.mkdir(parents=True)

@@ -12,9 +12,11 @@ import pytest
 kit.need("sglang")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the engine and of its own choice of libraries
+SCALES = "model.layers.1.mlp.down_proj.weight_scale"
 OURS = {"quantization": "mxfp4-core"}
 MODELS: dict[str, Any] = {
     "dense-stored": lambda folder, models: made.stored(models["dense"], folder, "mxfp4-core"),
+    "dense-damaged": lambda folder, models: made.without(models["dense-stored"], folder, SCALES),
     "dense-other": lambda folder, models: made.shifted(models["dense"], folder),
     "routed": lambda folder, models: made.untied(models["experts"], folder),
     "routed-stored": lambda folder, models: made.stored(models["routed"], folder, "compressed-tensors"),
@@ -35,6 +37,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "routed-stored": {"model": "routed-stored", "arguments": OURS},
     "dense-2": {"model": "dense", **on_two()},
     "routed-2": {"model": "routed-stored", **on_two()},
+    "left-out": {"model": "dense", "arguments": OURS, "variables": {"SGLANG_PLUGINS": "another"}},
+    "damaged": {"model": "dense-damaged"},
     "pattern": {
         "model": "dense",
         "arguments": OURS,
@@ -86,6 +90,7 @@ def test_weights_are_updated_from_disk(engine: kit.Engine) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("damaged", f"without '{SCALES}'"),
         ("pattern", "PatternError: 1 of 1 name patterns match nothing"),
         ("backend", "BackendError: model.layers.0.self_attn.qkv_proj: "),
     ],
@@ -94,3 +99,8 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(engine: kit.Engine, na
     result = engine[name]
     assert "error" in result
     assert says in result["log"]
+
+
+def test_without_the_plug_in_sglang_says_so_in_its_own_words(engine: kit.Engine) -> None:
+    # docs/sglang.md explains it.
+    assert "Unknown quantization method: mxfp4-core" in engine["left-out"]["error"]

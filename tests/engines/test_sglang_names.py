@@ -1,20 +1,16 @@
-"""The names that the plug-in takes from SGLang are in a release, with the arguments that are passed: it is read.
-
-``MXFP4_ENGINE_SOURCE`` is a folder that holds an unpacked wheel (``nox -s engine_names`` makes one); without it the
-installed engine is read, and without that there is nothing to read.
-"""
+"""The names that the plug-in takes from SGLang are in a release, with the arguments that are passed."""
 
 from __future__ import annotations
 
 import ast
-import importlib.util
-import os
 from pathlib import Path
 
 import pytest
+from released import INTEGRATION, arguments_of, check_name, source_of, taken, version_of
 
-ROOT = Path(__file__).resolve().parents[2]
-COMPAT = ROOT / "integration" / "mxfp4-sglang" / "src" / "mxfp4_sglang" / "compat.py"
+from mxfp4_sglang.words import check_version
+
+COMPAT = INTEGRATION / "mxfp4-sglang" / "src" / "mxfp4_sglang" / "compat.py"
 QUANTIZATION = "srt/layers/quantization/base_config.py"
 LOADER = "srt/model_loader/loader.py"
 DIFFUSION = "multimodal_gen/runtime"
@@ -54,12 +50,7 @@ SAID = {  # file: what it says there, word for word
 
 @pytest.fixture(scope="module")
 def source() -> Path:
-    if folder := os.environ.get("MXFP4_ENGINE_SOURCE"):
-        return Path(folder) / "sglang"
-    found = importlib.util.find_spec("sglang")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("no SGLang to read: nox -s engine_names")
-    return Path(next(iter(found.submodule_search_locations)))
+    return source_of("sglang")
 
 
 @pytest.fixture(scope="module")
@@ -70,50 +61,13 @@ def diffusion(source: Path) -> Path:
     return source
 
 
-def taken() -> list[tuple[str, str]]:
-    """Return (module, name) of all that `compat` imports from SGLang."""
-    tree = ast.parse(COMPAT.read_text(encoding="utf-8"))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return [
-        (each.module, alias.name)
-        for each in imports
-        if each.module and each.module.startswith("sglang.")
-        for alias in each.names
-    ]
+def test_the_plug_in_takes_the_release(source: Path) -> None:
+    check_version(version_of(source, ["sglang"]))
 
 
-def bound(path: Path) -> set[str]:
-    """Return the names that a module binds."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            found.add(node.name)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            found |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {each.id for each in targets if isinstance(each, ast.Name)}
-    return found
-
-
-def arguments_of(source: Path, place: str) -> list[str]:
-    file, _, name = place.partition(":")
-    body = ast.parse((source / file).read_text(encoding="utf-8")).body
-    *owners, last = name.split(".")
-    for owner in owners:
-        (inner,) = (node for node in body if isinstance(node, ast.ClassDef) and node.name == owner)
-        body = inner.body
-    (function,) = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == last)
-    return [each.arg for each in function.args.args if each.arg != "self"]
-
-
-@pytest.mark.parametrize(("module", "name"), taken())
+@pytest.mark.parametrize(("module", "name"), taken([COMPAT], "sglang"))
 def test_the_names_are_there(source: Path, module: str, name: str) -> None:
-    path = source.joinpath(*module.split(".")[1:])
-    if (path / f"{name}.py").exists():
-        return
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    assert name in bound(file), f"{module} has no {name}"
+    check_name(source, module, name)
 
 
 @pytest.mark.parametrize(("place", "arguments"), CALLS.items())

@@ -13,6 +13,7 @@ kit.need("vllm")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the engine and of its own choice of libraries
 OURS = {"quantization": "mxfp4-core"}
+SCALES = "model.layers.1.mlp.down_proj.weight_scale"
 LARGE = {
     **{"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 64, "num_experts_per_tok": 2},
     **{"intermediate_size": 512, "num_hidden_layers": 3},
@@ -25,6 +26,7 @@ MODELS: dict[str, Any] = {
     "dense-core": lambda folder, models: made.stored(models["dense"], folder, "mxfp4-core"),
     "dense-compressed": lambda folder, models: made.stored(models["dense"], folder, "compressed-tensors"),
     "dense-quark": lambda folder, models: made.stored(models["dense"], folder, "quark"),
+    "dense-damaged": lambda folder, models: made.without(models["dense-core"], folder, SCALES),
     "dense-other": lambda folder, models: made.shifted(models["dense"], folder),
     "experts-core": lambda folder, models: made.stored(models["experts"], folder, "mxfp4-core"),
     "experts-compressed": lambda folder, models: made.stored(models["experts"], folder, "compressed-tensors"),
@@ -71,6 +73,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "large": {"model": "large", "arguments": OURS, "watch": True},
     "made-up": {"model": "experts", "arguments": {**OURS, "load_format": "dummy"}},
     "adapters": {"model": "dense", "arguments": {**OURS, "enable_lora": True}},
+    "left-out": {"model": "dense", "arguments": OURS, "variables": {"VLLM_PLUGINS": "another"}},
+    "damaged": {"model": "dense-damaged"},
     "pattern": settings('{"ignore": ["o_prj"]}'),
     "backend": settings('{"backend": "cuda-marlin"}'),
     "embedding": settings('{"overrides": [{"pattern": "embed_tokens", "keep": false}]}'),
@@ -154,6 +158,9 @@ def test_the_summary_is_in_the_log(engine: kit.Engine) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        # vLLM's own words, which docs/vllm.md explains.
+        ("left-out", "Unknown quantization method: mxfp4-core"),
+        ("damaged", f"without '{SCALES}'"),
         ("adapters", "ConfigError: vLLM cannot put LoRA adapters on MXFP4 layers"),
         pytest.param("pattern", "PatternError: 1 of 1 name patterns match nothing", marks=pytest.mark.smoke),
         ("backend", "BackendError: model.layers.0.self_attn.qkv_proj: "),

@@ -16,10 +16,13 @@ from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
 )
+from transformers.quantizers import auto
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate
+from mxfp4_core.errors import ConfigError
 from mxfp4_core.modules import find_gate
-from mxfp4_transformers import compat, converters, ops
+from mxfp4_transformers import METHOD, Mxfp4Config, Mxfp4Quantizer, compat, converters, ops
+from mxfp4_transformers._release import check_version
 from mxfp4_transformers.ops import Converter
 
 
@@ -120,3 +123,20 @@ def test_headers_are_read_without_tensors(checkpoints: dict[str, Path]) -> None:
     }
     assert {header.dtype for header in found.values()} == {"BF16"}
     assert compat.headers(None) == compat.headers(["x.bin"]) == {}
+
+
+def test_a_name_that_another_package_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = type("Theirs", (), {"__module__": "elsewhere.plugin"})
+    monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, METHOD, theirs)
+    with pytest.raises(ConfigError, match=r"elsewhere\.plugin\.Theirs has that name"):
+        compat.register(METHOD, Mxfp4Config, Mxfp4Quantizer)
+    assert auto.AUTO_QUANTIZER_MAPPING[METHOD] is theirs
+
+
+@pytest.mark.parametrize("found", ["5.16.1", "4.57.0", "6.0.0", "main"])
+def test_another_release(found: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be used with this transformers") as caught:
+        check_version(found)
+    assert found in caught.value.seen and "pip install" in caught.value.fix
+    for known in ("5.17.0", "5.24.0", "5.25.0.dev0"):
+        check_version(known)

@@ -25,10 +25,12 @@ from diffusers.quantizers.base import DiffusersQuantizer
 
 from mxfp4_core.checkpoint import TensorInfo, read_header
 from mxfp4_core.errors import ConfigError
+from mxfp4_core.loader import check_free
 from mxfp4_core.modules import Weight
 from mxfp4_core.naming import Headers
 
 VERSION: Final[str] = diffusers.__version__
+CHOOSE: Final = "do not import both, or ask for another release of the other one"
 _HOOKS: Final = ("maybe_update_loaded_keys", "maybe_update_state_dict")
 
 
@@ -66,14 +68,7 @@ def register(method: str, config: type[Any], quantizer: type[DiffusersQuantizer]
     """
     pairs = ((auto.AUTO_QUANTIZATION_CONFIG_MAPPING, config), (auto.AUTO_QUANTIZER_MAPPING, quantizer))
     for mapping, ours in pairs:
-        other = mapping.get(method, ours)
-        if _origin(other) != _origin(ours):
-            raise ConfigError(
-                f"the quantization method {method!r} cannot be registered in diffusers",
-                seen=f"{other.__module__}.{other.__qualname__} has that name",
-                rule="one package serves a method",
-                fix="do not import both, or ask for another release of the other one",
-            )
+        check_free(method, mapping.get(method), ours, engine="diffusers", fix=CHOOSE)
     for mapping, ours in pairs:
         mapping[method] = ours
 
@@ -84,10 +79,6 @@ def register_free(method: str, config: type[Any], quantizer: type[DiffusersQuant
         return auto.AUTO_QUANTIZER_MAPPING.get(method) is quantizer
     register(method, config, quantizer)
     return True
-
-
-def _origin(kind: type[Any]) -> tuple[str, str]:
-    return kind.__module__, kind.__qualname__
 
 
 def size_word(weight: Weight) -> CustomDtype:

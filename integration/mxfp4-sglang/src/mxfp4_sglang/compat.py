@@ -36,6 +36,7 @@ from sglang.srt.server_args import QUANTIZATION_CHOICES, add_quantization_method
 from torch.nn import Parameter
 
 from mxfp4_core.errors import ConfigError
+from mxfp4_core.loader import check_free
 
 LOADER = "sglang.srt.model_loader.loader"
 VERIFY = "sglang.srt.configs.model_config.ModelConfig._verify_quantization"
@@ -45,6 +46,8 @@ DIFFUSION_QUANTIZATION = "sglang.multimodal_gen.runtime.layers.quantization"
 DIFFUSION_GET = f"{DIFFUSION_QUANTIZATION}.get_quantization_config"
 DIFFUSION_NAMES = "sglang.multimodal_gen.runtime.loader.utils.get_param_names_mapping"
 DIFFUSION_RESOLVE = "sglang.multimodal_gen.runtime.loader.transformer_load_utils._resolve_quant_config"
+
+CHOOSE = "uninstall one of the two, or name the plug-ins to load: SGLANG_PLUGINS=mxfp4"
 
 BLOCK_SCALES = FusedMoeWeightScaleSupported.BLOCK.value
 """What the loader of experts reads on a parameter that is narrowed like the weight."""
@@ -60,26 +63,10 @@ def add_methods(methods: Mapping[str, type]) -> None:
         ConfigError: somebody else has one of the names.
     """
     for name, config in methods.items():
-        check_free(name, QUANTIZATION_METHODS.get(name), config)
+        check_free(name, QUANTIZATION_METHODS.get(name), config, engine="SGLang", fix=CHOOSE)
     for name, config in methods.items():
         QUANTIZATION_METHODS[name] = CPU_QUANTIZATION_METHODS[name] = config
     add_choices([*methods])
-
-
-def check_free(name: str, taken: Any, ours: type) -> None:
-    """Check that a name is ours to take.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if taken is None or getattr(taken, "__module__", "").split(".")[0] == ours.__module__.split(".")[0]:
-        return
-    raise ConfigError(
-        f"--quantization {name} cannot be registered",
-        seen=f"{getattr(taken, '__module__', '')}.{getattr(taken, '__qualname__', taken)} has that name",
-        rule="a name of a method belongs to one package",
-        fix="uninstall one of the two, or name the plug-ins to load: SGLANG_PLUGINS=mxfp4",
-    )
 
 
 def add_choices(names: list[str]) -> None:
@@ -109,7 +96,7 @@ def add_diffusion_methods(methods: Mapping[str, type]) -> None:
     module = importlib.import_module(DIFFUSION_QUANTIZATION)
     table = getattr(module, "_CUSTOMIZED_METHOD_TO_QUANT_CONFIG", {})
     for name, config in methods.items():
-        check_free(name, table.get(name), config)
+        check_free(name, table.get(name), config, engine="SGLang's diffusion server", fix=CHOOSE)
         if name not in module.QUANTIZATION_METHODS:
             module.QUANTIZATION_METHODS.append(name)
 
@@ -193,7 +180,6 @@ __all__ = [
     "add_methods",
     "around",
     "around_diffusion",
-    "check_free",
     "check_routing",
     "device_of_new_tensors",
     "diffusion_classes",

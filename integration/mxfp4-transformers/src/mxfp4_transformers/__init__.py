@@ -11,7 +11,7 @@ Importing the package registers the quantizer, and that is all it needs: a check
 weights then loads without a config.
 """
 
-from mxfp4_transformers import compat
+from mxfp4_transformers import _release, compat  # noqa: F401 - in this order: other releases fail in the second
 from mxfp4_transformers.config import METHOD, Mxfp4CoreConfig
 from mxfp4_transformers.loading import from_pretrained
 from mxfp4_transformers.quantizer import Mxfp4Quantizer

@@ -32,6 +32,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from mxfp4_core.checkpoint import TensorInfo, read_header
 from mxfp4_core.errors import ConfigError
+from mxfp4_core.loader import check_free
 from mxfp4_transformers.sharding import Ranks
 
 if TYPE_CHECKING:
@@ -46,7 +47,16 @@ def register(method: str, config: type[QuantizationConfigMixin], quantizer: type
     A config that is given together with a checkpoint which is quantised already is dropped, except for the
     classes in ``LOADING_ATTRIBUTES_CONFIG_TYPES``: there is no other way to choose a backend for such a
     checkpoint, nor to notice that the two contradict each other.
+
+    Raises:
+        ConfigError: another package has that name.
     """
+    for mapping, ours in (
+        (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, config),
+        (auto.AUTO_QUANTIZER_MAPPING, quantizer),
+    ):
+        fix = "do not import both, or ask for another release of the other one"
+        check_free(method, mapping.get(method), ours, engine="transformers", fix=fix)
     if auto.AUTO_QUANTIZATION_CONFIG_MAPPING.get(method) is not config:
         auto.register_quantization_config(method)(config)
     if auto.AUTO_QUANTIZER_MAPPING.get(method) is not quantizer:

@@ -10,6 +10,7 @@ from mxfp4_core.errors import ConfigError
 from mxfp4_core.loader import (
     METHODS,
     EngineMethod,
+    check_free,
     check_release,
     installed_release,
     refused_table,
@@ -84,3 +85,14 @@ def test_prefixes_that_a_model_renames() -> None:
 def test_an_embedding_is_refused_with_what_to_do() -> None:
     error = refused_table("embed", "Table", "an override", engine="Acme")
     assert "embed cannot be MXFP4 in Acme" in str(error) and "ignore=['embed']" in str(error)
+
+
+def test_a_name_belongs_to_one_package() -> None:
+    ours = type("Ours", (), {"__module__": "mine.config"})
+    theirs = type("Theirs", (), {"__module__": "elsewhere.plugin"})
+    for taken in (None, ours, type("Older", (), {"__module__": "mine.other"})):
+        check_free("m", taken, ours, engine="an engine", fix="choose")
+    with pytest.raises(
+        ConfigError, match=r"(?s)'m' cannot be registered in an engine.*elsewhere\.plugin\.Theirs"
+    ):
+        check_free("m", theirs, ours, engine="an engine", fix="choose")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.engine_layer import EnginePlace as EnginePlace
     from mxfp4_core.loader.engine_method import METHODS as METHODS
     from mxfp4_core.loader.engine_method import EngineMethod as EngineMethod
+    from mxfp4_core.loader.engine_method import check_free as check_free
     from mxfp4_core.loader.engine_method import check_release as check_release
     from mxfp4_core.loader.engine_method import installed_release as installed_release
     from mxfp4_core.loader.engine_method import refused_table as refused_table
@@ -51,6 +52,7 @@ _HOMES = {
     "renames_of": "engine_names",
     "METHODS": "engine_method",
     "EngineMethod": "engine_method",
+    "check_free": "engine_method",
     "check_release": "engine_method",
     "installed_release": "engine_method",
     "refused_table": "engine_method",
@@ -93,6 +95,7 @@ __all__ = [
     "QuantTarget",
     "Region",
     "StoredTensors",
+    "check_free",
     "check_release",
     "count_modules",
     "fill_target",

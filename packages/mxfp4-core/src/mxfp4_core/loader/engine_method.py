@@ -143,6 +143,29 @@ def check_release(
     )
 
 
+def check_free(method: str, taken: type[Any] | None, ours: type[Any], *, engine: str, fix: str) -> None:
+    """Check that the name of a method is ours to take: nobody has it, or this package.
+
+    Args:
+        method: the name.
+        taken: the class that the engine has under it, if any.
+        ours: the class that is to be registered.
+        engine: its name.
+        fix: how people choose between two packages there.
+
+    Raises:
+        ConfigError: another package has the name.
+    """
+    if taken is None or taken.__module__.split(".")[0] == ours.__module__.split(".")[0]:
+        return
+    raise ConfigError(
+        f"the quantization method {method!r} cannot be registered in {engine}",
+        seen=f"{taken.__module__}.{taken.__qualname__} has that name",
+        rule="one package serves a method",
+        fix=fix,
+    )
+
+
 def refused_table(name: str, kind: str, reason: str, *, engine: str) -> ConfigError:
     """Return the error about an embedding or output head that a config wants quantised in an engine.
 
@@ -160,4 +183,4 @@ def refused_table(name: str, kind: str, reason: str, *, engine: str) -> ConfigEr
     )
 
 
-__all__ = ["METHODS", "EngineMethod", "check_release", "installed_release", "refused_table"]
+__all__ = ["METHODS", "EngineMethod", "check_free", "check_release", "installed_release", "refused_table"]
