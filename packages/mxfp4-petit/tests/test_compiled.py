@@ -1,6 +1,6 @@
 """Our kernels compiled for AMD's chips, without any: to finished machine code, with no register spilled.
 
-Every tile that is chosen, for one of the two chips: what spills on one spills on the other.
+Every kernel for both chips, and every tile that is chosen for one of them: what spills on one spills on the other.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def test_gate_up(arch: str, size: int) -> None:
     check(compiled(kernels.gate_up_kernel, arch, EXPERTS[size][0], **GATED))
 
 
-@pytest.mark.parametrize(("arch", "size"), [("gfx90a", 1)], ids=str)
+@pytest.mark.parametrize(("arch", "size"), [("gfx90a", 1), ("gfx942", 16)], ids=str)
 def test_down(arch: str, size: int) -> None:
     check(compiled(kernels.down_kernel, arch, EXPERTS[size][1], BIASED=True))
 
 
-@pytest.mark.parametrize("arch", ["gfx90a"])
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx942"])
 def test_what_multiplies_nothing(arch: str) -> None:
     table = {"MAPPED": True, "CHUNK": 1024}
     check(compiled(routing_kernels.count_kernel, arch, **table), mfma=False)

@@ -49,3 +49,8 @@ def test_on_gfx942_the_kernel_that_widens_compiles(wheel_files: Path, tmp_path: 
     found = compiled(wheel_files, tmp_path, "gfx942", "experts-w4a16", "quantiser", "own-quantizer")
     assert all(one.endswith("bf16") for one in found["experts-w4a16"]["matrix"])
     assert {one["spilled"] for one in found.values()} == {0}
+
+
+def test_on_gfx90a_weights_are_quantised_by_the_same_kernel(wheel_files: Path, tmp_path: Path) -> None:
+    found = compiled(wheel_files, tmp_path, "gfx90a", "own-quantizer")
+    assert found["own-quantizer"]["spilled"] == 0 and found["own-quantizer"]["bytes"]
