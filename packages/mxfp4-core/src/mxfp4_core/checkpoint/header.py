@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import operator
 import os
 import re
 import stat
@@ -95,7 +96,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], str]
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     base = 8 + len(raw)
     tensors = [_tensor(name, entry, base, path) for name, entry in entries.items()]
-    tensors.sort(key=lambda info: (info.start, info.stop))
+    tensors.sort(key=operator.attrgetter("start", "stop"))
     _check_data_covered(tensors, base, size, path)
     return {info.name: info for info in tensors}, metadata, hashlib.sha256(raw).hexdigest()
 

@@ -221,22 +221,23 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     root = local_path(path)
     files, weight_map = locate_weights(root)
     tensors: dict[str, TensorInfo] = {}
+    places: dict[str, str] = {}
     headers: dict[Path, str] = {}
     identities: dict[Path, Identity] = {}
     for file in files:
         identities[file] = identity(file)
         found, headers[file] = _header(file)
-        for name, info in found.items():
-            if name in tensors:
-                seen = f"tensor {name!r} is in {tensors[name].file.name} and in {file.name}"
-                damaged(
-                    root,
-                    seen,
-                    "each tensor is stored once",
-                    "remove the copy that does not belong to the model",
-                )
-            tensors[name] = info
-    if weight_map is not None:
+        twice = next((name for name in found if name in tensors), None)
+        if twice is not None:
+            damaged(
+                root,
+                f"tensor {twice!r} is in {tensors[twice].file.name} and in {file.name}",
+                "each tensor is stored once",
+                "remove the copy that does not belong to the model",
+            )
+        tensors.update(found)
+        places.update(dict.fromkeys(found, file.name))
+    if weight_map is not None and weight_map != places:
         _check_weight_map(root, weight_map, tensors)
     folder = root if is_folder(root) else root.parent
     config_file = folder / "config.json"

@@ -109,10 +109,28 @@ def error_lines(errors: Mapping[str, float]) -> list[str]:
     return [f"signal to noise of {len(errors)} weights, {exact} of them exact{lost}; --json lists all"]
 
 
+def json_text(data: object, depth: int = 1) -> str:
+    """Return JSON with a line for each key, and one for each element of a list.
+
+    `json.dumps` with an indent works without its C code, and takes minutes for the tensors of a large model.
+
+    Args:
+        data: what `json.dumps` takes, with strings as keys.
+        depth: levels of indentation of what it consists of.
+    """
+    pad = "  " * depth
+    if isinstance(data, dict) and data:
+        lines = [f"{pad}{json.dumps(key)}: {json_text(value, depth + 1)}" for key, value in data.items()]
+        return "\n".join(("{", ",\n".join(lines), f"{pad[2:]}}}"))
+    if isinstance(data, list | tuple) and any(isinstance(each, dict) for each in data):
+        return "\n".join(("[", ",\n".join(f"{pad}{json.dumps(each)}" for each in data), f"{pad[2:]}]"))
+    return json.dumps(data)
+
+
 def print_result(result: Result, *, as_json: bool) -> None:
     """Print what was done; the last line says where the result is and how to load it."""
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        typer.echo(json_text(result.to_dict()))
         return
     before, after = result.source_bytes, result.target_bytes
     ratio = after / before if before else 1.0
@@ -142,4 +160,4 @@ def print_result(result: Result, *, as_json: bool) -> None:
     say(f"wrote {result.path} - {how}")
 
 
-__all__ = ["beside_lines", "print_result", "progress_bar", "say", "shard_bytes"]
+__all__ = ["beside_lines", "json_text", "print_result", "progress_bar", "say", "shard_bytes"]

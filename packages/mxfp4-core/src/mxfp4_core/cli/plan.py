@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mxfp4_core.checkpoint.remote import place
+from mxfp4_core.cli.output import json_text, shard_bytes
 from mxfp4_core.cli.settings import (
     Activation,
     ConfigFile,
@@ -75,8 +76,6 @@ def plan_command(
 
     Exits with 1 if there is a finding, such as a shard that would cut a block.
     """
-    import json
-
     from mxfp4_core.jobs import Plan, is_pipeline, plan_checkpoint, plan_pipeline
 
     merged = merged_config(
@@ -112,7 +111,7 @@ def plan_command(
     if note and isinstance(result, Plan):
         result = replace(result, notes=(*result.notes, note))
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        typer.echo(json_text(result.to_dict()))
     else:
         from mxfp4_core.cli.plan_text import print_pipeline, print_plan
 
@@ -129,7 +128,6 @@ def _within(
     Raises:
         ConfigError: a budget for a pipeline, or one that cannot be kept.
     """
-    from mxfp4_core.cli.output import shard_bytes
     from mxfp4_core.errors import ConfigError
     from mxfp4_core.jobs import is_pipeline, plan_checkpoint
     from mxfp4_core.report.budget import errors_of_weights, keep_within, read_hurts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import Counter
@@ -88,9 +89,14 @@ def grouped(rows: Iterable[Row]) -> list[list[Row]]:
     """Return rows that differ only in the numbers of their names together, quantised ones first."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        key = (template(row.name), row.shape, row.dtype, _becomes(row), re.sub(r"\d+", "*", _why(row)))
+        key = (template(row.name), row.shape, row.dtype, _becomes(row), _without_numbers(_why(row)))
         groups.setdefault(key, []).append(row)
     return sorted(groups.values(), key=lambda group: not group[0].decision.quantize)
+
+
+@functools.lru_cache(maxsize=1 << 12)  # many rows have few reasons
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+", "*", text)
 
 
 def _becomes(row: Row) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mxfp4_core.checkpoint.remote import place
-from mxfp4_core.cli.output import progress_bar, say
+from mxfp4_core.cli.output import json_text, progress_bar, say
 from mxfp4_core.cli.settings import Jobs, Models, Ray, Retries, workers
 
 _SHOWN = 20
@@ -42,8 +42,6 @@ def verify_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check headers, index, hashes, description and bytes of an MXFP4 checkpoint; exit code 1 if anything is wrong."""
-    import json
-
     from mxfp4_core.jobs import verify_checkpoint
 
     shown = sys.stderr.isatty() and not (quiet or as_json)
@@ -58,7 +56,7 @@ def verify_command(
             executor=executor,
         )
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        typer.echo(json_text(result.to_dict()))
     else:
         for check in result.checks:
             say(f"checked {check}")
