@@ -60,6 +60,53 @@ def test_a_folder_is_written_such_that_a_plain_load_runs(name: str, tmp_path: Pa
     assert torch.equal(hidden(reload(tmp_path / "saved", type(model))), hidden(now))
 
 
+@pytest.mark.parametrize("dialect", ["compressed-tensors", "quark", "auto-round"])
+def test_the_line_for_a_dialect_that_was_asked_for_loads_the_model(dialect: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = READERS["t5"]().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "bf16")
+    config = settings(dialect=dialect).core
+    result = quantize_checkpoint(tmp_path / "bf16", tmp_path / "q", config)
+    assert "the config names it; T5" in result.why and result.why.endswith("mxfp4_transformers does not")
+    assert result.why == plan_checkpoint(tmp_path / "bf16", config).why
+    *imports, call = result.load.split("; ")
+    space: dict[str, Any] = {}
+    exec("; ".join(imports), space)
+    if DEVICE == "cpu":  # elsewhere a line without a backend is refused
+        read = eval(call, space)
+        now = type(model).from_pretrained(tmp_path / "bf16", quantization_config=settings())
+        assert type(read) is type(now) and torch.equal(hidden(read), hidden(now))
+
+
+class Words(transformers.GenerationConfig):
+    """Settings of a model that generates in a way of its own: they take no words of others, as DiffusionGemma's."""
+
+    def __init__(self, **words: Any) -> None:
+        if words.keys() & {"num_beams", "min_length"}:
+            raise ValueError(f"Unexpected kwargs: {words.keys()}")
+        super().__init__(**words)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"max_new_tokens": self.max_new_tokens}
+
+
+class Steps(transformers.LlamaForCausalLM):
+    generation_config_class = Words
+
+
+@pytest.mark.parametrize("dialect", ["mxfp4-core", "compressed-tensors"])
+def test_a_model_that_generates_in_a_way_of_its_own_keeps_its_settings(dialect: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Steps(transformers.LlamaConfig(vocab_size=96, **sizes)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "bf16")
+    (tmp_path / "bf16" / "generation_config.json").write_text('{"max_new_tokens": 7}')
+    quantize_checkpoint(tmp_path / "bf16", tmp_path / "q", settings(dialect=dialect).core)
+    where = {} if DEVICE == "cpu" else {"device_map": DEVICE}
+    read = mxfp4_transformers.from_pretrained(tmp_path / "q", settings(), auto_class=Steps, **where)
+    assert read.generation_config.max_new_tokens == 7
+
+
 @pytest.mark.parametrize("dialect", ["mxfp4-core", "compressed-tensors"])
 def test_an_encoder_is_loaded_from_the_folder_of_the_whole_model(dialect: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -71,10 +71,12 @@ def from_pretrained(
     _undescribed(model_config, folder)
     if dtype == "auto":
         dtype = getattr(model_config.get_text_config(), "dtype", None) or folder.dtype()
-    if "generation_config" not in kwargs and (local / "generation_config.json").exists():
-        kwargs["generation_config"] = GenerationConfig.from_pretrained(local)
     remote = bool(kwargs.pop("trust_remote_code", False))
     model_class, model_config = compat.class_of(auto_class, model_config, local, remote)
+    if "generation_config" not in kwargs and (local / "generation_config.json").exists():
+        # A model that generates in a way of its own may have a class for that, which takes no words of others.
+        own_words = getattr(model_class, "generation_config_class", GenerationConfig)
+        kwargs["generation_config"] = own_words.from_pretrained(local)
     loaded = model_class.from_pretrained(
         None,
         config=model_config,

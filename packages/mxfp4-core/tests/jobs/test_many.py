@@ -30,7 +30,9 @@ def save(folder: Path, experts: int) -> Path:
     """Write an index and shards of one layer with so many experts, three tensors each; the data are holes."""
     folder.mkdir()
     parts = ("gate_proj", "up_proj", "down_proj")
-    names = [f"model.layers.0.mlp.experts.{number}.{part}.weight" for number in range(experts) for part in parts]
+    names = [
+        f"model.layers.0.mlp.experts.{number}.{part}.weight" for number in range(experts) for part in parts
+    ]
     index: dict[str, str] = {}
     shards = [names[start : start + SHARD] for start in range(0, len(names), SHARD)]
     for number, some in enumerate(shards, 1):

@@ -23,6 +23,7 @@ from mxfp4_core.dialects.ct_schemes import (
     kind_of,
     mx_group,
 )
+from mxfp4_core.dialects.default import by_adapter
 from mxfp4_core.dialects.fp8 import FP8, fp8_weights
 from mxfp4_core.dialects.pairs import contradiction, find_entries, in_order, name_list, nothing
 from mxfp4_core.dialects.recipes import Recipe
@@ -89,10 +90,7 @@ class CompressedTensorsDialect(Dialect):
         transformers' own integration, with the package compressed-tensors, has linears without a ``weight``: the code
         of T5, Mamba and others asks for it, and so does transformers itself where a linear is tied.
         """
-        if model == AUTO_CLASS:  # what it takes by itself
-            return f"import mxfp4_transformers; mxfp4_transformers.from_pretrained({path!r})"
-        call = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
-        return f"import mxfp4_transformers, transformers; {call}"
+        return by_adapter(path, model)
 
     def describe(self, description: Description) -> dict[str, Any]:
         """Write the scheme MXFP4A16, MXFP4 or MXFP4xFP8, by the activation mode.

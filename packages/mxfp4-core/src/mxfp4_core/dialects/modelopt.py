@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, one_activation
+from mxfp4_core.dialects.default import by_adapter
 from mxfp4_core.dialects.pairs import contradiction, find_entries, name_list
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -106,8 +107,7 @@ class ModelOptDialect(Dialect):
 
     def how_to_load(self, path: str, model: str = AUTO_CLASS) -> str:
         """Load through the adapter of this project: no engine of others does."""
-        call = f"mxfp4_transformers.from_pretrained({path!r}, auto_class=transformers.{model})"
-        return f"import mxfp4_transformers, transformers; {call}"
+        return by_adapter(path, model)
 
     def _algorithm(self, description: Description) -> str:
         activation = one_activation(self.name, description)

@@ -17,7 +17,9 @@ from mxfp4_core.checkpoint.layout import OF_LIBRARY, Layout
 from mxfp4_core.checkpoint.manifest import Manifest, tensor_samples
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, Progress
+from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.dialects.base import AUTO_CLASS, Entry
+from mxfp4_core.dialects.default import by_adapter
 from mxfp4_core.dialects.unread import DESCRIPTIONS
 from mxfp4_core.errors import OutputError
 from mxfp4_core.jobs.units import CopyUnit
@@ -192,6 +194,7 @@ def write_result(
     quantized: int,
     *,
     model: str = AUTO_CLASS,
+    read: bool = False,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     update: bool = False,
@@ -207,6 +210,7 @@ def write_result(
         dialect: how its weights are stored.
         quantized: weights that are MXFP4 in it.
         model: from `loading_class`; empty if none loads it.
+        read: code of the model reads quantised weights itself, so that what others load may not run.
         max_shard_bytes: most bytes of data in one file; a single weight may exceed it.
         force: replace a checkpoint in the folder, and discard what another run left there.
         update: as force, and keep the weight files that would come out the same.
@@ -232,7 +236,7 @@ def write_result(
         dry_run=dry_run,
         copied=copied_weights(content.copies),
         left=content.manifest.left,
-        load=_line(dialect, str(folder), model) if model else "",
+        load=_line(dialect, str(folder), model, read) if model else "",
     )
     if dry_run:
         return result
@@ -248,9 +252,10 @@ def write_result(
     return replace(result, resumed=written.resumed, seconds=time.monotonic() - started)
 
 
-def _line(dialect: Loadable, folder: str, model: str) -> str:
+def _line(dialect: Loadable, folder: str, model: str, read: bool) -> str:
     if not model.startswith(_COMPONENT):
-        return dialect.how_to_load(folder, model)
+        apart = read and dialect.name != NATIVE_NAME
+        return by_adapter(folder, model) if apart else dialect.how_to_load(folder, model)
     if dialect.components:
         return f"import mxfp4_diffusers, diffusers; {model}.from_pretrained({folder!r})"
     return f"mxfp4 convert {folder} NEW --to mxfp4-core  # diffusers, with mxfp4_diffusers, loads that"

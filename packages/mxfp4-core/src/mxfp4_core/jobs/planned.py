@@ -11,7 +11,7 @@ from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Description, Dialect, Entry, alternates
-from mxfp4_core.dialects.default import AUTO, default_for
+from mxfp4_core.dialects.default import AUTO, default_for, named_for
 from mxfp4_core.dialects.pairs import DTYPES
 from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.dialects.source import Source
@@ -136,7 +136,8 @@ def chosen(checkpoint: Checkpoint, config: Mxfp4Config, entries: Sequence[Entry]
         ConfigError: no such dialect, or its package is broken.
     """
     if config.dialect != AUTO:
-        return dialects.get(config.dialect), "the config names it"
+        dialect = dialects.get(config.dialect)
+        return dialect, named_for(dialect, entries)
     return default_for(description(checkpoint, config, entries))
 
 

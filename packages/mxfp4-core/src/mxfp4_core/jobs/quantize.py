@@ -17,6 +17,7 @@ from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.checkpoint.tasks import Executor
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Dialect, Entry
+from mxfp4_core.dialects.default import read_by_model
 from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.errors import ConfigError, DialectError, FormatError, check_type
 from mxfp4_core.jobs.described import describe_checkpoint, is_refused, notes_of
@@ -105,6 +106,7 @@ def quantize_checkpoint(
         dialect,
         len(entries),
         model="" if is_refused(known.view, weights) else loading_class(checkpoint.config, known.view),
+        read=read_by_model(entries) is not None,
         max_shard_bytes=max_shard_bytes,
         force=force,
         update=update,

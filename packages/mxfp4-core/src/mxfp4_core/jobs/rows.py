@@ -20,11 +20,11 @@ from mxfp4_core.naming.vocabulary import module_of, parse_expert
 from mxfp4_core.parallel.shards import Parallel, Shard, shard_of
 
 _WORDS: Final = ("block", "blocks", "experts", "h", "layer", "layers")
-_NUMBER: Final = re.compile(
-    rf"(?:{'|'.join(rf'(?<=[.]{word}[.])' for word in _WORDS)})[0-9]{{1,6}}(?=[.])"
-)
-"""The number of a layer or an expert, behind the word for it, in a name with a dot before it: sizes, splits and dialects
-go by the other parts."""
+_NUMBER: Final = re.compile(rf"(?:{'|'.join(rf'(?<=[.]{word}[.])' for word in _WORDS)})[0-9]{{1,6}}(?=[.])")
+"""The number of a layer or an expert, behind the word for it, in a name with a dot before it.
+
+Sizes, splits and dialects go by the other parts.
+"""
 
 
 @dataclass(frozen=True)
