@@ -8,11 +8,8 @@ sessions use the Python that runs nox, as on a machine with an accelerator and n
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import nox
@@ -20,8 +17,11 @@ from packaging.requirements import Requirement
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import linked
-import vendor_wheels
+from clients import BARE, PACKAGES
 from engines import ENGINES, RELEASES, make_environment, source_of
+from needs import EXTRAS, check_needs, with_extras
+from recipes import made_once
+from targets import TARGETS, Target
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
@@ -31,86 +31,9 @@ nox.options.error_on_missing_interpreters = True
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 TORCH = "torch==2.13.0"
-OPTIONAL = ("compressed-tensors", "diffusers", "gguf", "peft", "pytest-cov", "triton")  # tests do without
-CLIENTS = (
-    "transformers==5.23.*", "accelerate", "compressed-tensors==0.20.*", "gguf==0.19.*", "torchao==0.18.*", "datasets",
-    "py-cpuinfo", "threadpoolctl", "pandas", "scipy", "onnx", "ninja", "ml-dtypes", "joblib",
-)  # fmt: skip
-BARE_CLIENTS = ("auto-round==0.16.1", "amd-quark==0.13", "onnxslim", "evaluate")
-EXTRAS = ("cpu", "cli")  # of the members: what their users install, and the tests need
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 shared_python = sys.executable  # the session "setup" puts the interpreter of the shared environment here
-
-
-@dataclass(frozen=True)
-class Target:
-    """One kind of hardware, and all that must pass there.
-
-    Attributes:
-        backend: the backend that serves it; a skip in its conformance suite is a failure.
-        tests: files and folders of tests.
-        device: what torch calls an accelerator of this kind; the tests of the adapters then run on it, too.
-        workers: processes of pytest-xdist that share it; 0 for none.
-        sanitized: a script that NVIDIA's compute-sanitizer watches; it comes with the CUDA toolkit.
-        arch: type of such a device, and beginnings of its architecture with commas between. Where there is none, the
-            session says so and runs ``elsewhere``; without it, it fails there.
-        elsewhere: tests of what can be proven without the device.
-        vendor: the wheels of ``tools/vendor_wheels.py`` that these need; they are fetched, and nothing is skipped.
-    """
-
-    backend: str
-    tests: tuple[str, ...]
-    device: str = ""
-    workers: int = 0
-    sanitized: str = ""
-    arch: tuple[str, str] = ("", "")
-    elsewhere: tuple[str, ...] = ()
-    vendor: tuple[str, ...] = ()
-
-
-# Tests of the core that are skipped where there is no GPU.
-ON_ANY_GPU = (
-    "packages/mxfp4-core/tests/loader/test_device.py",
-    "packages/mxfp4-core/tests/testing/test_graphs.py::test_the_suite_captures_graphs",
-)
-
-# One row for each kind of hardware that a package in this repository serves. A new backend adds its row,
-# and the session ``nox -s NAME`` follows from it.
-TARGETS = {
-    "cpu": Target("reference", ("packages/mxfp4-core/tests/backend/test_conformance.py",)),
-    "sm90": Target(
-        "cuda-marlin",
-        ("packages/mxfp4-cuda-marlin/tests", *ON_ANY_GPU),
-        device="cuda",
-        workers=8,
-        sanitized="packages/mxfp4-cuda-marlin/tests/sanitized.py",
-    ),
-    "gfx95x": Target(
-        "rocm",
-        ("packages/mxfp4-rocm/tests", *ON_ANY_GPU),
-        device="cuda",  # as torch calls AMD's, too
-        arch=("hip", "gfx95"),
-        elsewhere=("packages/mxfp4-rocm/tests",),
-        vendor=("amd-aiter",),
-    ),
-    "ascend": Target(
-        "npu",
-        ("packages/mxfp4-npu/tests",),
-        device="npu",
-        arch=("npu", "Ascend950"),
-        elsewhere=("packages/mxfp4-npu/tests",),
-        vendor=tuple(key for key in vendor_wheels.WHEELS if key.startswith("torch-npu")),
-    ),
-    "cdna": Target(
-        "petit",
-        ("packages/mxfp4-petit/tests", *ON_ANY_GPU),
-        device="cuda",
-        arch=("hip", "gfx90a,gfx942"),
-        elsewhere=("packages/mxfp4-petit/tests",),
-        vendor=("petit-kernel",),
-    ),
-}
 
 
 def group(*names: str) -> tuple[str, ...]:
@@ -143,18 +66,6 @@ def install_torch(session: nox.Session) -> None:
         session.install(TORCH, "--extra-index-url", CPU_TORCH_INDEX)
 
 
-def extras(member: Path) -> dict[str, list[str]]:
-    """Return the requirements of the extras that a member has and the tests need, by their name."""
-    project = nox.project.load_toml(member / "pyproject.toml")["project"]
-    return {name: needs for name, needs in project.get("optional-dependencies", {}).items() if name in EXTRAS}
-
-
-def with_extras(member: Path) -> str:
-    """Return what pip installs for a member: its folder, and its extras in brackets."""
-    names = ",".join(extras(member))
-    return f"{member}[{names}]" if names else str(member)
-
-
 @nox.session(reuse_venv=True)
 def setup(session: nox.Session) -> None:
     """Make the environment that the other sessions share; with --no-venv, take this interpreter as it is."""
@@ -162,24 +73,18 @@ def setup(session: nox.Session) -> None:
     if session.venv_backend == "none":
         return
     shared_python = str(Path(session.bin) / "python")
-    recipe = [
-        Path(__file__),
-        ROOT / "pyproject.toml",
-        *(path / "pyproject.toml" for path in linked.members()),
-    ]
-    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in recipe)).hexdigest()
-    stamp = Path(session.virtualenv.location) / "recipe.sha256"
-    if stamp.exists() and stamp.read_text() == digest:
+
+    def make() -> None:
+        session.log("installing torch, the packages and the tools: once, about two minutes")
+        install_torch(session)
+        # All members in one command: alone, one of them would fetch its siblings by name from the package index.
+        members = [argument for path in linked.members() for argument in ("-e", with_extras(path))]
+        beside_torch = () if shutil.which("nvidia-smi") else group("triton")
+        session.install(*members, *group("types", "test", "docs"), *beside_torch, TORCH)
+
+    files = (Path(__file__), ROOT / "pyproject.toml", *(path / "pyproject.toml" for path in linked.members()))
+    if not made_once(Path(session.virtualenv.location), files, make):
         session.log("the environment is up to date")
-        return
-    stamp.unlink(missing_ok=True)
-    session.log("installing torch, the packages and the tools: once, about two minutes")
-    install_torch(session)
-    # All members in one command: alone, one of them would fetch its siblings by name from the package index.
-    members = [argument for path in linked.members() for argument in ("-e", with_extras(path))]
-    beside_torch = () if shutil.which("nvidia-smi") else group("triton")
-    session.install(*members, *group("types", "test", "docs"), *beside_torch, TORCH)
-    stamp.write_text(digest)
 
 
 @nox.session(reuse_venv=True)
@@ -231,17 +136,14 @@ def clients(session: nox.Session) -> None:
     here = "python"
     if session.venv_backend != "none":
         here = str(Path(session.bin) / "python")
-        stamp = Path(session.virtualenv.location) / "recipe.sha256"
-        digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-        if not stamp.exists() or stamp.read_text() != digest:
-            stamp.unlink(missing_ok=True)
+
+        def make() -> None:
             install_torch(session)
             core = next(path for path in linked.members() if path.name == "mxfp4-core")
-            session.install("-e", f"{core}[{','.join(EXTRAS)}]", *CLIENTS, TORCH)
-            session.install(
-                "--no-deps", *BARE_CLIENTS
-            )  # their requirements pin other releases, or need a GPU
-            stamp.write_text(digest)
+            session.install("-e", f"{core}[{','.join(EXTRAS)}]", *PACKAGES, TORCH)
+            session.install("--no-deps", *BARE)
+
+        made_once(Path(session.virtualenv.location), (TORCH, *PACKAGES, *BARE, *EXTRAS), make)
     session.run(here, "tools/dialects_table.py", "--clients", env=linked.environment(), external=True)
 
 
@@ -251,15 +153,12 @@ def scale(session: nox.Session) -> None:
     python_here = "python"
     if session.venv_backend != "none":
         python_here = str(Path(session.bin) / "python")
-        stamp = Path(session.virtualenv.location) / "recipe.sha256"
-        digest = hashlib.sha256(
-            Path(__file__).read_bytes() + (ROOT / "pyproject.toml").read_bytes()
-        ).hexdigest()
-        if not stamp.exists() or stamp.read_text() != digest:
-            stamp.unlink(missing_ok=True)
+
+        def make() -> None:
             share_packages(session, python_here)
             session.install(*group("scale"))
-            stamp.write_text(digest)
+
+        made_once(Path(session.virtualenv.location), (shared_python, *group("scale")), make)
     folder = "packages/mxfp4-core/tests/scale"
     session.run(
         python_here, "-m", "pytest", folder, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True
@@ -328,32 +227,6 @@ def engine_names(session: nox.Session) -> None:
         python(session, "-m", "pytest", "-q", names, MXFP4_ENGINE_SOURCE=str(source))
 
 
-def check_needs(session: nox.Session) -> None:
-    """Stop where a package that the tests need is not installed, and name all of them."""
-    texts = group("test", "triton")
-    for member in linked.members():
-        texts += tuple(nox.project.load_toml(member / "pyproject.toml")["project"]["dependencies"])
-        texts += tuple(text for needs in extras(member).values() for text in needs)
-    absent = []
-    for text in texts:
-        requirement = Requirement(text)
-        if requirement.marker and not requirement.marker.evaluate():
-            continue
-        try:
-            found = None if requirement.name.startswith("mxfp4-") else version(requirement.name)
-        except PackageNotFoundError:
-            absent.append(text)
-            continue
-        if found and not requirement.specifier.contains(found, prereleases=True):
-            session.warn(f"{requirement.name} {found} is here, {text} is asked for")
-    optional = [text for text in absent if Requirement(text).name in OPTIONAL]
-    if optional:
-        session.warn(f"not installed, so the tests that need them are skipped: {' '.join(optional)}")
-    needed = [text for text in absent if text not in optional]
-    if needed:
-        session.error(f"not installed, but needed: pip install {' '.join(map(repr, needed))}")
-
-
 def has_device(session: nox.Session, kind: str, arch: str) -> bool:
     """Say whether torch can use a device of this type and architecture here."""
     code = "import sys; from mxfp4_core.backend import probe; "
@@ -377,7 +250,7 @@ def add_target(name: str, target: Target) -> None:
 
     def run(session: nox.Session) -> None:
         if shared_python == sys.executable:
-            check_needs(session)
+            check_needs(session, group("test", "triton"))
         if target.elsewhere and not has_device(session, *target.arch):
             prove_elsewhere(session, target)
             return
