@@ -24,7 +24,7 @@ def _extras(member: Path) -> dict[str, list[str]]:
 
 def with_extras(member: Path) -> str:
     """Return what pip installs for a member: its folder, and its extras in brackets."""
-    names = ",".join(extras(member))
+    names = ",".join(_extras(member))
     return f"{member}[{names}]" if names else str(member)
 
 
