@@ -17,7 +17,7 @@ from mxfp4_core.backend import registry, select
 from mxfp4_core.backend.registry import Plugin
 from mxfp4_core.naming import providers
 
-for folder in ("backend", "loader", "testing"):  # pytest's importlib mode does not
+for folder in ("backend", "jobs", "loader", "testing"):  # pytest's importlib mode does not
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 Save = Callable[..., Path]
