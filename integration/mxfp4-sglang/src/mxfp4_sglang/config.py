@@ -6,39 +6,20 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.loader import EngineMethod, refused_table, renames_of
+from mxfp4_core.loader import refused_table, renames_of
 from mxfp4_sglang import compat
 from mxfp4_sglang.experts import Mxfp4ExpertsMethod
 from mxfp4_sglang.linear import Mxfp4LinearMethod
-from mxfp4_sglang.model import Model
+from mxfp4_sglang.method import ModelMethod
 from mxfp4_sglang.words import ABSORBED, METHOD_FP8
 
-ADDED = ("packed_modules_mapping", "hf_config")
-"""What SGLang writes into ``quantization_config`` of a checkpoint before it hands it over."""
 
-
-class Mxfp4QuantizationConfig(EngineMethod, compat.QuantizationConfig):
-    """``--quantization mxfp4-core``: weights become MXFP4 while SGLang loads them, or come from a saved folder.
-
-    Args:
-        core: the config; that of ``MXFP4_CONFIG`` if None.
-        stored: the weights are quantised in the checkpoint.
-    """
-
-    def __init__(self, core: Mxfp4Config | None = None, *, stored: bool = False) -> None:
-        super().__init__()
-        self.model = Model(core or self.asked(), stored)
+class Mxfp4QuantizationConfig(ModelMethod, compat.QuantizationConfig):
+    """``--quantization mxfp4-core``: weights become MXFP4 while SGLang loads them, or come from a saved folder."""
 
     def get_scaled_act_names(self) -> list[str]:
         """Return no names: nothing scales activations here."""
         return []
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Mxfp4QuantizationConfig:
-        """Read ``quantization_config`` of a saved folder."""
-        said = {key: value for key, value in config.items() if key not in ADDED}
-        return cls(cls.read(said), stored=True)
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: Any, user_quant: str | None) -> str | None:
@@ -84,4 +65,4 @@ class Mxfp8QuantizationConfig(Mxfp4QuantizationConfig):
     method = METHOD_FP8
 
 
-__all__ = ["ADDED", "Mxfp4QuantizationConfig", "Mxfp8QuantizationConfig"]
+__all__ = ["Mxfp4QuantizationConfig", "Mxfp8QuantizationConfig"]

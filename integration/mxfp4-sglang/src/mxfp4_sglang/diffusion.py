@@ -9,12 +9,10 @@ from typing import Any
 import torch
 
 from mxfp4_core.arithmetic import MXFP4, MXFP8
-from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.loader import EngineMethod, StoredTensors
+from mxfp4_core.loader import StoredTensors
 from mxfp4_sglang import compat
-from mxfp4_sglang.config import ADDED
 from mxfp4_sglang.linear import LinearWeights
-from mxfp4_sglang.model import Model
+from mxfp4_sglang.method import ModelMethod
 from mxfp4_sglang.words import METHOD, METHOD_FP8
 
 SUFFIXES = tuple({part.suffix for form in (MXFP4, MXFP8) for part in form.parts if part.suffix})
@@ -34,23 +32,8 @@ class Mxfp4DiffusionLinearMethod(LinearWeights, _LinearMethod):
     plain = _Unquantized
 
 
-class Mxfp4DiffusionConfig(EngineMethod, _Config):
-    """``--quantization mxfp4-core`` of the diffusion server.
-
-    Args:
-        core: the config; that of ``MXFP4_CONFIG`` if None.
-        stored: the weights are quantised in the checkpoint.
-    """
-
-    def __init__(self, core: Mxfp4Config | None = None, *, stored: bool = False) -> None:
-        super().__init__()
-        self.model = Model(core or self.asked(), stored)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Mxfp4DiffusionConfig:
-        """Read ``quantization_config`` of a saved folder."""
-        said = {key: value for key, value in config.items() if key not in ADDED}
-        return cls(cls.read(said), stored=True)
+class Mxfp4DiffusionConfig(ModelMethod, _Config):
+    """``--quantization mxfp4-core`` of the diffusion server."""
 
     def ignoring(self, patterns: list[str]) -> None:
         """Keep layers that ``--quantization-ignored-layers`` names, like ``ignore`` of the config."""
