@@ -73,7 +73,12 @@ def _spellings(parent: str, wanted: Collection[str], stored: dict[str, tuple[str
     ):
         prefixes.append(".".join(there).removesuffix(".weight"))
     for prefix in prefixes:
-        yield from (prefix, f"{prefix}.*", rf"re:{re.escape(prefix)}(\..*)?")
+        yield prefix
+        if (
+            f"{prefix}.weight" not in sources
+        ):  # a path with a wildcard below a linear means what is in it, not itself
+            yield f"{prefix}.*"
+        yield rf"re:{re.escape(prefix)}(\..*)?"
 
 
 __all__ = ["kept"]
