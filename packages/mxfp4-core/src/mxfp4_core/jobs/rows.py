@@ -20,8 +20,10 @@ from mxfp4_core.naming.vocabulary import module_of, parse_expert
 from mxfp4_core.parallel.shards import Parallel, Shard, shard_of
 
 _WORDS: Final = ("block", "blocks", "experts", "h", "layer", "layers")
-_NUMBER: Final = re.compile(rf"(?:{'|'.join(rf'(?<=[.]{word}[.])' for word in _WORDS)})[0-9]{{1,6}}(?=[.])")
-"""The number of a layer or an expert, behind the word for it, in a name with a dot before it.
+_NUMBER: Final = re.compile(
+    rf"[.](?=[0-9])(?:{'|'.join(rf'(?<=[.]{word}[.])' for word in _WORDS)})[0-9]{{1,6}}(?=[.])"
+)
+"""The number of a layer or an expert with its dot, behind the word for it, in a name with a dot before it.
 
 Sizes, splits and dialects go by the other parts.
 """
@@ -99,7 +101,7 @@ class Rows:
             decision: what happens to it.
             entry: made by `planned` from it; None where it is kept.
         """
-        key: tuple[object, ...] = (_NUMBER.sub("0", f".{info.name}"), info.shape, info.dtype)
+        key: tuple[object, ...] = (_NUMBER.sub(".0", f".{info.name}"), info.shape, info.dtype)
         if entry is not None:
             key += (entry.shape, entry.format, entry.transposed, entry.interleaved, entry.known)
         alike = self._known.get(key)

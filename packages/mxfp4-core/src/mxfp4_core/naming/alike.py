@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.view import ModelView
 
-_NUMBER: Final = re.compile(r"(?<=\.)[0-9]{1,6}(?=\.)")
+_NUMBER: Final = re.compile(r"\.[0-9]{1,6}(?=\.)")
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.([0-9]{1,6})(?=\.)")
 _QUOTED: Final = re.compile(r"'[0-9]+'")
 
@@ -49,7 +49,7 @@ class Alike:
             return None
         shape = None if shape is None else tuple(shape)
         if self._view is None:
-            return _NUMBER.sub("0", name), shape
+            return _NUMBER.sub(".0", name), shape
         found = self._view.find(name)
         if any(each.tied_to for each in found):
             return None
@@ -57,7 +57,7 @@ class Alike:
         if self._view.finer(module) or self._view.coarser(module):
             return None
         exact = self._view.names(name)
-        return _NUMBER.sub("0", name), shape, exact, tuple((each.kind, each.keep) for each in found)
+        return _NUMBER.sub(".0", name), shape, exact, tuple((each.kind, each.keep) for each in found)
 
     def find(self, kind: object | None) -> Known | None:
         """Return what is known about names of a kind."""
