@@ -74,9 +74,8 @@ def _spellings(parent: str, wanted: Collection[str], stored: dict[str, tuple[str
         prefixes.append(".".join(there).removesuffix(".weight"))
     for prefix in prefixes:
         yield prefix
-        if (
-            f"{prefix}.weight" not in sources
-        ):  # a path with a wildcard below a linear means what is in it, not itself
+        # A path with a wildcard below a linear means what is in it, not itself: it is refused.
+        if f"{prefix}.weight" not in sources:
             yield f"{prefix}.*"
         yield rf"re:{re.escape(prefix)}(\..*)?"
 

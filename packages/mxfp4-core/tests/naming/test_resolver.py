@@ -306,3 +306,13 @@ def test_overrides_that_ask_for_two_activations_are_refused() -> None:
     overrides = [{"pattern": "up_proj", "activation": "fp8"}, {"pattern": "mlp", "activation": "none"}]
     with pytest.raises(PatternError, match="two different instructions"):
         Resolver(Mxfp4Config.from_dict({"overrides": overrides})).decide("layers.0.mlp.up_proj", (64, 64))
+
+
+@pytest.mark.parametrize("key", ["ignore", "targets"])
+@pytest.mark.parametrize("bias", [[], [("layers.0.up.bias", (64,))]])
+def test_what_is_below_a_linear_is_not_the_linear(key: str, bias: list[tuple[str, tuple[int, ...]]]) -> None:
+    names = [("layers.0.up.weight", (64, 64)), ("layers.1.up.weight", (64, 64)), *bias]
+    with pytest.raises(PatternError, match="name patterns match nothing"):
+        Resolver(Mxfp4Config.from_dict({key: ["layers.0.up.*"]})).decide_all(names)
+    decided = Resolver(Mxfp4Config.from_dict({"ignore": ["layers.0.*"]})).decide_all(names)
+    assert [each.quantize for each in decided[:2]] == [False, True]

@@ -7,7 +7,7 @@ reaches v alone, which is then an error, because the three share one kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -70,6 +70,20 @@ class Matcher:
                     hits.setdefault(text, spelling)
         self._all[leaf] = hits
         return hits
+
+    def meant(self, leaf: str) -> Collection[str]:
+        """Return those patterns that hit a leaf and mean it.
+
+        ``X.*`` hits the bias of a linear X, which is kept in any case, and not X, which it was to keep.
+        """
+        hits, module = self.hits(leaf), leaf.removesuffix(".bias")
+        if module == leaf:
+            return hits.keys()
+        return {
+            text
+            for text in hits
+            if not text.endswith("*") or text.startswith("re:") or text in self.hits(module)
+        }
 
     def _own_hits(self, module: str) -> Hits:
         if (known := self._own.get(module)) is not None:

@@ -216,7 +216,7 @@ class Resolver:
 
     def _decide_leaf(self, leaf: str) -> Decision:
         hits = self._matcher.hits(leaf)
-        self._matched.update(hits)
+        self._matched.update(self._matcher.meant(leaf))
         override = self._override(leaf, hits)
         for text in hits:
             if text in self._ignore:
