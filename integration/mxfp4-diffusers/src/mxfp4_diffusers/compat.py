@@ -30,7 +30,6 @@ from mxfp4_core.modules import Weight
 from mxfp4_core.naming import Headers
 
 VERSION: Final[str] = diffusers.__version__
-CHOOSE: Final = "do not import both, or ask for another release of the other one"
 _HOOKS: Final = ("maybe_update_loaded_keys", "maybe_update_state_dict")
 
 
@@ -68,7 +67,7 @@ def register(method: str, config: type[Any], quantizer: type[DiffusersQuantizer]
     """
     pairs = ((auto.AUTO_QUANTIZATION_CONFIG_MAPPING, config), (auto.AUTO_QUANTIZER_MAPPING, quantizer))
     for mapping, ours in pairs:
-        check_free(method, mapping.get(method), ours, engine="diffusers", fix=CHOOSE)
+        check_free(method, mapping.get(method), ours, engine="diffusers")
     for mapping, ours in pairs:
         mapping[method] = ours
 

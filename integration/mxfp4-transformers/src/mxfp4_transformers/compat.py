@@ -55,8 +55,7 @@ def register(method: str, config: type[QuantizationConfigMixin], quantizer: type
         (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, config),
         (auto.AUTO_QUANTIZER_MAPPING, quantizer),
     ):
-        fix = "do not import both, or ask for another release of the other one"
-        check_free(method, mapping.get(method), ours, engine="transformers", fix=fix)
+        check_free(method, mapping.get(method), ours, engine="transformers")
     if auto.AUTO_QUANTIZATION_CONFIG_MAPPING.get(method) is not config:
         auto.register_quantization_config(method)(config)
     if auto.AUTO_QUANTIZER_MAPPING.get(method) is not quantizer:

@@ -210,9 +210,8 @@ class ModelSlimDialect(Dialect):
                 )
         entries = {entry.weight: entry for entry in description.entries}
         others = set(description.others).difference(description.untold)
-        kinds: dict[
-            str, str
-        ] = {}  # weight by weight as msmodelslim writes them: the parts of one side by side
+        # Weight by weight as msmodelslim writes them: the parts of one side by side.
+        kinds: dict[str, str] = {}
         for name in sorted(entries.keys() | others):
             if (entry := entries.get(name)) is not None:
                 kinds |= self._types(entry, others)

@@ -56,16 +56,10 @@ class PlacedSink(Sink, Protocol):
         ...
 
 
-class FileSink:
-    """A file of this machine: written under another name, synced, renamed.
+class _Seekable:
+    """The part of a sink that is a raw file of this machine."""
 
-    Raises:
-        OSError: from all methods.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, temporary_of(path)
-        self._file = open(self._temporary, "wb+", buffering=0)  # noqa: SIM115  # closed by discard
+    _file: IO[bytes]
 
     def write(self, data: memoryview) -> int:
         """Write some bytes: a raw file may take less than it is given."""
@@ -77,7 +71,21 @@ class FileSink:
 
     def pieces(self) -> Iterator[bytes]:
         """Read all from the start."""
-        return _pieces(self._file)
+        self._file.seek(0)
+        while piece := self._file.read(_READ_BYTES):
+            yield piece
+
+
+class FileSink(_Seekable):
+    """A file of this machine: written under another name, synced, renamed.
+
+    Raises:
+        OSError: from all methods.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._temporary = path, temporary_of(path)
+        self._file = open(self._temporary, "wb+", buffering=0)  # noqa: SIM115  # closed by discard
 
     def finish(self) -> None:
         """Wait for the disk, and rename."""
@@ -134,7 +142,7 @@ class ObjectSink:
                 self._file.discard()
 
 
-class SpooledSink:
+class SpooledSink(_Seekable):
     """An object in a bucket whose bytes come in any order: collected in a file of this machine, uploaded at the end.
 
     Args:
@@ -150,18 +158,6 @@ class SpooledSink:
         self._path, self._nbytes = path, nbytes
         self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by discard
 
-    def write(self, data: memoryview) -> int:
-        """Write some bytes."""
-        return self._file.write(data)
-
-    def seek(self, offset: int) -> None:
-        """Go to a place."""
-        self._file.seek(offset)
-
-    def pieces(self) -> Iterator[bytes]:
-        """Read all from the start."""
-        return _pieces(self._file)
-
     def finish(self) -> None:
         """Upload everything."""
         sink = ObjectSink(self._path, self._nbytes)
@@ -175,12 +171,6 @@ class SpooledSink:
     def discard(self) -> None:
         """Close the file, which is then gone."""
         self._file.close()
-
-
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    file.seek(0)
-    while piece := file.read(_READ_BYTES):
-        yield piece
 
 
 def sink_for(path: Path, nbytes: int) -> Sink:

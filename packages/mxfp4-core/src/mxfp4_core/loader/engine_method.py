@@ -143,7 +143,14 @@ def check_release(
     )
 
 
-def check_free(method: str, taken: type[Any] | None, ours: type[Any], *, engine: str, fix: str) -> None:
+def check_free(
+    method: str,
+    taken: type[Any] | None,
+    ours: type[Any],
+    *,
+    engine: str,
+    fix: str = "do not import both, or ask for another release of the other one",
+) -> None:
     """Check that the name of a method is ours to take: nobody has it, or this package.
 
     Args:

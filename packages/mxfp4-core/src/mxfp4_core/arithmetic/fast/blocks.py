@@ -187,6 +187,27 @@ def _refuse_nonfinite(
         raise NonFiniteError.at(name, *first, count)
 
 
+def addresses(tag: object, weight: torch.Tensor, outputs: Outputs) -> tuple[object, ...]:
+    """Return the first seven arguments of compiled kernels of one level, for a matrix ``[N, K]``.
+
+    Args:
+        tag: for the dtype of the weight.
+        weight: whose last axis is dense.
+        outputs: codes and scales, likewise.
+    """
+    (codes, scales), size = outputs, weight.element_size()
+    strides = weight.stride(0) * size, codes.stride(0), scales.stride(0)
+    return (
+        tag,
+        size,
+        weight.data_ptr(),
+        codes.data_ptr(),
+        scales.data_ptr(),
+        strides,
+        weight.shape[1] // BLOCK,
+    )
+
+
 def check_weight(weight: torch.Tensor, name: str) -> None:
     """Refuse what cannot be quantised: other dtypes, scalars, tensors without values."""
     check_dense(weight, name)
@@ -225,4 +246,4 @@ def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-__all__ = ["WEIGHT_DTYPES", "Outputs", "Way", "check_weight", "choice"]
+__all__ = ["WEIGHT_DTYPES", "Outputs", "Way", "addresses", "check_weight", "choice"]

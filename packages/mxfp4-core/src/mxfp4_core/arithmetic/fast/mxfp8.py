@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mxfp4_core.arithmetic.fast import device
-from mxfp4_core.arithmetic.fast.blocks import Outputs, Way
+from mxfp4_core.arithmetic.fast.blocks import Outputs, Way, addresses
 from mxfp4_core.arithmetic.fast.choose import cpu_kernels
 from mxfp4_core.arithmetic.fast.steps import E4M3_EXPONENT_MIN, arguments
 from mxfp4_core.arithmetic.fast.threads import spread
@@ -33,27 +33,15 @@ class Mxfp8Way(Way):
         if kernels is None or common is None:
             return device.quantize_e4m3(weight, codes, scales, profile)
         known = arguments(profile, weight.dtype, E4M3_EXPONENT_MIN)
-        size = weight.element_size()
-        row_blocks = weight.shape[1] // BLOCK
+        matrix = addresses(common.TAGS[weight.dtype], weight, outputs)
 
         def run(start: int, stop: int) -> int:
             left: int = kernels.quantize_e4m3(
-                common.TAGS[weight.dtype],
-                size,
-                weight.data_ptr(),
-                codes.data_ptr(),
-                scales.data_ptr(),
-                (weight.stride(0) * size, codes.stride(0), scales.stride(0)),
-                row_blocks,
-                start,
-                stop,
-                known.tables,
-                known.places,
-                profile.zero_byte,
+                *matrix, start, stop, known.tables, known.places, profile.zero_byte
             )
             return left
 
-        return spread(run, weight.shape[0] * row_blocks, threads)
+        return spread(run, weight.numel() // BLOCK, threads)
 
     def judge(
         self,

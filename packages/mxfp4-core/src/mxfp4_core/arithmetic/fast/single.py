@@ -6,7 +6,7 @@ import torch
 
 from mxfp4_core.arithmetic import reference
 from mxfp4_core.arithmetic.fast import device
-from mxfp4_core.arithmetic.fast.blocks import Outputs, Way
+from mxfp4_core.arithmetic.fast.blocks import Outputs, Way, addresses
 from mxfp4_core.arithmetic.fast.choose import cpu_kernels
 from mxfp4_core.arithmetic.fast.steps import arguments
 from mxfp4_core.arithmetic.fast.threads import spread
@@ -34,17 +34,7 @@ class Single(Way):
         if kernels is None or rest is None:
             return device.quantize(weight, codes, scales, profile)
         known = arguments(profile, weight.dtype)
-        size = weight.element_size()
-        row_blocks = weight.shape[1] // BLOCK
-        matrix = (
-            kernels.TAGS[weight.dtype],
-            size,
-            weight.data_ptr(),
-            codes.data_ptr(),
-            scales.data_ptr(),
-            (weight.stride(0) * size, codes.stride(0), scales.stride(0)),
-            row_blocks,
-        )
+        matrix = addresses(kernels.TAGS[weight.dtype], weight, outputs)
 
         def run(start: int, stop: int) -> int:
             left: int = kernels.quantize(*matrix, start, stop, known.tables, known.limits, known.signs)
@@ -52,7 +42,7 @@ class Single(Way):
                 left = rest.quantize_special(*matrix, start, stop, known.places, known.limits, known.signs)
             return left
 
-        return spread(run, weight.shape[0] * row_blocks, threads)
+        return spread(run, weight.numel() // BLOCK, threads)
 
     def judge(
         self,
