@@ -8,14 +8,16 @@ where that is asked for.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mxfp4_core.arithmetic.format import E8M0_BIAS, E8M0_NAN
 from mxfp4_core.checkpoint.header import DTYPE_BITS
 from mxfp4_core.checkpoint.reader import TORCH_DTYPES
-from mxfp4_core.dialects.raw import CARRIERS, Bytes, misfit
+from mxfp4_core.dialects.raw import CARRIERS, PIECE, Bytes, misfit, nothing
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 _SCALES = ("F8_E8M0", "U8", "F32", "BF16", "F16")
+_VALUES = 1 << 19
+"""Values that are made in one step, in float64."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,12 @@ class Narrow(ABC):
     @abstractmethod
     def numbers(self, source: Bytes, start: int, stop: int) -> torch.Tensor:
         """Make the values of the indices ``start`` to ``stop`` of the first axis, in float64."""
+
+    def chunks(self, source: Bytes, start: int, stop: int, most: int) -> Iterator[torch.Tensor]:
+        """Make what `numbers` makes piece by piece, in order; each has about ``most`` values, or one row."""
+        step = max(1, most // max(1, math.prod(self.shape[1:])))
+        for first in range(start, stop, step):
+            yield self.numbers(source, first, min(first + step, stop))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,9 +162,23 @@ class Widen(Recipe):
         Raises:
             DialectError: a value that the dtype does not have, where that counts; or one that is larger than all of it.
         """
+        made = nothing(self.dtype, (stop - start, *self.shape[1:]))
+        flat, at = made.view(-1), 0
+        for values in self.of.chunks(source, start, stop, _VALUES):
+            end = at + values.numel()
+            flat[at:end] = self._round(values).reshape(-1)
+            at = end
+        return made
+
+    def pieces(self, source: Bytes, most: int = PIECE) -> Iterator[memoryview]:
+        """Yield all bytes in order, in pieces that need not end with a row."""
+        count = self.shape[0] if self.nbytes else 0
+        for values in self.of.chunks(source, 0, count, min(_VALUES, max(1, most))):
+            yield self._round(values).contiguous().numpy().reshape(-1).view("uint8").data
+
+    def _round(self, values: torch.Tensor) -> torch.Tensor:
         import torch
 
-        values = self.of.numbers(source, start, stop)
         rounded = values.to(getattr(torch, TORCH_DTYPES[self.dtype]))
         back = rounded.double()
         lost = back.isinf()  # no weight is infinite

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 PIECE = 4 << 20
 """Bytes that `Recipe.pieces` holds at a time, or one row."""
 
+MOVED = 64 << 20
+"""As many where the first axis is not that of the file, so that everything is read for each piece."""
+
 CARRIERS = {8: "uint8", 16: "int16", 32: "int32", 64: "int64"}
 """Bytes travel in integers of the same width: torch moves those in every way, and narrow floats not."""
 
@@ -50,10 +53,10 @@ def whole_bytes(dtype: str, what: str) -> None:
 
 
 def nothing(dtype: str, shape: Sequence[int]) -> torch.Tensor:
-    """Return an empty tensor in integers of the width of a dtype."""
+    """Return a tensor in integers of the width of a dtype, without values."""
     import torch
 
     return torch.empty(tuple(shape), dtype=getattr(torch, CARRIERS[DTYPE_BITS[dtype]]))
 
 
-__all__ = ["CARRIERS", "PIECE", "Bytes", "joined", "misfit", "nothing", "whole_bytes"]
+__all__ = ["CARRIERS", "MOVED", "PIECE", "Bytes", "joined", "misfit", "nothing", "whole_bytes"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mxfp4_core.checkpoint.header import DTYPE_BITS
 from mxfp4_core.checkpoint.reader import TORCH_DTYPES
-from mxfp4_core.dialects.raw import CARRIERS, PIECE, Bytes, joined, misfit, nothing, whole_bytes
+from mxfp4_core.dialects.raw import CARRIERS, MOVED, PIECE, Bytes, misfit, nothing, whole_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -202,8 +202,7 @@ class Read(Recipe):
         if not new or old == new:
             return super().reinterpret(dtype) if not new else replace(self, dtype=dtype)
         if not self.shape or self.shape[-1] * old % new:
-            seen = f"{self.dtype} {list(self.shape)} as {dtype}"
-            misfit(seen, "the last axis has whole elements of the new dtype")
+            misfit(f"{self.dtype} {list(self.shape)} as {dtype}", "the last axis has whole elements of it")
         return replace(self, dtype=dtype, shape=(*self.shape[:-1], self.shape[-1] * old // new))
 
     def reshape(self, *shape: int) -> Recipe:
@@ -267,13 +266,16 @@ class Permute(_Wrapped):
         """Read the range where the first axis stays; else everything below, in pieces, and keep the range of each."""
         if self.axes[0] == 0:
             return self.of.rows(source, start, stop).permute(self.axes)
-        made, step = [], max(1, PIECE // max(1, self.of.row_bytes))
-        for first in range(0, self.of.shape[0], step):
+        step = max(1, PIECE // max(1, self.of.row_bytes))
+        made = nothing(self.dtype, (stop - start, *self.shape[1:]))
+        for first in range(0, self.of.shape[0] if made.numel() else 0, step):
             below = self.of.rows(source, first, min(first + step, self.of.shape[0]))
-            made.append(below.permute(self.axes)[start:stop].clone())
-        return (
-            joined(made, self.axes.index(0)) if made else nothing(self.dtype, (stop - start, *self.shape[1:]))
-        )
+            made.narrow(self.axes.index(0), first, below.shape[0]).copy_(below.permute(self.axes)[start:stop])
+        return made
+
+    def pieces(self, source: Bytes, most: int = PIECE) -> Iterator[memoryview]:
+        """Yield all bytes in order, in few pieces where each reads everything below."""
+        return super().pieces(source, most if self.axes[0] == 0 else max(most, MOVED))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from mxfp4_core.checkpoint.tasks import Progress
 from mxfp4_core.dialects.base import Contents, Entry
 from mxfp4_core.dialects.raw import PIECE
 from mxfp4_core.dialects.recipes import Read, Recipe
+from mxfp4_core.jobs.pieces import flat, matrix
 from mxfp4_core.jobs.units import QuantizeUnit
 
 _NAN_BYTE = bytes([E8M0_NAN])
@@ -175,12 +175,17 @@ def _padding_codes(checkpoint: Checkpoint, entry: Entry, part: Part) -> bool:
     """Return whether any code behind the end of K is not zero; a zero code may carry a sign."""
     import torch
 
-    codes = _matrix(entry.parts[part.name])
+    codes = matrix(entry.parts[part.name])
+    rows, columns = codes.shape
     used, odd = divmod(entry.shape[-1], part.values)
     magnitude = 0x77 if part.values == 2 else 0x7F
-    step = max(1, PIECE // max(1, codes.row_bytes))
-    for start in range(0, codes.shape[0], step):
-        tail = codes.load(checkpoint, start, min(start + step, codes.shape[0])).view(torch.uint8)[:, used:]
+    step = PIECE // max(1, codes.row_bytes)
+    for start in range(0, rows, max(1, step)):
+        if step:
+            tail = codes.load(checkpoint, start, min(start + step, rows)).view(torch.uint8)[:, used:]
+        else:
+            at = start * columns
+            tail = flat(codes).load(checkpoint, at + used, at + columns).view(torch.uint8).reshape(1, -1)
         if odd:
             tail[:, 0] >>= 4
         if (tail & magnitude).any():
@@ -204,14 +209,13 @@ def _cast(checkpoint: Checkpoint, recipe: Recipe, original: Checkpoint, name: st
     )
     if recipe.shape != info.shape or not (rounded or (info.dtype, recipe.dtype) in _EXACT):
         return False
-    source = Read(info.dtype, info.shape, name)
-    count = recipe.shape[0] if recipe.shape else 1
-    step = max(1, PIECE // max(1, recipe.row_bytes))
-    for start in range(0, count, step):
-        rows = start, min(start + step, count)
-        wide = recipe.load(checkpoint, *rows)
-        wanted = source.load(original, *rows).to(wide.dtype)
-        if not torch.equal(wide.reshape(-1).view(torch.uint8), wanted.reshape(-1).view(torch.uint8)):
+    source, stored = flat(Read(info.dtype, info.shape, name)), flat(recipe)
+    step = PIECE // stored.row_bytes
+    for start in range(0, stored.shape[0], step):
+        values = start, min(start + step, stored.shape[0])
+        wide = stored.load(checkpoint, *values)
+        wanted = source.load(original, *values).to(wide.dtype)
+        if not torch.equal(wide.view(torch.uint8), wanted.view(torch.uint8)):
             return False
     return True
 
@@ -221,16 +225,15 @@ def _difference(checkpoint: Checkpoint, unit: QuantizeUnit, entry: Entry, progre
     import torch
 
     done = dict.fromkeys(entry.parts, 0)
-    rows = {name: _matrix(recipe) for name, recipe in entry.parts.items()}
     for name, piece in unit.stream(progress):
         expected = torch.frombuffer(piece, dtype=torch.uint8)
-        start, recipe = done[name], rows[name]
-        done[name] += len(expected) // recipe.row_bytes
-        stored = recipe.load(checkpoint, start, done[name]).reshape(-1).view(torch.uint8)
+        part, recipe = unit.form.part(name), flat(entry.parts[name])
+        start = done[name]
+        done[name] += len(expected) // part.itemsize
+        stored = recipe.load(checkpoint, start, done[name]).view(torch.uint8)
         if not torch.equal(stored, expected):
             at = int((stored != expected).nonzero()[0])
-            row, byte = divmod(start * recipe.row_bytes + at, recipe.row_bytes)
-            part = unit.form.part(name)
+            row, byte = divmod(start * part.itemsize + at, entry.parts[name].shape[-1] * part.itemsize)
             block = byte // part.itemsize * part.values // unit.form.block
             kind = f"{name.removesuffix('s')} byte"
             values = f"{int(stored[at])} where the source gives {int(expected[at])}"
@@ -238,11 +241,6 @@ def _difference(checkpoint: Checkpoint, unit: QuantizeUnit, entry: Entry, progre
                 f"first difference in {_stored_name(entry, name)}, row {row}, block {block}: {kind} {values}"
             )
     return None
-
-
-def _matrix(recipe: Recipe) -> Recipe:
-    """Return all axes but the last as rows."""
-    return recipe.reshape(math.prod(recipe.shape[:-1]), recipe.shape[-1])
 
 
 def _stored_name(entry: Entry, part: str) -> str:

@@ -14,10 +14,13 @@ from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.dialects.base import Entry
 from mxfp4_core.dialects.beside import Narrow
 from mxfp4_core.dialects.raw import Bytes
-from mxfp4_core.dialects.recipes import Recipe
+from mxfp4_core.dialects.recipes import Read, Recipe
+from mxfp4_core.jobs.pieces import flat
 
 if TYPE_CHECKING:
     import torch
+
+    from mxfp4_core.arithmetic.formats.base import Part
 
 _CHUNK = 4 << 20
 """Values that are compared in one step."""
@@ -51,13 +54,39 @@ class Dequantized(Narrow):
 
     def numbers(self, source: Bytes, start: int, stop: int) -> torch.Tensor:
         """Dequantise in float32, where codes times powers of two are exact, and cut what K was padded with."""
+        parts = {part.name: self.entry.parts[part.name].load(source, start, stop) for part in self._parts}
+        return self._of(parts)[..., : self.shape[-1]]
+
+    def chunks(self, source: Bytes, start: int, stop: int, most: int) -> Iterator[torch.Tensor]:
+        """Cut stacked matrices, and rows, where their parts lie in the file as they are."""
+        *lead, k = self.shape
+        recipes = {part: self.entry.parts[part.name] for part in self._parts}
+        inner = math.prod(lead[1:])
+        if inner * k <= most or not all(isinstance(each, Read) for each in recipes.values()):
+            yield from super().chunks(source, start, stop, most)
+            return
+        form, step = formats.get(self.entry.format), max(1, most // k)
+        size = k if k <= most else max(1, most // form.block) * form.block
+        for row in range(start * inner, stop * inner, step):
+            rows = min(row + step, stop * inner) - row
+            for first in range(0, k, size):
+                last = min(first + size, k)
+                parts = {}
+                for part, recipe in recipes.items():
+                    a, b = first // part.values, form.physical_k(last) // part.values
+                    at, width = row * recipe.shape[-1] + a, b - a
+                    values = flat(recipe).load(source, at, at + (width if size < k else rows * width))
+                    parts[part.name] = values.reshape(-1, width)
+                yield self._of(parts)[:, : last - first]
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        return formats.get(self.entry.format).weight_parts
+
+    def _of(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         import torch
 
-        form = formats.get(self.entry.format)
-        parts = {
-            part.name: self.entry.parts[part.name].load(source, start, stop) for part in form.weight_parts
-        }
-        return form.dequantize(parts, torch.float32)[..., : self.shape[-1]].double()
+        return formats.get(self.entry.format).dequantize(parts, torch.float32).double()
 
 
 @dataclass(frozen=True)
@@ -93,11 +122,12 @@ class Made:
         }
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """Fill a writable buffer with whole rows of a weight."""
+        """Fill a writable buffer with the bytes of a weight from ``start`` on; the rows that have them are made."""
         recipe = self.recipes[name]
-        first, rows = start // recipe.row_bytes, len(buffer) // recipe.row_bytes
-        made = recipe.rows(self.checkpoint, first, first + rows).contiguous()
-        buffer[:] = made.numpy().reshape(-1).view("uint8").data
+        first, last = start // recipe.row_bytes, -(-(start + len(buffer)) // recipe.row_bytes)
+        made = recipe.rows(self.checkpoint, first, last).contiguous().numpy().reshape(-1).view("uint8")
+        at = start - first * recipe.row_bytes
+        buffer[:] = made[at : at + len(buffer)].data
 
 
 def signal_to_noise(weight: Narrow, source: Bytes, made: Narrow, result: Bytes) -> float:

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4
 from mxfp4_core.arithmetic.quantize import quantize
+from mxfp4_core.dialects.recipes import Read
 from mxfp4_core.errors import ConfigError, ShapeError
 from mxfp4_core.jobs.metrics import Metrics
-from mxfp4_core.jobs.pieces import CHUNK_VALUES, logical_shape, pieces, read_piece
+from mxfp4_core.jobs.pieces import CHUNK_VALUES, Piece, flat, logical_shape, matrix, pieces, read_piece
 from mxfp4_core.jobs.tally import Tally
 
 if TYPE_CHECKING:
     import torch
 
+    from mxfp4_core.arithmetic.formats.base import Format, Part
     from mxfp4_core.checkpoint.header import TensorInfo
     from mxfp4_core.checkpoint.reader import Checkpoint
     from mxfp4_core.dialects import Entry
-
-    _Pair = tuple[torch.Tensor, torch.Tensor]
 
 Progress = Callable[[str, int], None]
 """Called with the name of a tensor and the bytes of the source that were done since the last call."""
@@ -52,22 +52,45 @@ def measured_error(
 
     tallies: dict[int | None, Tally] = {}
     form = formats.get(entry.format)
-    rows = {
-        name: part.reshape(math.prod(part.shape[:-1]), part.shape[-1]) for name, part in entry.parts.items()
-    }
-    for piece in pieces(entry.shape, transposed=entry.transposed):
+    stored = _Stored(entry, form, quantised)
+    for piece in pieces(entry.shape, transposed=entry.transposed, block=form.block):
         weight = read_piece(source, info.name, piece, transposed=entry.transposed)
-        parts = {
-            part.name: rows[part.name].load(quantised, piece.start, piece.stop) for part in form.weight_parts
-        }
+        parts = stored.parts(piece)
         tally = tallies.setdefault(piece.expert, Tally())
         if form is MXFP4:
-            tally.add(weight, parts["codes"], parts["scales"])
+            tally.add(weight, parts["codes"], parts["scales"], more=piece.first > 0)
         else:  # their scales are no bytes to count, so the values are compared
             tally.add_plain(weight, form.dequantize(parts, torch.float32)[:, : weight.shape[-1]])
         if progress:
             progress(info.name, weight.nbytes)
     return _finish(tallies)
+
+
+class _Stored:
+    """Reads the parts that belong to a piece."""
+
+    def __init__(self, entry: Entry, form: Format, quantised: Checkpoint) -> None:
+        self._source, self._form, self._k = quantised, form, entry.shape[-1]
+        self._recipes = {part: matrix(entry.parts[part.name]) for part in form.weight_parts}
+        self._rows: tuple[int, int] | None = None
+        self._held: dict[Part, torch.Tensor] = {}
+
+    def parts(self, piece: Piece) -> dict[str, torch.Tensor]:
+        """Return them by name, ``[rows, values of the piece / values of an element]``."""
+        first, last = piece.first, self._form.physical_k(self._k if piece.last is None else piece.last)
+        cut = {part: (first // part.values, last // part.values) for part in self._recipes}
+        rows = piece.start, piece.stop
+        if piece.stop - piece.start == 1:
+            return {part.name: self._of_a_row(part, piece.start, *cut[part]) for part in self._recipes}
+        if self._rows != rows:  # pieces of rows that lie apart come one behind the other
+            self._held = {part: recipe.load(self._source, *rows) for part, recipe in self._recipes.items()}
+            self._rows = rows
+        return {part.name: held[:, slice(*cut[part])] for part, held in self._held.items()}
+
+    def _of_a_row(self, part: Part, row: int, first: int, last: int) -> torch.Tensor:
+        recipe = self._recipes[part]
+        start = row * recipe.shape[-1]
+        return flat(recipe).load(self._source, start + first, start + last).reshape(1, -1)
 
 
 def compared_error(
@@ -99,7 +122,8 @@ def compared_error(
         weight = read_piece(source, info.name, piece, transposed=transposed)
         for variant, own in tallies.items():
             tensor = quantize(weight, profile=variant, tail="pad", nonfinite="nan", name=info.name)
-            own.setdefault(piece.expert, Tally()).add(weight, tensor.codes, tensor.scales)
+            tally = own.setdefault(piece.expert, Tally())
+            tally.add(weight, tensor.codes, tensor.scales, more=piece.first > 0)
         if progress:
             progress(info.name, weight.nbytes)
     return {variant: _finish(own) for variant, own in tallies.items()}
@@ -119,12 +143,14 @@ def kept_error(
     if other.shape != info.shape:
         return None, f"kept, but with shape {list(other.shape)} where the source has {list(info.shape)}"
     same, floats = other.dtype == info.dtype, {other.dtype, info.dtype} <= set(_FLOATS)
-    if same and all(_equal_bytes(*both) for both in _both(source, quantised, info)):
+    if same and _equal(source, quantised, info):
         return None, ""
     if not floats:
         return None, f"kept, but as {other.dtype} with other values than the source in {info.dtype}"
     tally = Tally()
-    for value, stored in _both(source, quantised, info):
+    values = (math.prod(info.shape),)
+    sides = (Read(info.dtype, values, info.name), source), (Read(other.dtype, values, info.name), quantised)
+    for value, stored in _pairs(*sides):
         tally.add_plain(value, stored)
     metrics = tally.metrics()
     if metrics.state == "exact":
@@ -132,20 +158,19 @@ def kept_error(
     return metrics, f"kept as {other.dtype}, but its values differ from those of the source"
 
 
-def _both(source: Checkpoint, other: Checkpoint, info: TensorInfo) -> Iterator[_Pair]:
-    if not info.shape:
-        yield source.load(info.name), other.load(info.name)
-        return
-    step = max(1, CHUNK_VALUES * 2 // max(1, info.row_bytes))
-    for start in range(0, info.shape[0], step):
-        stop = min(start + step, info.shape[0])
-        yield source.rows(info.name, start, stop), other.rows(info.name, start, stop)
-
-
-def _equal_bytes(value: torch.Tensor, stored: torch.Tensor) -> bool:
+def _equal(source: Checkpoint, other: Checkpoint, info: TensorInfo) -> bool:
     import torch
 
-    return torch.equal(value.reshape(-1).view(torch.uint8), stored.reshape(-1).view(torch.uint8))
+    both = Read("U8", (info.nbytes,), info.name)
+    return all(torch.equal(*pair) for pair in _pairs((both, source), (both, other)))
+
+
+def _pairs(*sides: tuple[Read, Checkpoint]) -> Iterator[list[torch.Tensor]]:
+    """Yield the same values of two tensors of one length, as many at a time as a piece has."""
+    (values,) = sides[0][0].shape
+    for start in range(0, values, CHUNK_VALUES):
+        stop = min(start + CHUNK_VALUES, values)
+        yield [read.load(checkpoint, start, stop) for read, checkpoint in sides]
 
 
 def _finish(tallies: dict[int | None, Tally]) -> dict[int | None, Metrics]:

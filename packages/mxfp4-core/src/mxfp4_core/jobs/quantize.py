@@ -49,7 +49,7 @@ def quantize_checkpoint(
 ) -> Result:
     """Quantise the weights of a checkpoint into a new one.
 
-    Memory stays below a few chunks of 32 MiB (for stacked experts with K before N, twice one expert) and the
+    Memory stays below a few chunks of 32 MiB (where K is stored before N, the parts of one matrix beside them) and the
     scales of one weight, whatever the size of the model; with an executor, in each worker. A run that was
     interrupted is continued by the same call.
 

@@ -41,19 +41,23 @@ class Tally:
         self._values = 0
         self._max_error = 0.0
 
-    def add(self, weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
-        """Add some rows.
+    def add(
+        self, weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *, more: bool = False
+    ) -> None:
+        """Add some rows, or more blocks of the rows that were added last.
 
         Args:
             weight: BF16, FP16 or FP32 ``[rows, k]`` on the CPU: the source.
             codes: uint8 ``[rows, kp / 2]``, even k in the low nibble; ``kp`` is k padded to 32.
             scales: uint8 ``[rows, kp / 32]``, E8M0.
+            more: whether these are further values of the same rows: each is summed on, as if it came whole.
         """
         source = weight.float().contiguous().numpy()
-        sums = np.zeros((2, source.shape[0]), dtype=np.float64)
+        if not more:
+            self._sums.append(np.zeros((2, source.shape[0]), dtype=np.float64))
+        sums = self._sums[-1]
         packed, bytes_ = codes.contiguous().numpy(), scales.contiguous().numpy()
         largest = _tally(source, packed, bytes_, _VALUES, _POWERS, sums, self._counts, self._histogram)
-        self._sums.append(sums)
         self._values += source.size
         self._max_error = max(self._max_error, largest)
 

@@ -1,7 +1,8 @@
 """The units of work on a checkpoint: copy what is stored, through a recipe, or quantise a weight.
 
 Each holds names and no open file, so it can be pickled to another process. It reads rows, hands on bytes and
-forgets them, so that memory is a few chunks and, for stacked experts that are stored with K before N, one expert twice.
+forgets them, so that memory is a few chunks, however long a row is, and the scales of one weight; for a matrix that is
+stored with K before N its parts, a quarter of its size.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class QuantizeUnit:
 
     @property
     def runs_ahead(self) -> bool:
-        """Each piece is made anew; where a piece is a whole expert, only one is held."""
+        """Each piece is made anew; where a piece is a whole matrix, only one is held."""
         return not self.transposed
 
     def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
@@ -159,54 +160,80 @@ class QuantizeUnit:
 
         form = self.form
         held: dict[str, list[memoryview]] = {part.name: [] for part in form.parts[1:]}
-        matrices = self._matrices()
-        for start, matrix in ahead(matrices) if self.runs_ahead else matrices:
-            parts = form.empty(matrix.shape)
-            weight = {part.name: parts[part.name] for part in form.weight_parts}
-            missing = form.physical_k(matrix.shape[-1]) - matrix.shape[-1]
-            whole = torch.nn.functional.pad(matrix, (0, missing)) if missing else matrix
-            try:
-                form.quantize_into(
-                    whole, weight, profile=self.profile, nonfinite=self.nonfinite, name=self.tensor
-                )
-            except NonFiniteError as error:
-                raise error.within(f"tensor {self.tensor!r}", partial(self._index, start)) from None
+        for start, parts in self._quantized(progress):
             raw = {name: part.view(torch.uint8).numpy().data for name, part in parts.items()}
             yield self.names[0], raw[form.parts[0].name]
             for part in form.parts[1:]:
                 # What belongs to the input is the same for every row.
-                if part.operand == "weight" or not held[part.name]:
+                if part.operand == "weight" or start == 0:
                     held[part.name].append(raw[part.name])
-            progress(matrix.nbytes)
         for name, part in zip(self.names[1:], form.parts[1:], strict=True):
             for piece in held[part.name]:
                 yield name, piece
 
-    def _matrices(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield ``[n, K]`` pieces, each with the number of rows before it."""
+    def _quantized(self, progress: Progress) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Yield parts in the order of the file, each with the number of rows before it."""
+        import torch
+
+        form, k, whole = self.form, self.shape[-1], dict[str, torch.Tensor]()
+        for start, first, matrix in ahead(self._matrices()):
+            parts = form.empty(matrix.shape)
+            weight = {part.name: parts[part.name] for part in form.weight_parts}
+            missing = form.physical_k(matrix.shape[-1]) - matrix.shape[-1]
+            padded = torch.nn.functional.pad(matrix, (0, missing)) if missing else matrix
+            try:
+                form.quantize_into(
+                    padded, weight, profile=self.profile, nonfinite=self.nonfinite, name=self.tensor
+                )
+            except NonFiniteError as error:
+                raise error.within(f"tensor {self.tensor!r}", partial(self._index, start, first)) from None
+            last = first + matrix.shape[-1] == k
+            if self.transposed and not (first == 0 and last):
+                whole = whole or form.empty((matrix.shape[0], k))
+                for part in form.parts:
+                    at, made = first // part.values, parts[part.name]
+                    whole[part.name][..., at : at + made.shape[-1]] = made
+                parts = whole
+            if last or not self.transposed:
+                yield start, parts
+                whole = {}
+            progress(matrix.nbytes)
+
+    def _matrices(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield ``[n, k]`` pieces of whole blocks, each with the numbers of rows and of values along K before it."""
         shape, info = self.shape, self.source.tensors[self.tensor]
         if not math.prod(shape):
             return
-        read = Read(info.dtype, info.shape, self.tensor).reshape(math.prod(info.shape[:-1]), info.shape[-1])
+        (*lead, k), rows, block = shape, math.prod(shape[:-1]), self.form.block
+        # How many values along K a chunk has, for all rows that are read together.
+        n = lead[-1] if self.transposed else 1
+        size = max(block, CHUNK_BYTES * rows * k // info.nbytes // n // block * block)
         if self.transposed:
-            for index in range(math.prod(shape[:-2])):
-                stored = read.load(self.source, index * shape[-1], (index + 1) * shape[-1])
-                yield index * shape[-2], stored.t()
-            return
-        rows = math.prod(shape[:-1])
-        step = max(1, CHUNK_BYTES * rows // info.nbytes)
-        for start in range(0, rows, step):
-            yield start, read.load(self.source, start, min(start + step, rows))
+            read = Read(info.dtype, (rows // n * k, n), self.tensor)
+            for matrix in range(rows // n):
+                for first in range(0, k, size):
+                    stored = read.load(self.source, matrix * k + first, matrix * k + min(first + size, k))
+                    yield matrix * n, first, stored.t()
+        elif size < k:
+            read = Read(info.dtype, (rows * k,), self.tensor)
+            for row in range(rows):
+                for first in range(0, k, size):
+                    values = read.load(self.source, row * k + first, row * k + min(first + size, k))
+                    yield row, first, values.reshape(1, -1)
+        else:
+            read, step = Read(info.dtype, (rows, k), self.tensor), max(1, CHUNK_BYTES * rows // info.nbytes)
+            for start in range(0, rows, step):
+                yield start, 0, read.load(self.source, start, min(start + step, rows))
 
-    def _index(self, start: int, row: int, k: int) -> tuple[int, ...]:
-        """Return where the source has a value of the matrix that begins at row `start` of all."""
+    def _index(self, start: int, first: int, row: int, k: int) -> tuple[int, ...]:
+        """Return where the source has a value of the piece that begins at row `start` of all, at `first` along K."""
         *lead, n = self.shape[:-1]
         flat, row = divmod(start + row, n)
         index: list[int] = []
         for size in reversed(lead):
             flat, at = divmod(flat, size)
             index.insert(0, at)
-        return (*index, k, row) if self.transposed else (*index, row, k)
+        return (*index, first + k, row) if self.transposed else (*index, row, first + k)
 
 
 __all__ = ["CHUNK_BYTES", "CopyUnit", "PartsUnit", "QuantizeUnit", "Stored"]
