@@ -151,8 +151,7 @@ class Recipe(ABC):
             misfit(f"axis {axis} of {list(self.shape)}", "the axis exists")
         stop = self.shape[axis] if stop is None else stop
         if not 0 <= start <= stop <= self.shape[axis] or step < 1:
-            seen = f"{start}:{stop}:{step} of axis {axis} of {list(self.shape)}"
-            misfit(seen, "the range lies inside the axis")
+            misfit(f"{start}:{stop}:{step}, axis {axis} of {list(self.shape)}", "it lies inside the axis")
         if (start, stop, step) == (0, self.shape[axis], 1):
             return self
         count = len(range(start, stop, step))
@@ -267,10 +266,10 @@ class Permute(_Wrapped):
         if self.axes[0] == 0:
             return self.of.rows(source, start, stop).permute(self.axes)
         step = max(1, PIECE // max(1, self.of.row_bytes))
-        made = nothing(self.dtype, (stop - start, *self.shape[1:]))
-        for first in range(0, self.of.shape[0] if made.numel() else 0, step):
-            below = self.of.rows(source, first, min(first + step, self.of.shape[0]))
-            made.narrow(self.axes.index(0), first, below.shape[0]).copy_(below.permute(self.axes)[start:stop])
+        made, count = nothing(self.dtype, (stop - start, *self.shape[1:])), self.of.shape[0]
+        for first in range(0, count if made.numel() else 0, step):
+            below = self.of.rows(source, first, min(first + step, count)).permute(self.axes)[start:stop]
+            made.narrow(self.axes.index(0), first, min(step, count - first)).copy_(below)
         return made
 
     def pieces(self, source: Bytes, most: int = PIECE) -> Iterator[memoryview]:
