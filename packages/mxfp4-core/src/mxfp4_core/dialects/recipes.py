@@ -151,7 +151,7 @@ class Recipe(ABC):
             misfit(f"axis {axis} of {list(self.shape)}", "the axis exists")
         stop = self.shape[axis] if stop is None else stop
         if not 0 <= start <= stop <= self.shape[axis] or step < 1:
-            misfit(f"{start}:{stop}:{step}, axis {axis} of {list(self.shape)}", "it lies inside the axis")
+            misfit(f"{start}:{stop}:{step} of axis {axis} of {list(self.shape)}", "it lies inside the axis")
         if (start, stop, step) == (0, self.shape[axis], 1):
             return self
         count = len(range(start, stop, step))
