@@ -53,6 +53,7 @@ def compiled(
             "PAIRS": False,
             "PACKED": False,
             "FOLDED": True,
+            "WIDE": False,
         } | constants
     names = kernel.arg_names
     types = {name: f"*{POINTERS[name]}" if name in POINTERS else "i32" for name in names}

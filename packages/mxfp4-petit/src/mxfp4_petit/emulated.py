@@ -19,7 +19,6 @@ from mxfp4_core.backend import Device, No, Packed, Problem, Routes, Verdict, sel
 from mxfp4_petit.backend import PetitBackend
 from mxfp4_petit.portable.layout import PortableLayout
 from mxfp4_petit.portable.provider import PortableProvider
-from mxfp4_petit.portable.sizes import layout_id
 from mxfp4_petit.vendor import ops
 from mxfp4_petit.vendor.provider import VendorProvider
 
@@ -184,9 +183,12 @@ class EmulatedPortable(PortableProvider):
 
 def canonical(packed: Packed) -> Packed:
     """Undo the layout."""
-    weight = PortableLayout(packed.layout == layout_id(True)).unpack(packed.tensors, packed.shape)
+    variants = [PortableLayout(pairs, wide) for pairs in (False, True) for wide in (False, True)]
+    layout = next(each for each in variants if each.id == packed.layout)
+    weight = layout.unpack(packed.tensors, packed.shape)
     bias = {"bias": packed.tensors["bias"]} if "bias" in packed.tensors else {}
-    return replace(packed, tensors={"codes": weight.codes, "scales": weight.scales} | bias)
+    codes = weight.codes.view(torch.uint8)  # as the reference holds parts of 8 bits
+    return replace(packed, tensors={"codes": codes, "scales": weight.scales} | bias)
 
 
 class EmulatedPetit(PetitBackend):

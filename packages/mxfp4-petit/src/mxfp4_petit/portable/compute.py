@@ -25,7 +25,8 @@ _CHUNK = 1024
 class Weight(NamedTuple):
     """A weight in ``PortableLayout``: codes int32 [(experts,) n, k/8], scales int32 [(experts,) n, k/128], bias.
 
-    ``pairs`` is the variant, ``folded`` whether scales may be multiplied into operands of bfloat16.
+    ``pairs`` is the variant, ``folded`` whether scales may be multiplied into operands of bfloat16, ``wide`` whether a
+    code has 8 bits, so that codes are [(experts,) n, k/4].
     """
 
     codes: Tensor
@@ -33,6 +34,7 @@ class Weight(NamedTuple):
     bias: Tensor | None
     pairs: bool = False
     folded: bool = False
+    wide: bool = False
 
 
 class Chosen(NamedTuple):
@@ -146,7 +148,7 @@ def _moe(
     gate: tuple[float, float | None, float, bool],
     tiles: tuple[Tile, Tile],
 ) -> Tensor:
-    (m, k), (experts, n) = x.shape, (down.codes.shape[0], down.codes.shape[2] * 8)
+    (m, k), (experts, n) = x.shape, (down.codes.shape[0], down.scales.shape[2] * 128)
     top_k, (first, second) = chosen.ids.shape[1], tiles
     pairs, (alpha, limit, up_offset, interleaved) = m * top_k, gate
     block_expert, block_pairs = _blocks(chosen, experts, first.tokens)
@@ -221,6 +223,7 @@ def _how(tile: Tile, x: Tensor, weight: Weight) -> dict[str, Any]:
         "PAIRS": weight.pairs,
         "PACKED": packed,
         "FOLDED": weight.folded and x.dtype is torch.bfloat16,
+        "WIDE": weight.wide,
     }
 
 

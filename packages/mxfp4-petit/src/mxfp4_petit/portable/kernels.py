@@ -14,20 +14,22 @@ from mxfp4_petit.portable.widening import BLOCK, add_blocks, load_tile
 def _sum(
     codes, scales, k, rows, valid, x, inside, start, stop,
     BN: tl.constexpr, BM: tl.constexpr, PAIRS: tl.constexpr, PACKED: tl.constexpr, FOLDED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Return float32 [BN, BM]: rows of a weight times tokens, over tiles start to stop of K."""
     TILE: tl.constexpr = 128 if PAIRS else 256
-    codes += rows[:, None] * (k // 8)
+    PER_WORD: tl.constexpr = 4 if WIDE else 8
+    codes += rows[:, None] * (k // PER_WORD)
     scales += rows * (k // 128)
     acc = tl.zeros((BN, BM), dtype=tl.float32)
     for tile in range(start, stop):
-        words, low, high = load_tile(codes, scales, tile, valid, PAIRS)
+        words, more, low, high = load_tile(codes, scales, tile, valid, PAIRS, WIDE)
         for i in tl.static_range(4):
             lower = tl.load(x + tile * TILE + i * BLOCK, mask=inside, other=0.0)
             upper = lower
             if not PAIRS:
                 upper = tl.load(x + tile * TILE + (i + 4) * BLOCK, mask=inside, other=0.0)
-            acc = add_blocks(acc, words, i, low, high, lower, upper, PAIRS, PACKED, FOLDED)
+            acc = add_blocks(acc, words, more, i, low, high, lower, upper, PAIRS, PACKED, FOLDED, WIDE)
     return acc
 
 
@@ -35,7 +37,7 @@ def _sum(
 def linear_kernel(
     x, codes, scales, bias, out, m, n, k, tiles_per_split,
     BM: tl.constexpr, BN: tl.constexpr, PARTIAL: tl.constexpr, BIASED: tl.constexpr,
-    PAIRS: tl.constexpr, PACKED: tl.constexpr, FOLDED: tl.constexpr,
+    PAIRS: tl.constexpr, PACKED: tl.constexpr, FOLDED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Compute x [m, k] @ weight.T [k, n]; PARTIAL sums are float32 [splits, m, n], without bias."""
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -46,6 +48,7 @@ def linear_kernel(
     at = x + tokens.to(tl.int64)[None, :] * k + tl.arange(0, BLOCK)[:, None]
     acc = _sum(
         codes, scales, k, rows.to(tl.int64), valid, at, inside[None, :], start, stop, BN, BM, PAIRS, PACKED, FOLDED,
+        WIDE,
     )  # fmt: skip
     if BIASED and not PARTIAL:
         acc += tl.load(bias + rows, mask=valid, other=0.0).to(tl.float32)[:, None]
@@ -82,10 +85,11 @@ def _gated(gate, up, alpha, limit, up_offset, LIMITED: tl.constexpr):
 def gate_up_kernel(
     x, codes, scales, bias, hidden, block_expert, block_pairs, n, k, top_k, alpha, limit, up_offset,
     BM: tl.constexpr, BN: tl.constexpr, INTERLEAVED: tl.constexpr, LIMITED: tl.constexpr, BIASED: tl.constexpr,
-    PAIRS: tl.constexpr, PACKED: tl.constexpr, FOLDED: tl.constexpr,
+    PAIRS: tl.constexpr, PACKED: tl.constexpr, FOLDED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Compute the gated activation [pairs, n] of each chosen expert; the weight is [experts, 2n, k]."""
     TILE: tl.constexpr = 128 if PAIRS else 256
+    PER_WORD: tl.constexpr = 4 if WIDE else 8
     expert = tl.load(block_expert + tl.program_id(1)).to(tl.int64)
     if expert >= 0:
         column = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -95,24 +99,24 @@ def gate_up_kernel(
         pairs = tl.load(block_pairs + tl.program_id(1) * BM + tl.arange(0, BM)).to(tl.int64)
         inside = pairs >= 0
         at = x + (pairs // top_k)[None, :] * k + tl.arange(0, BLOCK)[:, None]
-        codes += expert * 2 * n * (k // 8)
+        codes += expert * 2 * n * (k // PER_WORD)
         scales += expert * 2 * n * (k // 128)
-        gate_codes = codes + gate_rows.to(tl.int64)[:, None] * (k // 8)
-        up_codes = codes + up_rows.to(tl.int64)[:, None] * (k // 8)
+        gate_codes = codes + gate_rows.to(tl.int64)[:, None] * (k // PER_WORD)
+        up_codes = codes + up_rows.to(tl.int64)[:, None] * (k // PER_WORD)
         gate_scales = scales + gate_rows.to(tl.int64) * (k // 128)
         up_scales = scales + up_rows.to(tl.int64) * (k // 128)
         gate = tl.zeros((BN, BM), dtype=tl.float32)
         up = tl.zeros((BN, BM), dtype=tl.float32)
         for tile in range(0, k // TILE):
-            words, low, high = load_tile(gate_codes, gate_scales, tile, valid, PAIRS)
-            words2, low2, high2 = load_tile(up_codes, up_scales, tile, valid, PAIRS)
+            words, more, low, high = load_tile(gate_codes, gate_scales, tile, valid, PAIRS, WIDE)
+            words2, more2, low2, high2 = load_tile(up_codes, up_scales, tile, valid, PAIRS, WIDE)
             for i in tl.static_range(4):
                 lower = tl.load(at + tile * TILE + i * BLOCK, mask=inside[None, :], other=0.0)
                 upper = lower
                 if not PAIRS:
                     upper = tl.load(at + tile * TILE + (i + 4) * BLOCK, mask=inside[None, :], other=0.0)
-                gate = add_blocks(gate, words, i, low, high, lower, upper, PAIRS, PACKED, FOLDED)
-                up = add_blocks(up, words2, i, low2, high2, lower, upper, PAIRS, PACKED, FOLDED)
+                gate = add_blocks(gate, words, more, i, low, high, lower, upper, PAIRS, PACKED, FOLDED, WIDE)
+                up = add_blocks(up, words2, more2, i, low2, high2, lower, upper, PAIRS, PACKED, FOLDED, WIDE)
         if BIASED:
             gate += tl.load(bias + expert * 2 * n + gate_rows, mask=valid, other=0.0).to(tl.float32)[:, None]
             up += tl.load(bias + expert * 2 * n + up_rows, mask=valid, other=0.0).to(tl.float32)[:, None]
@@ -124,9 +128,10 @@ def gate_up_kernel(
 def down_kernel(
     hidden, codes, scales, bias, out, block_expert, block_pairs, n, k,
     BM: tl.constexpr, BN: tl.constexpr, BIASED: tl.constexpr, PAIRS: tl.constexpr, PACKED: tl.constexpr,
-    FOLDED: tl.constexpr,
+    FOLDED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Compute the result [pairs, n] of each chosen expert from hidden [pairs, k]; the weight is [experts, n, k]."""
+    PER_WORD: tl.constexpr = 4 if WIDE else 8
     expert = tl.load(block_expert + tl.program_id(1)).to(tl.int64)
     if expert >= 0:
         rows = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -134,11 +139,12 @@ def down_kernel(
         pairs = tl.load(block_pairs + tl.program_id(1) * BM + tl.arange(0, BM)).to(tl.int64)
         inside = pairs >= 0
         at = hidden + pairs[None, :] * k + tl.arange(0, BLOCK)[:, None]
-        codes += expert * n * (k // 8)
+        codes += expert * n * (k // PER_WORD)
         scales += expert * n * (k // 128)
         stop = k // (128 if PAIRS else 256)
         acc = _sum(
             codes, scales, k, rows.to(tl.int64), valid, at, inside[None, :], 0, stop, BN, BM, PAIRS, PACKED, FOLDED,
+            WIDE,
         )  # fmt: skip
         if BIASED:
             acc += tl.load(bias + expert * n + rows, mask=valid, other=0.0).to(tl.float32)[:, None]

@@ -6,6 +6,10 @@ of the magnitude at 13, 11 and 10. Which codes share a word depends on the varia
 
 * a tile of 256 columns: word j holds column j of each block, block i in the lower half, block i + 4 in the upper half;
 * ``pairs``, a tile of 128: word j holds column 2j of each block in the lower half, column 2j + 1 in the upper half.
+
+Codes of 8 bits (``wide``, the format ``mxfp8``) are moved whole. A word has two halves of two bytes: the lower byte of a
+half is of an even block i, the upper one of block i + 1, and a tile has the words of blocks 0 and 1 before those of 2
+and 3. The halves are as above: block i and i + 4, or column 2j and 2j + 1.
 """
 
 from __future__ import annotations
@@ -17,12 +21,13 @@ import torch
 from torch import Tensor
 
 from mxfp4_core import MxTensor
-from mxfp4_core.arithmetic import BLOCK, Alignment
+from mxfp4_core.arithmetic import BLOCK, MXFP8, Alignment
 from mxfp4_core.errors import ShapeError
-from mxfp4_petit.portable.sizes import EXTREME, FOLDED_LEAST, FOLDED_MOST, layout_id, tile_of
+from mxfp4_petit.portable.sizes import EXTREME, folded_bytes, layout_id, tile_of
 
 _BLOCKS: Final = 8  # in a word, and in a tile of 256
 _HALF: Final = _BLOCKS // 2
+_NAN: Final = 0x7F  # magnitude of a code of E4M3
 _PIECE: Final = (
     1 << 22
 )  # bytes of codes that are moved at a time; moving takes forty times as many beside them
@@ -31,26 +36,28 @@ _PIECE: Final = (
 class PortableLayout:
     """Tiles of 256 or of 128 columns.
 
-    ``codes`` is int32 [(experts,) n, k/8]; ``scales`` is int32 [(experts,) n, k/128], the canonical bytes. These are
-    called ``extreme_scales`` where one is not within 2 to 128 (but bytes below 2 in blocks of zeros), so that a call
-    knows by the name that they cannot be multiplied into operands, which takes longer.
+    ``codes`` is int32 [(experts,) n, k/8], or k/4 if ``wide``; ``scales`` is int32 [(experts,) n, k/128], the canonical
+    bytes. These are called ``extreme_scales`` where one is not within `folded_bytes` (but lower ones in blocks of
+    zeros) or a code is NaN, so that a call knows by the name that they cannot be multiplied into operands, which takes
+    longer.
 
     Args:
         pairs: the variant for NVIDIA's devices.
+        wide: for ``mxfp8`` instead of ``mxfp4``.
     """
 
-    def __init__(self, pairs: bool = False) -> None:
-        self.pairs = pairs
-        self.id = layout_id(pairs)
+    def __init__(self, pairs: bool = False, wide: bool = False) -> None:
+        self.pairs, self.wide = pairs, wide
+        self.id = layout_id(pairs, wide)
         self.alignment = Alignment(n=1, k=tile_of(pairs))
 
     def pack(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Move the nibbles; see ``Layout.pack``. Takes every scale byte."""
         self._check(weight)
-        name = _scales_name(weight)
-        moved = torch.empty_like(weight.codes, memory_format=torch.contiguous_format)
-        for target, source in zip(_pieces(moved), _pieces(weight.codes.contiguous()), strict=True):
-            target.copy_(_moved(source, self.pairs))
+        name, codes = self._scales_name(weight), weight.codes.contiguous().view(torch.uint8)
+        moved = torch.empty_like(codes)
+        for target, source in zip(_pieces(moved), _pieces(codes), strict=True):
+            target.copy_(self._moved(source))
         return self._named(moved, name, weight, bias)
 
     def pack_in_place(self, weight: MxTensor, bias: Tensor | None = None) -> dict[str, Tensor]:
@@ -58,19 +65,42 @@ class PortableLayout:
         if not weight.codes.is_contiguous():
             return self.pack(weight, bias)
         self._check(weight)
-        name = _scales_name(weight)
-        for piece in _pieces(weight.codes):
-            piece.copy_(_moved(piece, self.pairs))
-        return self._named(weight.codes, name, weight, bias)
+        name, codes = self._scales_name(weight), weight.codes.view(torch.uint8)
+        for piece in _pieces(codes):
+            piece.copy_(self._moved(piece))
+        return self._named(codes, name, weight, bias)
 
     def unpack(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> MxTensor:
         """Undo ``pack``; see ``Layout.unpack``."""
         words = tensors["codes"].contiguous().view(torch.uint8)
         codes = torch.empty_like(words)
         for target, source in zip(_pieces(codes), _pieces(words), strict=True):
-            target.copy_(_moved_back(source, self.pairs))
+            target.copy_(self._moved_back(source))
         scales = tensors["scales"] if "scales" in tensors else tensors[EXTREME]
-        return MxTensor(codes, scales.contiguous().view(torch.uint8), torch.Size(shape))
+        scales = scales.contiguous().view(torch.uint8)
+        if self.wide:
+            parts = {"codes": codes.view(torch.float8_e4m3fn), "scales": scales}
+            return MxTensor.from_parts(MXFP8, parts, torch.Size(shape))
+        return MxTensor(codes, scales, torch.Size(shape))
+
+    def _moved(self, codes: Tensor) -> Tensor:
+        return _bytes_moved(codes, self.pairs) if self.wide else _nibbles_moved(codes, self.pairs)
+
+    def _moved_back(self, words: Tensor) -> Tensor:
+        return _bytes_moved_back(words, self.pairs) if self.wide else _nibbles_moved_back(words, self.pairs)
+
+    def _scales_name(self, weight: MxTensor) -> str:
+        """Say by a name whether the scales can be multiplied into numbers of bfloat16; one look at load time."""
+        least, most = folded_bytes(self.wide)
+        scales, codes = weight.scales, weight.codes.view(torch.uint8)
+        if int(scales.max()) > most:
+            return EXTREME
+        if self.wide and any(bool(((piece & _NAN) == _NAN).any()) for piece in _pieces(codes)):
+            return EXTREME
+        if int(scales.min()) >= least:
+            return "scales"
+        low = codes.unflatten(-1, (-1, BLOCK if self.wide else BLOCK // 2))[scales < least]
+        return EXTREME if bool((low & (_NAN if self.wide else 0x77)).any()) else "scales"
 
     def _check(self, weight: MxTensor) -> None:
         if weight.shape[-1] % tile_of(self.pairs):
@@ -87,17 +117,6 @@ class PortableLayout:
         return packed if bias is None else packed | {"bias": bias}
 
 
-def _scales_name(weight: MxTensor) -> str:
-    """Say by a name whether the scales can be multiplied into numbers of bfloat16; one look at load time."""
-    scales, codes = weight.scales, weight.codes
-    if int(scales.max()) > FOLDED_MOST:
-        return EXTREME
-    if int(scales.min()) >= FOLDED_LEAST:
-        return "scales"
-    low = codes.unflatten(-1, (-1, BLOCK // 2))[scales < FOLDED_LEAST]
-    return EXTREME if bool((low & 0x77).any()) else "scales"
-
-
 def _as_words(tensor: Tensor) -> Tensor:
     """View bytes as int32, four scales or eight codes at a time; only a slice at an odd address is copied."""
     whole = tensor.contiguous()
@@ -105,12 +124,12 @@ def _as_words(tensor: Tensor) -> Tensor:
 
 
 def _pieces(codes: Tensor) -> Iterator[Tensor]:
-    """Cut bytes [.., k/2] into runs of rows."""
-    rows = codes.view(-1, codes.shape[-1])
+    """Cut bytes of codes into runs of rows."""
+    rows = codes.reshape(-1, codes.shape[-1])
     yield from rows.split(max(1, _PIECE // rows.shape[-1]))
 
 
-def _moved(codes: Tensor, pairs: bool) -> Tensor:
+def _nibbles_moved(codes: Tensor, pairs: bool) -> Tensor:
     """Return bytes [rows, k/2] in the order of the layout."""
     each = torch.stack((codes & 0x0F, codes >> 4), dim=-1).flatten(-2).to(torch.int32)  # [rows, k]
     if pairs:  # [rows, tiles, blocks, words, halves] to [rows, halves, blocks, words]
@@ -129,7 +148,7 @@ def _moved(codes: Tensor, pairs: bool) -> Tensor:
     return words.contiguous().view(torch.uint8).view(codes.shape)
 
 
-def _moved_back(words: Tensor, pairs: bool) -> Tensor:
+def _nibbles_moved_back(words: Tensor, pairs: bool) -> Tensor:
     whole = words.view(torch.int32).view(
         len(words), -1, BLOCK // 2 if pairs else BLOCK
     )  # [rows, tiles, words]
@@ -145,6 +164,20 @@ def _moved_back(words: Tensor, pairs: bool) -> Tensor:
     each = places.permute(0, 3, 2, 4, 1) if pairs else places.permute(0, 3, 1, 2, 4)
     each = each.reshape(len(words), -1)
     return (each[:, 0::2] | each[:, 1::2] << 4).view(words.shape)
+
+
+def _bytes_moved(codes: Tensor, pairs: bool) -> Tensor:
+    """Return bytes [rows, k] in the order of the layout."""
+    if pairs:  # [rows, tiles, words of two blocks, block, word, half] to [.., word, half, block]
+        return codes.view(len(codes), -1, 2, 2, BLOCK // 2, 2).permute(0, 1, 2, 4, 5, 3).reshape(codes.shape)
+    # [rows, tiles, half, words of two blocks, block, word] to [.., words of two blocks, word, half, block]
+    return codes.view(len(codes), -1, 2, 2, 2, BLOCK).permute(0, 1, 3, 5, 2, 4).reshape(codes.shape)
+
+
+def _bytes_moved_back(words: Tensor, pairs: bool) -> Tensor:
+    if pairs:
+        return words.view(len(words), -1, 2, BLOCK // 2, 2, 2).permute(0, 1, 2, 5, 3, 4).reshape(words.shape)
+    return words.view(len(words), -1, 2, BLOCK, 2, 2).permute(0, 1, 4, 2, 5, 3).reshape(words.shape)
 
 
 __all__ = ["PortableLayout"]

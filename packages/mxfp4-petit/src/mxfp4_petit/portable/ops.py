@@ -11,7 +11,7 @@ from mxfp4_core.errors import BackendError
 from mxfp4_petit.portable import interpreter
 
 _OPERATORS: Final = Operators("mxfp4_petit")
-_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, bool folded, bool pairs) -> Tensor"
+_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, bool folded, bool pairs, bool wide) -> Tensor"
 
 
 def _linear_fake(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
@@ -20,17 +20,18 @@ def _linear_fake(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
 
 @_OPERATORS.define("linear", _LINEAR, _linear_fake)
 def linear(
-    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, folded: bool, pairs: bool
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, folded: bool, pairs: bool, wide: bool
 ) -> Tensor:
     """Compute ``x @ weight.T + bias``.
 
     Args:
         x: bfloat16 or float16 [m, k], contiguous, m >= 1, k in whole tiles.
-        codes: int32 [n, k/8] in ``PortableLayout``, like the next.
+        codes: int32 [n, k/8], or k/4 if wide, in ``PortableLayout``, like the next.
         scales: int32 [n, k/128].
         bias: float [n] or None.
         folded: whether scales may be multiplied into operands of bfloat16.
         pairs: variant of the layout.
+        wide: whether a code has 8 bits.
 
     Returns:
         [m, n] of the dtype of x.
@@ -41,14 +42,14 @@ def linear(
     _check(x)
     from mxfp4_petit.portable import compute
 
-    return compute.linear(x, compute.Weight(codes, scales, bias, pairs, folded))
+    return compute.linear(x, compute.Weight(codes, scales, bias, pairs, folded, wide))
 
 
 _MOE = (
     "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_bias, bool gate_up_folded, Tensor down, "
     "Tensor down_scales, Tensor? down_bias, bool down_folded, Tensor topk_ids, Tensor topk_weights, "
     "Tensor? expert_map, Tensor? counts, int shared, float alpha, float? limit, float up_offset, bool interleaved, "
-    "bool pairs) -> Tensor"
+    "bool pairs, bool wide) -> Tensor"
 )
 
 
@@ -73,17 +74,18 @@ def moe(
     up_offset: float,
     interleaved: bool,
     pairs: bool,
+    wide: bool,
 ) -> Tensor:
     """Compute the sum over the chosen experts of ``topk_weight * expert(x)``.
 
     Args:
         x: bfloat16 or float16 [m, k], contiguous, m >= 1, k in whole tiles; [experts, rows, k] where an engine has
             sorted the rows.
-        gate_up: int32 [experts + shared, 2n, k/8] in ``PortableLayout``, like the next.
+        gate_up: int32 [experts + shared, 2n, k/8], or k/4 if wide, in ``PortableLayout``, like the next.
         gate_up_scales: int32 [experts + shared, 2n, k/128].
         gate_up_bias: float [experts + shared, 2n] or None.
         gate_up_folded: as ``linear``.
-        down: int32 [experts + shared, k, n/8].
+        down: int32 [experts + shared, k, n/8], or n/4 if wide.
         down_scales: int32 [experts + shared, k, n/128].
         down_bias: float [experts + shared, k] or None.
         down_folded: likewise.
@@ -97,6 +99,7 @@ def moe(
         up_offset: added to up.
         interleaved: order of the gate-up rows.
         pairs: variant of the layout.
+        wide: whether a code has 8 bits.
 
     Returns:
         The shape and the dtype of x. Of sorted rows the output of their expert, zero where a row is not read.
@@ -114,8 +117,8 @@ def moe(
         chosen = compute.with_shared(
             compute.Chosen(topk_ids, expert_map, topk_weights), down.shape[0] - shared, shared
         )
-    up = compute.Weight(gate_up, gate_up_scales, gate_up_bias, pairs, gate_up_folded)
-    last = compute.Weight(down, down_scales, down_bias, pairs, down_folded)
+    up = compute.Weight(gate_up, gate_up_scales, gate_up_bias, pairs, gate_up_folded, wide)
+    last = compute.Weight(down, down_scales, down_bias, pairs, down_folded, wide)
     return compute.moe(rows, up, last, chosen, (alpha, limit, up_offset, interleaved)).view(x.shape)
 
 

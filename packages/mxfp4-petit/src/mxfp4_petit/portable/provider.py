@@ -24,7 +24,7 @@ from mxfp4_core.backend import (
 )
 from mxfp4_petit.devices import COMPILED, MADE_FOR, importable, listed
 from mxfp4_petit.portable import interpreter
-from mxfp4_petit.portable.sizes import EXTREME, MOST_EXPERTS, SIZE_MAX, layout_id, tile_of
+from mxfp4_petit.portable.sizes import EXTREME, MOST_EXPERTS, SIZE_MAX, WIDE, layout_id, tile_of
 from mxfp4_petit.portable.tiles import linear_tile, moe_tiles
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _MOST: Final = 16384  # tokens in the table of choices
 
 
 class PortableProvider(Backend):
-    """W4A16 linear and MoE in Triton, on any GPU that it was compiled for."""
+    """W4A16 and W8A16 linear and MoE in Triton, on any GPU that it was compiled for."""
 
     name = "petit"
     description = "Triton kernels of our own: W4A16 linear and MoE, weights widened in registers"
@@ -42,7 +42,7 @@ class PortableProvider(Backend):
         {
             *("linear", "moe", "bias", "expert-map", "gate:silu", "gate:clamped", "rows:interleaved"),
             *("moe:shared-experts", "moe:tokens:batched", "moe:tokens:masked"),
-            *("dtype:bfloat16", "dtype:float16"),
+            *("dtype:bfloat16", "dtype:float16", "format:mxfp8"),
         }
     )
     numerics = Numerics()
@@ -63,18 +63,18 @@ class PortableProvider(Backend):
             temporary_bytes=_temporary(problem),
             rank=Rank.PORTABLE,
             provider="triton",
-            layout=layout_id(_pairs(problem)),
+            layout=layout_id(_pairs(problem), _wide(problem)),
         )
 
     def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
-        """Return the layout of all weights on this type of device."""
+        """Return the layout of all weights of a format on this type of device."""
         from mxfp4_petit.portable.layout import PortableLayout
 
-        return PortableLayout(_pairs(problem))
+        return PortableLayout(_pairs(problem), _wide(problem))
 
     def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
         """Compute ``x @ weight.T + bias``; see ``Backend.linear``."""
-        return _ops().linear(x, *_weight(weight), _pairs(problem))
+        return _ops().linear(x, *_weight(weight), _pairs(problem), _wide(problem))
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``. Ids out of range are empty slots."""
@@ -83,7 +83,7 @@ class PortableProvider(Backend):
             *(x, *_weight(gate_up), *_weight(down)),
             *(routes.topk_ids, routes.topk_weights, routes.expert_map, routes.counts),
             *(problem.shared_experts, gate.alpha, gate.limit, gate.up_offset, gate.interleaved),
-            _pairs(problem),
+            *(_pairs(problem), _wide(problem)),
         )
 
     def choices(self, problem: Problem) -> Sequence[Choice]:
@@ -162,6 +162,11 @@ def _temporary(problem: Problem) -> int:
 def _pairs(problem: Problem) -> bool:
     """Choose the variant of the layout: what is faster on NVIDIA's devices takes a detour through memory on AMD's."""
     return problem.device.type == "cuda"
+
+
+def _wide(problem: Problem) -> bool:
+    """Say whether codes have 8 bits."""
+    return problem.format == WIDE
 
 
 def _weight(packed: Packed) -> tuple[Tensor, Tensor, Tensor | None, bool]:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
+WIDE: Final = "mxfp8"
+"""The format whose codes have 8 bits."""
+
 
 def tile_of(pairs: bool) -> int:
     """Return the columns of a tile of K in a variant of the layout."""
     return 128 if pairs else 256
 
 
-def layout_id(pairs: bool) -> str:
-    """Return the id of a variant of the layout."""
-    return "portable-k128-pairs" if pairs else "portable-k256"
+def layout_id(pairs: bool, wide: bool = False) -> str:
+    """Return the id of a variant of the layout; ``wide`` is the one for codes of 8 bits."""
+    return f"portable-{'mxfp8-' if wide else ''}{'k128-pairs' if pairs else 'k256'}"
+
+
+def folded_bytes(wide: bool) -> tuple[int, int]:
+    """Return the lowest and the highest scale byte that may be multiplied into operands of bfloat16.
+
+    From the lowest on no code but 0 times the scale is subnormal, which gfx90a flushes; up to the highest, the factor
+    that lifts the bits of a code, 2^(byte - 1) or 2^(byte - 7) for codes of 8 bits, is finite.
+    """
+    return (10, 134) if wide else (2, 128)
 
 
 SIZE_MAX: Final = 2**31 - 1
@@ -21,13 +33,7 @@ SIZE_MAX: Final = 2**31 - 1
 MOST_EXPERTS: Final = 4096
 """On a rank: each program of the routing reads the counts of all."""
 
-FOLDED_LEAST: Final = 2
-"""Lowest scale byte for which no code times the scale is subnormal as bfloat16, which gfx90a flushes."""
-
-FOLDED_MOST: Final = 128
-"""Highest for which 2^(byte - 1), by which the bits of codes are multiplied, is finite."""
-
 EXTREME: Final = "extreme_scales"
-"""What the scales are called where one of them is outside."""
+"""What the scales are called where one of them is outside of `folded_bytes`, or a code is NaN."""
 
-__all__ = ["EXTREME", "FOLDED_LEAST", "FOLDED_MOST", "MOST_EXPERTS", "SIZE_MAX", "layout_id", "tile_of"]
+__all__ = ["EXTREME", "MOST_EXPERTS", "SIZE_MAX", "WIDE", "folded_bytes", "layout_id", "tile_of"]

@@ -7,6 +7,9 @@ from typing import Final
 PROVEN: Final = ("0.0.3", "0.0.5")
 """The dense layout of both was compared: 0.0.3 with its source, 0.0.5 with what its machine code computes."""
 
+FORMAT: Final = "mxfp4"
+"""Of the weights."""
+
 LAYOUT: Final = "petit-kernel-0.0.3"
 """Id of the dense layout, by the version that introduced it."""
 
@@ -18,4 +21,4 @@ Outside, results are silently wrong: zero, cut, NaN, or of another sign."""
 SOLUTION: Final = -1
 """Let petit-kernel choose: high precision on gfx90a. By an id, low precision there gives twice the result."""
 
-__all__ = ["HIGHEST", "LAYOUT", "LOWEST", "PROVEN", "SOLUTION"]
+__all__ = ["FORMAT", "HIGHEST", "LAYOUT", "LOWEST", "PROVEN", "SOLUTION"]

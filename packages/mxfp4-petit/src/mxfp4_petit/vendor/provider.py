@@ -19,7 +19,7 @@ from mxfp4_core.backend import (
     torch_build,
 )
 from mxfp4_petit.devices import MADE_FOR, installed, listed
-from mxfp4_petit.vendor.limits import HIGHEST, LAYOUT, LOWEST, PROVEN
+from mxfp4_petit.vendor.limits import FORMAT, HIGHEST, LAYOUT, LOWEST, PROVEN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +45,10 @@ class VendorProvider(Backend):
                 f"the device is {device}, petit-kernel is for hip {listed(MADE_FOR)}",
                 'use our own kernels: backend_options = {"petit": {"provider": "triton"}}',
             )
-        if problem.op != "linear" or problem.dtype != "bfloat16":
+        if problem.op != "linear" or problem.dtype != "bfloat16" or problem.format != FORMAT:
             return No(
-                f"{problem.op} of {problem.dtype}, petit-kernel is called for linear of bfloat16",
+                f"{problem.op} of {problem.dtype} with {problem.format}, petit-kernel is called for linear of bfloat16 "
+                f"with {FORMAT}",
                 'use our own kernels: backend_options = {"petit": {"provider": "triton"}}',
             )
         return self.unproven() or self._yes(problem)
