@@ -69,6 +69,8 @@ def values() -> None:
         if 10 <= byte <= 134:
             got = compute.linear(one, exact._replace(folded=True), Tile(16, 32))[0]
             assert torch.equal(got[finite], want[finite]), (pairs, byte)
+            wide = compute.widened(exact._replace(folded=True), one)
+            assert torch.equal(wide[finite], weight.dequantize(torch.bfloat16)[finite]), (pairs, byte)
     scales = torch.full((256, 8), 127, dtype=torch.uint8)
     scales[:, 5] = torch.arange(256).to(torch.uint8)
     weight = every_code(scales)

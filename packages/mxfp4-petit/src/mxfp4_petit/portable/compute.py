@@ -13,13 +13,16 @@ from torch import Tensor
 from mxfp4_core.arithmetic import compiling
 from mxfp4_petit.portable import interpreter, kernels, routing_kernels
 from mxfp4_petit.portable.sizes import tile_of
-from mxfp4_petit.portable.tiles import STAGES_HIP, Tile, linear_tile, moe_tiles
+from mxfp4_petit.portable.tiles import STAGES_HIP, Tile, exact_tile, linear_tile, moe_tiles
 
 if interpreter.active():
     interpreter.mend()
 
 _CHUNK = 1024
 """Ids that one program of the routing reads at a time."""
+
+_WIDENED_ROWS = 64
+"""Rows of a tile that is widened by itself."""
 
 
 class Weight(NamedTuple):
@@ -92,6 +95,8 @@ def linear(x: Tensor, weight: Weight, tile: Tile | None = None) -> Tensor:
     """
     (m, k), n = x.shape, weight.codes.shape[0]
     tile = tile or linear_tile(m, n, k)
+    if torch.version.hip is not None and not _folded(x, weight):
+        tile = exact_tile(tile)
     with launching(x):
         return _linear(x, weight, tile)
 
@@ -114,6 +119,23 @@ def _linear(x: Tensor, weight: Weight, tile: Tile) -> Tensor:
     if tile.split > 1:
         kernels.sum_splits_kernel[(triton.cdiv(m * n, 1024),)](
             *(target, weight.bias, out, n, m * n), SPLIT=tile.split, BIASED=biased, SIZE=1024
+        )
+    return out
+
+
+def widened(weight: Weight, x: Tensor) -> Tensor:
+    """Return a weight whose scales may be folded as bfloat16 [n, k], exactly.
+
+    Args:
+        weight: of n rows.
+        x: bfloat16, which it is to be multiplied by: says on which device, and whether its numbers come in pairs.
+    """
+    n, k = weight.codes.shape[0], weight.scales.shape[1] * 128
+    out = x.new_empty(n, k)
+    how = _how(Tile(0, _WIDENED_ROWS, 4, 1), x, weight)
+    with launching(x):
+        kernels.widen_kernel[(triton.cdiv(n, _WIDENED_ROWS), k // tile_of(weight.pairs))](
+            *(weight.codes, weight.scales, out, n, k), BN=_WIDENED_ROWS, **how
         )
     return out
 
@@ -209,6 +231,10 @@ def _blocks(chosen: Chosen, experts: int, size: int) -> tuple[Tensor, Tensor]:
     return block_expert, block_pairs
 
 
+def _folded(x: Tensor, weight: Weight) -> bool:
+    return weight.folded and x.dtype is torch.bfloat16
+
+
 def _total(chosen: Chosen) -> int:
     return 0 if chosen.expert_map is None else len(chosen.expert_map)
 
@@ -222,9 +248,9 @@ def _how(tile: Tile, x: Tensor, weight: Weight) -> dict[str, Any]:
         "num_stages": min(tile.stages, STAGES_HIP) if hip else tile.stages,
         "PAIRS": weight.pairs,
         "PACKED": packed,
-        "FOLDED": weight.folded and x.dtype is torch.bfloat16,
+        "FOLDED": _folded(x, weight),
         "WIDE": weight.wide,
     }
 
 
-__all__ = ["Chosen", "Weight", "by_place", "linear", "moe", "with_shared"]
+__all__ = ["Chosen", "Weight", "by_place", "linear", "moe", "widened", "with_shared"]

@@ -7,7 +7,7 @@ which matrix units read from registers; the result is a tile of rows of the weig
 import triton
 import triton.language as tl
 
-from mxfp4_petit.portable.widening import BLOCK, add_blocks, load_tile
+from mxfp4_petit.portable.widening import BLOCK, add_blocks, load_tile, numbers_of
 
 
 @triton.jit
@@ -56,6 +56,28 @@ def linear_kernel(
     if PARTIAL:
         place += tl.program_id(2).to(tl.int64) * m * n
     tl.store(out + place, tl.trans(acc).to(out.dtype.element_ty), mask=inside[:, None] & valid[None, :])
+
+
+@triton.jit
+def widen_kernel(
+    codes, scales, out, n, k, BN: tl.constexpr,
+    PAIRS: tl.constexpr, PACKED: tl.constexpr, FOLDED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Write a weight [n, k] with its scales, in the order of its columns; one program for each tile of BN rows."""
+    TILE: tl.constexpr = 128 if PAIRS else 256
+    PER_WORD: tl.constexpr = 4 if WIDE else 8
+    rows = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    valid, tile = rows < n, tl.program_id(1)
+    codes += rows[:, None] * (k // PER_WORD)
+    words, more, low, high = load_tile(codes, scales + rows * (k // 128), tile, valid, PAIRS, WIDE)
+    at = out + rows[:, None] * k + tile * TILE + tl.arange(0, BLOCK)[None, :]
+    dtype: tl.constexpr = out.dtype.element_ty
+    for i in tl.static_range(4):
+        a = numbers_of(words, more, i, low, False, dtype, PAIRS, PACKED, FOLDED, WIDE)
+        tl.store(at + i * BLOCK, a, mask=valid[:, None])
+        if not PAIRS:
+            a = numbers_of(words, more, i, high, True, dtype, PAIRS, PACKED, FOLDED, WIDE)
+            tl.store(at + (i + 4) * BLOCK, a, mask=valid[:, None])
 
 
 @triton.jit(do_not_specialize=["total"])

@@ -11,7 +11,9 @@ from mxfp4_core.errors import BackendError
 from mxfp4_petit.portable import interpreter
 
 _OPERATORS: Final = Operators("mxfp4_petit")
-_LINEAR = "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, bool folded, bool pairs, bool wide) -> Tensor"
+_LINEAR = (
+    "(Tensor x, Tensor codes, Tensor scales, Tensor? bias, bool folded, bool pairs, bool wide) -> Tensor"
+)
 
 
 def _linear_fake(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:

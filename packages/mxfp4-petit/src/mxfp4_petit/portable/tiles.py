@@ -41,6 +41,11 @@ def linear_tile(m: int, n: int, k: int) -> Tile:
     return replace(tile, split=split)
 
 
+def exact_tile(tile: Tile) -> Tile:
+    """Return the tile that serves a linear instead on AMD's devices where scales are not folded, without spills."""
+    return replace(tile, warps=4) if tile.tokens == 32 else tile
+
+
 def moe_tiles(pairs: int, experts: int) -> tuple[Tile, Tile]:
     """Choose for gate-up and down.
 
@@ -55,4 +60,4 @@ def moe_tiles(pairs: int, experts: int) -> tuple[Tile, Tile]:
     return Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)
 
 
-__all__ = ["STAGES_HIP", "Tile", "linear_tile", "moe_tiles"]
+__all__ = ["STAGES_HIP", "Tile", "exact_tile", "linear_tile", "moe_tiles"]
