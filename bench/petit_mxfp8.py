@@ -1,4 +1,4 @@
-"""How fast are the portable kernels of mxfp4-petit with weights of mxfp8, and when is widening them first faster? On Hopper.
+"""How fast are the portable kernels with weights of mxfp8, and when is widening them first faster? On Hopper.
 
 Usage: python bench/petit_mxfp8.py [--m 1 16 64 512 4096] [--tiles] [--json F]
 
@@ -17,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from mxfp4_petit.backend import PetitBackend
 from mxfp4_petit.portable import compute
 from mxfp4_petit.portable.layout import PortableLayout
 from mxfp4_petit.portable.sizes import layout_id
-from mxfp4_petit.portable.tiles import Tile, linear_tile
+from mxfp4_petit.portable.tiles import Tile
 
 BACKEND = PetitBackend("triton")
 LAYERS = ((4096, 4096), (12288, 3840), (5120, 25600))
@@ -188,7 +189,7 @@ def main() -> None:
             truth = x.float() @ wide.float().T
             ways = {
                 "bf16": lambda x=x, w=wide: x @ w.T,
-                "ours": lambda x=x, w=weight, t=linear_tile(m, n, k): compute.linear(x, w, t),
+                "ours": lambda x=x, w=weight: compute.linear(x, w),
                 "widen": lambda x=x, w=weight: x @ compute.widened(w, x).T,
             }
             took = {}
@@ -196,15 +197,14 @@ def main() -> None:
                 error = relative_error(call(), truth)
                 took[name] = microseconds(call, flush=flush) if error < 5e-3 else float("nan")
             if m <= 64:
-                took["reference"] = eager(lambda x=x: calls.linear(reference, x, canonical, problem))
+                took["reference"] = eager(partial(calls.linear, reference, x, canonical, problem))
             best = ""
             if options.tiles:
                 found = {}
                 for tile in others(m, n, k):
                     try:
-                        found[tile] = microseconds(
-                            lambda x=x, t=tile: compute.linear(x, weight, t), flush=flush, replays=7
-                        )
+                        call = partial(compute.linear, x, weight, tile)
+                        found[tile] = microseconds(call, flush=flush, replays=7)
                     except Exception as error:  # a tile that does not fit is no result
                         print(f"  {tile}: {type(error).__name__}", flush=True)
                 tile = min(found, key=found.__getitem__)

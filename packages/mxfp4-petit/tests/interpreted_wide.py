@@ -1,4 +1,4 @@
-"""Run by ``test_interpreted.py`` with TRITON_INTERPRET=1: our kernels for codes of 8 bits on a CPU, against the judge."""
+"""Run by ``test_interpreted.py`` with TRITON_INTERPRET=1: codes of 8 bits in our kernels, against the judge."""
 
 from __future__ import annotations
 

@@ -124,6 +124,28 @@ def test_elsewhere_it_is_taken_by_name_alone(device: Device) -> None:
         assert chosen.backend.layout(problem).id == ("portable-k128-pairs" if pairs else "portable-k256")
 
 
+@pytest.mark.parametrize(
+    "device", [GFX942, GFX950, *(Device("cuda", arch) for arch in ("sm_80", "sm_90"))], ids=str
+)
+def test_weights_of_8_bits_are_taken_unnamed_on_every_gpu(device: Device) -> None:
+    for problem in (LINEAR, MOE):
+        asked = replace(problem, format="mxfp8", device=device)
+        chosen = select_backend(asked)
+        assert (chosen.backend.name, chosen.fallback) == ("petit", False)
+        pairs = "k128-pairs" if device.type == "cuda" else "k256"
+        assert chosen.answer is not None and chosen.answer.layout == f"portable-mxfp8-{pairs}"
+        assert chosen.backend.layout(asked).id == chosen.answer.layout
+    for word in ("mxfp8+input_scale", "mxfp4-dual"):
+        with pytest.raises(BackendError, match=r"input-scale|mxfp4-dual"):
+            select_backend(replace(LINEAR, format=word, device=device), backend="petit")
+
+
+def test_petit_kernel_leaves_weights_of_8_bits_to_our_own_kernels(petit_kernel: pytest.MonkeyPatch) -> None:
+    answer = accepted(replace(LINEAR, format="mxfp8"))
+    assert answer.provider == "triton" and "linear of bfloat16 with mxfp8" in answer.note
+    assert "with mxfp8" in refused(replace(LINEAR, format="mxfp8", options={"provider": "petit_kernel"}))
+
+
 def test_options() -> None:
     backend.check_options({"provider": "petit_kernel"})
     for wrong in ({"provider": "petit-kernel"}, {"providr": "triton"}):

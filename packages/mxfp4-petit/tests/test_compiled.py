@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mxfp4_petit.portable.tiles import STAGES_HIP, Tile, linear_tile, moe_tiles
+from mxfp4_petit.portable.tiles import STAGES_HIP, Tile, exact_tile, linear_tile, moe_tiles
 
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -90,6 +90,12 @@ def check(made: Any, mfma: bool = True) -> None:
         ("gfx90a", LINEAR[64], SPLIT),
         ("gfx942", LINEAR[64], SPLIT | {"FOLDED": False}),
         ("gfx942", PREFILL, {"PARTIAL": False, "BIASED": True}),
+        ("gfx90a", exact_tile(LINEAR[32]), SPLIT | {"FOLDED": False}),
+        ("gfx942", LINEAR[16], SPLIT | {"WIDE": True}),
+        ("gfx90a", LINEAR[32], SPLIT | {"WIDE": True}),
+        ("gfx950", LINEAR[64], SPLIT | {"WIDE": True}),
+        ("gfx90a", exact_tile(LINEAR[32]), SPLIT | {"WIDE": True, "FOLDED": False}),
+        ("gfx942", LINEAR[64], SPLIT | {"WIDE": True, "FOLDED": False}),
     ],
     ids=str,
 )
@@ -97,14 +103,20 @@ def test_linear(arch: str, tile: Tile, constants: dict[str, object]) -> None:
     check(compiled(kernels.linear_kernel, arch, tile, **constants))
 
 
-@pytest.mark.parametrize(("arch", "size"), [("gfx942", 1), ("gfx90a", 16), ("gfx942", 64)], ids=str)
-def test_gate_up(arch: str, size: int) -> None:
-    check(compiled(kernels.gate_up_kernel, arch, EXPERTS[size][0], **GATED))
+@pytest.mark.parametrize(
+    ("arch", "size", "wide"),
+    [("gfx942", 1, False), ("gfx90a", 16, False), ("gfx942", 64, False), ("gfx90a", 16, True)],
+    ids=str,
+)
+def test_gate_up(arch: str, size: int, wide: bool) -> None:
+    check(compiled(kernels.gate_up_kernel, arch, EXPERTS[size][0], **GATED, WIDE=wide))
 
 
-@pytest.mark.parametrize(("arch", "size"), [("gfx90a", 1), ("gfx942", 16)], ids=str)
-def test_down(arch: str, size: int) -> None:
-    check(compiled(kernels.down_kernel, arch, EXPERTS[size][1], BIASED=True))
+@pytest.mark.parametrize(
+    ("arch", "size", "wide"), [("gfx90a", 1, False), ("gfx942", 16, False), ("gfx942", 64, True)], ids=str
+)
+def test_down(arch: str, size: int, wide: bool) -> None:
+    check(compiled(kernels.down_kernel, arch, EXPERTS[size][1], BIASED=True, WIDE=wide))
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx942"])
@@ -115,10 +127,11 @@ def test_what_multiplies_nothing(arch: str) -> None:
     check(compiled(routing_kernels.combine_kernel, arch, MAPPED=True, SIZE=512), mfma=False)
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["mxfp4", "mxfp8"])
 @pytest.mark.parametrize("folded", [True, False], ids=["folded", "exact"])
-def test_the_variant_for_nvidia_multiplies_pairs_and_its_sums_where_it_must(folded: bool) -> None:
+def test_the_variant_for_nvidia_multiplies_pairs_and_its_sums_where_it_must(folded: bool, wide: bool) -> None:
     """For sm_90, whose numbers come two at a time out of one instruction; scales cost a multiplication or none."""
-    variant = {"PAIRS": True, "PACKED": True, "FOLDED": folded}
+    variant = {"PAIRS": True, "PACKED": True, "FOLDED": folded, "WIDE": wide}
     target = GPUTarget("cuda", 90, 32)
     made = compiled(kernels.linear_kernel, "sm_90", LINEAR[64], target, **SPLIT, **variant)
     text = made.asm["ptx"]

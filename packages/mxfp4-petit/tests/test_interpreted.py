@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("interpreted.py")
+FOLDER = Path(__file__).parent
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_the_kernels_are_right_in_the_interpreter() -> None:
+@pytest.mark.parametrize("script", ["interpreted.py", "interpreted_wide.py"])
+def test_the_kernels_are_right_in_the_interpreter(script: str) -> None:
     run = subprocess.run(
-        [sys.executable, str(SCRIPT)],
+        [sys.executable, str(FOLDER / script)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mxfp4_core import MxTensor, dequantize
+from mxfp4_core import MxTensor, dequantize, quantize
 from mxfp4_core.errors import FormatError, ShapeError
 from mxfp4_core.testing.samples import random_weight, without_minus_zero
 from mxfp4_petit import MoeLayout, PetitLayout, PortableLayout
@@ -138,6 +139,48 @@ def test_portable_words_hold_a_column_of_each_block() -> None:
             magnitude = (moved >> 6) & 7 if i < 3 else (part >> 11) & 4 | (part >> 10) & 3
             sign = (moved >> 15) & 1 if i < 3 else (part >> 14) & 1
             assert torch.equal(sign << 3 | magnitude, codes[:, i + 4 * half]), (i, half)
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["k256", "pairs"])
+def test_portable_words_hold_whole_codes_of_mxfp8(pairs: bool) -> None:
+    drawn = quantize(torch.randn(3, 512), format="mxfp8")
+    layout = PortableLayout(pairs, wide=True)
+    packed = layout.pack(drawn)
+    blocks = drawn.codes.view(torch.uint8).view(3, 16, 32).int()
+    words = packed["codes"].view(3, -1, 2, 16 if pairs else 32)  # tiles, words of two blocks
+    for tile, group, block, half in itertools.product(range(4 if pairs else 2), range(2), range(2), range(2)):
+        code = (words[:, tile, group] >> (16 * half + 8 * block)) & 0xFF
+        if pairs:
+            want = blocks[:, 4 * tile + 2 * group + block, half::2]
+        else:
+            want = blocks[:, 8 * tile + 2 * group + block + 4 * half]
+        assert torch.equal(code, want), (tile, group, block, half)
+    back = layout.unpack({name: tensor.clone() for name, tensor in packed.items()}, (3, 512))
+    assert torch.equal(back.codes.view(torch.uint8), drawn.codes.view(torch.uint8))
+    address = drawn.codes.data_ptr()
+    in_place = layout.pack_in_place(drawn)
+    assert in_place["codes"].data_ptr() == address and torch.equal(in_place["codes"], packed["codes"])
+
+
+@pytest.mark.parametrize(
+    ("byte", "code", "name"),
+    [
+        (10, 0x01, "scales"),
+        (134, 0x7E, "scales"),
+        (9, 0x01, "extreme_scales"),
+        (9, 0x80, "scales"),
+        (135, 0x00, "extreme_scales"),
+        (127, 0xFF, "extreme_scales"),
+        (255, 0x00, "extreme_scales"),
+    ],
+)
+def test_scales_of_mxfp8_that_cannot_be_folded_and_codes_that_are_nan_have_another_name(
+    byte: int, code: int, name: str
+) -> None:
+    drawn = quantize(torch.randn(2, 256), format="mxfp8")
+    drawn.scales[1, 3] = byte
+    drawn.codes.view(torch.uint8)[1, 96:128] = code
+    assert name in PortableLayout(wide=True).pack(drawn)
 
 
 def test_portable_packs_in_place_and_copies_scales_at_odd_addresses_only() -> None:

@@ -70,6 +70,14 @@ def test_an_answer_holds_for_the_problem(install: Install) -> None:
     assert broken.status == "broken" and "activation 'fp8' in its answer to" in broken.reason
 
 
+def test_an_answer_may_say_whether_it_is_chosen_unnamed(install: Install) -> None:
+    install(aa=Toy("aa", on="npu", answer=Yes(automatic=True)), bb=Toy("bb", answer=Yes(automatic=False)))
+    selection = select_backend(linear(H200))
+    assert selection.backend.name == "aa" and line(selection, "aa").automatic
+    assert line(selection, "bb").reason == "only when named"
+    assert select_backend(linear(H200), backend="bb").backend.name == "bb"
+
+
 def test_auto_is_no_activation_unless_the_backend_says_so(install: Install) -> None:
     install(aa=Toy("aa"))
     found = select_backend(replace(linear(), activation="auto")).numerics
@@ -189,6 +197,19 @@ def test_known_backends_that_could_help_are_named(device: Device, names: list[st
     absent = [one for one in explain(linear(device)).trace if one.status == "not installed"]
     assert [one.name for one in absent] == names
     assert all(one.fix.startswith("install mxfp4-") for one in absent)
+
+
+def test_of_known_backends_those_that_take_the_format_are_named() -> None:
+    absent = {
+        device: [
+            one
+            for one in explain(replace(linear(device), format="mxfp8")).trace
+            if one.status == "not installed"
+        ]
+        for device in (H200, MI355, Device("npu", "Ascend950"))
+    }
+    assert [[one.name for one in lines] for lines in absent.values()] == [["petit"], ["petit"], []]
+    assert absent[H200][0].reason == "takes mxfp8 on cuda and hip"
 
 
 def test_an_installed_known_backend_is_not_called_missing(install: Install) -> None:

@@ -32,7 +32,7 @@ _WORDS: Final = ("auto", *PROVIDERS)
 
 
 class PetitBackend(Backend):
-    """W4A16 on GPUs without FP4: AMD's CDNA2 and CDNA3 unnamed, others by name.
+    """W4A16 on GPUs without FP4: AMD's CDNA2 and CDNA3 unnamed, others by name. W8A16 unnamed wherever it compiles.
 
     ``auto`` takes petit-kernel for the linear layers that it can, where it is installed, and our own kernels for the
     rest: experts, float16, other devices.
@@ -43,7 +43,9 @@ class PetitBackend(Backend):
     """
 
     name = "petit"
-    description = "AMD CDNA2 and CDNA3 (MI200, MI300): W4A16 linear and MoE, FP4 is widened in registers"
+    description = (
+        "AMD CDNA2 and CDNA3 (MI200, MI300): W4A16 and, on any GPU of Triton, W8A16, widened in registers"
+    )
     features = PortableProvider.features
     automatic_on = PortableProvider.automatic_on
     packages = ("petit-kernel", "triton")

@@ -65,6 +65,8 @@ class Yes:
             `Rank.EMULATED` if the numerics are emulated, else `Rank.NATIVE`.
         provider: the package or library whose kernels run, where a backend has several; else empty.
         layout: variant of the layout, where it depends on the problem; else empty.
+        automatic: whether it may be chosen for this problem without being named; None: on the devices of
+            `Backend.automatic_on`.
     """
 
     note: str = ""
@@ -73,6 +75,7 @@ class Yes:
     rank: int | None = None
     provider: str = ""
     layout: str = ""
+    automatic: bool | None = None
 
 
 @dataclass(frozen=True)

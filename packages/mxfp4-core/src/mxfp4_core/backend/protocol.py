@@ -129,7 +129,7 @@ class Backend(Protocol):
             ``supports`` is asked.
         numerics: see ``Numerics``.
         automatic_on: devices on which it may be chosen without being named: a type, ``cuda``, or a type with one
-            architecture, ``hip:gfx942``. Empty for emulations.
+            architecture, ``hip:gfx942``. Empty for emulations. A `Yes` may say otherwise for its problem.
         packages: names of other packages whose versions matter, for ``mxfp4 doctor``; optional.
         usual_activation: how activations are quantised where a model is loaded and nobody says it: ``auto`` for a
             backend whose fast path quantises them; optional.

@@ -3,7 +3,7 @@
 The order is fixed:
 
 1. A backend that the caller names is taken if it accepts, wherever it runs.
-2. Otherwise, of those that accept and may be chosen unnamed on this device (``automatic_on``), one
+2. Otherwise, of those that accept and may be chosen unnamed (``automatic_on`` a device, or as their ``Yes`` says), one
    that computes on the codes comes before one that widens the weights (``numerics.emulated``), then the larger
    ``Yes.rank`` wins. Two that stand equal are an error that asks to name one.
 3. Otherwise the backend that the caller named as ``fallback`` is taken if it accepts and its memory fits.
@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mxfp4_core._text import did_you_mean, size_text
+from mxfp4_core.arithmetic.formats.registry import get
 from mxfp4_core.backend.answers import No, Yes
 from mxfp4_core.backend.asking import check_options, verdict
 from mxfp4_core.backend.device import free_bytes
 from mxfp4_core.backend.options import Options
-from mxfp4_core.backend.problem import Problem
+from mxfp4_core.backend.problem import PLAIN, Problem
 from mxfp4_core.backend.protocol import Backend
 from mxfp4_core.backend.registry import Plugin, installed
 from mxfp4_core.backend.selection import Candidate, Selection
@@ -85,12 +86,13 @@ def explain(
     for asked in filter(None, (backend, fallback, *options)):
         if asked not in plugins and asked not in KNOWN:
             raise unknown_name(asked, [*plugins, *KNOWN])
+    format = problem.format if problem.format == PLAIN else get(problem.format).of_weight
     answers = [_ask(plugin, problem, options.get(name)) for name, plugin in plugins.items()]
     absent = [
-        missing_line(key, known)
+        missing_line(key, known, format)
         for key, known in KNOWN.items()
         if key not in plugins
-        and (known.fits(problem.device.type, problem.device.arch) or key in (backend, fallback))
+        and (known.fits(problem.device.type, problem.device.arch, format) or key in (backend, fallback))
     ]
     trace = tuple(sorted([*(line for _, line in answers), *absent], key=lambda line: line.name))
     accepted = {line.name: (found, line) for found, line in answers if found is not None}
@@ -154,9 +156,11 @@ def _first(automatic: Sequence[Accepted], trace: tuple[Candidate, ...], problem:
     return Selection(best[0], trace, problem, why)
 
 
-def missing_line(name: str, known: Known) -> Candidate:
+def missing_line(name: str, known: Known, format: str = PLAIN) -> Candidate:
     """Return the line of the trace for a backend of this project that is not installed."""
     made = " ".join(filter(None, ("made for", known.device, "/".join(known.archs))))
+    if format in known.others:
+        made = f"takes {format} on {' and '.join(known.others[format])}"
     # By name alone pip would take whatever a stranger has put under it on PyPI.
     advice = f"install {known.distribution}, which is not on PyPI yet: see docs/backends.md"
     return Candidate(name, "not installed", made, advice)
@@ -209,6 +213,8 @@ def _ask(plugin: Plugin, problem: Problem, options: Options | None) -> Accepted 
         return None, replace(line, status="broken", reason=reason, fix=plugin.advice)
     if isinstance(answer, No):
         return None, replace(line, status="rejected", reason=answer.reason, fix=answer.fix)
+    if answer.automatic is not None:
+        line = replace(line, automatic=answer.automatic)
     note = answer.note if line.automatic else f"only when named; {answer.note}".removesuffix("; ")
     return loaded, replace(
         line,

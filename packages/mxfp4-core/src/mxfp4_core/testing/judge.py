@@ -2,8 +2,8 @@
 
 Both come from float64 on the dequantised weights. The bound is derived, not tuned:
 
-* A product of an E2M1 value times a power of two (2 significant bits) with a bfloat16 (8) or float16 (11) activation
-  has at most 13 significant bits: exact in float32. A float32 activation adds one rounding.
+* A product of an E2M1 value times a power of two (2 significant bits; of E4M3, 4) with a bfloat16 (8) or float16 (11)
+  activation has at most 15 significant bits: exact in float32. A float32 activation adds one rounding.
 * A sum of K terms in float32, in any order, is off by at most ``K * eps * sum|x||w|``. ``eps = 2**-23`` covers units
   that truncate instead of rounding. What is below the normal range may be flushed, each time by less than 2**-126.
 * The result is rounded once to its dtype: half a unit in the last place, ``eps(dtype) / 2`` relative.

@@ -7,9 +7,9 @@ of the magnitude at 13, 11 and 10. Which codes share a word depends on the varia
 * a tile of 256 columns: word j holds column j of each block, block i in the lower half, block i + 4 in the upper half;
 * ``pairs``, a tile of 128: word j holds column 2j of each block in the lower half, column 2j + 1 in the upper half.
 
-Codes of 8 bits (``wide``, the format ``mxfp8``) are moved whole. A word has two halves of two bytes: the lower byte of a
-half is of an even block i, the upper one of block i + 1, and a tile has the words of blocks 0 and 1 before those of 2
-and 3. The halves are as above: block i and i + 4, or column 2j and 2j + 1.
+Codes of 8 bits (``wide``, the format ``mxfp8``) are moved whole. A word has two halves of two bytes: the lower byte of
+a half is of an even block i, the upper one of block i + 1, and a tile has the words of blocks 0 and 1 before those of
+2 and 3. The halves are as above: block i and i + 4, or column 2j and 2j + 1.
 """
 
 from __future__ import annotations

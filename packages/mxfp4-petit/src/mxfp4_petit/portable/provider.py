@@ -64,6 +64,7 @@ class PortableProvider(Backend):
             rank=Rank.PORTABLE,
             provider="triton",
             layout=layout_id(_pairs(problem), _wide(problem)),
+            automatic=_automatic(problem),
         )
 
     def layout(self, problem: Problem, matrix: Matrix = "weight") -> Layout:
@@ -98,6 +99,12 @@ class PortableProvider(Backend):
             return "triton", {"tile_tokens": first.tokens, **rows}
 
         return tabulate(one, _MOST)
+
+
+def _automatic(problem: Problem) -> bool | None:
+    """Say yes for weights of 8 bits on every GPU: this project has no kernel that is made for them there."""
+    gpu = problem.device.type in COMPILED and problem.device.arch not in MADE_FOR
+    return True if gpu and _wide(problem) else None
 
 
 def _device(problem: Problem) -> No | None:

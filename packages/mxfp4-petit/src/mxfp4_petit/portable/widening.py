@@ -136,10 +136,7 @@ def numbers_of(
 
     words, more, bytes4: of ``load_tile``; the scales of the four blocks to which i belongs.
     """
-    if WIDE:
-        pair = _wide_pair(words if i < 2 else more, i % 2 == 1)
-    else:
-        pair = _pair(words, i)
+    pair = _wide_pair(words if i < 2 else more, i % 2 == 1) if WIDE else _pair(words, i)
     factor = _factor(bytes4, i, PACKED, FOLDED, WIDE)
     pair = _multiplied(pair, factor, PACKED)
     if PAIRS:
