@@ -10,7 +10,7 @@ from typing import Any
 from known_names import Expressions, counts_of, pointed, starred
 from known_probes import FREE, Config, Seen, flat, others
 
-from mxfp4_core.naming import ModelView, Parameter
+from mxfp4_core.naming import GatedActivation, ModelView, Parameter
 
 TIE = "tie_word_embeddings"
 
@@ -278,9 +278,15 @@ def _facts(parameter: Parameter) -> dict[str, Any]:
         "refusal": parameter.refusal,
         "held": parameter.held,
         "reader": parameter.reader,
-        "gate": [gate.alpha, gate.limit, gate.up_offset, gate.interleaved] if gate else None,
+        "gate": _numbers(gate) if gate else None,
     }
     return {key: value for key, value in found.items() if value}
+
+
+def _numbers(gate: GatedActivation) -> list[Any]:
+    """Return what a gate is made of, as short as it can be written."""
+    whole, usual = list(gate.arguments), list(GatedActivation().arguments)
+    return whole if whole[4:] != usual[4:] else whole[:4]
 
 
 def _raw(row: Mapping[str, Any]) -> list[Any]:

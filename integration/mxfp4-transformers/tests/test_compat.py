@@ -111,7 +111,14 @@ def test_gates_are_tried_out() -> None:
             gate, up = rows.chunk(2, -1)
             return nn.functional.gelu(gate) * up
 
-    assert find_gate(Gelu()) is None
+    assert find_gate(Gelu()) == Gate(function="gelu")
+
+    class Tanh(Experts):
+        def _apply_gate(self, rows: torch.Tensor) -> torch.Tensor:
+            gate, up = rows.chunk(2, -1)
+            return gate.tanh() * up
+
+    assert find_gate(Tanh()) is None
 
 
 def test_headers_are_read_without_tensors(checkpoints: dict[str, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from tiny import SIZES, settings
 
 import mxfp4_transformers
 from mxfp4_core import quantize
+from mxfp4_core.backend import SILU, Gate
+from mxfp4_core.backend.reference.backend import ReferenceBackend
+from mxfp4_core.errors import BackendError
 from mxfp4_core.jobs import plan_checkpoint, quantize_checkpoint, verify_checkpoint
-from mxfp4_core.modules import LogicalWeight, Mxfp4Held, Mxfp4Linear
+from mxfp4_core.modules import LogicalWeight, Mxfp4Experts, Mxfp4Held, Mxfp4Linear, find_gate, find_sites
 
 IDS = torch.tensor([[1, 5, 9, 3, 7]])
 SMALL: dict[str, Any] = {**SIZES, "intermediate_size": 96, "num_hidden_layers": 1}
@@ -57,6 +61,12 @@ def _longcat() -> Any:
     )
 
 
+def _gemma4() -> Any:
+    sizes = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64, "enable_moe_block": True}
+    heads = {"num_global_key_value_heads": 2, "global_head_dim": 16, "hidden_size_per_layer_input": 0}
+    return transformers.Gemma4TextConfig(**SMALL, **sizes, **heads)
+
+
 def _jetmoe() -> Any:
     sizes = {"num_key_value_heads": 2, "kv_channels": 32, "num_local_experts": 4, "vocab_size": 96}
     return transformers.JetMoeConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=1, **sizes)
@@ -82,6 +92,8 @@ KINDS: dict[str, tuple[Callable[[], Any], Any]] = {
     "jetmoe": (_jetmoe, transformers.JetMoeForCausalLM),
     "llama4": (_llama4, transformers.Llama4ForCausalLM),
     "nemotron_h": (_nemotron, transformers.NemotronHForCausalLM),
+    # a gate of another function than SiLU
+    "gemma4": (_gemma4, transformers.Gemma4ForCausalLM),
     "longcat": (_longcat, transformers.LongcatFlashForCausalLM),
     # code that reads the dtype of a weight, and code that multiplies with it
     "longt5": (
@@ -108,7 +120,7 @@ KINDS: dict[str, tuple[Callable[[], Any], Any]] = {
         transformers.RwkvForCausalLM,
     ),
 }
-HELD = {"jetmoe": 4, "llama4": 1, "nemotron_h": 1, "longcat": 1}
+HELD = {"jetmoe": 4, "llama4": 1, "longcat": 1}
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +175,44 @@ def test_a_kind_by_every_route(sources: dict[str, Path], tmp_path: Path, name: s
     assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in parameters.items()}
 
 
+def test_experts_without_a_gate_are_asked_about_by_plan(sources: dict[str, Path]) -> None:
+    model = _loaded(sources)
+    (experts,) = (each for each in model.modules() if isinstance(each, Mxfp4Experts))
+    assert experts.problem.gate == Gate(function="relu2", gated=False)
+    assert experts.up_proj.shape == (4, 64, 64) and not hasattr(experts, "gate_up_proj")
+    (fit,) = (
+        each
+        for each in plan_checkpoint(sources["nemotron_h"], backend="reference").fits
+        if "moe" in each.question
+    )
+    assert fit.backend == "reference" and "gate:none gate:relu2" in fit.question
+
+
+@pytest.mark.parametrize(
+    ("word", "gate"),
+    [
+        ("silu", SILU),
+        ("gelu", Gate(function="gelu")),
+        ("gelu_pytorch_tanh", Gate(function="gelu_tanh")),
+        ("gelu_new", Gate(function="gelu_tanh")),
+        ("quick_gelu", Gate(alpha=1.702)),
+        ("relu", Gate(function="relu")),
+        ("relu2", Gate(function="relu2")),
+        ("tanh", None),
+        ("mish", None),
+    ],
+)
+def test_each_word_for_an_activation(word: str, gate: Gate | None) -> None:
+    with torch.device("meta"):
+        gated = transformers.MixtralForCausalLM(transformers.MixtralConfig(**SMALL, hidden_act=word))
+        config = _nemotron()
+        config.mlp_hidden_act = word
+        plain = transformers.NemotronHForCausalLM(config)
+    for model, wanted in ((gated, gate), (plain, gate and replace(gate, gated=False))):
+        (site,) = (site for site in find_sites(model) if site.is_experts)
+        assert find_gate(site.module) == wanted and bool(site.held) == (wanted is None)
+
+
 def test_what_keeps_its_own_code_is_said(sources: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     model = transformers.JetMoeForCausalLM.from_pretrained(sources["jetmoe"], quantization_config=settings())
     assert "widened in each call, since JetMoeParallelExperts is called in a way of its own" in caplog.text
@@ -178,7 +228,40 @@ def test_what_keeps_its_own_code_is_said(sources: dict[str, Path], caplog: pytes
         assert torch.equal(twin(*given), experts(*given))
 
 
+def test_experts_with_an_activation_that_no_backend_has_keep_their_code(
+    sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = run(_loaded(sources))
+    less = ReferenceBackend.features - {"gate:relu2"}
+    monkeypatch.setattr(ReferenceBackend, "features", less)
+    model = _loaded(sources)
+    model.save_pretrained(sources["nemotron_h"].parent / "held")
+    for each in (
+        model,
+        transformers.NemotronHForCausalLM.from_pretrained(sources["nemotron_h"].parent / "held"),
+    ):
+        (experts,) = (module for module in each.modules() if isinstance(module, Mxfp4Held))
+        assert type(experts).__name__ == "Mxfp4NemotronHExperts"
+        torch.testing.assert_close(run(each), expected, rtol=0.02, atol=0.02)
+    assert (
+        "no backend that may be chosen on cpu" in caplog.text and "has gate:none, gate:relu2" in caplog.text
+    )
+    said = [
+        fit for fit in plan_checkpoint(sources["nemotron_h"], backend="reference").fits if not fit.backend
+    ]
+    assert len(said) == 1 and "gate:relu2" in said[0].reason and "code of the library" in said[0].runs
+    with pytest.raises(BackendError, match=r"gate:relu2"):  # one that rounds x is asked for, and none does
+        _loaded(sources, activation="mxfp4")
+
+
+def _loaded(sources: dict[str, Path], **words: Any) -> Any:
+    return transformers.NemotronHForCausalLM.from_pretrained(
+        sources["nemotron_h"], quantization_config=settings(**words)
+    )
+
+
 def test_one_expert_is_widened_at_a_time(sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReferenceBackend, "features", ReferenceBackend.features - {"gate:relu2"})
     model = transformers.NemotronHForCausalLM.from_pretrained(
         sources["nemotron_h"], quantization_config=settings()
     )

@@ -177,7 +177,7 @@ class Serialised:
 
     def _arrange(self, site: Site) -> None:
         """Give fused rows of gate and up the order that the model has."""
-        if site.held or not site.is_experts or (gate := find_gate(site.module)) is None:
+        if site.held or not site.is_experts or (gate := find_gate(site.module)) is None or not gate.gated:
             return
         name = site.name("gate_up_proj")
         made = self.composed[name]

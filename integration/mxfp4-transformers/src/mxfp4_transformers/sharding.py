@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from mxfp4_core.errors import ConfigError
-from mxfp4_core.modules import ModelPlan, Site, Weight, find_gate
+from mxfp4_core.modules import ModelPlan, Mxfp4Experts, Site, Weight, find_gate
 from mxfp4_core.parallel import Range, expert_ranges, merged_ranges, shard_ranges
 
 _COLUMNS: Final = frozenset({"colwise", "colwise_rep", "colwise_gather_output"})
@@ -137,28 +137,27 @@ def _experts(site: Site, plan: ModelPlan, ranks: Ranks) -> dict[str, Share]:
     styles = {ranks.styles.get(name, "") for name in names.values()}
     if styles <= _WHOLE:
         return {}
-    if site.held or set(names) != {"gate_up_proj", "down_proj"}:
+    gate = None if site.held else find_gate(site.module)
+    if gate is None:
         raise _refused(site, ", ".join(sorted(styles)))
-    up, down = (plan.weights[names[key]] for key in ("gate_up_proj", "down_proj"))
+    up, down = (plan.weights[names[key]] for key in Mxfp4Experts.kind_for(gate).matrices.values())
     experts, hidden, n = down.shape
     if styles == {"grouped_gemm"}:
         mine = expert_ranges(experts, ranks.size, tensor=site.path)[ranks.rank]
         return {
-            up.name: Share(up, mine, ((0, 2 * n),), (0, hidden)),
+            up.name: Share(up, mine, ((0, gate.rows * n),), (0, hidden)),
             down.name: Share(down, mine, ((0, hidden),), (0, n)),
         }
     given = ranks.styles.get(up.name), ranks.styles.get(down.name), ranks.styles.get(site.path)
-    if given != ("packed_colwise", "rowwise", "moe_tp_experts"):
+    columns = "packed_colwise" if gate.gated else "colwise"
+    if given != (columns, "rowwise", "moe_tp_experts"):
         raise _refused(site, ", ".join(sorted(styles)))
     low, high = shard_ranges(n, ranks.size, multiple=down.kind.block, tensor=down.name, dim="k")[ranks.rank]
-    gate = find_gate(site.module)
-    pairs = (
-        ((2 * low, 2 * high),)
-        if gate is not None and gate.interleaved
-        else ((low, high), (n + low, n + high))
-    )
+    rows: tuple[Range, ...] = ((gate.rows * low, gate.rows * high),)
+    if gate.halves:
+        rows = ((low, high), (n + low, n + high))
     return {
-        up.name: Share(up, (0, experts), pairs, (0, hidden)),
+        up.name: Share(up, (0, experts), rows, (0, hidden)),
         down.name: Share(down, (0, experts), ((0, hidden),), (low, high)),
     }
 
@@ -168,7 +167,7 @@ def _refused(site: Site, style: str) -> ConfigError:
         f"{site.path} cannot be split over processes",
         seen=f"the style {style!r} of the parallel plan" + (f", and {site.held}" if site.held else ""),
         rule=f"MXFP4 linears follow {', '.join(sorted(_COLUMNS | _ROWS))} and packed_colwise, stacks of experts "
-        "packed_colwise with rowwise, or grouped_gemm",
+        "packed_colwise (without a gate colwise) with rowwise, or grouped_gemm",
         fix=f"keep it in high precision: ignore=[{site.path!r}]; or give another plan",
     )
 

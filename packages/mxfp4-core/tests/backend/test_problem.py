@@ -45,6 +45,40 @@ def test_requirements_are_features() -> None:
 def test_silu_is_silu_in_any_row_order() -> None:
     assert Gate(interleaved=True).is_silu
     assert not Gate(limit=10.0).is_silu
+    assert not Gate(function="gelu").is_silu and not Gate(gated=False).is_silu
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        (Gate(), {"gate:silu"}),
+        (GPT_OSS_SWIGLU, {"gate:clamped", "rows:interleaved"}),
+        (Gate(function="gelu"), {"gate:gelu"}),
+        (Gate(limit=7.0, function="gelu_tanh"), {"gate:gelu_tanh", "gate:clamped"}),
+        (Gate(function="relu2", gated=False), {"gate:relu2", "gate:none"}),
+        (Gate(alpha=1.702, gated=False), {"gate:clamped", "gate:none"}),
+    ],
+    ids=str,
+)
+def test_the_words_of_an_activation(gate: Gate, words: set[str]) -> None:
+    problem = Problem(op="moe", n=1, k=1, experts=1, top_k=1, gate=gate, device=CPU)
+    assert problem.features == {"moe", "dtype:bfloat16"} | words
+    assert Gate.of(*gate.arguments) == gate
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"function": "swish"}, "function is one of silu, gelu"),
+        ({"function": "gelu", "alpha": 1.5}, "inside the sigmoid of silu"),
+        ({"gated": False, "limit": 7.0}, "those of a gate"),
+        ({"gated": False, "interleaved": True}, "those of a gate"),
+        ({"gated": False, "up_offset": 1.0}, "those of a gate"),
+    ],
+)
+def test_an_activation_that_contradicts_itself(values: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        Gate(**values)
 
 
 def test_all_experts_are_here_unless_said() -> None:

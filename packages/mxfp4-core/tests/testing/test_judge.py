@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mxfp4_core.arithmetic import apply_gate
 from mxfp4_core.arithmetic.format import E2M1_VALUES
 from mxfp4_core.backend.answers import Numerics
-from mxfp4_core.backend.problem import GPT_OSS_SWIGLU, SILU, Gate
+from mxfp4_core.backend.problem import Gate
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.judge import Answer
 from mxfp4_core.testing.samples import random_routes, random_weight, random_x
+from mxfp4_core.testing.suite_gates import GATES
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -58,16 +62,16 @@ def test_a_stated_error_of_products_is_allowed_and_an_unstated_one_is_not() -> N
         judge.linear(x, weight, None, Numerics()).check(got)
 
 
-@pytest.mark.parametrize("gate", [SILU, Gate(limit=10.0), GPT_OSS_SWIGLU], ids=["silu", "clamped", "gpt-oss"])
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 @pytest.mark.parametrize("rounded", [False, True])
 def test_experts_in_bfloat16_are_within_the_bound(gate: Gate, rounded: bool) -> None:
     """Kernels may keep the intermediate in float32 or round it, also each expert's result."""
     gate_up, down = (
-        random_weight(4, 192, 160, scales=(117, 122)),
+        random_weight(4, 96 * gate.rows, 160, scales=(117, 122)),
         random_weight(4, 160, 96, scales=(117, 122)),
     )
     x, (ids, weights) = random_x(9, 160), random_routes(9, 4, 2)
-    form = Gate(gate.alpha, gate.limit, gate.up_offset)
+    form = replace(gate, interleaved=False)
     answer = judge.moe(x, gate_up, down, (None, None), ids, weights, form, Numerics())
 
     def step(value: torch.Tensor) -> torch.Tensor:
@@ -78,10 +82,7 @@ def test_experts_in_bfloat16_are_within_the_bound(gate: Gate, rounded: bool) -> 
         for slot in range(2):
             expert = int(ids[token, slot])
             both = step(gate_up.dequantize(torch.float32)[expert] @ x[token].float())
-            g, u = both.chunk(2)
-            if form.limit is not None:
-                g, u = g.clamp(max=form.limit), u.clamp(-form.limit, form.limit)
-            hidden = step((u + form.up_offset) * g * torch.sigmoid(form.alpha * g))
+            hidden = step(apply_gate(both, form))
             result = step(down.dequantize(torch.float32)[expert] @ hidden)
             out[token] = step(out[token] + weights[token, slot] * result)
     answer.check(out.bfloat16())

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mxfp4_core.arithmetic.formats.mxfp4 import MXFP4 as MXFP4
     from mxfp4_core.arithmetic.formats.mxfp8 import MXFP8 as MXFP8
     from mxfp4_core.arithmetic.formats.registry import get_format as get_format
+    from mxfp4_core.arithmetic.gating import apply_gate as apply_gate
     from mxfp4_core.arithmetic.profile import Profile as Profile
     from mxfp4_core.arithmetic.profile import Zeros as Zeros
     from mxfp4_core.arithmetic.profiles import resolve as resolve
@@ -58,6 +59,7 @@ _HOMES = {
     "E8M0_NAN": "format",
     "GROUP": "format",
     "SIGN_BIT": "format",
+    "apply_gate": "gating",
     "Alignment": "shapes",
     "crop": "shapes",
     "mx_bytes": "shapes",
@@ -107,6 +109,7 @@ __all__ = [
     "ScaleRule",
     "Ties",
     "Zeros",
+    "apply_gate",
     "compiling",
     "crop",
     "fp8_static",

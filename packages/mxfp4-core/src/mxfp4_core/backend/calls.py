@@ -53,7 +53,7 @@ def shapes(problem: Problem, align: Alignment | None = None) -> dict[Matrix, tup
     n, k = (problem.n, problem.k) if align is None else align.physical(problem.n, problem.k)
     if problem.op != "moe":
         return {"weight": (n, k)}
-    return {"gate_up": (problem.stacked, 2 * n, k), "down": (problem.stacked, k, n)}
+    return {"gate_up": (problem.stacked, problem.gate.rows * n, k), "down": (problem.stacked, k, n)}
 
 
 def pack(
@@ -94,7 +94,7 @@ def pack(
             rule=f"{problem} has a weight of {logical} and a bias of {logical[:-1]}",
             fix="give the weight of this rank, in its logical shape",
         )
-    halves = matrix == "gate_up" and not problem.gate.interleaved
+    halves = matrix == "gate_up" and problem.gate.halves
     aligned = grow(weight, physical, halves)
     bias = None if bias is None else grow_bias(bias, physical[-2], halves)
     layout = backend.layout(problem, matrix)
@@ -115,7 +115,7 @@ def unpack(
             fix="unpack with the backend, its version and the problem that packed it",
         )
     whole = layout.unpack(packed.tensors, packed.shape)
-    halves = matrix == "gate_up" and not problem.gate.interleaved
+    halves = matrix == "gate_up" and problem.gate.halves
     return shrink(whole, shapes(problem)[matrix], halves, profile or whole.profile)
 
 

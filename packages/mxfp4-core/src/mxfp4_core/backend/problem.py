@@ -32,15 +32,15 @@ class Problem:
     Attributes:
         op: ``linear``, ``moe`` (gate-up matmul, gate, down matmul, weighted sum over the chosen experts) or
             ``quantize`` (weight to canonical codes and scales on the device).
-        n: output features; for ``moe`` the intermediate size, so gate-up is [experts, 2n, k] and down
-            [experts, k, n].
+        n: output features; for ``moe`` the intermediate size, so gate-up is [experts, 2n, k], without a gate
+            [experts, n, k], and down [experts, k, n].
         k: input features; for ``moe`` the hidden size.
         m: tokens, None if it will vary.
         experts: experts whose weights this rank holds, 0 unless ``moe``.
         total_experts: experts that the router knows; more than ``experts`` under expert parallelism, which
             comes with an expert map. 0 means the same as ``experts``.
         top_k: experts per token, 0 unless ``moe``.
-        gate: the gated activation, used by ``moe``.
+        gate: the activation between the two matmuls of ``moe``.
         dtype: torch name of the dtype of x and of the result: ``bfloat16``, ``float16``, ``float32``, ``float64``.
         activation: how x is quantised inside: ``none``, ``mxfp4``, ``mxfp8``, ``fp8``, or ``auto``, which leaves it
             to the backend: its `Yes` says which one it is.
@@ -150,9 +150,7 @@ class Problem:
         if self.tokens != "flat":
             words.add(f"tokens:{self.tokens}")
         if self.op == "moe":
-            words.add("gate:silu" if self.gate.is_silu else "gate:clamped")
-            if self.gate.interleaved:
-                words.add("rows:interleaved")
+            words |= self.gate.words
             if self.total_experts > self.experts:
                 words.add("expert-map")
         return frozenset(words)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mxfp4_core._text import did_you_mean, size_text
 from mxfp4_core.arithmetic.formats.registry import get
@@ -21,7 +22,7 @@ from mxfp4_core.backend.answers import No, Yes
 from mxfp4_core.backend.asking import check_options, verdict
 from mxfp4_core.backend.device import free_bytes
 from mxfp4_core.backend.options import Options
-from mxfp4_core.backend.problem import PLAIN, Problem
+from mxfp4_core.backend.problem import PLAIN, SILU, Problem
 from mxfp4_core.backend.protocol import Backend
 from mxfp4_core.backend.registry import Plugin, installed
 from mxfp4_core.backend.selection import Candidate, Selection
@@ -108,6 +109,26 @@ def explain(
         reason = f"{selection.reason}; activation auto is {selection.numerics.activation}"
         selection = replace(selection, reason=reason)
     return selection
+
+
+def lacks_activation(problem: Problem, **asked: Any) -> str:
+    """Say which words of the activation of experts keep a problem from every backend that would take it with SiLU.
+
+    Where a model has code of its own for its experts, that code can go on then.
+
+    Args:
+        problem: a question that `explain` found no backend for.
+        **asked: as for `explain`.
+
+    Returns:
+        The words; empty where nobody would take it with SiLU either, or where a backend has to round activations.
+    """
+    if problem.op != "moe" or problem.gate.is_silu or problem.activation not in ("none", "auto"):
+        return ""
+    usual = replace(problem, gate=replace(SILU, interleaved=problem.gate.interleaved))
+    if explain(usual, **asked).choice is None:
+        return ""
+    return ", ".join(sorted(problem.gate.words - {"rows:interleaved"}))
 
 
 def _decide(

@@ -140,7 +140,7 @@ def summary(plan: Plan) -> list[str]:
             f"or {disk_text(plan.peak_bytes(device_copy=True))} where units are copied to a device "
             f"(largest unit: {disk_text(unit.unit_bytes)} of {unit.name})"
         )
-    lines += [_fit_line(fit) for fit in plan.fits if fit.backend]
+    lines += [_fit_line(fit) for fit in plan.fits if not fit.refusal]
     lines += [f"note: {note}" for note in plan.notes]
     lines += beside_lines(plan.copied, plan.left)
     findings = plan.findings
@@ -156,7 +156,8 @@ def _fit_line(fit: Fit) -> str:
         f", padded to n={fit.n} k={fit.k}, {disk_text(fit.padding_bytes)} more" if fit.padding_bytes else ""
     )
     why = "; ".join(filter(None, (fit.reason, fit.runs)))
-    return f"backend {fit.backend}: {fit.question}{pads} ({why}) for {where}"
+    who = f"backend {fit.backend}" if fit.backend else "no backend"
+    return f"{who}: {fit.question}{pads} ({why}) for {where}"
 
 
 __all__ = ["grouped", "print_pipeline", "print_plan", "summary"]

@@ -9,14 +9,14 @@ from typing import Any
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import SILU, Gate, Problem
-from mxfp4_core.backend.select import explain
+from mxfp4_core.backend.select import explain, lacks_activation
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import Mxfp4Error
 from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.families import gate_of
-from mxfp4_core.naming.view import ModelView
-from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names, module_of, parse_expert
+from mxfp4_core.naming.view import ModelView, Parameter
+from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, ExpertName, fused_names, module_of, parse_expert
 from mxfp4_core.parallel.shards import Shard
 
 
@@ -100,11 +100,18 @@ def fits(
     questions: dict[Problem, list[str]] = {}
     for module, problem in _problems(shards, biases, facts, decisions, device, view):
         questions.setdefault(problem, []).append(module)
+    asked: dict[str, Any] = {
+        "backend": backend,
+        "fallback": config.fallback,
+        "backend_options": config.backend_options,
+    }
     for problem, modules in questions.items():
-        selection = explain(
-            problem, backend=backend, fallback=config.fallback, backend_options=config.backend_options
-        )
+        selection = explain(problem, **asked)
         fit = Fit(str(problem), tuple(modules), None, selection.reason)
+        if selection.choice is None and view is not None and (words := lacks_activation(problem, **asked)):
+            own = f"{backend!r} does not offer {words}"
+            yield replace(fit, reason=own, runs="widened in each call, by the code of the library")
+            continue
         if selection.choice is None:
             where = modules[0] if len(modules) == 1 else f"{modules[0]} and {len(modules) - 1} more"
             verdict = next((line for line in selection.trace if line.name == backend), None)
@@ -137,7 +144,7 @@ def _nbytes(problem: Problem, n: int, k: int) -> int:
     form = formats.get(problem.format)
     if problem.op != "moe":
         return form.nbytes((n, k))
-    return form.nbytes((problem.experts, 2 * n, k)) + form.nbytes((problem.experts, k, n))
+    return form.nbytes((problem.experts, problem.gate.rows * n, k)) + form.nbytes((problem.experts, k, n))
 
 
 def _gate(facts: ModelFacts, told: Gate | None) -> Gate:
@@ -148,6 +155,12 @@ def _gate(facts: ModelFacts, told: Gate | None) -> Gate:
     if known is None:
         return SILU if facts.limit is None else replace(SILU, limit=facts.limit)
     return replace(known, limit=known.limit and (facts.limit or known.limit))
+
+
+def _ungated(expert: ExpertName, view: ModelView | None, name: str) -> bool:
+    """Say whether a weight is the first of experts without a gate, as the model's library says it."""
+    gates = [each.gate for each in view.find(name)] if view and "up_proj" in expert.parts else []
+    return any(gate is not None and not gate.gated for gate in gates)
 
 
 def _problems(
@@ -161,7 +174,7 @@ def _problems(
     """Yield every module that an engine runs as one operator, with what it asks."""
     linears: dict[str, Shard] = {}
     with_bias: set[str] = set()
-    experts: dict[str, tuple[int, Shard]] = {}
+    experts: dict[str, tuple[int, Shard, Parameter | None]] = {}
     broken: set[str] = set()
     how: dict[str, Decision] = {}
     for name, shard in shards.items():
@@ -181,8 +194,9 @@ def _problems(
             broken.add(whole)
         elif expert is None:
             linears[whole] = replace(shard, n=shard.n + linears[whole].n) if whole in linears else shard
-        elif "gate_proj" in expert.parts:
-            experts.setdefault(whole, (len(expert.parts), shard))
+        elif "gate_proj" in expert.parts or _ungated(expert, view, name):
+            found = view.find(name) if view else ()
+            experts.setdefault(whole, (len(expert.parts), shard, found[0] if found else None))
     for module in [module for module in linears if module not in broken]:
         n, k = linears[module].n, linears[module].k
         bias = module in with_bias
@@ -192,10 +206,9 @@ def _problems(
             Problem(op="linear", n=n, k=k, bias=bias, activation=mode, device=device, format=format),
         )
     for prefix in [prefix for prefix in experts if prefix not in broken]:
-        parts, shard = experts[prefix]
+        parts, shard, known = experts[prefix]
         total = facts.experts or shard.experts or 1
-        known = view.find(f"{prefix}.0.gate_proj") if view else ()
-        top_k = (known[0].top_k if known else 0) or facts.top_k or 1
+        top_k = (known.top_k if known else 0) or facts.top_k or 1
         held = shard.experts or max(total // shard.ranks, 1)
         yield (
             prefix,
@@ -206,7 +219,7 @@ def _problems(
                 experts=held,
                 total_experts=max(total, held),
                 top_k=min(top_k, max(total, held)),
-                gate=_gate(facts, known[0].gate if known else None),
+                gate=_gate(facts, known.gate if known else None),
                 bias=prefix in with_bias,
                 activation=how[prefix].activation,
                 device=device,

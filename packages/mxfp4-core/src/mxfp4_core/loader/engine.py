@@ -170,7 +170,7 @@ class EngineLoad:
         Raises:
             BackendError, ShapeError, LoadError: as `layer`.
         """
-        module = Mxfp4Experts(
+        module = Mxfp4Experts.kind_for(gate)(
             experts,
             n,
             k,

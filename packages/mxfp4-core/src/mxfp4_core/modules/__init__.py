@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mxfp4_core.modules.held import Mxfp4Held as Mxfp4Held
     from mxfp4_core.modules.layers import Mxfp4Experts as Mxfp4Experts
     from mxfp4_core.modules.layers import Mxfp4Linear as Mxfp4Linear
+    from mxfp4_core.modules.layers import Mxfp4UngatedExperts as Mxfp4UngatedExperts
     from mxfp4_core.modules.logical import LogicalWeight as LogicalWeight
     from mxfp4_core.modules.model_plan import ModelPlan as ModelPlan
     from mxfp4_core.modules.model_view import describe_parameters as describe_parameters
@@ -79,6 +80,7 @@ _HOMES = {
     "Mxfp4Held": "held",
     "Mxfp4Experts": "layers",
     "Mxfp4Linear": "layers",
+    "Mxfp4UngatedExperts": "layers",
     "prepare_model": "prepare",
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "Mxfp4Held",
     "Mxfp4Linear",
     "Mxfp4Module",
+    "Mxfp4UngatedExperts",
     "Parking",
     "Quantised",
     "Site",

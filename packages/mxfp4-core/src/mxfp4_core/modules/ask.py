@@ -13,7 +13,7 @@ from torch import nn
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import Problem
 from mxfp4_core.backend.protocol import Backend
-from mxfp4_core.backend.select import default_problem, explain, select_backend
+from mxfp4_core.backend.select import default_problem, explain, lacks_activation, select_backend
 from mxfp4_core.backend.selection import Selection
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import BackendError, Mxfp4Error
@@ -115,6 +115,35 @@ def refused_by_backends(
     return list(found.values())
 
 
+def hold_other_activations(
+    model: nn.Module, plan: ModelPlan, config: Mxfp4Config, devices: Iterable[str], dtype: torch.dtype
+) -> None:
+    """Let experts keep their own code where no backend that is chosen has their activation; see ``held``.
+
+    Args:
+        model: with its own modules.
+        plan: its sites change.
+        config: which backend.
+        devices: where the model will run, as torch names them.
+        dtype: of the activations.
+    """
+    names = list(devices)
+    lacking: dict[Problem, str] = {}
+    for place, site in enumerate(plan.sites):
+        if not site.is_experts or site.held or site.refusal:
+            continue
+        found = empty_module(model, site, activation=plan.activation_of(site), format=plan.format_of(site))
+        for problem in (_at(found.problem, name, dtype) for name in names):
+            if problem not in lacking:
+                taken = explain(problem, **_choice(config)).choice is not None
+                lacking[problem] = "" if taken else lacks_activation(problem, **_choice(config))
+            if words := lacking[problem]:
+                why = f"no backend that may be chosen on {problem.device} has {words}"
+                plan.sites[place] = replace(site, held=why)
+                plan.reasons[site.path] = plan.reasons.get(site.path) or why
+                break
+
+
 def _rounds(site: Site, plan: ModelPlan) -> bool:
     return plan.activation_of(site) not in ("none", "auto")
 
@@ -158,4 +187,11 @@ def _at(problem: Problem, device: str, dtype: torch.dtype) -> Problem:
     return replace(problem, device=Device.of(device), dtype=str(dtype).removeprefix("torch."))
 
 
-__all__ = ["chosen_backends", "device_names", "likely_backends", "refused_by_backends", "select_for"]
+__all__ = [
+    "chosen_backends",
+    "device_names",
+    "hold_other_activations",
+    "likely_backends",
+    "refused_by_backends",
+    "select_for",
+]

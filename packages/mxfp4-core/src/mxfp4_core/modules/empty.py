@@ -51,12 +51,13 @@ def empty_module(
         )
     if site.is_experts:
         experts, k, n = site.weights["down_proj"]
-        module = Mxfp4Experts(
+        gate = find_gate(site.module) or SILU
+        module = Mxfp4Experts.kind_for(gate)(
             experts,
             n,
             k,
             top_k=top_k_of(model, site.path),
-            gate=find_gate(site.module) or SILU,
+            gate=gate,
             bias="down_proj_bias" in own,
             profile=profile,
             format=format,

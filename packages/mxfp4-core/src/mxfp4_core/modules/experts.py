@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mxfp4_core.backend.problem import Gate
+from mxfp4_core.arithmetic.gate import Function, Gate
+from mxfp4_core.arithmetic.gating import apply_gate
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.modules.products import small_copy, wave
 
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
+UNGATED_WEIGHTS = ("up_proj", "down_proj")
+QUICK_GELU = 1.702
+"""The factor in the sigmoid that makes SiLU quick GELU."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,15 @@ def _k_first(module: nn.Module, found: dict[str, tuple[int, ...]]) -> bool:
 
 def why_held(module: nn.Module, stacks: Stacks) -> str:
     """Return why no backend computes with a stack of experts, empty where one may."""
-    kind, shapes = type(module).__name__, stacks.shapes
-    if set(shapes) != set(EXPERT_WEIGHTS) or not hasattr(module, "_apply_gate"):
+    kind, shapes, gated = type(module).__name__, stacks.shapes, _is_gated(module)
+    names = EXPERT_WEIGHTS if gated else UNGATED_WEIGHTS
+    if set(shapes) != set(names) or not hasattr(module, "_apply_gate" if gated else "act_fn"):
         return f"{kind} is called in a way of its own"
-    if getattr(module, "has_post_expert_norm", False) or not getattr(module, "has_gate", True):
-        return f"{kind} does more than a gated activation between two weights"
-    (experts, rows, k), (others, out, n) = (shapes[name] for name in EXPERT_WEIGHTS)
-    if (rows, out, experts) != (2 * n, k, others):
-        return f"gate_up_proj {[experts, rows, k]} and down_proj {[others, out, n]} of {kind} are no pair"
+    if getattr(module, "has_post_expert_norm", False):
+        return f"{kind} does more than an activation between two weights"
+    (experts, rows, k), (others, out, n) = (shapes[name] for name in names)
+    if (rows, out, experts) != (2 * n if gated else n, k, others):
+        return f"{names[0]} {[experts, rows, k]} and down_proj {[others, out, n]} of {kind} are no pair"
     if (gate := find_gate(module)) is None:
         return f"the activation of {kind} is none that a backend knows"
     promised = hasattr(module, "is_transposed") and hasattr(module, "has_gate")
@@ -110,20 +115,19 @@ def plain_forward(own: type[nn.Module]) -> Callable[..., Any]:
 def _computes(module: nn.Module, gate: Gate, stacks: Stacks) -> bool:
     """Compare a copy of experts, with small weights, with what a backend computes."""
     experts, k, n = stacks.shapes["down_proj"]
-    small = {n: 5, 2 * n: 10}
+    names = EXPERT_WEIGHTS if gate.gated else UNGATED_WEIGHTS
+    small = {n: 5, gate.rows * n: 5 * gate.rows}
     small |= {size: small.get(size, new) for size, new in ((k, 7), (experts, 3))}
-    e, k, n = small[experts], small[k], 5
+    e, k, n, rows = small[experts], small[k], 5, 5 * gate.rows
     own = module._parameters
-    up, down = wave(e * 2 * n * k).view(e, 2 * n, k), wave(e * k * n).view(e, k, n)
-    biases = {
-        name: wave(e * size).view(e, size)
-        for name, size in (("gate_up_proj_bias", 2 * n), ("down_proj_bias", k))
-    }
+    up, down = wave(e * rows * k).view(e, rows, k), wave(e * k * n).view(e, k, n)
+    sizes = (rows, k)
+    biases = {f"{name}_bias": wave(e * size).view(e, size) for name, size in zip(names, sizes, strict=True)}
     biases = {name: bias for name, bias in biases.items() if own.get(name) is not None}
     turn = stacks.k_first
     given = {
         name: weight.transpose(1, 2).contiguous() if turn else weight
-        for name, weight in zip(EXPERT_WEIGHTS, (up, down), strict=True)
+        for name, weight in zip(names, (up, down), strict=True)
     }
     if own.keys() - given.keys() - biases.keys() or module._buffers:
         return False
@@ -132,9 +136,8 @@ def _computes(module: nn.Module, gate: Gate, stacks: Stacks) -> bool:
     wanted = torch.zeros_like(x)
     for token, slot in ((token, slot) for token in range(4) for slot in range(2)):
         expert = int(ids[token, slot])
-        both = up[expert] @ x[token] + biases.get("gate_up_proj_bias", up.new_zeros(e, 2 * n))[expert]
-        first, second = (both[0::2], both[1::2]) if gate.interleaved else both.chunk(2)
-        inner = functional.linear(_gated(gate, first, second), down[expert])
+        both = up[expert] @ x[token] + biases.get(f"{names[0]}_bias", up.new_zeros(e, rows))[expert]
+        inner = functional.linear(apply_gate(both, gate), down[expert])
         inner = inner + biases.get("down_proj_bias", up.new_zeros(e, k))[expert]
         wanted[token] += inner * shares[token, slot]
     try:
@@ -152,38 +155,48 @@ def _computes(module: nn.Module, gate: Gate, stacks: Stacks) -> bool:
 
 
 def find_gate(module: nn.Module) -> Gate | None:
-    """Return the gated activation of a stack of experts, or None where it is none of those that `Gate` describes.
+    """Return the activation of a stack of experts, or None where it is none of those that `Gate` describes.
 
     The candidates are made of the module's own numbers, and each is compared with the module on values that reach
     every branch of it.
     """
-    interleaved = not getattr(module, "is_concatenated", True)
-    alpha = float(getattr(module, "alpha", None) or 1.0)
-    limit = getattr(module, "limit", None) or getattr(module, "swiglu_limit", None)
-    limits = [None] if limit is None else [None, float(limit)]
-    candidates = [
-        Gate(factor, clamp, offset) for factor in {1.0, alpha} for clamp in limits for offset in (0.0, 1.0)
-    ]
     tried = torch.linspace(-12, 12, 97, dtype=torch.float64, device="cpu")
-    gate, up = (axis.flatten() for axis in torch.meshgrid(tried, tried, indexing="ij"))
-    rows = torch.stack((gate, up), -1) if interleaved else torch.stack((gate, up))
-    apply: Any = module._apply_gate
-    try:
+    given, gated = tried[None], _is_gated(module)
+    if gated:
+        gate, up = (axis.flatten() for axis in torch.meshgrid(tried, tried, indexing="ij"))
         # One feature for each pair of values: what is gate and what is up is a matter of the last axis.
-        given = rows.flatten()[None] if interleaved else torch.cat((gate, up))[None]
-        result = apply(given)[0]
+        pairs = torch.stack((gate, up), -1).flatten() if _alternates(module) else torch.cat((gate, up))
+        given = pairs[None]
+    apply: Any = module._apply_gate if gated else getattr(module, "act_fn", None)
+    try:
+        result = apply(given)
     except Exception:  # an activation that needs more than its input is none that we know
         return None
-    for each in candidates:
-        if torch.allclose(result, _gated(each, gate, up), rtol=1e-6, atol=1e-9):
-            return Gate(each.alpha, each.limit, each.up_offset, interleaved)
+    for each in _candidates(module, gated):
+        if torch.allclose(result, apply_gate(given, each), rtol=1e-6, atol=1e-9):
+            return each
     return None
 
 
-def _gated(gate: Gate, g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    if gate.limit is not None:
-        g, u = g.clamp(max=gate.limit), u.clamp(-gate.limit, gate.limit)
-    return (u + gate.up_offset) * g * torch.sigmoid(gate.alpha * g)
+def _is_gated(module: nn.Module) -> bool:
+    said = getattr(module, "has_gate", None)
+    return said if isinstance(said, bool) else UNGATED_WEIGHTS[0] not in module._parameters
+
+
+def _alternates(module: nn.Module) -> bool:
+    return not getattr(module, "is_concatenated", True)
+
+
+def _candidates(module: nn.Module, gated: bool) -> Iterator[Gate]:
+    """Yield what the activation of a module may be, the likely first."""
+    alphas = dict.fromkeys((1.0, float(getattr(module, "alpha", None) or 1.0), QUICK_GELU))
+    limit = getattr(module, "limit", None) or getattr(module, "swiglu_limit", None)
+    limits = [None] if limit is None or not gated else [None, float(limit)]
+    functions = [(function, 1.0) for function in get_args(Function) if function != "silu"]
+    for function, alpha in [*(("silu", alpha) for alpha in alphas), *functions]:
+        for clamp in limits:
+            for offset in (0.0, 1.0) if gated else (0.0,):
+                yield Gate(alpha, clamp, offset, gated and _alternates(module), function, gated)
 
 
 _TOP_K = (
@@ -193,6 +206,7 @@ _TOP_K = (
     "moe_top_k",
     "moe_topk",
     "num_experts_per_topk",
+    "top_k_experts",
 )
 
 
@@ -220,6 +234,7 @@ def top_k_of(model: nn.Module, path: str) -> int:
 
 __all__ = [
     "EXPERT_WEIGHTS",
+    "UNGATED_WEIGHTS",
     "Stacks",
     "find_gate",
     "flat_stacks",

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mxfp4_core.arithmetic.formats.base import Format
-from mxfp4_core.arithmetic.gate import Gate
+from mxfp4_core.arithmetic.gating import apply_gate
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
 from mxfp4_core.backend.problem import Problem
@@ -49,9 +49,9 @@ class Stacks(NamedTuple):
     """The weights of experts.
 
     Attributes:
-        gate_up: canonical [experts, 2n, k].
+        gate_up: canonical [experts, 2n, k], without a gate [experts, n, k].
         down: canonical [experts, k, n].
-        gate_up_bias: [experts, 2n] or None.
+        gate_up_bias: [experts, 2n] or None, likewise.
         down_bias: [experts, k] or None.
     """
 
@@ -121,19 +121,11 @@ def _expert(
     first, second = (None if bias is None else bias[expert].to(torch.float32) for bias in biases)
     with torch.enable_grad():
         both = up.forward(x, first).requires_grad_()
-        hidden = gated(both, problem.gate)
+        hidden = apply_gate(both, problem.gate)
     of_share = (down.forward(hidden.detach(), second) * grad).sum(1)
     of_hidden = down.backward(grad * share[:, None], problem.n)
     (of_both,) = torch.autograd.grad(hidden, both, of_hidden)
     return up.backward(of_both, problem.k), of_share
-
-
-def gated(both: Tensor, gate: Gate) -> Tensor:
-    """Return the hidden state [m, n] for the product with the gate-up weight [m, 2n]."""
-    g, u = (both[:, 0::2], both[:, 1::2]) if gate.interleaved else both.chunk(2, dim=1)
-    if gate.limit is not None:
-        g, u = g.clamp(max=gate.limit), u.clamp(-gate.limit, gate.limit)
-    return (u + gate.up_offset) * g * torch.sigmoid(gate.alpha * g)
 
 
 class _Matrix(NamedTuple):
@@ -216,6 +208,5 @@ __all__ = [
     "LinearGradient",
     "Stacks",
     "experts_gradient",
-    "gated",
     "linear_gradient",
 ]

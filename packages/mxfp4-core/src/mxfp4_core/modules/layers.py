@@ -21,7 +21,7 @@ from mxfp4_core.backend.direct import direct_linear, direct_moe
 from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
 from mxfp4_core.modules.gradients import Stacks, experts_gradient, linear_gradient
-from mxfp4_core.modules.logical import Logical
+from mxfp4_core.modules.logical import Absent, Logical
 from mxfp4_core.modules.mixed import in_dtype
 from mxfp4_core.modules.shortcut import DirectModule
 
@@ -116,14 +116,14 @@ class Mxfp4Linear(DirectModule, nn.Linear):
 
 
 class Mxfp4Experts(DirectModule):
-    """The experts of a MoE layer, without their router.
+    """The experts of a MoE layer, without their router. Those without a gate are `Mxfp4UngatedExperts`.
 
     Args:
         experts: experts whose weights are here.
         n: intermediate size.
         k: hidden size.
         top_k: experts per token.
-        gate: the gated activation, and the order of the gate-up rows.
+        gate: the activation, and the order of the gate-up rows.
         bias: whether both weights have one.
         total_experts: experts that the router knows, if more than are here.
         expert_map: int32 [total_experts], index here or -1; needed if there are more.
@@ -184,6 +184,11 @@ class Mxfp4Experts(DirectModule):
         super().__init__(problem, profile, device, dtype)
         self.register_buffer("expert_map", expert_map, persistent=False)
 
+    @classmethod
+    def kind_for(cls, gate: Gate) -> type[Mxfp4Experts]:
+        """Return the class of experts with an activation: their weights are called after what they are."""
+        return Mxfp4Experts if gate.gated else Mxfp4UngatedExperts
+
     def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """Return [..., k] of the dtype of x, for x [..., k] and the router's choice [..., top_k].
 
@@ -225,4 +230,23 @@ class Mxfp4Experts(DirectModule):
         )
 
 
-__all__ = ["Mxfp4Experts", "Mxfp4Linear"]
+class Mxfp4UngatedExperts(Mxfp4Experts):
+    """The same where the activation has no gate, so that the first weight has up rows alone.
+
+    Args: as for `Mxfp4Experts`, with ``gate.gated`` false.
+
+    Attributes (those of the format ``mxfp4``):
+        up_proj: codes uint8 [experts, n, padded(k)/2], of a prepared module a float tensor.
+        up_proj_scale: scales uint8 [experts, n, padded(k)/32], None where a backend holds them.
+        up_proj_bias: [experts, n] or None.
+        down_proj: as of `Mxfp4Experts`, with what belongs to it.
+    """
+
+    matrices = {"gate_up": "up_proj", "down": "down_proj"}  # noqa: RUF012, as above
+    gate_up_proj = Absent()  # type: ignore[assignment]  # code that looks for one would take it for gate and up
+    up_proj = Logical("gate_up")
+    up_proj_scale: Tensor
+    up_proj_bias: Tensor | None
+
+
+__all__ = ["Mxfp4Experts", "Mxfp4Linear", "Mxfp4UngatedExperts"]

@@ -246,4 +246,12 @@ class Logical:
         return self if module is None else module.seen(self._matrix)
 
 
-__all__ = ["Logical", "LogicalWeight", "frozen", "say"]
+class Absent:
+    """What stands on a class under a name that its base class has and it has not."""
+
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        """Say that there is no such attribute, of a module and of the class."""
+        raise AttributeError(f"{getattr(owner, '__name__', 'this')} has no such weight")
+
+
+__all__ = ["Absent", "Logical", "LogicalWeight", "frozen", "say"]

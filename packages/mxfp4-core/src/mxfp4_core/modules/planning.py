@@ -10,7 +10,7 @@ from torch import nn
 
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import ConfigError, PatternError, ShapeError
-from mxfp4_core.modules.ask import refused_by_backends
+from mxfp4_core.modules.ask import hold_other_activations, refused_by_backends
 from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
 from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.modules.model_view import view_of
@@ -68,6 +68,7 @@ def plan_model(
         plan.add(site, profiles, reason, activation=first.activation, format=first.format)
         refusals += _refused_by_loader(site, plan, config)
     refusals += _without_module(model, plan, decisions, sites.values())
+    hold_other_activations(model, plan, config, devices, dtype)
     gone = {each.path for each in refusals}
     asked = [site for site in plan.sites if site.path not in gone]
     refusals += refused_by_backends(model, asked, config, plan, devices, dtype)

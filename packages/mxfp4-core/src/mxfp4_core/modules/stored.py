@@ -13,7 +13,7 @@ from torch import nn
 from mxfp4_core.config.schema import Mxfp4Config, Override
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import ConfigError
-from mxfp4_core.modules.ask import refused_by_backends
+from mxfp4_core.modules.ask import hold_other_activations, refused_by_backends
 from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
 from mxfp4_core.modules.model_plan import ModelPlan
 from mxfp4_core.modules.model_view import view_of
@@ -168,6 +168,7 @@ def ask_backends(
     Raises:
         BackendError: no backend takes a module.
     """
+    hold_other_activations(model, plan, config, devices, dtype)
     refusals = refused_by_backends(model, plan.sites, config, plan, devices, dtype)
     if not refusals:
         return {}

@@ -51,7 +51,7 @@ class ModelFacts:
             heads,
             number("num_key_value_heads") or heads,
             number("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
-            number("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k"),
+            number("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k", "top_k_experts"),
             number("num_hidden_layers"),
             number("hidden_size"),
             float(limit) if _is_number(limit) and limit > 0 else None,

@@ -150,6 +150,7 @@ class EmulatedBackend(Backend):
     features = frozenset(
         {
             *("linear", "moe", "bias", "expert-map", "gate:silu", "gate:clamped", "rows:interleaved"),
+            *("gate:gelu", "gate:gelu_tanh", "gate:relu", "gate:relu2", "gate:none"),
             *("dtype:bfloat16", "dtype:float32", "activation:mxfp4", "format:mxfp4-dual", "input-scale"),
             *("moe:shared-experts", "moe:tokens:masked"),
         }
@@ -188,7 +189,7 @@ class EmulatedBackend(Backend):
     def _tile(self, problem: Problem, matrix: Matrix) -> TileLayout:
         rows = problem.k if matrix == "down" else problem.n
         wide = rows >= 192 and problem.options.get("tile") != "narrow"
-        halves = matrix == "gate_up" and not problem.gate.interleaved
+        halves = matrix == "gate_up" and problem.gate.halves
         return TileLayout(64 if wide else 48, halves, problem.format)
 
     def _canonical(
@@ -220,13 +221,12 @@ class EmulatedBackend(Backend):
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Undo the layouts and compute; see ``Backend.moe``."""
         self._aligned(x, gate_up)
-        gate = problem.gate
         return reference_ops.moe(
             x,
             *self._canonical(gate_up, problem, "gate_up"),
             *(*self._canonical(down, problem, "down"), problem.format),
             *(*routes, problem.shared_experts),
-            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, *self._inputs(problem)),
+            *(*problem.gate.arguments, *self._inputs(problem)),
         )
 
     def direct_linear(self, weight: Packed, problem: Problem) -> Callable[[Tensor], Tensor]:

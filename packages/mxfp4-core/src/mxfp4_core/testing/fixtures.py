@@ -99,10 +99,16 @@ def asking_for(problem: Problem, word: str) -> Problem:
         "input-scale": {"format": "mxfp4+input_scale"},
         "shared-experts": {"shared_experts": 1},
         "expert-map": {"total_experts": 2 * problem.experts},
-        "gate": {"gate": SILU if value == "silu" else Gate(limit=10.0)},
+        "gate": {"gate": gate_with(value) if kind == "gate" else SILU},
         "rows": {"gate": Gate(interleaved=True)},
     }
     return replace(problem, **known.get(kind, {"requires": frozenset({word})}))
+
+
+def gate_with(word: str) -> Gate:
+    """Return the activation for the last part of a word such as ``gate:relu2``."""
+    other = {"clamped": Gate(limit=10.0), "none": Gate(gated=False)}
+    return other[word] if word in other else replace(SILU, function=word)  # type: ignore[arg-type]  # a Function
 
 
 def takes(backend: Backend, problem: Problem) -> bool:

@@ -11,9 +11,10 @@ Both come from float64 on the dequantised weights. The bound is derived, not tun
 
 An expert goes through this twice. Between the matmuls a kernel may keep float32 or round to the activation dtype, and
 it may round each expert's result before the weighted sum; the bound allows for these and carries them through:
-``d/dg g * sigmoid(alpha * g) <= 1.1`` for every alpha, and a clamp never widens an error. That bound holds for the
-worst case, in which all roundings of a sum go the same way, so it is wide. Roundings that go either way nearly cancel:
-over a whole result the error is a few half units of the dtype, and `Answer.noise` says how many are allowed.
+``functions.slope`` bounds what the activation does to an error of its input, and a clamp never widens one. That bound
+holds for the worst case, in which all roundings of a sum go the same way, so it is wide. Roundings that go either way
+nearly cancel: over a whole result the error is a few half units of the dtype, and `Answer.noise` says how many are
+allowed.
 
 Where x and the hidden state are quantised, ``judge_inputs`` carries bounds through the quantizer. A weight with outer
 scales, and an input with float scales, add one rounding of each product to float32.
@@ -28,10 +29,9 @@ from torch import Tensor
 
 from mxfp4_core.arithmetic import MxTensor
 from mxfp4_core.backend import Gate, Numerics, input_format
-from mxfp4_core.testing import judge_inputs
+from mxfp4_core.testing import functions, judge_inputs
 from mxfp4_core.testing.answer import EPS32, FLUSHED, Answer
 
-GATE_SLOPE = 1.1
 GATE_EPS = 2.0**-19  # a fast sigmoid: exp2 and reciprocal approximations with a few wrong bits
 
 
@@ -133,23 +133,36 @@ def linear(
     return _matmul(inputs.first(x, weight), _wide(weight), bias, inputs.product_error).rounded(x.dtype)
 
 
-def gated(gate: Answer, up: Answer, form: Gate, dtype: torch.dtype | None) -> Answer:
-    """Answer the gated activation for gate and up values that are known up to their bounds.
+def gated(gate: Answer, up: Answer | None, form: Gate, dtype: torch.dtype | None) -> Answer:
+    """Answer the activation for gate and up values that are known up to their bounds; without a gate, for up values.
 
     Args:
-        gate: values before the clamp.
-        up: likewise.
-        form: the gated activation.
+        gate: values before the clamp; up values where there is no gate.
+        up: likewise; None where there is no gate.
+        form: the activation.
         dtype: to which the result may be rounded; None: it stays float32.
     """
-    g, u = gate.value, up.value
-    if form.limit is not None:
-        g, u = g.clamp(max=form.limit), u.clamp(-form.limit, form.limit)
-    u = u + form.up_offset
-    swish = g * torch.sigmoid(form.alpha * g)
-    bound = (u.abs() + up.bound) * GATE_SLOPE * gate.bound + swish.abs() * up.bound
-    hidden = Answer(u * swish, bound + GATE_EPS * (u * swish).abs())
+    g = gate.value if form.limit is None else gate.value.clamp(max=form.limit)
+    made, bound = functions.value(g, form), functions.slope(Answer(g, gate.bound), form) * gate.bound
+    bound = bound + functions.cancelled(g, form)
+    if up is not None:
+        u = up.value if form.limit is None else up.value.clamp(-form.limit, form.limit)
+        u = u + form.up_offset
+        bound = (u.abs() + up.bound) * bound + made.abs() * up.bound
+        made = u * made
+    hidden = Answer(made, bound + GATE_EPS * made.abs())
     return hidden.rounded(dtype or torch.float32)
+
+
+def _halves(both: Answer, form: Gate) -> tuple[Answer, Answer | None]:
+    if not form.gated:
+        return both, None
+    half = both.value.shape[1] // 2
+    parts = (slice(0, half, None), slice(half, None, None))
+    if form.interleaved:
+        parts = (slice(0, None, 2), slice(1, None, 2))
+    gate, up = (Answer(both.value[:, part], both.bound[:, part]) for part in parts)
+    return gate, up
 
 
 def moe(
@@ -169,7 +182,7 @@ def moe(
 
     Args:
         x: [m, k].
-        gate_up: canonical [experts + shared, 2n, k].
+        gate_up: canonical [experts + shared, 2n, k]; without a gate [experts + shared, n, k].
         down: canonical [experts + shared, k, n].
         biases: [experts + shared, 2n] and [experts + shared, k], or None.
         topk_ids: [m, top_k], indices of experts here; negative for an empty slot.
@@ -197,12 +210,7 @@ def moe(
         rows = Answer(whole.value[tokens], whole.bound[tokens])
         bias = [None if b is None else b[expert] for b in biases]
         both = _matmul(rows, _wide(gate_up, expert), bias[0], inputs.product_error).rounded(between)
-        halves = (slice(0, None, 2), slice(1, None, 2))
-        if not form.interleaved:
-            half = both.value.shape[1] // 2
-            halves = (slice(0, half, None), slice(half, None, None))
-        gate, up = (Answer(both.value[:, part], both.bound[:, part]) for part in halves)
-        hidden = inputs(gated(gate, up, form, between), down)
+        hidden = inputs(gated(*_halves(both, form), form, between), down)
         result = _matmul(hidden, _wide(down, expert), bias[1], inputs.product_error).rounded(x.dtype)
         factor = weights[tokens, slots, None]
         value.index_add_(0, tokens, factor * result.value)

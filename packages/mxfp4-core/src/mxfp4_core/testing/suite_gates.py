@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Backend, Device, Gate, Problem, numerics_for
+from mxfp4_core.testing import functions
 from mxfp4_core.testing.crafted import ORDINARY_SCALE, close, gate_up_columns, one_hot
 from mxfp4_core.testing.fixtures import Fixtures, posed, takes
 from mxfp4_core.testing.layer import Layer
@@ -18,13 +19,25 @@ GATES = {
     "limit-10-interleaved": Gate(limit=10.0, interleaved=True),
     "gpt-oss": GPT_OSS_SWIGLU,
     "gpt-oss-halves": Gate(alpha=1.702, limit=7.0, up_offset=1.0),
+    "gelu": Gate(function="gelu"),
+    "gelu-tanh": Gate(function="gelu_tanh"),
+    "relu": Gate(function="relu"),
+    "relu2": Gate(function="relu2"),
+    "gelu-tanh-limit-7-interleaved": Gate(limit=7.0, interleaved=True, function="gelu_tanh"),
+    "ungated-silu": Gate(gated=False),
+    "ungated-quick-gelu": Gate(alpha=1.702, gated=False),
+    "ungated-gelu": Gate(function="gelu", gated=False),
+    "ungated-gelu-tanh": Gate(function="gelu_tanh", gated=False),
+    "ungated-relu": Gate(function="relu", gated=False),
+    "ungated-relu2": Gate(function="relu2", gated=False),
 }
-"""The forms that models have, in both orders of rows."""
+"""The forms that models have, in both orders of rows, with a gate and without."""
 
 # Both signs, both sides of the limits 7 and 10, and far beyond them. Each is a bfloat16 number.
-GATE_VALUES = (-20.0, -12.0, -10.5, -9.5, -7.5, -6.5, -1.0, 0.0, 0.5, 3.0, 6.5, 7.5, 9.5, 10.5, 12.0, 20.0)
+_BOTH = (-20.0, -12.0, -10.5, -9.5, -7.5, -6.5, -1.0, 0.0, 0.5, 3.0, 6.5, 7.5, 9.5, 10.5, 12.0, 20.0)
+GATE_VALUES = (*_BOTH, -3.0, -2.0)  # the last two tell GELU from what is like it
 UP_VALUES = (
-    *GATE_VALUES,
+    *_BOTH,
     -40.0,
     -10.0,
     -8.0,
@@ -46,31 +59,45 @@ HALF = len(UP_VALUES)
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, form: Gate) -> torch.Tensor:
-    """Return the gated activation in float64."""
+    """Return the activation in float64; of up alone where there is no gate."""
+    if not form.gated:
+        return functions.value(up, form)
     if form.limit is not None:
         gate, up = gate.clamp(max=form.limit), up.clamp(-form.limit, form.limit)
-    return (up + form.up_offset) * gate * torch.sigmoid(form.alpha * gate)
+    return (up + form.up_offset) * functions.value(gate, form)
 
 
 class GateSuite(Fixtures):
-    """``h = (up + offset) * gate * sigmoid(alpha * gate)`` after the clamps, on the device."""
+    """``h = (up + offset) * f(gate)`` after the clamps, or ``h = f(up)``, on the device."""
 
     @pytest.mark.parametrize("form", GATES.values(), ids=GATES)
     def test_moe_gate_values(self, backend: Backend, here: Device, device: torch.device, form: Gate) -> None:
-        """Every pair of a gate value and an up value: weights copy x, so that the result is the gate's alone."""
+        """Every pair of a gate value and an up value: weights copy x, so that the result is the activation's alone."""
         problem = posed(
             backend, Problem(op="moe", n=HALF, k=2 * HALF, experts=2, top_k=1, gate=form, device=here)
         )
         if not takes(backend, problem) or numerics_for(backend, problem).activation != "none":
             return  # a quantised hidden state hides the values; `test_moe_gates_and_biases` goes beyond the limits
-        places = gate_up_columns(range(HALF), range(HALF, 2 * HALF), form.interleaved)
+        places: list[int] = list(range(HALF, 2 * HALF))
+        if form.gated:
+            places = gate_up_columns(range(HALF), range(HALF, 2 * HALF), form.interleaved)
         weights = (one_hot(places, 2 * HALF, 2), one_hot([i % HALF for i in range(2 * HALF)], HALF, 2))
-        layer = Layer.of(backend, device, problem, weights)
-        gate, up = torch.tensor(GATE_VALUES)[:, None].expand(-1, HALF), torch.tensor(UP_VALUES).expand(16, -1)
-        ids = torch.arange(16, dtype=torch.int32)[:, None] % 2
-        got = layer.call(backend, torch.cat([gate, up], 1).bfloat16(), ids, torch.ones(16, 1))
-        want = gated(gate.double(), up.double(), form)
-        close(got, torch.cat([want, want], 1), f"gates {GATE_VALUES} by ups {UP_VALUES}")
+        layer, count = Layer.of(backend, device, problem, weights), len(GATE_VALUES)
+        gate, up = (
+            torch.tensor(GATE_VALUES)[:, None].expand(-1, HALF),
+            torch.tensor(UP_VALUES).expand(count, -1),
+        )
+        ids = torch.arange(count, dtype=torch.int32)[:, None] % 2
+        got = layer.call(backend, torch.cat([gate, up], 1).bfloat16(), ids, torch.ones(count, 1))
+        gate, up = gate.double(), up.double()
+        want = gated(gate, up, form)
+        beside = functions.cancelled(gate, form) * up.abs() if form.gated else functions.cancelled(up, form)
+        close(
+            got,
+            torch.cat([want, want], 1),
+            f"gates {GATE_VALUES} by ups {UP_VALUES}",
+            torch.cat([beside, beside], 1),
+        )
 
     @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
     @pytest.mark.parametrize("form", GATES.values(), ids=GATES)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_core import MxTensor, quantize
+from mxfp4_core.arithmetic import apply_gate
 from mxfp4_core.backend import Backend, Gate, Packed, Problem, Routes
 from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.errors import ShapeError
@@ -84,6 +85,20 @@ class Steps(ReferenceBackend):
     def clamp(self, gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
         return gate.clamp(max=limit), up.clamp(-limit, limit)
 
+    def function(self, x: Tensor, form: Gate) -> Tensor:
+        """Return f(x)."""
+        alone = Gate(alpha=form.alpha, function=form.function, gated=False)
+        return apply_gate(x, alone)
+
+    def gated(self, both: Tensor, form: Gate) -> Tensor:
+        gate, upper = self.halves(both, form)
+        if form.limit is not None:
+            gate, upper = self.clamp(gate, upper, form.limit)
+        return (upper + form.up_offset) * self.function(gate, form)
+
+    def ungated(self, both: Tensor, form: Gate) -> Tensor:
+        return self.function(both, form)
+
     def weigh(self, result: Tensor, bias: Tensor | float, weight: Tensor) -> Tensor:
         return (result + bias) * weight
 
@@ -105,10 +120,8 @@ class Steps(ReferenceBackend):
         """Return the result of an expert before its bias, and the bias."""
         form, (up, lower) = problem.gate, (gate_up.tensors, down.tensors)
         both = self.product(x, self.values(up["codes"][expert], up["scales"][expert], "gate_up"))
-        gate, upper = self.halves(both + self.bias(gate_up, expert, "gate_up", problem), form)
-        if form.limit is not None:
-            gate, upper = self.clamp(gate, upper, form.limit)
-        hidden = (upper + form.up_offset) * gate * torch.sigmoid(form.alpha * gate)
+        both = both + self.bias(gate_up, expert, "gate_up", problem)
+        hidden = self.gated(both, form) if form.gated else self.ungated(both, form)
         weight = self.values(lower["codes"][expert], lower["scales"][expert], "down")
         result = self.product(self.widen_hidden(hidden, problem), weight)
         return result, self.bias(down, expert, "down", problem)

@@ -88,6 +88,77 @@ class OffsetMeansInterleavedRows(Steps):
         return super().halves(both, replace(form, interleaved=form.interleaved or form.up_offset > 0))
 
 
+@caught_by("test_moe_gate_values", form=GATES["gelu-tanh"])
+class EveryFunctionIsSilu(Steps):
+    def function(self, x: Tensor, form: Gate) -> Tensor:
+        return super().function(x, replace(form, function="silu"))
+
+
+@caught_by("test_moe_gate_values", form=GATES["ungated-relu2"])
+class WithoutAGateItIsSilu(Steps):
+    def ungated(self, both: Tensor, form: Gate) -> Tensor:
+        return super().ungated(both, replace(form, function="silu"))
+
+
+@caught_by("test_moe_gate_values", form=GATES["gelu"])
+class GeluByTanh(Steps):
+    def function(self, x: Tensor, form: Gate) -> Tensor:
+        near = form.function == "gelu"
+        return super().function(x, replace(form, function="gelu_tanh") if near else form)
+
+
+@caught_by("test_moe_gate_values", form=GATES["gelu-tanh"])
+class TanhByErf(Steps):
+    def function(self, x: Tensor, form: Gate) -> Tensor:
+        near = form.function == "gelu_tanh"
+        return super().function(x, replace(form, function="gelu") if near else form)
+
+
+@caught_by("test_moe_gate_values", form=GATES["gelu"])
+class GeluByASigmoid(Steps):
+    def function(self, x: Tensor, form: Gate) -> Tensor:
+        near = form.function == "gelu"
+        return super().function(x, replace(form, function="silu", alpha=1.702) if near else form)
+
+
+@caught_by("test_moe_gate_values", form=GATES["relu2"])
+class NotSquared(Steps):
+    def function(self, x: Tensor, form: Gate) -> Tensor:
+        near = form.function == "relu2"
+        return super().function(x, replace(form, function="relu") if near else form)
+
+
+@caught_by("test_moe_gate_values", form=GATES["relu2"])
+class NegativesSquaredToo(Steps):
+    def function(self, x: Tensor, form: Gate) -> Tensor:
+        return x.square() if form.function == "relu2" else super().function(x, form)
+
+
+@caught_by("test_moe_gate_values", form=GATES["ungated-gelu"])
+class TimesItselfWithoutAGate(Steps):
+    def ungated(self, both: Tensor, form: Gate) -> Tensor:
+        return both * super().ungated(both, form)
+
+
+@caught_by("test_moe_gate_values", form=GATES["ungated-quick-gelu"])
+class AlphaOnlyWithAGate(Steps):
+    def ungated(self, both: Tensor, form: Gate) -> Tensor:
+        return super().ungated(both, replace(form, alpha=1.0))
+
+
+@caught_by("test_moe_gates_and_biases", form=GATES["ungated-relu2"], bias=True)
+class BiasOnlyWithAGate(Steps):
+    def bias(self, packed: Packed, expert: int, matrix: str, problem: Problem) -> Tensor | float:
+        left_out = matrix == "gate_up" and not problem.gate.gated
+        return 0.0 if left_out else super().bias(packed, expert, matrix, problem)
+
+
+@caught_by("test_moe_gate_values", form=GATES["gelu-tanh-limit-7-interleaved"])
+class LimitOnlyOfSilu(Steps):
+    def clamp(self, gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+        return super().clamp(gate, up, 1000.0)
+
+
 @caught_by("test_moe_grid", shape=(4, 2, 32, 64), gate=SILU)
 class UpFirst(Steps):
     def halves(self, both: Tensor, form: Gate) -> tuple[Tensor, Tensor]:

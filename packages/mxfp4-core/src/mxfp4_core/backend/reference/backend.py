@@ -90,7 +90,8 @@ class ReferenceBackend(Backend):
         {
             *("linear", "moe", "quantize", "bias", "expert-map"),
             *("activation:mxfp4", "activation:mxfp8", "activation:fp8"),
-            *("gate:silu", "gate:clamped", "rows:interleaved"),
+            *("gate:silu", "gate:clamped", "rows:interleaved", "gate:none"),
+            *("gate:gelu", "gate:gelu_tanh", "gate:relu", "gate:relu2"),
             *("dtype:bfloat16", "dtype:float16", "dtype:float32"),
             *("moe:shared-experts", "moe:tokens:batched", "moe:tokens:masked"),
             # Not of quantize: formats quantise themselves.
@@ -108,7 +109,7 @@ class ReferenceBackend(Backend):
         """Accept whatever is asked, and say what it costs."""
         kind = get(problem.format)
         moe = problem.op == "moe"
-        rows, k = (2 * problem.n if moe else problem.n), kind.physical_k(problem.k)
+        rows, k = (problem.gate.rows * problem.n if moe else problem.n), kind.physical_k(problem.k)
         down = widened_bytes(problem.k, kind.physical_k(problem.n)) if moe else 0
         used = None
         made = self._input(problem)
@@ -141,13 +142,12 @@ class ReferenceBackend(Backend):
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``."""
-        gate = problem.gate
         return (ops or _load()).moe(
             x,
             *(parts_of(gate_up), gate_up.tensors.get("bias")),
             *(parts_of(down), down.tensors.get("bias"), problem.format),
             *(*routes, problem.shared_experts),
-            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, *self._inputs(problem)),
+            *(*problem.gate.arguments, *self._inputs(problem)),
         )
 
     def _inputs(self, problem: Problem) -> tuple[str, str, str]:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.arithmetic.formats.registry import get
+from mxfp4_core.arithmetic.gate import Gate
+from mxfp4_core.arithmetic.gating import apply_gate
 from mxfp4_core.arithmetic.quantize import quantize as to_mxfp4
 from mxfp4_core.backend.operators import Operators
 from mxfp4_core.backend.reference.rounding import Inputs
@@ -87,7 +89,8 @@ linear = _OPERATORS.define("linear", _LINEAR, _linear_fake)(compute_linear)
 _MOE = (
     "(Tensor x, Tensor[] gate_up, Tensor? gate_up_bias, Tensor[] down, Tensor? down_bias, str format, "
     "Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? counts, int shared, float alpha, "
-    "float? limit, float up_offset, bool interleaved, str input, str profile, str hidden) -> Tensor"
+    "float? limit, float up_offset, bool interleaved, str function, bool gated, str input, str profile, "
+    "str hidden) -> Tensor"
 )
 
 
@@ -108,6 +111,8 @@ def moe(
     limit: float | None,
     up_offset: float,
     interleaved: bool,
+    function: str,
+    gated: bool,
     input: str,
     profile: str,
     hidden: str,
@@ -116,8 +121,8 @@ def moe(
 
     Args:
         x: float [m, k]; [experts, rows, k] where rows are sorted by expert.
-        gate_up: the parts of the format, of a weight [experts + shared, 2n, k].
-        gate_up_bias: float [experts + shared, 2n] or None.
+        gate_up: the parts of the format, of a weight [experts + shared, 2n, k]; without a gate [..., n, k].
+        gate_up_bias: float [experts + shared, 2n] or None; likewise.
         down: likewise, [experts + shared, k, n].
         down_bias: float [experts + shared, k] or None.
         format: name of the format.
@@ -126,10 +131,12 @@ def moe(
         expert_map: int32 [total_experts] or None.
         counts: int32 [experts], how many rows of each expert are read, or None for all; where rows are sorted.
         shared: how many of the last experts every token goes to, with weight 1.
-        alpha: see ``Gate``, as the next three.
+        alpha: see ``Gate``, as the next five.
         limit: clamp or None.
         up_offset: added to up.
         interleaved: order of the gate-up rows.
+        function: of the activation.
+        gated: whether there are gate rows.
         input: what x and the intermediate are quantised to; see `Inputs`, as for the next two.
         profile: by which rule, empty for the format's own.
         hidden: to what both are rounded before.
@@ -142,14 +149,12 @@ def moe(
     """
     kind, rounded = get(format), Inputs(input, profile, hidden, x.dtype)
     scales = _scale(gate_up, kind), _scale(down, kind)
+    gate = Gate.of(alpha, limit, up_offset, interleaved, function, gated)
 
     def run(expert: int, rows: Tensor) -> Tensor:
         bias = None if gate_up_bias is None else gate_up_bias[expert]
         both = _matmul(rows, _one(gate_up, expert, kind), bias, kind)
-        gate, up = (both[:, 0::2], both[:, 1::2]) if interleaved else both.chunk(2, dim=1)
-        if limit is not None:
-            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        inner = rounded((up + up_offset) * gate * torch.sigmoid(alpha * gate), scales[1])
+        inner = rounded(apply_gate(both, gate), scales[1])
         bias = None if down_bias is None else down_bias[expert]
         return _matmul(inner, _one(down, expert, kind), bias, kind)
 
