@@ -243,7 +243,7 @@ class Mxfp4UngatedExperts(Mxfp4Experts):
     """
 
     matrices = {"gate_up": "up_proj", "down": "down_proj"}  # noqa: RUF012, as above
-    gate_up_proj = Absent()  # type: ignore[assignment]  # code that looks for one would take it for gate and up
+    gate_up_proj = Absent()  # code that looks for one would take it for gate and up
     up_proj = Logical("gate_up")
     up_proj_scale: Tensor
     up_proj_bias: Tensor | None
