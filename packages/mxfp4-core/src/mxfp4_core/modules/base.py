@@ -19,7 +19,7 @@ from mxfp4_core.backend.options import Value
 from mxfp4_core.backend.problem import Matrix, Problem
 from mxfp4_core.backend.protocol import Backend, Packed
 from mxfp4_core.errors import BackendError, FormatError
-from mxfp4_core.modules.away import ParkableBuffers
+from mxfp4_core.modules.changed import ChangeableBuffers
 from mxfp4_core.modules.refit import Snapshot, alike, check_same, check_state, write
 
 
@@ -27,7 +27,7 @@ class _RefusedError(Exception):
     """A ``state_dict`` that torch will refuse when it has looked at all modules."""
 
 
-class Mxfp4Module(ParkableBuffers):
+class Mxfp4Module(ChangeableBuffers):
     """What linear and experts share: canonical buffers on one side, packed buffers on the other.
 
     Attributes:

@@ -64,6 +64,7 @@ def empty_module(
             device="meta",
             dtype=dtype,
         )
+        module.is_transposed = getattr(site.module, "is_transposed", False) is True
     else:
         n, k = site.weights["weight"]
         module = Mxfp4Linear(

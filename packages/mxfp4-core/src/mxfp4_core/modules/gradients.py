@@ -87,9 +87,7 @@ class ExpertsGradient(torch.autograd.Function):
         x, weights, ids, expert_map = ctx.saved_tensors
         problem: Problem = ctx.problem
         stacks: Stacks = ctx.stacks()
-        ids = ids.reshape(-1, problem.top_k).long()
-        if expert_map is not None:
-            ids = torch.where(ids < 0, ids, expert_map[ids.clamp(min=0)].long())
+        ids = held_here(ids.reshape(-1, problem.top_k), expert_map)
         rows, grads = x.reshape(-1, problem.k), grad.reshape(-1, problem.k).to(torch.float32)
         share = weights.reshape(-1, problem.top_k).to(torch.float32)
         of_x = rows.new_zeros(rows.shape, dtype=torch.float32)
@@ -104,6 +102,12 @@ class ExpertsGradient(torch.autograd.Function):
         return of_x.to(x.dtype).view(x.shape), of_share.to(weights.dtype).view(weights.shape), *[None] * 5
 
 
+def held_here(ids: Tensor, expert_map: Tensor | None) -> Tensor:
+    """Return the index here of each expert that a router chose, int64, below 0 where it is not here."""
+    ids = ids.long()
+    return ids if expert_map is None else torch.where(ids < 0, ids, expert_map[ids.clamp(min=0)].long())
+
+
 def _own(made: Tensor) -> Tensor:
     """Return a result that may be changed in place, as adapters do: autograd forbids that to a view made in here.
 
@@ -116,7 +120,7 @@ def _expert(
     stacks: Stacks, expert: int, x: Tensor, grad: Tensor, share: Tensor, problem: Problem
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the rows x [m, k] of one expert, and of their shares [m]."""
-    up, down = (_Matrix.of(each, expert, x.dtype) for each in (stacks.gate_up, stacks.down))
+    up, down = (WideMatrix.of(each, expert, x.dtype) for each in (stacks.gate_up, stacks.down))
     biases = stacks.gate_up_bias, stacks.down_bias
     first, second = (None if bias is None else bias[expert].to(torch.float32) for bias in biases)
     with torch.enable_grad():
@@ -128,15 +132,22 @@ def _expert(
     return up.backward(of_both, problem.k), of_share
 
 
-class _Matrix(NamedTuple):
-    """One weight [n, k], padded, to multiply with a slice of its rows at a time."""
+class WideMatrix(NamedTuple):
+    """One weight [n, k], padded, to multiply with a slice of its rows at a time.
+
+    Attributes:
+        parts: by name.
+        format: of the weight.
+        dtype: of x.
+    """
 
     parts: Mapping[str, Tensor]
     format: Format
-    dtype: torch.dtype  # of x
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, weight: MxTensor, expert: int, dtype: torch.dtype) -> _Matrix:
+    def of(cls, weight: MxTensor, expert: int, dtype: torch.dtype) -> WideMatrix:
+        """Return the weight of one expert of a stack."""
         parts = {
             part.name: weight.parts[part.name] if part.operand == "input" else weight.parts[part.name][expert]
             for part in weight.format.parts
@@ -189,7 +200,7 @@ def _linear(packed: list[Tensor], grad: Tensor, text: str) -> Tensor:
     how = recall(text)
     (held,) = how.weights(packed)
     weight = calls.unpack(how.backend, how.problem, held)
-    matrix = _Matrix(weight.parts, weight.format, grad.dtype)
+    matrix = WideMatrix(weight.parts, weight.format, grad.dtype)
     made = matrix.backward(grad.reshape(-1, grad.shape[-1]), how.problem.k)
     return made.to(grad.dtype).reshape(*grad.shape[:-1], how.problem.k)
 
@@ -207,6 +218,8 @@ __all__ = [
     "ExpertsGradient",
     "LinearGradient",
     "Stacks",
+    "WideMatrix",
     "experts_gradient",
+    "held_here",
     "linear_gradient",
 ]

@@ -13,6 +13,7 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.backend import calls
@@ -20,7 +21,8 @@ from mxfp4_core.backend.device import cpu
 from mxfp4_core.backend.direct import direct_linear, direct_moe
 from mxfp4_core.backend.problem import SILU, Activation, Gate, Problem
 from mxfp4_core.backend.routes import Routes
-from mxfp4_core.modules.gradients import Stacks, experts_gradient, linear_gradient
+from mxfp4_core.modules.adapted import ChangedExperts, change_of
+from mxfp4_core.modules.gradients import Stacks, experts_gradient, held_here, linear_gradient
 from mxfp4_core.modules.logical import Absent, Logical
 from mxfp4_core.modules.mixed import in_dtype
 from mxfp4_core.modules.shortcut import DirectModule
@@ -89,6 +91,8 @@ class Mxfp4Linear(DirectModule, nn.Linear):
         Floats of another dtype than the module's are rounded to it, with a warning, and the result has that dtype of
         x. The gradient of x is that of the dequantised weight; see ``gradients``.
         """
+        if self._changed is not None:
+            return in_dtype(self._changed_call, x, self.problem.device, self.dtype)
         if torch.compiler.is_compiling():
             if self._traced and not (x.requires_grad and torch.is_grad_enabled()):
                 # It wants torch's compiler, which is slow to import.
@@ -98,6 +102,9 @@ class Mxfp4Linear(DirectModule, nn.Linear):
         elif (run := self._direct_for(x)) is not None:
             return run(x)
         return in_dtype(self._run, x, self.problem.device, self.dtype)
+
+    def _changed_call(self, x: Tensor) -> Tensor:
+        return functional.linear(x, cast(Tensor, self.weight), self.bias)
 
     def _run(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
@@ -140,6 +147,7 @@ class Mxfp4Experts(DirectModule):
         down_proj: codes uint8 [experts, k, padded(n)/2], likewise.
         down_proj_scale: scales uint8 [experts, k, padded(n)/32], likewise.
         down_proj_bias: [experts, k] or None.
+        is_transposed: the module of the model says of itself that it holds its weights with k before n. peft asks.
     """
 
     matrices = {"gate_up": "gate_up_proj", "down": "down_proj"}  # noqa: RUF012, as above
@@ -150,6 +158,7 @@ class Mxfp4Experts(DirectModule):
     down_proj_scale: Tensor
     down_proj_bias: Tensor | None
     expert_map: Tensor | None
+    is_transposed: bool = False
 
     def __init__(
         self,
@@ -192,8 +201,11 @@ class Mxfp4Experts(DirectModule):
     def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """Return [..., k] of the dtype of x, for x [..., k] and the router's choice [..., top_k].
 
-        Floats of another dtype and gradients as for `Mxfp4Linear`; ``topk_weights`` have gradients, too.
+        Floats of another dtype and gradients as for `Mxfp4Linear`; ``topk_weights`` have gradients, too. Weights that
+        somebody changes for the length of the call are computed with as ``adapted`` says.
         """
+        if self._changed is not None:
+            return self._changed_call(x, topk_ids, topk_weights)
         if torch.compiler.is_compiling():
             learns = (x.requires_grad or topk_weights.requires_grad) and torch.is_grad_enabled()
             if self._traced and not learns:
@@ -204,6 +216,17 @@ class Mxfp4Experts(DirectModule):
             return direct(x, Routes(topk_ids, topk_weights, self.expert_map))
         run = partial(self._run, topk_ids, topk_weights)
         return in_dtype(run, x, self.problem.device, self.dtype, keep=True)
+
+    def _changed_call(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        names = {matrix: name for matrix, name in self.matrices.items() if self.is_changed(matrix)}
+        changes = {matrix: change_of(self, name) for matrix, name in names.items()}
+        here = held_here(ids.reshape(-1, self.problem.top_k), self.expert_map)
+        call = ChangedExperts(self.problem, self._stacks, changes, self.k_first, here, x.dtype)
+        if torch.compiler.is_compiling():
+            from mxfp4_core.modules import traced  # as above
+
+            return traced.apart(call, x, weights)
+        return call(x, weights)
 
     def _run(self, ids: Tensor, weights: Tensor, x: Tensor) -> Tensor:
         if (x.requires_grad or weights.requires_grad) and torch.is_grad_enabled():

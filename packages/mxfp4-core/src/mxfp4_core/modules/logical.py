@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from mxfp4_core.arithmetic.tensor import MxTensor
 from mxfp4_core.errors import FormatError
+from mxfp4_core.modules.postponed import Postponed
 from mxfp4_core.naming.braces import template
 
 _LOG = logging.getLogger("mxfp4_core.modules")
@@ -141,10 +142,13 @@ class LogicalWeight(torch.Tensor):
     ) -> Any:
         """Run an operator on the values; a view of whole rows stays a `LogicalWeight`."""
         kwargs = kwargs or {}
+        if func is torch.ops.aten.set_.source_Tensor and args[0] is args[1]:
+            return args[0]
         _refuse_writes(func, args, kwargs)
         weight = args[0] if args else None
         if isinstance(weight, LogicalWeight):
             found = _viewed(weight, func, args[1:], kwargs)
+            found = _sum(weight, func, args[1:], kwargs) if found is None else found
             if found is not None:
                 return found
         args, kwargs = tree_map(_values, (tuple(args), dict(kwargs)))
@@ -198,6 +202,16 @@ def _indexed(weight: LogicalWeight, indices: Sequence[Any]) -> Tensor | None:
     return weight._seen(thin.expand(shape)).widened()
 
 
+def _sum(weight: LogicalWeight, func: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the sum of a weight and of what an adapter adds to it, which need not be asked for its values."""
+    others = [each for each in rest if isinstance(each, Tensor)]
+    alike = all(type(each) is Tensor and each.dtype is weight.dtype for each in others)
+    added = func is torch.ops.aten.add.Tensor and [each.shape for each in others] == [weight.shape]
+    if not alike or not (added or func is torch.ops.aten.baddbmm.default):
+        return None
+    return Postponed(weight, lambda: func(weight.widened(), *rest, **kwargs))
+
+
 def _refuse_writes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
@@ -243,7 +257,11 @@ class Logical:
 
     def __get__(self, module: Any, owner: type | None = None) -> Any:
         """Return the weight as the model has it, of a module that computes; else its buffer."""
-        return self if module is None else module.seen(self._matrix)
+        if module is None:
+            return self
+        if module.is_changed(self._matrix):  # what torch puts in this place is not there yet
+            raise AttributeError(self._matrix)
+        return module.seen(self._matrix)
 
 
 class Absent:
