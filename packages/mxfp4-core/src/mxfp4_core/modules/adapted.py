@@ -49,7 +49,7 @@ class Change(NamedTuple):
 def change_of(module: nn.Module, name: str) -> Change:
     """Return what the parametrization of a weight does; one that is not known by its attributes is asked for values."""
     steps = cast(Any, module).parametrizations[name]
-    only = steps[0] if len(steps) == 1 else None
+    only: Any = steps[0] if len(steps) == 1 else None
     if all(hasattr(only, each) for each in ("lhs", "rhs", "scaling")):
         return Change((only.lhs, only.rhs), float(only.scaling))
     if isinstance(getattr(only, "delta_weight", None), Tensor):

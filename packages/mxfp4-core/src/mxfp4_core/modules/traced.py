@@ -52,7 +52,7 @@ def moe(
     return made
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no annotation
 def apart(call: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: Tensor) -> Tensor:
     """Return ``call(x, weights)``, which asks for numbers in tensors, and so is no part of a graph."""
     return call(x, weights)
