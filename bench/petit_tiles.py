@@ -29,7 +29,7 @@ from hopper.timing import flush_buffer, microseconds, relative_error, require_sm
 from torch import Tensor
 
 from mxfp4_core import MxTensor
-from mxfp4_core.backend import Matrix, Problem, calls
+from mxfp4_core.backend import SILU, Matrix, Problem, calls
 from mxfp4_petit.backend import PetitBackend
 from mxfp4_petit.portable import compute
 from mxfp4_petit.portable.sizes import layout_id
@@ -40,7 +40,6 @@ KINDS = ((64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8,
 GATE_UPS = ((32, 2, 2), (32, 2, 3), (64, 4, 2), (64, 4, 3), (128, 8, 2))
 DOWNS = ((64, 4, 3), (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3))
 EXPERTS = ("qwen3-30b-a3b", "gpt-oss-120b", "mixtral-8x7b")
-PLAIN = (1.0, None, 0.0, False)  # SiLU, gate rows first
 Plan = Tile | tuple[Tile, Tile]
 BACKEND = PetitBackend("triton")
 
@@ -131,7 +130,7 @@ def main() -> None:
             Tile(tokens, *GATE_UPS[index % len(GATE_UPS)]),
             Tile(tokens, *DOWNS[index % len(DOWNS)]),
         )
-        jobs.append(lambda pair=pair: compute.moe(rows, up, down, few, PLAIN, pair))
+        jobs.append(lambda pair=pair: compute.moe(rows, up, down, few, SILU, pair))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     compile_all(jobs)
     flush = flush_buffer()
@@ -174,7 +173,7 @@ def main() -> None:
                 width: int = routed.x.shape[1],
             ) -> Tensor:
                 both = (each._replace(folded=folded) for each in weights)
-                return compute.moe(x, *both, chosen, PLAIN, tiles)[:, :width]
+                return compute.moe(x, *both, chosen, SILU, tiles)[:, :width]
 
             ways = {
                 "exact": lambda call=call, t=shipped_pair: call(t, False),

@@ -9,10 +9,11 @@ from dataclasses import replace
 import torch
 
 from mxfp4_core import MxTensor
-from mxfp4_core.backend import GPT_OSS_SWIGLU, Gate, Numerics, Problem, Routes, calls, select_backend
+from mxfp4_core.backend import GPT_OSS_SWIGLU, Device, Gate, Numerics, Problem, Routes, calls, select_backend
 from mxfp4_core.testing import judge
 from mxfp4_core.testing.layer import Layer
 from mxfp4_core.testing.samples import random_biases, random_routes, random_weight, random_x
+from mxfp4_core.testing.suite_gates import GATES, GateSuite
 from mxfp4_petit.portable import compute
 from mxfp4_petit.portable.layout import PortableLayout
 from mxfp4_petit.portable.tiles import Tile
@@ -66,7 +67,7 @@ def scales() -> None:
 
 def experts() -> None:
     """Gates in both orders of rows, biases, maps, empty slots, one expert twice, ids of nobody."""
-    for gate in (GPT_OSS_SWIGLU, Gate(limit=0.5)):
+    for gate in (GPT_OSS_SWIGLU, Gate(limit=0.5), Gate(function="gelu"), Gate(function="relu2", gated=False)):
         problem = Problem(op="moe", n=40, k=96, experts=3, total_experts=5, top_k=2, gate=gate, bias=True)
         layer = Layer.build(BACKEND, torch.device("cpu"), problem)
         ids, weights = random_routes(6, 5, 2)
@@ -78,6 +79,17 @@ def experts() -> None:
         got = calls.moe(BACKEND, x, *layer.packed, Routes(ids, weights, expert_map), problem)
         clean = torch.where(here < 0, torch.zeros(()), weights)
         judge.moe(x, *layer.weights, layer.biases, here, clean, gate, Numerics()).check(got, str(gate))
+
+
+def activations() -> None:
+    """Every form by every pair of values, in the kernels' own arithmetic."""
+    cpu = torch.device("cpu")
+    for name, gate in GATES.items():
+        if name in ("ungated-silu", "ungated-gelu-tanh", "ungated-relu") or (
+            gate.function == "silu" and gate.gated
+        ):
+            continue  # the same code as another one, or run by `experts`
+        GateSuite().test_moe_gate_values(BACKEND, Device.of(cpu), cpu, gate)
 
 
 def other_tokens() -> None:
@@ -102,7 +114,7 @@ def main() -> None:
     # NumPy warns where NaN and infinity are meant, and Triton's interpreter about its own conversions.
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for part in (linear, scales, experts, other_tokens):
+    for part in (linear, scales, experts, activations, other_tokens):
         part()
 
 

@@ -35,7 +35,7 @@ POINTERS |= {
     name: "i32" for name in ("codes", "scales", "block_expert", "block_pairs", "ids", "expert_map", "counts")
 }
 FLOATS = ("alpha", "limit", "up_offset")
-GATED = {"INTERLEAVED": True, "LIMITED": True, "BIASED": True}
+GATED = {"INTERLEAVED": True, "LIMITED": True, "FUNCTION": "silu", "BIASED": True}
 SPLIT = {"PARTIAL": True, "BIASED": True}
 LINEAR = {linear_tile(m, 8192, 8192).tokens: linear_tile(m, 8192, 8192) for m in (1, 32, 64)}
 PREFILL = linear_tile(4096, 8192, 8192)
@@ -110,6 +110,20 @@ def test_linear(arch: str, tile: Tile, constants: dict[str, object]) -> None:
 )
 def test_gate_up(arch: str, size: int, wide: bool) -> None:
     check(compiled(kernels.gate_up_kernel, arch, EXPERTS[size][0], **GATED, WIDE=wide))
+
+
+@pytest.mark.parametrize(("arch", "function"), [("gfx942", "gelu"), ("gfx90a", "gelu_tanh")])
+def test_gate_up_of_other_functions(arch: str, function: str) -> None:
+    check(
+        compiled(kernels.gate_up_kernel, arch, EXPERTS[16][0], **GATED | {"FUNCTION": function}, WIDE=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "function"), [("gfx90a", 1, "relu2"), ("gfx942", 16, "gelu"), ("gfx942", 64, "silu")]
+)
+def test_up_without_a_gate(arch: str, size: int, function: str) -> None:
+    check(compiled(kernels.up_kernel, arch, EXPERTS[size][0], FUNCTION=function, BIASED=True, WIDE=False))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from mxfp4_core.arithmetic import compiling
+from mxfp4_core.backend import Gate
 from mxfp4_petit.portable import interpreter, kernels, routing_kernels
 from mxfp4_petit.portable.sizes import tile_of
 from mxfp4_petit.portable.tiles import STAGES_HIP, Tile, exact_tile, linear_tile, moe_tiles
@@ -145,17 +146,17 @@ def moe(
     gate_up: Weight,
     down: Weight,
     chosen: Chosen,
-    gate: tuple[float, float | None, float, bool],
+    gate: Gate,
     tiles: tuple[Tile, Tile] | None = None,
 ) -> Tensor:
     """Return the weighted sum over the chosen experts, [m, k] of the dtype of x.
 
     Args:
         x: bfloat16 or float16 [m, k], contiguous, m >= 1, k in whole tiles.
-        gate_up: [experts, 2n, k].
+        gate_up: [experts, 2n, k]; without a gate [experts, n, k].
         down: [experts, k, n].
         chosen: by the router; what is no expert is an empty slot.
-        gate: alpha, limit, up_offset, interleaved.
+        gate: the activation.
         tiles: others than `moe_tiles` chooses, for the same number of tokens.
     """
     with launching(x):
@@ -167,24 +168,26 @@ def _moe(
     gate_up: Weight,
     down: Weight,
     chosen: Chosen,
-    gate: tuple[float, float | None, float, bool],
+    gate: Gate,
     tiles: tuple[Tile, Tile],
 ) -> Tensor:
     (m, k), (experts, n) = x.shape, (down.codes.shape[0], down.scales.shape[2] * 128)
     top_k, (first, second) = chosen.ids.shape[1], tiles
-    pairs, (alpha, limit, up_offset, interleaved) = m * top_k, gate
+    pairs = m * top_k
     block_expert, block_pairs = _blocks(chosen, experts, first.tokens)
     hidden = x.new_empty(pairs, n)
-    kernels.gate_up_kernel[(triton.cdiv(n, first.rows), len(block_expert))](
-        *(x, *gate_up[:3], hidden, block_expert, block_pairs, n, k, top_k),
-        *(float(alpha), float(limit or 0.0), float(up_offset)),
-        BM=first.tokens,
-        BN=first.rows,
-        INTERLEAVED=interleaved,
-        LIMITED=limit is not None,
-        BIASED=gate_up.bias is not None,
+    grid = (triton.cdiv(n, first.rows), len(block_expert))
+    given = (x, *gate_up[:3], hidden, block_expert, block_pairs, n, k, top_k, float(gate.alpha))
+    how = {
+        **{"BM": first.tokens, "BN": first.rows, "FUNCTION": gate.function},
+        "BIASED": gate_up.bias is not None,
         **_how(first, x, gate_up),
-    )
+    }
+    if gate.gated:
+        clamp = {"INTERLEAVED": gate.interleaved, "LIMITED": gate.limit is not None}
+        kernels.gate_up_kernel[grid](*given, float(gate.limit or 0.0), float(gate.up_offset), **clamp, **how)
+    else:
+        kernels.up_kernel[grid](*given, **how)
     results = x.new_empty(pairs, k)
     kernels.down_kernel[(triton.cdiv(k, second.rows), len(block_expert))](
         *(hidden, *down[:3], results, block_expert, block_pairs, k, n),

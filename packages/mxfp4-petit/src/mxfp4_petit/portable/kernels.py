@@ -96,18 +96,45 @@ def sum_splits_kernel(
 
 
 @triton.jit
-def _gated(gate, up, alpha, limit, up_offset, LIMITED: tl.constexpr):
+def _function(x, FUNCTION: tl.constexpr):
+    """Return the function of an activation that is not SiLU; comparisons with NaN are false, so that it passes."""
+    if FUNCTION == "gelu":
+        made = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif (
+        FUNCTION == "gelu_tanh"
+    ):  # x / 2 * (1 + tanh(y)) is x * sigmoid(2y), which loses nothing where tanh is near -1
+        made = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    elif FUNCTION == "relu":
+        made = tl.where(x < 0.0, 0.0, x)
+    else:
+        tl.static_assert(FUNCTION == "relu2")
+        positive = tl.where(x < 0.0, 0.0, x)
+        made = positive * positive
+    return made
+
+
+@triton.jit
+def _alone(x, alpha, FUNCTION: tl.constexpr):
+    return x / (1.0 + tl.exp(-alpha * x)) if FUNCTION == "silu" else _function(x, FUNCTION)
+
+
+@triton.jit
+def _gated(gate, up, alpha, limit, up_offset, LIMITED: tl.constexpr, FUNCTION: tl.constexpr):
     if LIMITED:  # comparisons with NaN are false, so that it passes
         gate = tl.where(gate > limit, limit, gate)
         up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
-    return (up + up_offset) * gate / (1.0 + tl.exp(-alpha * gate))
+    if FUNCTION == "silu":
+        made = (up + up_offset) * gate / (1.0 + tl.exp(-alpha * gate))
+    else:
+        made = (up + up_offset) * _function(gate, FUNCTION)
+    return made
 
 
 @triton.jit(do_not_specialize=["top_k"])
 def gate_up_kernel(
     x, codes, scales, bias, hidden, block_expert, block_pairs, n, k, top_k, alpha, limit, up_offset,
-    BM: tl.constexpr, BN: tl.constexpr, INTERLEAVED: tl.constexpr, LIMITED: tl.constexpr, BIASED: tl.constexpr,
-    PAIRS: tl.constexpr, PACKED: tl.constexpr, FOLDED: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, INTERLEAVED: tl.constexpr, LIMITED: tl.constexpr, FUNCTION: tl.constexpr,
+    BIASED: tl.constexpr, PAIRS: tl.constexpr, PACKED: tl.constexpr, FOLDED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Compute the gated activation [pairs, n] of each chosen expert; the weight is [experts, 2n, k]."""
     TILE: tl.constexpr = 128 if PAIRS else 256
@@ -142,8 +169,37 @@ def gate_up_kernel(
         if BIASED:
             gate += tl.load(bias + expert * 2 * n + gate_rows, mask=valid, other=0.0).to(tl.float32)[:, None]
             up += tl.load(bias + expert * 2 * n + up_rows, mask=valid, other=0.0).to(tl.float32)[:, None]
-        result = tl.trans(_gated(gate, up, alpha, limit, up_offset, LIMITED)).to(hidden.dtype.element_ty)
+        made = _gated(gate, up, alpha, limit, up_offset, LIMITED, FUNCTION)
+        result = tl.trans(made).to(hidden.dtype.element_ty)
         tl.store(hidden + pairs[:, None] * n + column[None, :], result, mask=inside[:, None] & valid[None, :])
+
+
+@triton.jit(do_not_specialize=["top_k"])
+def up_kernel(
+    x, codes, scales, bias, hidden, block_expert, block_pairs, n, k, top_k, alpha,
+    BM: tl.constexpr, BN: tl.constexpr, FUNCTION: tl.constexpr, BIASED: tl.constexpr, PAIRS: tl.constexpr,
+    PACKED: tl.constexpr, FOLDED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Compute the activation without a gate [pairs, n] of each chosen expert; the weight is [experts, n, k]."""
+    PER_WORD: tl.constexpr = 4 if WIDE else 8
+    expert = tl.load(block_expert + tl.program_id(1)).to(tl.int64)
+    if expert >= 0:
+        rows = tl.program_id(0) * BN + tl.arange(0, BN)
+        valid = rows < n
+        pairs = tl.load(block_pairs + tl.program_id(1) * BM + tl.arange(0, BM)).to(tl.int64)
+        inside = pairs >= 0
+        at = x + (pairs // top_k)[None, :] * k + tl.arange(0, BLOCK)[:, None]
+        codes += expert * n * (k // PER_WORD)
+        scales += expert * n * (k // 128)
+        stop = k // (128 if PAIRS else 256)
+        acc = _sum(
+            codes, scales, k, rows.to(tl.int64), valid, at, inside[None, :], 0, stop, BN, BM, PAIRS, PACKED, FOLDED,
+            WIDE,
+        )  # fmt: skip
+        if BIASED:
+            acc += tl.load(bias + expert * n + rows, mask=valid, other=0.0).to(tl.float32)[:, None]
+        result = tl.trans(_alone(acc, alpha, FUNCTION)).to(hidden.dtype.element_ty)
+        tl.store(hidden + pairs[:, None] * n + rows[None, :], result, mask=inside[:, None] & valid[None, :])
 
 
 @triton.jit

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from mxfp4_core.backend import Operators
+from mxfp4_core.backend import Gate, Operators
 from mxfp4_core.errors import BackendError
 from mxfp4_petit.portable import interpreter
 
@@ -51,7 +51,7 @@ _MOE = (
     "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_bias, bool gate_up_folded, Tensor down, "
     "Tensor down_scales, Tensor? down_bias, bool down_folded, Tensor topk_ids, Tensor topk_weights, "
     "Tensor? expert_map, Tensor? counts, int shared, float alpha, float? limit, float up_offset, bool interleaved, "
-    "bool pairs, bool wide) -> Tensor"
+    "str function, bool gated, bool pairs, bool wide) -> Tensor"
 )
 
 
@@ -75,6 +75,8 @@ def moe(
     limit: float | None,
     up_offset: float,
     interleaved: bool,
+    function: str,
+    gated: bool,
     pairs: bool,
     wide: bool,
 ) -> Tensor:
@@ -83,7 +85,8 @@ def moe(
     Args:
         x: bfloat16 or float16 [m, k], contiguous, m >= 1, k in whole tiles; [experts, rows, k] where an engine has
             sorted the rows.
-        gate_up: int32 [experts + shared, 2n, k/8], or k/4 if wide, in ``PortableLayout``, like the next.
+        gate_up: int32 [experts + shared, 2n, k/8], or k/4 if wide, in ``PortableLayout``, like the next;
+            without a gate [..., n, ...], as the next two.
         gate_up_scales: int32 [experts + shared, 2n, k/128].
         gate_up_bias: float [experts + shared, 2n] or None.
         gate_up_folded: as ``linear``.
@@ -96,10 +99,12 @@ def moe(
         expert_map: int32 [total_experts] from ids to indices here, or None.
         counts: int32 [experts], how many rows of each expert are read, or None for all; where rows are sorted.
         shared: how many of the last experts every token goes to, with weight 1.
-        alpha: see ``mxfp4_core.backend.Gate``, as the next three.
+        alpha: see ``mxfp4_core.backend.Gate``, as the next five.
         limit: clamp or None.
         up_offset: added to up.
         interleaved: order of the gate-up rows.
+        function: of the activation.
+        gated: whether there are gate rows.
         pairs: variant of the layout.
         wide: whether a code has 8 bits.
 
@@ -121,7 +126,8 @@ def moe(
         )
     up = compute.Weight(gate_up, gate_up_scales, gate_up_bias, pairs, gate_up_folded, wide)
     last = compute.Weight(down, down_scales, down_bias, pairs, down_folded, wide)
-    return compute.moe(rows, up, last, chosen, (alpha, limit, up_offset, interleaved)).view(x.shape)
+    gate = Gate.of(alpha, limit, up_offset, interleaved, function, gated)
+    return compute.moe(rows, up, last, chosen, gate).view(x.shape)
 
 
 def _check(x: Tensor) -> None:

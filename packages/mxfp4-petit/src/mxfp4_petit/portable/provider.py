@@ -41,6 +41,7 @@ class PortableProvider(Backend):
     features = frozenset(
         {
             *("linear", "moe", "bias", "expert-map", "gate:silu", "gate:clamped", "rows:interleaved"),
+            *("gate:gelu", "gate:gelu_tanh", "gate:relu", "gate:relu2", "gate:none"),
             *("moe:shared-experts", "moe:tokens:batched", "moe:tokens:masked"),
             *("dtype:bfloat16", "dtype:float16", "format:mxfp8"),
         }
@@ -79,11 +80,10 @@ class PortableProvider(Backend):
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``. Ids out of range are empty slots."""
-        gate = problem.gate
         return _ops().moe(
             *(x, *_weight(gate_up), *_weight(down)),
             *(routes.topk_ids, routes.topk_weights, routes.expert_map, routes.counts),
-            *(problem.shared_experts, gate.alpha, gate.limit, gate.up_offset, gate.interleaved),
+            *(problem.shared_experts, *problem.gate.arguments),
             *(_pairs(problem), _wide(problem)),
         )
 
@@ -134,7 +134,7 @@ def _device(problem: Problem) -> No | None:
 
 
 def _sizes(problem: Problem) -> No | None:
-    rows = 2 * problem.n if problem.op == "moe" else problem.n
+    rows = problem.gate.rows * problem.n if problem.op == "moe" else problem.n
     slots = (problem.m or 0) * max(problem.top_k + problem.shared_experts, 1)
     if max(rows, problem.k, slots) > SIZE_MAX:
         return No(
