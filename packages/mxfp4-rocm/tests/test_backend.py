@@ -78,6 +78,16 @@ def on_hip(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (replace(MOE, bias=True), "aiter fused_moe_mxfp4 (Triton)", "aiter-raw-128", "leaves out"),
         (replace(MOE, gate=Gate(limit=10.0)), "aiter fused_moe_mxfp4 (Triton)", "aiter-raw-128", "clamped"),
         (
+            replace(MOE, gate=Gate(function="relu2", gated=False), activation="auto"),
+            *("aiter fused_moe_mxfp4 (Triton)", "aiter-raw-128", "gate:none, gate:relu2, and fused_moe"),
+        ),
+        (
+            replace(MOE, gate=Gate(function="gelu")),
+            "aiter fused_moe_mxfp4 (Triton)",
+            "aiter-raw-128",
+            "gate:gelu",
+        ),
+        (
             replace(MOE, gate=GPT_OSS_SWIGLU, activation="auto"),
             "aiter fused_moe_mxfp4 (Triton)",
             "aiter-raw-128-bf16",

@@ -23,6 +23,12 @@ CPU = Device.of("cpu")
 BACKEND = EmulatedRocm()
 
 
+FORMS = [
+    *(SILU, Gate(interleaved=True), Gate(limit=10.0), GPT_OSS_SWIGLU),
+    *(Gate(function="gelu_tanh"), Gate(function="relu2", gated=False)),
+]
+
+
 @pytest.mark.parametrize("options", [{}, {"gemm": "triton"}, {"quantizer": "aiter"}], ids=str)
 @pytest.mark.parametrize("activation", ["none", "mxfp4"])
 @pytest.mark.parametrize("n", [130, 320])
@@ -38,7 +44,7 @@ def test_linear(version: str, n: int, activation: Activation, options: dict[str,
         judge.linear(x[:m], weight, bias, numerics, activation).check(got, f"m={m}")
 
 
-@pytest.mark.parametrize("form", [SILU, Gate(interleaved=True), Gate(limit=10.0), GPT_OSS_SWIGLU], ids=str)
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("options", [{}, {"moe": "triton"}], ids=str)
 def test_moe(version: str, form: Gate, options: dict[str, str]) -> None:
     """Shared experts, a map, empty slots and padded sizes at once."""
@@ -165,4 +171,4 @@ def test_the_operators_refuse_what_does_not_belong_together(
     with pytest.raises(kind, match="mxfp4_rocm::moe"):
         stacks = [part[None] if part.dim() == 2 else part[0] for part in (codes, scales)]
         ids = torch.zeros(3, 1, dtype=torch.int32)
-        ops.moe(x, *stacks, None, *stacks, None, ids, ids.float(), None, 0, 1.0, None, 0.0, False, way, False)
+        ops.moe(x, *stacks, None, *stacks, None, ids, ids.float(), None, 0, *SILU.arguments, way, False)

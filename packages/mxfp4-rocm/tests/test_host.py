@@ -15,11 +15,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Gate
 from mxfp4_rocm import dense, experts, tokens
-from mxfp4_rocm.experts import Gated, Stack
+from mxfp4_rocm.experts import Stack
 
 M, N, K, EXPERTS, TOP_K = 48, 256, 512, 8, 2
-PLAIN, GPT_OSS = Gated(1.0, None, 0.0, False), Gated(1.702, 7.0, 1.0, True)
+PLAIN, GPT_OSS = SILU, GPT_OSS_SWIGLU
 
 
 class Launches(TorchDispatchMode):
@@ -105,7 +106,7 @@ def stack(rows: int, k: int, bias: bool) -> Stack:
 )
 @pytest.mark.parametrize("mapped", [False, True], ids=["all experts", "a map"])
 def test_experts_never_wait(
-    called: list[str], way: str, gate: Gated, wanted: list[str], most: int, mapped: bool
+    called: list[str], way: str, gate: Gate, wanted: list[str], most: int, mapped: bool
 ) -> None:
     bias = gate is GPT_OSS
     x = torch.empty(M, K, dtype=torch.bfloat16)

@@ -64,7 +64,8 @@ class NpuBackend(Backend):
     features = frozenset(
         {
             *("linear", "moe", "quantize", "bias", "expert-map"),
-            *("gate:silu", "gate:clamped", "rows:interleaved"),
+            *("gate:silu", "gate:clamped", "rows:interleaved", "gate:none"),
+            *("gate:gelu", "gate:gelu_tanh", "gate:relu", "gate:relu2"),
             *("dtype:bfloat16", "dtype:float16", "activation:mxfp4"),
             *(
                 "linear:format:mxfp4-dual",
@@ -151,13 +152,12 @@ class NpuBackend(Backend):
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``. Ids out of range are empty slots."""
-        gate = problem.gate
         names = ("codes", "scales", "multiplier", "bias")
         made: Tensor = (ops or _load()).moe(
             x,
             *(packed.tensors.get(name) for packed in (gate_up, down) for name in names),
             *(routes.topk_ids, routes.topk_weights, routes.expert_map),
-            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, self._mode(problem)),
+            *(*problem.gate.arguments, self._mode(problem)),
         )
         return made
 

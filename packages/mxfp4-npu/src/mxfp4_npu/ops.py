@@ -10,7 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mxfp4_core.backend import Operators
+from mxfp4_core.arithmetic import apply_gate
+from mxfp4_core.backend import Gate, Operators
 from mxfp4_npu import experts, vendor
 
 _OPERATORS: Final = Operators("mxfp4_npu")
@@ -79,7 +80,8 @@ def linear(
 _MOE = (
     "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_multiplier, Tensor? gate_up_bias, Tensor down, "
     "Tensor down_scales, Tensor? down_multiplier, Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, "
-    "Tensor? expert_map, float alpha, float? limit, float up_offset, bool interleaved, str mode) -> Tensor"
+    "Tensor? expert_map, float alpha, float? limit, float up_offset, bool interleaved, str function, bool gated, "
+    "str mode) -> Tensor"
 )
 
 
@@ -101,13 +103,15 @@ def moe(
     limit: float | None,
     up_offset: float,
     interleaved: bool,
+    function: str,
+    gated: bool,
     mode: str,
 ) -> Tensor:
     """Compute the weighted sum over the chosen experts; x and the hidden state are quantised to one level.
 
     Args:
         x: bfloat16 or float16 [m, k].
-        gate_up: uint8 [experts, 2n, k/2], with scales uint8 [experts, 2n, k/64, 2].
+        gate_up: uint8 [experts, 2n, k/2], with scales uint8 [experts, 2n, k/64, 2]; without a gate [experts, n, ...].
         gate_up_scales: see ``gate_up``.
         gate_up_multiplier: float32 [k] or None, for x.
         gate_up_bias: float32 [experts, 2n] or None.
@@ -118,10 +122,12 @@ def moe(
         topk_ids: int32 [m, top_k]; what is no expert is an empty slot.
         topk_weights: float32 [m, top_k].
         expert_map: int32 [total_experts] or None.
-        alpha: see ``Gate``, as the next three.
+        alpha: see ``Gate``, as the next five.
         limit: clamp or None.
         up_offset: added to up.
         interleaved: order of the gate-up rows.
+        function: of the activation.
+        gated: whether there are gate rows.
         mode: ``round_mode`` of the quantizers.
 
     Returns:
@@ -133,10 +139,8 @@ def moe(
     slots = experts.sort(topk_ids, expert_map, gate_up.shape[0])
     rows = scaled(x, gate_up_multiplier)[slots.tokens]
     both = experts.multiply(rows, gate_up, gate_up_scales, gate_up_bias, slots, mode)
-    gate, up = (both[:, 0::2], both[:, 1::2]) if interleaved else both.chunk(2, dim=1)
-    if limit is not None:
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    hidden = ((up + up_offset) * gate * torch.sigmoid(alpha * gate)).to(x.dtype)
+    gate = Gate.of(alpha, limit, up_offset, interleaved, function, gated)
+    hidden = apply_gate(both, gate).to(x.dtype)
     result = experts.multiply(scaled(hidden, down_multiplier), down, down_scales, down_bias, slots, mode)
     weights = topk_weights.flatten()[slots.order, None]
     return experts.gather(result, weights, slots, x)

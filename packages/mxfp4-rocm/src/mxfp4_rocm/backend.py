@@ -76,7 +76,8 @@ class RocmBackend(Backend):
     features = frozenset(
         {
             *("linear", "moe", "quantize", "bias", "expert-map", "moe:shared-experts", "activation:mxfp4"),
-            *("gate:silu", "gate:clamped", "rows:interleaved"),
+            *("gate:silu", "gate:clamped", "rows:interleaved", "gate:none"),
+            *("gate:gelu", "gate:gelu_tanh", "gate:relu", "gate:relu2"),
             # float16 and float32 are for quantize; supports says why the matmuls refuse them.
             *("dtype:bfloat16", "dtype:float16", "dtype:float32"),
         }
@@ -199,7 +200,7 @@ class RocmBackend(Backend):
         if way == "fused":
             return ExpertsLayout(matrix == "gate_up" and problem.gate.interleaved)
         # Half of the rows of gate and up are gate rows.
-        n = EXPERT_N // 2 if matrix == "gate_up" else EXPERT_N
+        n = EXPERT_N // problem.gate.rows if matrix == "gate_up" else EXPERT_N
         return RawLayout(n, EXPERT_K, way == "widened")
 
     def check_options(self, options: Mapping[str, object]) -> None:
@@ -234,14 +235,14 @@ class RocmBackend(Backend):
 
     def moe(self, x: Tensor, gate_up: Packed, down: Packed, routes: Routes, problem: Problem) -> Tensor:
         """Compute the weighted sum over the chosen experts; see ``Backend.moe``. Ids out of range are empty slots."""
-        up, gate, way = gate_up.tensors, problem.gate, WAYS[gate_up.layout]
+        up, way = gate_up.tensors, WAYS[gate_up.layout]
         by_aiter = problem.options.get("quantizer") == "aiter"
         return (ops or _load()).moe(
             x,
             *(up["codes"], up["scales"], up.get("bias")),
             *(down.tensors["codes"], down.tensors["scales"], down.tensors.get("bias")),
             *(routes.topk_ids, routes.topk_weights, routes.expert_map, problem.shared_experts),
-            *(gate.alpha, gate.limit, gate.up_offset, gate.interleaved, way, by_aiter),
+            *(*problem.gate.arguments, way, by_aiter),
         )
 
     def quantize(self, weight: Tensor, *, profile: str) -> MxTensor:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mxfp4_core.arithmetic import padded
+from mxfp4_core.arithmetic import apply_gate, padded
+from mxfp4_core.backend import Gate
 from mxfp4_rocm.checks import check_rows, check_weight
 from mxfp4_rocm.limits import EXPERT_K, EXPERT_N
 from mxfp4_rocm.sorting import Sorted, local_slots, sort
@@ -29,15 +30,6 @@ class Stack(NamedTuple):
     bias: Tensor | None
 
 
-class Gated(NamedTuple):
-    """The gated activation: alpha, limit or None, offset of up, and whether gate and up rows alternate."""
-
-    alpha: float
-    limit: float | None
-    up_offset: float
-    interleaved: bool
-
-
 def moe(
     x: Tensor,
     gate_up: Stack,
@@ -46,7 +38,7 @@ def moe(
     weights: Tensor,
     expert_map: Tensor | None,
     shared: int,
-    gate: Gated,
+    gate: Gate,
     way: str,
     by_aiter: bool,
 ) -> Tensor:
@@ -54,13 +46,13 @@ def moe(
 
     Args:
         x: bfloat16 [m, k], contiguous, m >= 1.
-        gate_up: [experts + shared, 2n, k].
+        gate_up: [experts + shared, 2n, k]; without a gate [experts + shared, n, k].
         down: [experts + shared, k, n].
         ids: int32 [m, top_k]; what is no expert is an empty slot.
         weights: float32 [m, top_k].
         expert_map: int32 [total_experts] or None.
         shared: how many of the last experts every token goes to.
-        gate: the gated activation.
+        gate: the activation.
         way: ``fused``, ``experts`` or ``widened``; see ``rules``.
         by_aiter: whether AITER's Triton quantizer quantises the tokens, where ``fused_moe`` does not do it inside.
 
@@ -72,7 +64,7 @@ def moe(
     """
     check_rows("moe", x)
     check_weight("moe", gate_up.codes, gate_up.scales, x, way, x.shape[1], experts=True)
-    check_weight("moe", down.codes, down.scales, x, way, gate_up.codes.shape[1] // 2, experts=True)
+    check_weight("moe", down.codes, down.scales, x, way, gate_up.codes.shape[1] // gate.rows, experts=True)
     ids, weights = local_slots(ids, weights, expert_map, gate_up.codes.shape[0] - shared, shared)
     if way == "fused":
         return _fused(x, gate_up, down, ids, weights)
@@ -123,9 +115,9 @@ def _fused(x: Tensor, gate_up: Stack, down: Stack, ids: Tensor, weights: Tensor)
 
 
 def _twice(
-    x: Tensor, gate_up: Stack, down: Stack, ids: Tensor, weights: Tensor, gate: Gated, by_aiter: bool | None
+    x: Tensor, gate_up: Stack, down: Stack, ids: Tensor, weights: Tensor, gate: Gate, by_aiter: bool | None
 ) -> Tensor:
-    """Launch the kernel for gate and up, apply the gate in float32, and launch it for down."""
+    """Launch the kernel for gate and up, compute the activation in float32, and launch it for down."""
     experts, top_k = gate_up.codes.shape[0], ids.shape[1]
     block = _block(ids.numel() // experts)
     order = sort(ids, experts, block)
@@ -134,19 +126,12 @@ def _twice(
     rows: tuple[Tensor, Tensor | None] = (x, None) if by_aiter is None else quantize_rows(x, by_aiter)
     both = _launch(rows, gate_up.codes, gate_up.scales, ids, order, block, top_k, torch.float32)
     both = both if gate_up.bias is None else both + gate_up.bias[owner].float()
-    hidden = _gate(both, gate).flatten(0, 1)
+    hidden = apply_gate(both, gate).flatten(0, 1)
     rows = (hidden.to(x.dtype), None) if by_aiter is None else quantize_rows(hidden, by_aiter)
     each = _launch(rows, down.codes, down.scales, ids, order, block, 1, torch.float32)
     each = each if down.bias is None else each + down.bias[owner].float()
     # An empty slot was not computed, so that its memory holds anything.
     return torch.where(there, each * weights[..., None], 0.0).sum(1).to(x.dtype)
-
-
-def _gate(both: Tensor, gate: Gated) -> Tensor:
-    first, up = (both[..., 0::2], both[..., 1::2]) if gate.interleaved else both.chunk(2, dim=-1)
-    if gate.limit is not None:
-        first, up = first.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
-    return (up + gate.up_offset) * first * torch.sigmoid(gate.alpha * first)
 
 
 def _block(rows: int) -> int:
@@ -211,4 +196,4 @@ def _launch(
     return out
 
 
-__all__ = ["Gated", "Stack", "moe", "one_expert"]
+__all__ = ["Stack", "moe", "one_expert"]

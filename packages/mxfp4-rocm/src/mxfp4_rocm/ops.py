@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mxfp4_core import quantize as quantize_core
 from mxfp4_core.arithmetic import quantize_triton
-from mxfp4_core.backend import Operators
+from mxfp4_core.backend import Gate, Operators
 from mxfp4_rocm import dense, experts
 
 _OPERATORS: Final = Operators("mxfp4_rocm")
@@ -24,7 +24,7 @@ linear = _OPERATORS.define("linear", _LINEAR, _linear_fake)(dense.linear)
 _MOE = (
     "(Tensor x, Tensor gate_up, Tensor gate_up_scales, Tensor? gate_up_bias, Tensor down, Tensor down_scales, "
     "Tensor? down_bias, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, int shared, float alpha, "
-    "float? limit, float up_offset, bool interleaved, str way, bool by_aiter) -> Tensor"
+    "float? limit, float up_offset, bool interleaved, str function, bool gated, str way, bool by_aiter) -> Tensor"
 )
 
 
@@ -45,6 +45,8 @@ def moe(
     limit: float | None,
     up_offset: float,
     interleaved: bool,
+    function: str,
+    gated: bool,
     way: str,
     by_aiter: bool,
 ) -> Tensor:
@@ -57,7 +59,7 @@ def moe(
         topk_weights,
         expert_map,
         shared,
-        experts.Gated(alpha, limit, up_offset, interleaved),
+        Gate.of(alpha, limit, up_offset, interleaved, function, gated),
         way,
         by_aiter,
     )

@@ -137,7 +137,7 @@ def _linear(problem: Problem, contract: Contract) -> tuple[Way, str] | No:
 
 def _moe(problem: Problem, contract: Contract) -> tuple[Way, str] | No:
     asked, gate = str(problem.options.get("moe", "auto")), problem.gate
-    if problem.activation == "none" or (problem.activation == "auto" and not gate.is_silu):
+    if problem.activation == "none" or (problem.activation == "auto" and "gate:clamped" in gate.words):
         if asked == "fused":
             return No("fused_moe quantises the tokens", "set moe = 'triton', or activation = 'mxfp4'")
         by_gate = "W4A16 is what AITER does with this gated activation: weights widened to bfloat16"
@@ -145,8 +145,11 @@ def _moe(problem: Problem, contract: Contract) -> tuple[Way, str] | No:
     unfit = ""
     if problem.bias:
         unfit = "biases, which fused_moe leaves out"
-    if not gate.is_silu:
+    if "gate:clamped" in gate.words:
         unfit = "a clamped gate, which fused_moe does not have in every version"
+    elif not gate.is_silu:
+        words = ", ".join(sorted(gate.words - {"rows:interleaved"}))
+        unfit = f"{words}, and fused_moe is called for SiLU with a gate alone"
     if asked == "triton":
         return "experts", "W4A4, moe = triton as asked for"
     if asked == "fused" and unfit:

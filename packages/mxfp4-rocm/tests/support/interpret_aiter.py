@@ -133,13 +133,16 @@ def moe() -> None:
     ids[4, 1] = -1
     bias = torch.randn(count, 256, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     for way in ("experts", "widened"):
-        for gate in (SILU, Gate(1.702, 7.0, 1.0, interleaved=True)):
+        for gate in (SILU, Gate(1.702, 7.0, 1.0, interleaved=True), Gate(function="relu2", gated=False)):
+            rows = slice(gate.rows * n)
             got = experts.moe(
                 x,
-                experts.Stack(gate_up.codes, gate_up.scales, bias),
+                experts.Stack(
+                    gate_up.codes[:, rows].contiguous(), gate_up.scales[:, rows].contiguous(), bias[:, rows]
+                ),
                 experts.Stack(down.codes, down.scales, None),
                 *(ids, weights, None, 1),
-                experts.Gated(gate.alpha, gate.limit, gate.up_offset, gate.interleaved),
+                gate,
                 *(way, False),
             )
             local = torch.cat((ids, torch.full((19, 1), 3, dtype=torch.int32)), 1)
@@ -169,12 +172,18 @@ def reference(
     for token, slot in (ids >= 0).nonzero().tolist():
         expert = int(ids[token, slot])
         both = rows[token] @ exact(gate_up.codes[expert], gate_up.scales[expert]).T + bias[expert].double()
-        first, up = (both[0::2], both[1::2]) if gate.interleaved else both.chunk(2)
-        if gate.limit is not None:
-            first, up = first.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
-        hidden = rounded(((up + gate.up_offset) * first * torch.sigmoid(gate.alpha * first))[None])[0]
+        hidden = rounded(activation(both, gate)[None])[0]
         out[token] += hidden @ exact(down.codes[expert], down.scales[expert]).T * float(weights[token, slot])
     return out
+
+
+def activation(both: Tensor, gate: Gate) -> Tensor:
+    if not gate.gated:
+        return both[: len(both) // 2].clamp(min=0).square()
+    first, up = (both[0::2], both[1::2]) if gate.interleaved else both.chunk(2)
+    if gate.limit is not None:
+        first, up = first.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
+    return (up + gate.up_offset) * first * torch.sigmoid(gate.alpha * first)
 
 
 if __name__ == "__main__":
