@@ -30,6 +30,9 @@ def on_two() -> dict[str, Any]:
     }
 
 
+WIDENED = {"MXFP4_CONFIG": '{"backend": "cuda-marlin", "refused": "keep"}'}
+"""Of a folder no layer is taken on a CPU, and the values of its codes are what SGLang computes with."""
+
 SCENARIOS: dict[str, dict[str, Any]] = {
     "dense": {"model": "dense", "arguments": OURS, "again": [("dense-other", "update_weights_from_disk")]},
     "dense-stored": {"model": "dense-stored"},
@@ -37,6 +40,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "routed-stored": {"model": "routed-stored", "arguments": OURS},
     "dense-2": {"model": "dense", **on_two()},
     "routed-2": {"model": "routed-stored", **on_two()},
+    "dense-widened": {"model": "dense-stored", "variables": WIDENED},
+    "routed-widened": {"model": "routed-stored", "arguments": OURS, "variables": WIDENED},
     "left-out": {"model": "dense", "arguments": OURS, "variables": {"SGLANG_PLUGINS": "another"}},
     "damaged": {"model": "dense-damaged"},
     "pattern": {
@@ -73,6 +78,22 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kit.Engine]:
 )
 def test_the_engine_says_what_transformers_says(engine: kit.Engine, name: str) -> None:
     kit.check_said(engine.fine(name)["outputs"], engine.models[name.partition("-")[0]])
+
+
+@pytest.mark.parametrize("name", ["dense-widened", "routed-widened"])
+def test_of_a_folder_what_no_backend_takes_computes_with_its_values(engine: kit.Engine, name: str) -> None:
+    result = engine.fine(name)
+    kit.check_said(result["outputs"], engine.models[name.partition("-")[0]])
+    assert (
+        "model.layers.0.self_attn.qkv_proj stays in high precision, refused: no backend for" in result["log"]
+    )
+
+
+def test_without_a_backend_the_error_has_what_each_one_said(engine: kit.Engine) -> None:
+    said = engine["backend"]["log"]
+    for line in ("cuda-marlin  not installed", "reference    accepted      widens the weights in every call"):
+        assert line in said
+    assert "fix: install mxfp4-cuda-marlin" in said
 
 
 def test_the_summary_is_in_the_log(engine: kit.Engine) -> None:

@@ -39,6 +39,7 @@ MODELS: dict[str, Any] = {
     "odd": lambda folder, models: made.random(
         folder, hidden_size=128, intermediate_size=96, num_hidden_layers=1
     ),
+    "odd-stored": lambda folder, models: made.stored(models["odd"], folder, "mxfp4-core"),
     "odd-both": lambda folder, models: made.random(folder, **ODD),
 }
 
@@ -49,6 +50,10 @@ def on_two(model: str, **arguments: Any) -> dict[str, Any]:
         "arguments": {"tensor_parallel_size": 2, **arguments},
         "variables": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
     }
+
+
+WIDENED = {"MXFP4_CONFIG": '{"backend": "cuda-marlin", "refused": "keep"}'}
+"""Of a folder no layer is taken on a CPU, and the values of its codes are what vLLM computes with."""
 
 
 def settings(text: str) -> dict[str, Any]:
@@ -79,7 +84,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "backend": settings('{"backend": "cuda-marlin"}'),
     "embedding": settings('{"overrides": [{"pattern": "embed_tokens", "keep": false}]}'),
     "backend-kept": settings('{"backend": "cuda-marlin", "refused": "keep"}'),
+    "dense-widened": {"model": "dense-core", "variables": WIDENED},
+    "experts-widened": {"model": "experts-core", "variables": WIDENED},
     "odd-2": on_two("odd", **OURS),
+    "odd-stored-kept": {**on_two("odd-stored"), "variables": {**on_two("")["variables"], **WIDENED}},
     "odd-kept": on_two(
         "odd-both", **OURS, hf_overrides={"quantization_config_dict_json": '{"refused": "keep"}'}
     ),
@@ -185,6 +193,28 @@ def test_what_is_refused_stays_in_high_precision_where_the_config_says_so(engine
     for name in ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.experts"):
         assert f"{name} stays in high precision, refused: {name}." in result["log"]
     assert "mxfp4: quantised 5 layers (5 linear)" in result["log"]
+
+
+@pytest.mark.parametrize("name", ["dense-widened", "experts-widened"])
+def test_of_a_folder_what_no_backend_takes_computes_with_its_values(engine: kit.Engine, name: str) -> None:
+    result = engine.fine(name)
+    kit.check_said(result["outputs"], kit.MODELS[name.partition("-")[0]])
+    assert (
+        "model.layers.0.self_attn.qkv_proj stays in high precision, refused: no backend for" in result["log"]
+    )
+
+
+def test_of_a_folder_what_cuts_a_block_is_refused_in_any_case(engine: kit.Engine) -> None:
+    log = engine["odd-stored-kept"]["log"]
+    assert "model.layers.0.mlp.down_proj.weight cannot be sharded along k" in log
+    assert "refused='keep' widens whole blocks" in log and "mxfp4 dequantize" in log
+
+
+def test_without_a_backend_the_error_has_what_each_one_said(engine: kit.Engine) -> None:
+    said = engine["backend"]["error"]
+    for line in ("cuda-marlin  not installed", "reference    accepted      widens the weights in every call"):
+        assert line in said
+    assert "fix: install mxfp4-cuda-marlin" in said
 
 
 @pytest.mark.parametrize(("name", "whole"), [("dense-2", False), ("experts-2", False), ("experts-ep", True)])

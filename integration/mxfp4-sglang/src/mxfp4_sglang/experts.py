@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
+from mxfp4_core.backend import Gate
 from mxfp4_core.errors import BackendError, ConfigError, ShapeError
 from mxfp4_core.loader import EngineDecision
 from mxfp4_core.modules import Mxfp4Module
@@ -49,11 +51,18 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
             BackendError: no backend takes it; the message has what each one said.
             ShapeError: tensor parallelism cuts a block.
             ConfigError: SGLang wants something of these experts that they do not do. None of the three with
-                ``refused="keep"``.
+                ``refused="keep"``, but for a block of a folder that is cut.
         """
+        plain = compat.UnquantizedFusedMoEMethod()
+        sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
+        make = functools.partial(plain.create_weights, layer, *sizes, **extra_weight_attrs)
         load = self._model.load(compat.device_of_new_tensors())
-        try:
+
+        def gate() -> Gate:
             compat.check_routing(self._name)
+            return gate_of(layer.moe_runner_config, self._name)
+
+        try:
             own = load.experts(
                 self._name,
                 num_experts,
@@ -63,16 +72,16 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
                 dtype=params_dtype,
                 decision=self._decision,
                 top_k=layer.top_k or 1,
-                gate=gate_of(layer.moe_runner_config, self._name),
+                gate=gate,
                 bias=bool(extra_weight_attrs.get("with_bias")),
             )
         except (BackendError, ConfigError, ShapeError) as error:
-            plain = load.refuse(self._name, compat.UnquantizedFusedMoEMethod(), kind="experts", error=error)
-            layer.quant_method = plain
-            sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
-            plain.create_weights(layer, *sizes, **extra_weight_attrs)
+            layer.quant_method = load.refuse(self._name, plain, kind="experts", error=error)
+            make()
             return
         self.hosted = Hosted(own, NAMES, self._model)
+        if own.widens:
+            layer.quant_method = load.preceded(plain, self.hosted.widening(make))
         loader = extra_weight_attrs["weight_loader"]
         for name in [*own.module.named_biases]:
             self._bias(layer, own.module, name, own.bias_loader(name, loader))

@@ -73,6 +73,27 @@ class Hosted:
             # Before the parameter of that name, which only loaders ask for, by way of `named_parameters`.
             vars(layer)[name] = self.own.module.seen(matrix)  # type: ignore[arg-type]
 
+    def widening(self, make: Callable[[], object]) -> Callable[[torch.nn.Module], None]:
+        """Return what is to be done once such a layer is loaded that SGLang computes by itself, in high precision.
+
+        Args:
+            make: makes SGLang's own parameters.
+        """
+        waiting = [make]
+
+        def widen(layer: torch.nn.Module) -> None:
+            self._model.loaded()
+            if not waiting:
+                return
+            self.own.finish()
+            module = self.own.module
+            biases = dict(
+                zip(module.named_biases, (f"{self._names[each]}_bias" for each in module.biases), strict=True)
+            )
+            self.own.widen(layer, waiting.pop(), self._names, biases)
+
+        return widen
+
     def ready(self) -> torch.nn.Module:
         """Return the module, prepared again where SGLang has moved it to another device since."""
         module = self.own.module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -47,20 +48,22 @@ class LinearWeights:
 
         Raises:
             BackendError: no backend takes it; the message has what each one said.
-            ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``.
+            ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``, but for a block of a folder.
         """
-        how, k = self._decision, input_size_per_partition
+        how, k, plain = self._decision, input_size_per_partition, self.plain()
+        sizes = (output_partition_sizes, input_size, output_size, params_dtype)
+        make = functools.partial(plain.create_weights, layer, k, *sizes, **extra_weight_attrs)
         load = self._model.load(compat.device_of_new_tensors())
         try:
             n = sum(output_partition_sizes)
             own = load.linear(self._name, n, k, whole_k=input_size, dtype=params_dtype, decision=how)
         except (BackendError, ShapeError) as error:
-            plain = load.refuse(self._name, self.plain(), kind="linear", error=error)
-            layer.quant_method = plain
-            sizes = (output_partition_sizes, input_size, output_size, params_dtype)
-            plain.create_weights(layer, k, *sizes, **extra_weight_attrs)
+            layer.quant_method = load.refuse(self._name, plain, kind="linear", error=error)
+            make()
             return
         self.hosted = Hosted(own, {"weight": "weight"}, self._model)
+        if own.widens:
+            layer.quant_method = load.preceded(plain, self.hosted.widening(make))
         loader = extra_weight_attrs["weight_loader"]
         self.hosted.register(layer, loader, input_dim=1, output_dim=0, missing_param_init="error")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,9 +57,12 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
             BackendError: no backend takes it; the message has what each one said.
             ShapeError: tensor parallelism cuts a block.
             ConfigError: vLLM wants something of these experts that they do not do. None of the three with
-                ``refused="keep"``.
+                ``refused="keep"``, but for a block of a folder that is cut.
         """
         how, moe = self._decision, self.moe
+        plain = compat.UnquantizedFusedMoEMethod(moe)
+        sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
+        make = functools.partial(plain.create_weights, layer, *sizes, **extra_weight_attrs)
         try:
             own = self._load.experts(
                 self._name,
@@ -69,21 +73,19 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
                 dtype=params_dtype,
                 decision=how,
                 top_k=moe.experts_per_token,
-                gate=gate_of(layer, self._name),
+                gate=lambda: gate_of(layer, self._name),
                 bias=bool(moe.has_bias),
                 total_experts=moe.num_experts,
                 expert_map=layer.expert_map,
             )
         except (BackendError, ConfigError, ShapeError) as error:
-            unquantised = compat.UnquantizedFusedMoEMethod(moe)
-            layer.quant_method = plain = self._load.refuse(
-                self._name, unquantised, kind="experts", error=error
-            )
-            sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
-            plain.create_weights(layer, *sizes, **extra_weight_attrs)
+            layer.quant_method = self._load.refuse(self._name, plain, kind="experts", error=error)
+            make()
             return
         self.module = own.module
         self.hosted = Hosted(own, NAMES)
+        if own.widens:
+            layer.quant_method = self._load.preceded(plain, self.hosted.widening(make, self._config.loaded))
         loader = whole_stacks(extra_weight_attrs.pop("weight_loader"))
         marks = {**extra_weight_attrs, "quant_method": compat.BLOCK_SCALES}
         self.hosted.register(layer, loader, **marks)

@@ -79,6 +79,26 @@ class Hosted:
                 bias.copy_(now)
         self.own.finish()
 
+    def widening(
+        self, make: Callable[[], object], loaded: Callable[[], object]
+    ) -> Callable[[torch.nn.Module], None]:
+        """Return what is to be done once such a layer is loaded that vLLM computes by itself, in high precision.
+
+        Args:
+            make: makes vLLM's own parameters.
+            loaded: hears that vLLM has loaded the model.
+        """
+        waiting = [make]
+
+        def widen(layer: torch.nn.Module) -> None:
+            loaded()
+            if not waiting:
+                return
+            self.finish(layer)
+            self.own.widen(layer, waiting.pop(), self._names, self._biases)
+
+        return widen
+
 
 def _aside(
     layer: torch.nn.Module, ours: Callable[..., Any], weight_loader: Callable[..., Any]

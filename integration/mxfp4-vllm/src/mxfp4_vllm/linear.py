@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,22 +50,23 @@ class Mxfp4LinearMethod(compat.LinearMethodBase):
 
         Raises:
             BackendError: no backend takes it; the message has what each one said.
-            ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``.
+            ShapeError: tensor parallelism cuts a block. Neither with ``refused="keep"``, but for a block of a folder.
         """
         how = self._decision
         n, k = sum(output_partition_sizes), input_size_per_partition
+        plain = compat.UnquantizedLinearMethod()
+        sizes = (output_partition_sizes, input_size, output_size, params_dtype)
+        make = functools.partial(plain.create_weights, layer, k, *sizes, **extra_weight_attrs)
         try:
             own = self._load.linear(self._name, n, k, whole_k=input_size, dtype=params_dtype, decision=how)
         except (BackendError, ShapeError) as error:
-            unquantised = compat.UnquantizedLinearMethod()
-            layer.quant_method = plain = self._load.refuse(
-                self._name, unquantised, kind="linear", error=error
-            )
-            sizes = (output_partition_sizes, input_size, output_size, params_dtype)
-            plain.create_weights(layer, k, *sizes, **extra_weight_attrs)
+            layer.quant_method = self._load.refuse(self._name, plain, kind="linear", error=error)
+            make()
             return
         self.module = own.module
         self.hosted = Hosted(own, {"weight": "weight"})
+        if own.widens:
+            layer.quant_method = self._load.preceded(plain, self.hosted.widening(make, self._config.loaded))
         loader = extra_weight_attrs.pop("weight_loader")
         self.hosted.register(layer, loader, input_dim=1, output_dim=0, **extra_weight_attrs)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from loader_layers import weights
 from torch.nn import Parameter
 
 from mxfp4_core import Mxfp4Config, quantize
+from mxfp4_core.backend import Gate
 from mxfp4_core.errors import BackendError, ConfigError, LoadError, ShapeError
 from mxfp4_core.loader import EngineDecision, EngineLayer, EngineLoad
 from mxfp4_core.modules import Mxfp4Experts, Mxfp4Linear
@@ -244,6 +247,65 @@ def test_a_method_that_quantises_nothing_is_refused() -> None:
     plain = load.refuse("up", Plain(), kind="linear", error=error)
     with pytest.raises(ConfigError, match=r"(?s)nothing is left to quantise.*1 layers.*up: no backend"):
         plain.process_weights_after_loading("up")
+
+
+STORED = EngineDecision(True, "in the checkpoint")
+
+
+def loaded(layer: Any, module: Any, stored: dict[Any, Any]) -> None:
+    """Load a layer as an engine does that cuts nothing."""
+    for place in layer.places():
+        param = torch.empty(place.shape, dtype=place.dtype, device="meta")
+        follow = layer.loader(place, lambda param, weight: param.copy_(weight))
+        follow(param, stored[place.matrix].parts[place.part])
+    layer.finish()
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "mxfp8"])
+def test_of_a_folder_what_no_backend_takes_is_widened_where_the_config_says_so(
+    caplog: pytest.LogCaptureFixture, format: str
+) -> None:
+    load = EngineLoad(Mxfp4Config(refused="keep", backend="cuda-marlin"), stored=True)
+    decision = replace(STORED, format=format)
+    layer = load.linear("up", N, K, whole_k=K, dtype=torch.bfloat16, decision=decision)
+    assert layer.widens and "up stays in high precision, refused: " in caplog.text
+    stored = quantize(weights(N, K), format=format)
+    loaded(layer, layer.module, {"weight": stored})
+    host = torch.nn.Module()
+    for place in layer.places():
+        host.register_parameter(f"weight{place.suffix}", None)
+    with pytest.raises(ShapeError, match="room for"):
+        layer.widen(host, lambda: host.register_buffer("weight", torch.empty(N, K + 1)), {"weight": "weight"})
+    host = torch.nn.Module()
+    make = functools.partial(host.register_buffer, "weight", torch.empty(N, K, dtype=torch.bfloat16))
+    layer.widen(host, make, {"weight": "weight"})
+    assert torch.equal(host.get_buffer("weight"), stored.dequantize(torch.bfloat16))
+    assert all(part.is_meta for part in layer.module.buffers()), "the codes are held"
+    (kept,) = load.report.build().kept
+    assert kept.kind == "linear" and kept.reason.startswith("refused: no backend for linear")
+
+
+def test_experts_whose_gate_is_unknown_are_widened_too() -> None:
+    def gate() -> Gate:
+        raise ConfigError("experts", seen="activation 'tanh'", rule="SiLU", fix="keep them")
+
+    config = Mxfp4Config(refused="keep")
+    load = EngineLoad(config, stored=True)
+    how: dict[str, Any] = {"ranks": 1, "dtype": torch.bfloat16, "decision": STORED, "top_k": 2, "gate": gate}
+    layer = load.experts("experts", E, 64, 96, **how)
+    stored = {"gate_up": quantize(weights(E, 128, 96)), "down": quantize(weights(E, 96, 64))}
+    loaded(layer, layer.module, stored)
+    host = torch.nn.Module()
+
+    def make() -> None:
+        for name, each in stored.items():
+            host.register_buffer(name, torch.empty(each.shape, dtype=torch.bfloat16))
+
+    layer.widen(host, make, {"gate_up": "gate_up", "down": "down"})
+    assert all(torch.equal(host.get_buffer(name), each.dequantize()) for name, each in stored.items())
+    for other in (EngineLoad(config), EngineLoad(Mxfp4Config(), stored=True)):
+        with pytest.raises(ConfigError, match="tanh"):
+            other.experts("experts", E, 64, 96, **how)
 
 
 @pytest.mark.parametrize(("refused", "stored"), [("error", False), ("keep", True)])

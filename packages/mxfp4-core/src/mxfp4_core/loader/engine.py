@@ -9,21 +9,19 @@ held is what has been quantised, and the piece in the engine's hands.
 from __future__ import annotations
 
 import functools
-import logging
-import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 import torch
 
-from mxfp4_core.backend.problem import Gate, Matrix
+from mxfp4_core.backend.problem import SILU, Gate, Matrix
 from mxfp4_core.backend.quantizers import DeviceQuantizers
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.errors import ConfigError, Mxfp4Error
+from mxfp4_core.errors import BackendError, ConfigError, Mxfp4Error
 from mxfp4_core.loader.account import check_targets
 from mxfp4_core.loader.engine_layer import EngineLayer
 from mxfp4_core.loader.engine_names import EngineDecision
-from mxfp4_core.loader.report import LoadReport, LoadReportBuilder
+from mxfp4_core.loader.engine_refusals import EngineRefusals
+from mxfp4_core.loader.report import LoadReport
 from mxfp4_core.loader.session import LoadSession
 from mxfp4_core.modules.ask import likely_backends
 from mxfp4_core.modules.base import Mxfp4Module
@@ -31,11 +29,8 @@ from mxfp4_core.modules.layers import Mxfp4Experts, Mxfp4Linear
 from mxfp4_core.modules.refit import named
 from mxfp4_core.parallel.ranges import shard_ranges
 
-T = TypeVar("T")
-_LOG = logging.getLogger("mxfp4_core.loader")
 
-
-class EngineLoad:
+class EngineLoad(EngineRefusals):
     """The layers of one model on one rank, as an engine makes and loads them.
 
     Args:
@@ -58,13 +53,11 @@ class EngineLoad:
     def __init__(
         self, config: Mxfp4Config, *, device: torch.device | str = "cpu", stored: bool = False
     ) -> None:
-        self.config, self.stored, self.device = config, stored, torch.device(device)
-        self.report = LoadReportBuilder()
+        super().__init__(config, stored=stored)
+        self.device = torch.device(device)
         self._quantizers = DeviceQuantizers(likely_backends(config, str(self.device)))
         self._layers: dict[str, EngineLayer] = {}
-        self._refused: dict[str, Mxfp4Error] = {}
         self._waiting = 0
-        self._lock = threading.Lock()
 
     @property
     def layers(self) -> dict[str, EngineLayer]:
@@ -80,8 +73,12 @@ class EngineLoad:
         dtype: torch.dtype,
         ranks: int = 1,
         decision: EngineDecision | None = None,
+        refused: Mxfp4Error | None = None,
     ) -> EngineLayer:
         """Make the account of one layer; ask for its backend, and whether its weights may be cut.
+
+        Where the weights come quantised, nobody takes the layer and the config says ``refused="keep"``, the layer
+        `widens <EngineLayer>`, aloud: the engine computes it in high precision.
 
         Args:
             module: an `Mxfp4Linear` or `Mxfp4Experts` of the sizes of this rank, on the meta device.
@@ -89,21 +86,32 @@ class EngineLoad:
             dtype: of the activations, and the precision that the engine believes to load.
             ranks: over how many ranks K of a linear is cut, or the intermediate size of experts.
             decision: what `EngineNames` said of it: how the checkpoint calls its parts.
+            refused: why no backend needs to be asked.
 
         Raises:
             BackendError: no backend takes it; the message has what each one said.
             ShapeError: the cut goes through a block.
             LoadError: there is a layer of that name.
+            Mxfp4Error: ``refused``.
         """
         self._check_cut(module, name, ranks)
         session = LoadSession(self.config, report=self.report, quantizers=self._quantizers)
+        bind = functools.partial(session.bind, module, prefix=name, dtype=dtype, device=self.device)
+        widens = False
         try:
-            made = session.bind(module, prefix=name, dtype=dtype, device=self.device, exact=self.stored)
+            if refused is not None:
+                raise refused
+            made = bind(exact=self.stored)
+        except (BackendError, ConfigError) as error:
+            if not self.widens(module):
+                raise named(error, name) from None
+            self.say_refused(name, kind="linear" if "weight" in module.shapes else "experts", error=error)
+            made, widens = bind(exact=True, prepare=False), True
         except Mxfp4Error as error:
             raise named(error, name) from None
         targets = dict(zip(module.matrices, made.values(), strict=True))
         suffixes = {} if decision is None else decision.suffixes
-        layer = EngineLayer(self, module, name, session, targets, suffixes)
+        layer = EngineLayer(self, module, name, session, targets, suffixes, widens)
         with self._lock:
             self._layers[name] = layer
             self._waiting += 1
@@ -146,7 +154,7 @@ class EngineLoad:
         dtype: torch.dtype,
         decision: EngineDecision,
         top_k: int,
-        gate: Gate,
+        gate: Gate | Callable[[], Gate],
         bias: bool = False,
         total_experts: int = 0,
         expert_map: torch.Tensor | None = None,
@@ -162,20 +170,26 @@ class EngineLoad:
             dtype: as for `layer`.
             decision: how they are quantised.
             top_k: as for `Mxfp4Experts`, like all that follow.
-            gate: see there.
+            gate: see there; or what looks for it, and raises a ConfigError where the engine wants something else.
             bias: see there.
             total_experts: see there.
             expert_map: see there.
 
         Raises:
             BackendError, ShapeError, LoadError: as `layer`.
+            ConfigError: of ``gate``.
         """
-        module = Mxfp4Experts.kind_for(gate)(
+        form, refused = SILU, None
+        try:
+            form = gate() if callable(gate) else gate
+        except ConfigError as error:
+            refused = error
+        module = Mxfp4Experts.kind_for(form)(
             experts,
             n,
             k,
             top_k=top_k,
-            gate=gate,
+            gate=form,
             bias=bias,
             total_experts=total_experts,
             expert_map=expert_map,
@@ -185,49 +199,7 @@ class EngineLoad:
             device="meta",
             dtype=dtype,
         )
-        return self.layer(module, name, dtype=dtype, ranks=ranks, decision=decision)
-
-    def kept(self, name: str, *, kind: str, reason: str, nbytes: int) -> None:
-        """Count a layer that stays in high precision, so that the report says so and why."""
-        self.report.kept(name, kind=kind, reason=reason, nbytes=nbytes)
-
-    def refuse(self, name: str, method: T, *, kind: str, error: Mxfp4Error) -> T:
-        """Keep a layer in high precision that cannot be MXFP4, aloud, where the config says so: ``refused="keep"``.
-
-        Args:
-            name: of the layer.
-            method: what makes and computes it in the engine without quantisation.
-            kind: type of the layer, for the report.
-            error: why it cannot.
-
-        Returns:
-            The method. Once the engine says to it that the model is loaded, it asks whether anything is quantised.
-
-        Raises:
-            Mxfp4Error: the config does not, and it is the error that was given; or the weights come quantised.
-        """
-        if self.config.refused != "keep":
-            raise error
-        if self.stored:
-            raise type(error)(
-                error.what,
-                seen=error.seen,
-                rule=f"{error.rule}; refused='keep' is about weights that are quantised while they load",
-                fix=f"{error.fix}; or widen the folder first: mxfp4 dequantize",
-            ) from error
-        with self._lock:
-            self._refused[name] = error
-        _LOG.warning("%s stays in high precision, refused: %s: %s", name, error.what, error.seen)
-        self.report.kept(name, kind=kind, reason=f"refused: {error.what}", nbytes=0)
-        after: Callable[..., Any] = getattr(method, "process_weights_after_loading")  # noqa: B009
-
-        @functools.wraps(after)
-        def loaded(*args: Any, **kwargs: Any) -> Any:
-            self._check_some()
-            return after(*args, **kwargs)
-
-        vars(method)["process_weights_after_loading"] = loaded
-        return method
+        return self.layer(module, name, dtype=dtype, ranks=ranks, decision=decision, refused=refused)
 
     def check(self) -> None:
         """Check the first load of all layers that do not compute yet.
@@ -245,16 +217,9 @@ class EngineLoad:
                 return None
         return self.report.say()
 
-    def _check_some(self) -> None:
-        if self._layers:
-            return
-        first = next(iter(self._refused.values()))
-        raise ConfigError(
-            "nothing is left to quantise",
-            seen=f"{len(self._refused)} layers, all refused; the first one: {first.what}: {first.seen}",
-            rule="a config of quantisation quantises at least one weight",
-            fix=f"{first.fix}; or serve without the method",
-        )
+    def quantises(self) -> bool:
+        """Return whether any layer is quantised."""
+        return bool(self.layers)
 
     def _check_cut(self, module: Mxfp4Module, name: str, ranks: int) -> None:
         block = module.format.block

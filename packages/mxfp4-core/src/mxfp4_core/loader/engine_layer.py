@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -14,10 +15,14 @@ from torch.nn.functional import pad
 
 from mxfp4_core.arithmetic.formats.base import Parts
 from mxfp4_core.backend.problem import Matrix
+from mxfp4_core.errors import ShapeError
 from mxfp4_core.loader.regions import Region
 from mxfp4_core.loader.session import LoadSession
 from mxfp4_core.loader.target import QuantTarget
 from mxfp4_core.modules.base import Mxfp4Module
+
+_WIDENED = 1 << 24
+"""Values that are widened at a time."""
 
 _LOG = logging.getLogger("mxfp4_core.loader")
 
@@ -59,6 +64,7 @@ class EngineLayer:
     Attributes:
         module: the MXFP4 module; it computes after `finish`.
         name: of the layer, for messages.
+        widens: nobody computes with the module, and the engine does so by itself, with what `widen` gives it.
     """
 
     def __init__(
@@ -69,11 +75,12 @@ class EngineLayer:
         session: LoadSession,
         targets: Mapping[Matrix, QuantTarget],
         suffixes: Mapping[str, str],
+        widens: bool = False,
     ) -> None:
-        self.module, self.name = module, name
+        self.module, self.name, self.widens = module, name, widens
         self._account, self._session, self._targets, self._suffixes = account, session, targets, suffixes
         self._lock = threading.RLock()
-        self._open = True
+        self._open, self._widened = True, False
         self._calls: dict[str, int] = {}  # of the loaders of biases, in the load that is under way
         self._usual: dict[str, int] = {}  # and in the first one
 
@@ -192,9 +199,59 @@ class EngineLayer:
         if first:
             self._account.finished()
 
+    def widen(
+        self,
+        layer: torch.nn.Module,
+        make: Callable[[], object],
+        names: Mapping[Matrix, str],
+        biases: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Give the engine's layer what it computes with by itself, once this one is loaded; the codes are let go of.
+
+        Values are rounded to the dtype of its parameters: as bfloat16 they are exact, but for the smallest scales.
+
+        Args:
+            layer: of the engine, with the parameters of `places`.
+            make: makes the engine's own parameters for it, instead of those, in high precision.
+            names: what the engine calls each weight.
+            biases: what it calls each bias, by its name in the module.
+
+        Raises:
+            ShapeError: the engine wants another shape of a weight.
+        """
+        held = {own: bias.detach().clone() for own, bias in self.module.named_biases.items()}
+        for place in self.places():
+            layer._parameters.pop(f"{names[place.matrix]}{place.suffix}", None)
+        for name in biases.values():
+            layer._parameters.pop(name, None)
+        with self.module.where:
+            make()
+        for matrix, name in names.items():
+            self._write(matrix, getattr(layer, name).data)
+        for own, name in biases.items():
+            getattr(layer, name).data.copy_(held[own])
+        self.module.to_empty(device="meta")
+        self._widened = True
+
+    def _write(self, matrix: Matrix, out: torch.Tensor) -> None:
+        """Write the values of a weight in the dtype of ``out``, as `widen` says."""
+        weight = self.module.canonical(matrix)
+        if out.shape != weight.shape:
+            raise ShapeError(
+                f"{self._targets[matrix].name} cannot be widened",
+                seen=f"room for {tuple(out.shape)}",
+                rule=f"it is {tuple(weight.shape)}",
+                fix="widen the folder first: mxfp4 dequantize",
+            )
+        parts, k = {name: part.flatten(0, -2) for name, part in weight.parts.items()}, weight.shape[-1]
+        rows = out.view(-1, k)
+        for start in range(0, len(rows), step := max(1, _WIDENED // k)):
+            piece = {name: part[start : start + step] for name, part in parts.items()}
+            rows[start : start + step] = weight.format.dequantize(piece, out.dtype)[:, :k]
+
     def problems(self) -> list[QuantTarget]:
         """Return the targets of a first load that is not finished."""
-        return [] if self.module.computes else list(self._targets.values())
+        return [] if self.module.computes or self._widened else list(self._targets.values())
 
     def _begin(self) -> None:
         with self._lock:
