@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.layers.quantization import QUANTIZATION_METHODS
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
-from mxfp4_core import quantize
+from mxfp4_core import MxTensor, quantize
 from mxfp4_core.errors import ConfigError, LoadError, ShapeError
 
 E, H, I, TOP = 4, 64, 64, 2  # noqa: E741 - experts, hidden, intermediate, experts per token
@@ -138,6 +139,28 @@ def test_what_is_refused_stays_where_the_config_says_so(
     layer = make(intermediate_size=96)
     assert isinstance(layer.quant_method, UnquantizedFusedMoEMethod)
     assert layer.w13_weight.shape == (E, 96, H)
+
+
+@pytest.mark.parametrize("options", [{}, {"apply_router_weight_on_input": True}], ids=["backend", "routing"])
+@pytest.mark.parametrize(("ep", "tp"), [(1, 1), (2, 1), (1, 2)])
+def test_of_a_folder_what_nobody_takes_is_widened(
+    parallel: Any, monkeypatch: pytest.MonkeyPatch, ep: int, tp: int, options: dict[str, Any]
+) -> None:
+    backend = {} if options else {"backend": "cuda-marlin"}
+    monkeypatch.setenv("MXFP4_CONFIG", json.dumps({"refused": "keep", **backend}))
+    made = {key: quantize(source) for key, source in sources().items()}
+    for rank in range(ep * tp):
+        parallel(ep, tp, rank)
+        layer = make(stored=True, **options)
+        load(layer, {key: each.codes for key, each in made.items()})
+        load(layer, {key: each.scales for key, each in made.items()}, "_scale")
+        finish(layer)
+        wanted = [expected(part, ep, tp, rank) for part in ("codes", "scales")]
+        for matrix, name in (("gate_up", "w13_weight"), ("down", "w2_weight")):
+            codes, scales = (each[matrix] for each in wanted)
+            shape = torch.Size((*codes.shape[:-1], 2 * codes.shape[-1]))
+            assert torch.equal(getattr(layer, name), MxTensor(codes, scales, shape).dequantize())
+        assert sorted(dict(layer.named_parameters())) == ["w13_weight", "w2_weight"]
 
 
 @pytest.mark.parametrize(
