@@ -203,7 +203,7 @@ class EngineLayer:
         self,
         layer: torch.nn.Module,
         make: Callable[[], object],
-        names: Mapping[Matrix, str],
+        names: Mapping[str, str],
         biases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Give the engine's layer what it computes with by itself, once this one is loaded; the codes are let go of.
@@ -213,7 +213,7 @@ class EngineLayer:
         Args:
             layer: of the engine, with the parameters of `places`.
             make: makes the engine's own parameters for it, instead of those, in high precision.
-            names: what the engine calls each weight.
+            names: what the engine calls each weight, by name of the matrix.
             biases: what it calls each bias, by its name in the module.
 
         Raises:
@@ -226,8 +226,8 @@ class EngineLayer:
             layer._parameters.pop(name, None)
         with self.module.where:
             make()
-        for matrix, name in names.items():
-            self._write(matrix, getattr(layer, name).data)
+        for matrix in self._targets:
+            self._write(matrix, getattr(layer, names[matrix]).data)
         for own, name in biases.items():
             getattr(layer, name).data.copy_(held[own])
         self.module.to_empty(device="meta")
