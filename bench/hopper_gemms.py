@@ -34,16 +34,16 @@ def gemms_of(layer: Callable[[], object]) -> Callable[[], None]:
         call(plan, stream, *addresses)
 
     with patch.object(MoePlan, "__call__", record):
-        layer()
+        result = layer()
     ((plan, addresses),) = plans
-    # The layer's own workspace is free again, and may be another tensor's by the time that this runs.
+    # The layer's own workspace is free again, and may be another tensor's when this runs; its result is kept.
     workspace = torch.empty(plan.bytes, dtype=torch.uint8, device="cuda")
     given = plan.given(*addresses[:-1], workspace.data_ptr())
     for launch in plan.launches:  # tables of the routing, for the GEMMs alone
         launch(stream_of(workspace.device), given)
     up, down = plan.gemms
 
-    def run(kept: object = workspace) -> None:
+    def run(kept: object = (workspace, result)) -> None:
         up(stream_of(workspace.device), given)
         down(stream_of(workspace.device), given)
 

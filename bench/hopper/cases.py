@@ -13,20 +13,35 @@ from mxfp4_core import MxTensor, dequantize
 from mxfp4_core.backend import Packed, Problem, calls
 
 # experts, hidden, intermediate, top k
-MOE_SHAPES = {
+TUNED_MOE = {
     "qwen3-30b-a3b": (128, 2048, 768, 8),
     "dsv4-flash": (256, 4096, 2048, 6),
     "gpt-oss-120b": (128, 2880, 2880, 4),
     "mixtral-8x7b": (8, 4096, 14336, 2),
 }
+# Nobody tuned a kernel of ours for these: they say whether the choice by costs holds elsewhere.
+UNTUNED_MOE = {
+    "glm-4.5-air": (128, 4096, 1408, 8),
+    "qwen3-next-80b": (512, 2048, 512, 10),
+    "olmoe-7b": (64, 2048, 1024, 8),
+    "phi-3.5-moe": (16, 4096, 6400, 2),
+}
+MOE_SHAPES = TUNED_MOE | UNTUNED_MOE
 MOE_TOKENS = (1, 8, 32, 128, 512, 2048, 8192)
 # n, k
-DENSE_SHAPES = {
+TUNED_DENSE = {
     "o_proj 4096x4096": (4096, 4096),
     "qwen3-32b up 25600x5120": (25600, 5120),
     "llama70b down 8192x28672": (8192, 28672),
     "wan2.2 ffn 13824x5120": (13824, 5120),
 }
+UNTUNED_DENSE = {
+    "gemma3-27b up 21504x5376": (21504, 5376),
+    "qwen2.5-7b down 3584x18944": (3584, 18944),
+    "z-image ffn 10240x3840": (10240, 3840),
+    "flux proj 3072x12288": (3072, 12288),
+}
+DENSE_SHAPES = TUNED_DENSE | UNTUNED_DENSE
 DENSE_TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 # The clamped SwiGLU of gpt-oss, the only activation that triton_kernels has: alpha, limit.
 SWIGLU = (1.702, 7.0)

@@ -25,6 +25,9 @@ LINES = {
 }
 
 
+WIDE = 4  # panels in a line
+
+
 def panel(axes: Axes, shape: str, rows: list[dict[str, Any]]) -> None:
     """Draw one shape."""
     tokens = [row["m"] for row in rows]
@@ -45,8 +48,17 @@ def panel(axes: Axes, shape: str, rows: list[dict[str, Any]]) -> None:
     axes.grid(axis="y", linewidth=0.3)
 
 
+def _shapes(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["shape"] for row in rows))
+
+
+def batched(names: list[str], count: int) -> list[list[str]]:
+    """Cut names into lists of so many."""
+    return [names[start : start + count] for start in range(0, len(names), count)]
+
+
 def main() -> None:
-    """Write one figure with a row of panels for each file."""
+    """Write one figure, of lines of four panels; each file begins a line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", help="files that --json wrote")
     parser.add_argument("--out", type=Path, required=True, help="SVG file")
@@ -55,11 +67,13 @@ def main() -> None:
     mpl.rcParams.update(
         {"svg.hashsalt": "mxfp4", "svg.fonttype": "none"}
     )  # the same bytes each time, text as text
-    figure, grid = plt.subplots(len(files), 4, figsize=(12, 2.9 * len(files)), sharey=True, squeeze=False)
-    for line, file in zip(grid, files, strict=True):
-        shapes = list(dict.fromkeys(row["shape"] for row in file["rows"]))
-        for axes, shape in zip(line, shapes, strict=True):
-            panel(axes, shape, [row for row in file["rows"] if row["shape"] == shape])
+    lines = [(file["rows"], some) for file in files for some in batched(_shapes(file["rows"]), WIDE)]
+    figure, grid = plt.subplots(len(lines), WIDE, figsize=(12, 2.9 * len(lines)), sharey=True, squeeze=False)
+    for line, (rows, shapes) in zip(grid, lines, strict=True):
+        for axes, shape in zip(line, shapes, strict=False):  # the last line of a file may be shorter
+            panel(axes, shape, [row for row in rows if row["shape"] == shape])
+        for axes in line[len(shapes) :]:
+            axes.set_visible(False)
         line[0].set_ylabel("time / floor", fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("tokens", fontsize=8)
