@@ -12,7 +12,12 @@ from families import T5
 from tiny import DEVICE, reload, settings
 
 import mxfp4_transformers
-from mxfp4_core.jobs import plan_checkpoint, quantize_checkpoint
+from mxfp4_core.jobs import (
+    convert_checkpoint,
+    dequantize_checkpoint,
+    plan_checkpoint,
+    quantize_checkpoint,
+)
 
 IDS = torch.tensor([[1, 5, 9, 3, 7]])
 SIGLIP: dict[str, Any] = {
@@ -69,13 +74,45 @@ def test_the_line_for_a_dialect_that_was_asked_for_loads_the_model(dialect: str,
     result = quantize_checkpoint(tmp_path / "bf16", tmp_path / "q", config)
     assert "the config names it; T5" in result.why and result.why.endswith("mxfp4_transformers does not")
     assert result.why == plan_checkpoint(tmp_path / "bf16", config).why
-    *imports, call = result.load.split("; ")
-    space: dict[str, Any] = {}
-    exec("; ".join(imports), space)
     if DEVICE == "cpu":  # elsewhere a line without a backend is refused
-        read = eval(call, space)
+        read = called(result.load)
         now = type(model).from_pretrained(tmp_path / "bf16", quantization_config=settings())
         assert type(read) is type(now) and torch.equal(hidden(read), hidden(now))
+
+
+def encoded(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.get_encoder()(IDS).last_hidden_state.float()
+
+
+def called(line: str) -> Any:
+    """Run a line as it was printed."""
+    *imports, call = line.split("; ")
+    space: dict[str, Any] = {}
+    exec("; ".join(imports), space)
+    return eval(call, space)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a line without a backend is refused elsewhere")
+def test_the_lines_of_conversions_load_the_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = READERS["t5"]().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "bf16")
+    quantize_checkpoint(tmp_path / "bf16", tmp_path / "q")
+    chosen = convert_checkpoint(tmp_path / "q", tmp_path / "auto", "auto")
+    assert chosen.dialect == "mxfp4-core" and "itself, and compressed-tensors leaves" in chosen.why
+    named = convert_checkpoint(tmp_path / "q", tmp_path / "named", "compressed-tensors")
+    assert any("itself, and loaders of that dialect" in note for note in named.notes)
+    again = convert_checkpoint(tmp_path / "named", tmp_path / "back", "mxfp4-core")
+    assert not any("itself" in note for note in again.notes)
+    values = dequantize_checkpoint(tmp_path / "named", tmp_path / "values")
+    want = hidden(type(model).from_pretrained(tmp_path / "bf16", quantization_config=settings()))
+    for result in (chosen, named, again):
+        found = called(result.load)
+        assert torch.equal(encoded(found), want)
+    assert (encoded(called(values.load)) - want).norm() < 0.02 * want.norm()
+    other = convert_checkpoint(tmp_path / "q", tmp_path / "fp8", "fp8", lossy=True)
+    assert other.load == "" and any("may not run" in note for note in other.notes)
 
 
 class Words(transformers.GenerationConfig):

@@ -64,12 +64,17 @@ def named_for(dialect: Dialect, entries: Iterable[Entry]) -> str:
         dialect: the one that was asked for.
         entries: the weights.
     """
+    return "; ".join(["the config names it", *filter(None, [warning_of(dialect, entries)])])
+
+
+def warning_of(dialect: Dialect, entries: Iterable[Entry]) -> str:
+    """Say what a dialect means for a model that reads its own weights; empty where there is nothing to say."""
     read = None if dialect.name == NATIVE_NAME else read_by_model(entries)
     if read is None:
-        return "the config names it"
+        return ""
     return (
-        f"the config names it; {read.reader} reads {read.weight} itself, and loaders of that dialect may leave linears "
-        "without a weight: mxfp4_transformers does not"
+        f"{read.reader} reads {read.weight} itself, and loaders of that dialect may leave linears without a weight: "
+        "mxfp4_transformers does not"
     )
 
 
@@ -88,4 +93,4 @@ def by_adapter(path: str, model: str = AUTO_CLASS) -> str:
     return f"import mxfp4_transformers, transformers; {call}"
 
 
-__all__ = ["AUTO", "PREFERRED", "by_adapter", "default_for", "named_for", "read_by_model"]
+__all__ = ["AUTO", "PREFERRED", "by_adapter", "default_for", "named_for", "read_by_model", "warning_of"]

@@ -19,11 +19,12 @@ from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
 from mxfp4_core.dialects.beside import Narrow
-from mxfp4_core.dialects.default import AUTO, default_for
+from mxfp4_core.dialects.default import AUTO, default_for, read_by_model, warning_of
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
 from mxfp4_core.jobs.again import Again, quantised_anew, without_activations
+from mxfp4_core.jobs.described import describe_contents, is_refused, with_readers
 from mxfp4_core.jobs.opened import open_any
 from mxfp4_core.jobs.other_formats import OTHER_FORMATS, write_other_format
 from mxfp4_core.jobs.output import (
@@ -106,12 +107,21 @@ def convert_checkpoint(
         "executor": executor,
     }
     checkpoint, origin, contents = open_any(source, "convert")
+    model = checkpoint.config if contents.model is None else contents.model
+    view = describe_contents(model, contents).view
+    how["model"] = "" if is_refused(view, contents.entries) else loading_class(model, view)
     if to in OTHER_FORMATS:
         return write_other_format(
-            checkpoint, contents, OTHER_FORMATS[to], folder, widen=beside == "widen", lossy=lossy, how=how
+            checkpoint,
+            with_readers(contents, view),
+            OTHER_FORMATS[to],
+            folder,
+            widen=beside == "widen",
+            lossy=lossy,
+            how=how,
         )
     again = quantised_anew(contents, everything=beside == "quantize")
-    contents = again.contents
+    contents = with_readers(again.contents, view)
     config, profile = settings_of(checkpoint, origin, contents)
     if activation is not None:
         config = Mxfp4Config.from_dict({**config.to_dict(), "activation": activation})
@@ -121,7 +131,6 @@ def convert_checkpoint(
     kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
     kept |= {name: each.shape for name, each in contents.beside.items()}
     left = () if beside == "widen" else tuple(contents.beside.values())
-    model = checkpoint.config if contents.model is None else contents.model
     described = Description(
         model,
         config,
@@ -144,9 +153,11 @@ def convert_checkpoint(
     )
     documents, metadata = dialect.documents(described), dialect.metadata(described)
     content = content_of(checkpoint, units, documents, manifest, metadata, dialect.file, dialect.layout)
-    result = write_result(folder, content, dialect, len(entries), model=loading_class(model), **how)
+    how["read"] = read_by_model(entries) is not None
+    result = write_result(folder, content, dialect, len(entries), **how)
     notes = [f"{dialect.name} has no word for the profile {profile}: the manifest alone names it"]
     notes = [*(notes if silent else []), *dialect.notes(described)]
+    notes += filter(None, [warning_of(dialect, entries)])
     if again.weights:
         notes.append(again.told)
     errors = {} if dry_run else again.errors(checkpoint, folder)

@@ -17,6 +17,7 @@ from mxfp4_core.dialects.base import AUTO_CLASS, Entry
 from mxfp4_core.dialects.beside import Beside, Narrow
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.errors import DialectError
+from mxfp4_core.jobs.described import describe_contents
 from mxfp4_core.jobs.made import Dequantized
 from mxfp4_core.jobs.opened import open_any
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, loading_class, write_result
@@ -97,7 +98,7 @@ def dequantize_checkpoint(
         content,
         _HighPrecision(),
         0,
-        model=loading_class(model),
+        model=loading_class(model, describe_contents(model, contents).view),
         max_shard_bytes=max_shard_bytes,
         force=force,
         dry_run=dry_run,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
 
 from mxfp4_core.checkpoint.reader import Checkpoint
+from mxfp4_core.dialects.base import Contents
+from mxfp4_core.errors import ModelError
+from mxfp4_core.jobs.pieces import logical_shape
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.families import advice
@@ -30,6 +34,36 @@ def describe_checkpoint(checkpoint: Checkpoint, models: str) -> Described:
     """
     headers = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     return describe(checkpoint.config, headers, models)
+
+
+def describe_contents(model: Mapping[str, Any], contents: Contents) -> Described:
+    """Ask the model providers about what a quantised checkpoint holds, as if it were in high precision.
+
+    They are asked only how the result is loaded. Where two claim the model, the answer is the one without a provider.
+
+    Args:
+        model: its config.json, without what describes the quantisation.
+        contents: what a dialect reads from it.
+    """
+    headers = {name: (recipe.dtype, recipe.shape) for name, recipe in contents.tensors.items()}
+    headers |= {name: ("BF16", each.shape) for name, each in contents.beside.items()}
+    for name, entry in contents.entries.items():
+        headers[name] = "BF16", logical_shape(entry.shape, transposed=entry.transposed)
+    try:
+        return describe({k: v for k, v in model.items() if k != "quantization_config"}, headers)
+    except ModelError as error:
+        return Described(None, f"kinds by names: {error.what}")
+
+
+def with_readers(contents: Contents, view: ModelView | None) -> Contents:
+    """Say of each weight which class of the library reads it itself, beside calling its module."""
+    if view is None:
+        return contents
+    entries = {}
+    for name, entry in contents.entries.items():
+        reader = next((each.reader for each in view.find(name) if each.reader), "")
+        entries[name] = replace(entry, reader=reader) if reader != entry.reader else entry
+    return replace(contents, entries=entries)
 
 
 def is_refused(view: ModelView | None, quantized: Iterable[str]) -> bool:
@@ -92,4 +126,4 @@ def _large_others(checkpoint: Checkpoint, view: ModelView | None) -> list[str]:
     ]
 
 
-__all__ = ["describe_checkpoint", "is_refused", "notes_of"]
+__all__ = ["describe_checkpoint", "describe_contents", "is_refused", "notes_of", "with_readers"]

@@ -20,6 +20,7 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Entry
 from mxfp4_core.dialects.beside import Beside, Narrow
 from mxfp4_core.dialects.compressed_tensors import VERSION
+from mxfp4_core.dialects.default import read_by_model
 from mxfp4_core.dialects.narrow import narrow_kind, read_narrow
 from mxfp4_core.dialects.one_by_one import one_by_one
 from mxfp4_core.dialects.raw import Bytes
@@ -28,7 +29,7 @@ from mxfp4_core.dialects.recoded import SIDE, exponents_of, fp8_of, nvfp4_of
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.errors import DialectError
 from mxfp4_core.jobs.made import Dequantized, signal_to_noise
-from mxfp4_core.jobs.output import Result, content_of, linear_modules, loading_class, write_result
+from mxfp4_core.jobs.output import Result, content_of, linear_modules, write_result
 from mxfp4_core.jobs.units import CopyUnit, PartsUnit
 from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names
 
@@ -212,9 +213,16 @@ def write_other_format(
     settings = {"format": form.name, "lossy": lossy}
     manifest = Manifest(form.name, settings, config.fingerprint(), "", source_fingerprint(checkpoint))
     content = content_of(checkpoint, [unit for _, unit in units], {"config.json": document}, manifest)
-    result = write_result(folder, content, form, len(entries), model=loading_class(model), **how)
+    read = read_by_model(entries)
+    result = write_result(
+        folder, content, form, len(entries), **{**how, "model": "" if read else how["model"]}
+    )
     notes = ["activations: " + contents.activation] if contents.activation != "none" else []
     notes = [f"{note} was said of the source, {form.name} here says nothing of it" for note in notes]
+    if read is not None:
+        notes.append(
+            f"{read.reader} reads {read.weight} itself, which it finds in {form.name} then, and may not run"
+        )
     errors = {} if result.dry_run or not lossy else _errors(checkpoint, entries, folder)
     return replace(result, notes=tuple(notes), format=form.name, errors=errors)
 
