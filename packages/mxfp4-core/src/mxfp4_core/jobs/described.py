@@ -9,7 +9,6 @@ from typing import Any, Final
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.dialects.base import Contents
 from mxfp4_core.errors import ModelError
-from mxfp4_core.jobs.pieces import logical_shape
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.families import advice
@@ -48,7 +47,8 @@ def describe_contents(model: Mapping[str, Any], contents: Contents) -> Described
     headers = {name: (recipe.dtype, recipe.shape) for name, recipe in contents.tensors.items()}
     headers |= {name: ("BF16", each.shape) for name, each in contents.beside.items()}
     for name, entry in contents.entries.items():
-        headers[name] = "BF16", logical_shape(entry.shape, transposed=entry.transposed)
+        *lead, n, k = entry.shape if len(entry.shape) > 1 else (1, *entry.shape)
+        headers[name] = "BF16", (*lead, k, n) if entry.transposed else entry.shape
     try:
         return describe({k: v for k, v in model.items() if k != "quantization_config"}, headers)
     except ModelError as error:
