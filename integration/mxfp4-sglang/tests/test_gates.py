@@ -34,6 +34,11 @@ PLAIN = {
             Gate(1.702, 7.0, 1.0, False),
         ),
         ({"gemm1_alpha": 1.5, "gemm1_beta": 0.0}, Gate(1.5, None, 0.0, True)),
+        ({"activation": "gelu"}, Gate(function="gelu")),
+        ({"activation": "gelu_tanh"}, Gate(function="gelu_tanh")),
+        ({"is_gated": False}, Gate(gated=False)),
+        ({"activation": "gelu", "is_gated": False}, Gate(function="gelu", gated=False)),
+        ({"activation": "relu2", "is_gated": False}, Gate(function="relu2", gated=False)),
     ],
 )
 def test_gates(given: dict[str, Any], gate: Gate) -> None:
@@ -41,7 +46,16 @@ def test_gates(given: dict[str, Any], gate: Gate) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"activation": "gelu"}, {"is_gated": False}, {"apply_router_weight_on_input": True}]
+    "given",
+    [
+        {"activation": "situ"},
+        {"activation": "relu2"},
+        {"activation": "gelu_tanh", "is_gated": False},
+        {"activation": "gelu", "gemm1_clamp_limit": 7.0},
+        {"activation": "gelu", "swiglu_limit": 7.0},
+        {"activation": "relu2", "is_gated": False, "gemm1_alpha": 1.702},
+        {"apply_router_weight_on_input": True},
+    ],
 )
 def test_what_is_no_gate_is_refused_by_the_name_of_the_layer(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"model.layers.3.mlp.experts") as caught:

@@ -58,10 +58,18 @@ def test_activations_of_experts() -> None:
     assert gate_of(experts("silu", swiglu_limit=10), "e") == Gate(limit=10.0)
     assert gate_of(experts("swigluoai"), "e") == GPT_OSS_SWIGLU
     assert not gate_of(experts("swigluoai_uninterleave"), "e").interleaved
+    assert gate_of(experts("gelu"), "e") == Gate(function="gelu")
+    assert gate_of(experts("gelu_tanh"), "e") == Gate(function="gelu_tanh")
+    assert gate_of(experts("relu2_no_mul"), "e") == Gate(function="relu2", gated=False)
+    assert gate_of(experts("gelu_tanh_no_mul"), "e") == Gate(function="gelu_tanh", gated=False)
 
 
 @pytest.mark.parametrize(
-    "layer", [experts("gelu"), experts("silu_no_mul"), experts("silu", apply_router_weight_on_input=True)]
+    "layer",
+    [
+        *(experts("situ"), experts("relu2"), experts("swiglustep"), experts("gelu", swiglu_limit=7.0)),
+        experts("silu", apply_router_weight_on_input=True),
+    ],
 )
 def test_experts_that_do_something_else_are_refused(layer: Any) -> None:
     with pytest.raises(ConfigError, match=r"(?s)mlp\.experts cannot be.*ignore=\['mlp\.experts'\]"):

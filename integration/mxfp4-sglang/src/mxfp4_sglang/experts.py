@@ -132,7 +132,7 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         bias = torch.nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
         vars(bias)["weight_loader"] = loader
         stem = name.removesuffix("_bias")
-        weight = {"gate_up_proj": NAMES["gate_up"], "down_proj": NAMES["down"]}[stem]
+        weight = NAMES["down" if stem == "down_proj" else "gate_up"]
         layer.register_parameter(f"{weight}_bias", bias)
         module._buffers[name] = bias.data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,13 +85,18 @@ def routed(seed: int = 5, tokens: int = 6) -> tuple[torch.Tensor, StandardTopKOu
     return weights(tokens, H, seed=seed), StandardTopKOutput(chosen.values, chosen.indices.int(), scores)
 
 
-def reference(x: torch.Tensor, routes: StandardTopKOutput, factor: float = 1.0) -> torch.Tensor:
+def reference(
+    x: torch.Tensor,
+    routes: StandardTopKOutput,
+    factor: float = 1.0,
+    gate: Callable[[torch.Tensor], torch.Tensor] = torch.nn.functional.silu,
+) -> torch.Tensor:
     made = {key: quantize(source).dequantize(torch.float32) for key, source in sources().items()}
     result = torch.zeros(x.shape, dtype=torch.float32)
     for token, (ids, shares) in enumerate(zip(routes.topk_ids, routes.topk_weights, strict=True)):
         for expert, share in zip(ids.tolist(), shares, strict=True):
-            gate, up = (made[shard, expert] @ x[token].float() for shard in ("w1", "w3"))
-            result[token] += share * factor * (made["w2", expert] @ (torch.nn.functional.silu(gate) * up))
+            first, up = (made[shard, expert] @ x[token].float() for shard in ("w1", "w3"))
+            result[token] += share * factor * (made["w2", expert] @ (gate(first) * up))
     return result
 
 
@@ -105,6 +111,43 @@ def test_they_compute(parallel: Any, factor: float | None) -> None:
     load(layer, sources())
     x, routes = routed()
     assert close(finish(layer)(x, routes), reference(x, routes, factor or 1.0))
+
+
+@pytest.mark.parametrize("function", ["gelu", "gelu_tanh"])
+def test_another_function_with_a_gate(parallel: Any, function: str) -> None:
+    layer = make(activation=function)
+    load(layer, sources())
+    x, routes = routed()
+    kind = "tanh" if function == "gelu_tanh" else "none"
+    found = finish(layer)(x, routes)
+    assert close(
+        found, reference(x, routes, gate=lambda each: torch.nn.functional.gelu(each, approximate=kind))
+    )
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_experts_without_a_gate(parallel: Any, tp: int, stored: bool) -> None:
+    """SGLang loads their first weight as w1, and names no w3."""
+    given = {key: each for key, each in sources().items() if key[0] != "w3"}
+    made = {key: quantize(source) for key, source in given.items()}
+    x, routes = routed()
+    total = torch.zeros(x.shape, dtype=torch.float32)
+    for rank in range(tp):
+        parallel(1, tp, rank)
+        layer = make(stored, activation="relu2", is_gated=False)
+        if stored:
+            load(layer, {key: each.codes for key, each in made.items()})
+            load(layer, {key: each.scales for key, each in made.items()}, "_scale")
+        else:
+            load(layer, given)
+        total += finish(layer)(x, routes).float()
+    want = torch.zeros(x.shape, dtype=torch.float32)
+    for token, (ids, shares) in enumerate(zip(routes.topk_ids, routes.topk_weights, strict=True)):
+        for expert, share in zip(ids.tolist(), shares, strict=True):
+            first, second = (made[shard, expert].dequantize(torch.float32) for shard in ("w1", "w2"))
+            want[token] += share * (second @ (first @ x[token].float()).relu().square())
+    assert close(total, want)
 
 
 def test_the_shares_of_expert_parallel_ranks_add_up(parallel: Any) -> None:
@@ -166,8 +209,8 @@ def test_of_a_folder_what_nobody_takes_is_widened(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"activation": "gelu"}, "activation 'gelu'"),
-        ({"is_gated": False}, "without a gate"),
+        ({"activation": "situ"}, "activation 'situ'"),
+        ({"activation": "gelu_tanh", "is_gated": False}, "without a gate"),
         ({"apply_router_weight_on_input": True}, "on the input"),
         ({"no_combine": True}, "one by one"),
     ],

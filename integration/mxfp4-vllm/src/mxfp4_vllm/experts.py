@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mxfp4_vllm.config import Mxfp4QuantizationConfig
 
 NAMES = {"gate_up": "w13_weight", "down": "w2_weight"}
-BIASES = {"gate_up_proj_bias": "w13_bias", "down_proj_bias": "w2_bias"}
+BIASES = {"gate_up_proj_bias": "w13_bias", "up_proj_bias": "w13_bias", "down_proj_bias": "w2_bias"}
 
 
 class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
@@ -90,7 +90,8 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         marks = {**extra_weight_attrs, "quant_method": compat.BLOCK_SCALES}
         self.hosted.register(layer, loader, **marks)
         if moe.has_bias:
-            self.hosted.register_biases(layer, BIASES, loader, **extra_weight_attrs)
+            names = {own: BIASES[own] for own in self.module.named_biases}
+            self.hosted.register_biases(layer, names, loader, **extra_weight_attrs)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the module compute with what was loaded.

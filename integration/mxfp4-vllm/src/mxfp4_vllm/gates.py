@@ -1,4 +1,4 @@
-"""Gated activations: vLLM's words in those of the core."""
+"""Activations of experts: vLLM's words in those of the core."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mxfp4_core.errors import ConfigError
 
 
 def gate_of(layer: Any, name: str) -> Gate:
-    """Return the gated activation of vLLM's experts in the words of the core.
+    """Return the activation of vLLM's experts in the words of the core.
 
     Args:
         layer: ``RoutedExperts`` of vLLM, with its activation.
@@ -26,9 +26,18 @@ def gate_of(layer: Any, name: str) -> Gate:
         "swigluoai_uninterleave": Gate(
             GPT_OSS_SWIGLU.alpha, GPT_OSS_SWIGLU.limit, GPT_OSS_SWIGLU.up_offset, interleaved=False
         ),
+        "gelu": Gate(function="gelu"),
+        "gelu_tanh": Gate(function="gelu_tanh"),
+        "silu_no_mul": Gate(gated=False),
+        "gelu_no_mul": Gate(function="gelu", gated=False),
+        "gelu_tanh_no_mul": Gate(function="gelu_tanh", gated=False),
+        "relu2_no_mul": Gate(function="relu2", gated=False),
     }
-    if activation not in gates or layer.apply_router_weight_on_input:
-        seen = "weights of the router on the input" if activation in gates else f"activation {activation!r}"
+    limited = bool(limit) and activation not in ("silu", "swigluoai", "swigluoai_uninterleave")
+    if activation not in gates or layer.apply_router_weight_on_input or limited:
+        seen = f"activation {activation!r}" + (f" with a limit of {limit}" if limited else "")
+        if activation in gates and not limited:
+            seen = "weights of the router on the input"
         raise ConfigError(
             f"{name} cannot be MXFP4 experts",
             seen=seen,
