@@ -14,6 +14,7 @@ from mxfp4_core.testing.samples import random_weight, random_x
 from mxfp4_petit import backend, devices, emulated
 from mxfp4_petit.backend import PetitBackend
 from mxfp4_petit.portable import provider as portable
+from mxfp4_petit.portable.sizes import WIDEN_FROM
 from mxfp4_petit.vendor import ops as vendor_ops
 from mxfp4_petit.vendor import provider as vendor
 
@@ -157,6 +158,19 @@ def test_temporary_memory_grows_with_tokens() -> None:
     assert accepted(LINEAR).temporary_bytes == 0
     assert accepted(replace(MOE, m=10)).temporary_bytes == 2 * 20 * (1024 + 2048)
     assert accepted(replace(LINEAR, m=1)).temporary_bytes > 0
+
+
+def test_many_tokens_of_8_bits_are_widened_in_memory_on_nvidia() -> None:
+    own, problem = PetitBackend("triton"), replace(LINEAR, device=Device("cuda", "sm_90"), format="mxfp8")
+    assert accepted(replace(problem, m=WIDEN_FROM), own).temporary_bytes == 2 * problem.n * problem.k
+    row = own.choices(problem)[-1]
+    assert (row.kernel, row.first) == ("torch.matmul", WIDEN_FROM)
+    for other in (
+        replace(problem, device=GFX942),
+        replace(problem, dtype="float16"),
+        replace(problem, format="mxfp4"),
+    ):
+        assert {row.kernel for row in own.choices(other)} == {"triton"}
 
 
 def test_operators_refuse_a_cpu() -> None:

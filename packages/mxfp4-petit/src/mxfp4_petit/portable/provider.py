@@ -24,7 +24,7 @@ from mxfp4_core.backend import (
 )
 from mxfp4_petit.devices import COMPILED, MADE_FOR, importable, listed
 from mxfp4_petit.portable import interpreter
-from mxfp4_petit.portable.sizes import EXTREME, MOST_EXPERTS, SIZE_MAX, WIDE, layout_id, tile_of
+from mxfp4_petit.portable.sizes import EXTREME, MOST_EXPERTS, SIZE_MAX, WIDE, WIDEN_FROM, layout_id, tile_of
 from mxfp4_petit.portable.tiles import linear_tile, moe_tiles
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class PortableProvider(Backend):
 
         def one(m: int) -> tuple[str, dict[str, int | str]]:
             if problem.op == "linear":
+                if _widens(problem, m):
+                    return "torch.matmul", {"weight": "widened in memory, if no scale or code is extreme"}
                 tile = linear_tile(m, problem.n, padded(problem.k, tile_of(_pairs(problem))))
                 return "triton", {"tile_tokens": tile.tokens, "tile_rows": tile.rows, "splits": tile.split}
             first, second = moe_tiles(m * problem.top_k, problem.stacked)
@@ -160,6 +162,8 @@ def _temporary(problem: Problem) -> int:
         return 0
     n, k = problem.n, padded(problem.k, tile_of(_pairs(problem)))
     if problem.op == "linear":
+        if _widens(problem, problem.m):
+            return 2 * problem.n * k
         split = linear_tile(problem.m, n, k).split
         return 4 * split * problem.m * n if split > 1 else 0
     rows = problem.m * (1 if problem.tokens == "batched" else problem.top_k + problem.shared_experts)
@@ -174,6 +178,12 @@ def _pairs(problem: Problem) -> bool:
 def _wide(problem: Problem) -> bool:
     """Say whether codes have 8 bits."""
     return problem.format == WIDE
+
+
+def _widens(problem: Problem, m: int) -> bool:
+    """Say whether a linear is widened in memory; see ``compute.linear``, which also looks at the weight."""
+    half = problem.dtype == "bfloat16"
+    return problem.device.type == "cuda" and _wide(problem) and half and m >= WIDEN_FROM
 
 
 def _weight(packed: Packed) -> tuple[Tensor, Tensor, Tensor | None, bool]:

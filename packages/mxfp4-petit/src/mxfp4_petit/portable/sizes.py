@@ -27,6 +27,11 @@ def folded_bytes(wide: bool) -> tuple[int, int]:
     return (10, 134) if wide else (2, 128)
 
 
+WIDEN_FROM: Final = 256
+"""Tokens from which a linear of 8 bits on NVIDIA's devices is widened in memory, and multiplied by torch.
+
+On an H200 that is faster from some 200 tokens on, and at 4096 by 2.3 to 2.4 (``bench/petit_mxfp8.py``)."""
+
 SIZE_MAX: Final = 2**31 - 1
 """Rows, columns and slots are counted in 32 bits."""
 
@@ -36,4 +41,13 @@ MOST_EXPERTS: Final = 4096
 EXTREME: Final = "extreme_scales"
 """What the scales are called where one of them is outside of `folded_bytes`, or a code is NaN."""
 
-__all__ = ["EXTREME", "MOST_EXPERTS", "SIZE_MAX", "WIDE", "folded_bytes", "layout_id", "tile_of"]
+__all__ = [
+    "EXTREME",
+    "MOST_EXPERTS",
+    "SIZE_MAX",
+    "WIDE",
+    "WIDEN_FROM",
+    "folded_bytes",
+    "layout_id",
+    "tile_of",
+]
