@@ -13,6 +13,10 @@ the numbers of requests that are asked.
   theirs  ``--quantization humming`` with MXFP4 weights, made while it loads; it needs the package humming-kernels
   ours    ``--quantization mxfp4-core``
 
+and, where they are named, ``ours-mxfp8`` (``--quantization mxfp8-core``), and bf16 and ours on two GPUs, as there:
+
+  python bench/sglang_serve.py --variants bf16 bf16-tp2 bf16-ep2 ours ours-tp2 ours-ep2 --layers 4 --concurrency 1
+
 Peak while loading: what NVML says is used until SGLang logs that weights are loaded, less what was used before; that
 includes the context of CUDA and what torch keeps to itself. The KV cache comes later.
 """
@@ -33,7 +37,7 @@ from typing import Any
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # this process forks, so it must not start CUDA
 
 import torch
-from serving import models, pieces
+from serving import comparing, models, pieces
 from serving.sizes import SHARED
 
 MXFP4 = {"dtype": "float4e2m1", "group_size": 32, "scale_dtype": "float8e8m0"}
@@ -42,6 +46,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "theirs": ({"quantization": "humming"}, {"SGLANG_HUMMING_ONLINE_QUANT_CONFIG": json.dumps(MXFP4)}),
     "ours": ({"quantization": "mxfp4-core"}, {}),
 }
+TWO: dict[str, Any] = {"tp_size": 2, "disable_custom_all_reduce": True}
+NAMED: comparing.Variants = {
+    "ours-mxfp8": ({"quantization": "mxfp8-core"}, {}),
+    **comparing.on_two(VARIANTS, TWO, {"ep_size": 2}),
+}
+EVERY: comparing.Variants = {**VARIANTS, **NAMED}
 
 
 def arguments(counts: list[int], device: str) -> dict[str, Any]:
@@ -76,7 +86,7 @@ def one(path: str, variant: str, counts: list[int], device: str, answer: Path) -
         pieces.write_answer(answer, found)
 
     began = time.perf_counter()
-    engine = sglang.Engine(model_path=path, **arguments(counts, device), **VARIANTS[variant][0])
+    engine = sglang.Engine(model_path=path, **arguments(counts, device), **EVERY[variant][0])
     found: pieces.Answer = {"start_s": time.perf_counter() - began}
     keep(found)
     made = torch.Generator().manual_seed(1)
@@ -88,11 +98,12 @@ def one(path: str, variant: str, counts: list[int], device: str, answer: Path) -
         how = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
         engine.generate(input_ids=prompts(count), sampling_params=how)
 
-    how = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True}
+    how = {"temperature": 0, "max_new_tokens": comparing.COMPARED, "ignore_eos": True}
     began = time.perf_counter()
     said = engine.generate(
         input_ids=prompts(8), sampling_params=how, return_logprob=True, top_logprobs_num=20
     )
+    found["tokens"] = [list(each["output_ids"]) for each in said]
     found["first_call_s"] = time.perf_counter() - began
     found["first_tokens"] = [
         {str(token): value for value, token, _ in each["meta_info"]["output_top_logprobs"][0]}
@@ -138,7 +149,7 @@ def run(path: Path, variant: str, options: argparse.Namespace, folder: Path) -> 
             str(folder / pieces.ANSWER),
         ]
         command = [sys.executable, __file__, "--one", *given]
-        os.execve(sys.executable, command, {**os.environ, **VARIANTS[variant][1]})
+        os.execve(sys.executable, command, {**os.environ, **EVERY[variant][1]})
 
     found = pieces.apart(work, folder, options.limit, watch=peak.look)
     if peak.loaded and peak.before is not None:
@@ -157,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    pieces.add_arguments(parser, VARIANTS)
+    pieces.add_arguments(parser, VARIANTS, NAMED)
     options = parser.parse_args()
     if importlib.util.find_spec("sglang") is None or (
         options.device == "cuda" and not torch.cuda.is_available()
@@ -167,14 +178,14 @@ def main() -> None:
     print(f"SGLang {version('sglang')}\n{pieces.heading(options.concurrency)}", flush=True)
     for model in options.models:
         written = models.prepare(model, options)
-        first: dict[str, Any] = {}
-        for variant in options.variants:
+        answers: dict[str, pieces.Answer] = {}
+        for variant in (each for each in options.variants if comparing.applies(model, each)):
             folder = options.folder / f"sglang-{model}-{variant}"
             found = run(written.source, variant, options, folder)
             found["kernels"] = kernels((folder / "log").read_text(errors="replace"))
-            first[variant] = found.get("first_tokens")
+            answers[variant] = found
             pieces.tell(found, f"sglang {version('sglang')}", variant, written, options)
-        pieces.compare(first)
+        comparing.compare(answers)
 
 
 if __name__ == "__main__":

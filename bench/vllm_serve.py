@@ -14,13 +14,16 @@ Qwen3-30B-A3B). They are made on the GPU, in BF16 and as MXFP4 in the dialect co
   theirs  the folder of compressed-tensors, on the kernels that vLLM chooses (Marlin on SM90); ours is disabled
   ours    the BF16 folder with ``--quantization mxfp4-core``
 
-and, where they are named, bf16 and ours on two GPUs: ``-tp2`` in tensor parallel, ``-ep2`` with whole experts on each.
+and, where they are named, ``ours-mxfp8`` (``--quantization mxfp8-core``), and bf16 and ours on two GPUs: ``-tp2`` in
+tensor parallel, which cuts experts, too, ``-ep2`` with whole experts on each, for the model that has some:
+
+  python bench/vllm_serve.py --variants bf16 bf16-tp2 bf16-ep2 ours ours-tp2 ours-ep2 --layers 4 --concurrency 1
 
 Each runs in a process of its own, forked after vLLM's imports and ended after ``--limit`` seconds; one that fails is
 told with the end of its log, and the next one follows. CUDA graphs are on, for the numbers of requests that are asked;
 torch.compile is off, unless ``--compiled``. A request has 512 tokens in and 128 out, no two prompts are alike, nothing
 is cached. Peak while loading: ``torch.cuda.max_memory_allocated`` when vLLM has loaded and prepared the weights.
-``ours`` and ``theirs`` have the same weights, so the log-probabilities of their first tokens are compared.
+``ours`` and ``theirs`` have the same weights, so what they say first is compared: log-probabilities and tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from typing import Any
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # this process forks, so it must not start CUDA
 
 import torch
-from serving import models, pieces
+from serving import comparing, models, pieces
 from serving.sizes import SHARED
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
@@ -48,16 +51,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "ours": ({"quantization": "mxfp4-core"}, {}),
 }
 TWO: dict[str, Any] = {"tensor_parallel_size": 2, "disable_custom_all_reduce": True}
-# NVLink's multicast may put GPUs that others share out of service.
-NO_MULTICAST = {
-    "NCCL_NVLS_ENABLE": "0",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
-}
-ON_TWO: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    f"{name}-{how}": (VARIANTS[name][0] | TWO | more, NO_MULTICAST)
-    for name in ("bf16", "ours")
-    for how, more in (("tp2", {}), ("ep2", {"enable_expert_parallel": True}))
+NAMED: comparing.Variants = {
+    "ours-mxfp8": ({"quantization": "mxfp8-core"}, {}),
+    **comparing.on_two(VARIANTS, TWO, {"enable_expert_parallel": True}),
 }
 VARIABLES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -106,7 +102,7 @@ def serve(
     path: Path, variant: str, options: argparse.Namespace, keep: Callable[[pieces.Answer], None]
 ) -> None:
     """Start an engine in this process and measure it."""
-    extra, variables = (VARIANTS | ON_TWO)[variant]
+    extra, variables = {**VARIANTS, **NAMED}[variant]
     os.environ.update(variables)
     from vllm import LLM, SamplingParams
 
@@ -127,8 +123,11 @@ def serve(
         how = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         llm.generate(prompts(count), how, use_tqdm=False)
 
-    first = SamplingParams(temperature=0, max_tokens=1, logprobs=20, ignore_eos=True, detokenize=False)
+    first = SamplingParams(
+        temperature=0, max_tokens=comparing.COMPARED, logprobs=20, ignore_eos=True, detokenize=False
+    )
     said = llm.generate(prompts(8), first, use_tqdm=False)
+    found["tokens"] = [list(each.outputs[0].token_ids) for each in said]
     found["first_tokens"] = [
         {str(token): one.logprob for token, one in each.outputs[0].logprobs[0].items()} for each in said
     ]
@@ -146,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    pieces.add_arguments(parser, VARIANTS, ON_TWO)
+    pieces.add_arguments(parser, VARIANTS, NAMED)
     parser.add_argument("--compiled", action="store_true", help="with torch.compile, as vLLM does by default")
     options = parser.parse_args()
     if importlib.util.find_spec("vllm") is None or (
@@ -164,15 +163,15 @@ def main() -> None:
     print(pieces.heading(options.concurrency), flush=True)
     for model in options.models:
         written = models.prepare(model, options)
-        first: dict[str, Any] = {}
-        for variant in options.variants:
+        answers: dict[str, pieces.Answer] = {}
+        for variant in (each for each in options.variants if comparing.applies(model, each)):
             path = written.stored if variant == "theirs" else written.source
             folder = options.folder / f"vllm-{model}-{variant}"
             found = pieces.apart(partial(serve, path, variant, options), folder, options.limit)
             found["kernels"] = kernels((folder / "log").read_text(errors="replace"))
-            first[variant] = found.get("first_tokens")
+            answers[variant] = found
             pieces.tell(found, f"vllm {vllm.__version__}", variant, written, options)
-        pieces.compare(first)
+        comparing.compare(answers)
 
 
 if __name__ == "__main__":

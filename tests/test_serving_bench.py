@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
-from serving import models, pieces, sizes  # noqa: E402
+from serving import comparing, models, pieces, sizes  # noqa: E402
 
 from mxfp4_core import quantize  # noqa: E402
 from mxfp4_core.checkpoint import open_checkpoint  # noqa: E402
@@ -119,8 +119,33 @@ def test_a_table_has_as_many_columns_in_each_line(tmp_path: Path, capsys: pytest
     assert json.loads((tmp_path / "out").read_text())["engine"] == "engine 1"
 
 
+def answer(*log_probabilities: float, tokens: tuple[int, ...] = (1, 2, 3)) -> pieces.Answer:
+    said = {str(number): each for number, each in enumerate(log_probabilities)}
+    return {"first_tokens": [said], "tokens": [list(tokens)]}
+
+
 def test_first_tokens_are_compared_where_both_name_them() -> None:
-    far, same = pieces.difference(
-        [{"1": -1.0, "2": -2.0}, {"5": -1.0}], [{"1": -1.5, "3": -2.0}, {"6": -1.0}]
-    )
-    assert (far, same) == (0.5, 1)
+    one = {"first_tokens": [{"1": -1.0, "2": -2.0}, {"5": -1.0}], "tokens": [[1, 2, 3], [5, 5, 5]]}
+    other = {"first_tokens": [{"1": -1.5, "3": -2.0}, {"6": -1.0}], "tokens": [[1, 2, 4], [6, 5, 5]]}
+    found = comparing.difference(one, other)
+    assert (found.mean, found.most, found.largest) == (0.5, 0.5, 1.0)
+    assert (found.choices, found.tokens, found.prompts) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("ours", "says"), [(-1.25, "0.2500 at most, within"), (-1.3, "0.3000 at most, NOT within")]
+)
+def test_two_gpus_may_be_twice_as_far_from_one_as_those_of_bf16(
+    ours: float, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"bf16": answer(-1.0), "bf16-tp2": answer(-1.125), "ours": answer(-1.0), "ours-tp2": answer(ours)}
+    comparing.compare({**found, "ours-ep2": {"error": ["killed"]}})
+    said = capsys.readouterr().out
+    assert f"ours-tp2: {says} the bound 0.25" in said and "ep2" not in said
+
+
+def test_variants_on_two_gpus_are_those_of_one_and_whole_experts_need_experts() -> None:
+    found = comparing.on_two({"bf16": ({}, {}), "ours": ({"q": 1}, {"V": "1"})}, {"tp": 2}, {"ep": 2})
+    assert found["ours-ep2"][0] == {"q": 1, "tp": 2, "ep": 2} and found["bf16-tp2"][0] == {"tp": 2}
+    assert found["ours-tp2"][1] == {"V": "1", **comparing.NO_MULTICAST}
+    assert [comparing.applies(model, "ours-ep2") for model in ("dense", "moe")] == [False, True]

@@ -21,11 +21,6 @@ GIB = 1 << 30
 ANSWER = "answer.json"
 PROMPT, OUTPUT = 512, 128
 REPEATS = 3
-PAIRS = (
-    ("ours", "theirs"),
-    ("ours", "bf16"),
-    *((name, f"{name}-{how}") for name in ("bf16", "ours") for how in ("tp2", "ep2")),
-)
 Answer = dict[str, Any]
 
 
@@ -110,20 +105,6 @@ def measure(
     return found
 
 
-def difference(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> tuple[float, int]:
-    """Compare first tokens: the mean difference of log-probabilities of tokens that both name, and equal choices.
-
-    Args:
-        one: for each prompt log-probabilities by token.
-        other: likewise.
-    """
-    pairs = [(a[token], b[token]) for a, b in zip(one, other, strict=True) for token in a.keys() & b.keys()]
-    same = sum(
-        max(a, key=a.__getitem__) == max(b, key=b.__getitem__) for a, b in zip(one, other, strict=True)
-    )
-    return statistics.fmean(abs(x - y) for x, y in pairs) if pairs else float("nan"), same
-
-
 def heading(counts: Sequence[int]) -> str:
     """Return the first two lines of the table."""
     cells = [f"{count}: first, ms | tokens/s | decode/s" for count in counts]
@@ -165,22 +146,6 @@ def note(found: Answer, out: Path | None) -> None:
     if out is not None:
         with out.open("a") as lines:
             lines.write(json.dumps(found) + "\n")
-
-
-def compare(first: Mapping[str, Any]) -> None:
-    """Print how far the first tokens of variants are from those of others.
-
-    Args:
-        first: by variant, for each prompt log-probabilities by token; None where it failed.
-    """
-    for name, other in PAIRS:
-        if (one := first.get(name)) and (another := first.get(other)):
-            far, same = difference(one, another)
-            print(
-                f"    first tokens, {name} and {other}: {far:.4f} mean difference of log-probabilities, "
-                f"{same} of {len(one)} choices alike",
-                flush=True,
-            )
 
 
 def add_arguments(
