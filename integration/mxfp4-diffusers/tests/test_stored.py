@@ -9,6 +9,7 @@ from pathlib import Path
 import components
 import pytest
 import torch
+from diffusers.quantizers import auto
 from safetensors.torch import load_file
 
 import mxfp4_diffusers
@@ -81,6 +82,17 @@ def test_a_backend_that_refuses_is_an_error_with_its_trace_or_widens_aloud(
     assert "is widened to high precision" in caplog.text
     wanted = components.load(folder).dequantize()
     assert components.same(loaded, wanted)
+
+
+def test_without_our_import_diffusers_says_so_in_its_own_words(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # docs/diffusers.md explains it.
+    folder = made("sd3", "mxfp4-core")
+    for known in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
+        monkeypatch.delitem(known, mxfp4_diffusers.METHOD)
+    with pytest.raises(ValueError, match="Unknown quantization type, got mxfp4-core"):
+        components.load(folder)
 
 
 def test_a_missing_scale_is_an_error_before_anything_is_read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,9 @@ def test_unknown_settings(checkpoints: dict[str, Path]) -> None:
 
 @pytest.mark.usefixtures("nothing_read")
 def test_a_backend_that_is_not_there(checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(BackendError, match="rocm"):
+    with pytest.raises(BackendError, match="rocm") as caught:
         load(checkpoints["qwen3_moe"], Mxfp4Config(backend="rocm"))
+    assert re.search(r"\n +reference +accepted +", caught.value.seen), "without what each backend said"
 
 
 @pytest.mark.usefixtures("nothing_read")

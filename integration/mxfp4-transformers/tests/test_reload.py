@@ -12,6 +12,8 @@ import pytest
 import torch
 from tiny import DEVICE, load, logits, reload, settings, tensors
 from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.quantizers import auto
 
 import mxfp4_transformers
 from mxfp4_core import quantize
@@ -34,6 +36,19 @@ def same_state(one: nn.Module, other: nn.Module) -> None:
     left, right = one.state_dict(), other.state_dict()
     assert list(left) == list(right)
     assert all(torch.equal(left[name].cpu(), right[name].cpu()) for name in left)
+
+
+def test_without_our_import_transformers_says_so_in_its_own_words(
+    saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # docs/transformers.md explains it.
+    for known in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
+        monkeypatch.delitem(known, mxfp4_transformers.METHOD)
+    said: list[str] = []
+    monkeypatch.setattr(auto.logger, "warning", said.append)
+    with pytest.raises(RuntimeError, match="mismatched"):
+        AutoModelForCausalLM.from_pretrained(saved["llama"])
+    assert "Unknown quantization type, got mxfp4-core" in said[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,8 +85,9 @@ def test_the_error_says_what_to_do_about_activations(
 
 
 def test_a_backend_that_is_not_there(made: Callable[[str, str], Path]) -> None:
-    with pytest.raises(BackendError, match="rocm"):
+    with pytest.raises(BackendError, match="rocm") as caught:
         from_pretrained(made("llama", "quark"), Mxfp4Config(backend="rocm"))
+    assert re.search(r"\n +reference +accepted +", caught.value.seen), "without what each backend said"
 
 
 @pytest.mark.parametrize(
