@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,24 @@ def test_writes_what_safetensors_reads(tmp_path: Path) -> None:
         "s": hashlib.sha256(b"abcde").hexdigest(),
     }
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_large_pieces_are_hashed_and_the_disk_begins_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, begun = os.urandom(5 << 20), list[tuple[int, int]]()
+    monkeypatch.setattr(sinks, "_BEGIN_BYTES", 2 << 20)
+    monkeypatch.setattr(sinks, "begin_writing", lambda file, start, count: begun.append((start, count)))
+    path, specs = tmp_path / "model.safetensors", [TensorSpec("a", "U8", (len(data),))]
+    with ShardWriter(path, specs) as writer:
+        for start in range(0, len(data), 1 << 20):
+            writer.write("a", memoryview(data)[start : start + (1 << 20)])
+    written = path.read_bytes()
+    assert written.endswith(data)
+    assert writer.tensor_sha256 == {"a": hashlib.sha256(data).hexdigest()}
+    assert writer.sha256 == hashlib.sha256(written).hexdigest()
+    assert [start for start, _ in begun] == [0, begun[0][1]]
+    assert begun[0][1] >= 2 << 20
 
 
 def test_the_header_is_aligned_and_names_the_framework() -> None:

@@ -7,6 +7,7 @@ ones are filled. A tensor that is mapped into memory is copied at a fraction of 
 from __future__ import annotations
 
 import math
+import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mxfp4_core.checkpoint.direct import Span, read_past_cache, room
 from mxfp4_core.checkpoint.header import TensorInfo, read_bytes
 
 CHUNK_BYTES = 1 << 24
@@ -61,6 +63,14 @@ class Rows:
             yield filled, pieces
 
 
+@dataclass(frozen=True)
+class _Buffer:
+    """Memory that is filled again and again; ``room`` where it can be read past the cache."""
+
+    tensor: torch.Tensor
+    room: mmap.mmap | None = None
+
+
 class ReadAhead:
     """Reads matrices in a given order, and gives each out as chunks of rows.
 
@@ -70,28 +80,30 @@ class ReadAhead:
         chunk_bytes: size of a buffer.
         buffers: how many there are at most.
         threads: how many of them are filled at once.
+        once: whether nobody will read the same again, so that the cache of the operating system is left alone.
     """
 
     def __init__(
         self,
-        jobs: Iterable[Rows],
+        jobs: Iterable[Rows | Span],
         *,
         pinned: bool,
         chunk_bytes: int = CHUNK_BYTES,
         buffers: int = BUFFERS,
         threads: int = THREADS,
+        once: bool = False,
     ) -> None:
         jobs = list(jobs)
-        self._pinned = pinned
+        self._pinned, self._once = pinned, once
         self._bytes = max([chunk_bytes, *(job.row_bytes for job in jobs)])
         self._left = deque((job, *chunk) for job in jobs for chunk in job.chunks(self._bytes))
         self._turn = {id(job): number for number, job in enumerate(jobs)}
         self._next = 0
-        self._free: deque[torch.Tensor | None] = deque([None] * buffers)
-        self._running: deque[tuple[Rows, Future[tuple[torch.Tensor, int]]]] = deque()
+        self._free: deque[_Buffer | None] = deque([None] * buffers)
+        self._running: deque[tuple[Rows | Span, Future[tuple[_Buffer, int, int]]]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mxfp4-read")
 
-    def take(self, job: Rows) -> Iterator[torch.Tensor] | None:
+    def take(self, job: Rows | Span) -> Iterator[torch.Tensor] | None:
         """Return the chunks of a matrix, uint8 on the CPU, or None where its turn is over.
 
         A chunk is valid until the next one is asked for. Matrices that come before this one and were not taken
@@ -111,16 +123,16 @@ class ReadAhead:
         self._running.clear()
         self._free.clear()
 
-    def _chunks(self, job: Rows) -> Iterator[torch.Tensor]:
+    def _chunks(self, job: Rows | Span) -> Iterator[torch.Tensor]:
         found = False
         self._fill()
         while self._running and (self._running[0][0] is job or not found):
             mine, future = self._running.popleft()
-            buffer, size = future.result()
+            buffer, at, size = future.result()
             try:
                 if mine is job:
                     found = True
-                    yield buffer[:size]
+                    yield buffer.tensor[at : at + size]
             finally:
                 self._free.append(buffer)
                 self._fill()
@@ -132,15 +144,23 @@ class ReadAhead:
             self._running.append((job, future))
 
     def _read(
-        self, buffer: torch.Tensor | None, size: int, pieces: Sequence[tuple[TensorInfo, int, int]]
-    ) -> tuple[torch.Tensor, int]:
+        self, buffer: _Buffer | None, size: int, pieces: Sequence[tuple[TensorInfo, int, int]]
+    ) -> tuple[_Buffer, int, int]:
         if buffer is None:  # made here, since pinning takes its time
-            buffer = torch.empty(self._bytes, dtype=torch.uint8, pin_memory=self._pinned)
-        view, at = buffer.numpy().data, 0
+            buffer = self._buffer()
+        if buffer.room is not None and len(pieces) == 1:
+            return buffer, read_past_cache(*pieces[0], buffer.room), size
+        view, at = buffer.tensor.numpy().data, 0
         for info, start, count in pieces:
             read_bytes(info, start, view[at : at + count])
             at += count
-        return buffer, size
+        return buffer, 0, size
+
+    def _buffer(self) -> _Buffer:
+        if self._once and not self._pinned:
+            memory = room(self._bytes)
+            return _Buffer(torch.frombuffer(memory, dtype=torch.uint8), memory)
+        return _Buffer(torch.empty(self._bytes, dtype=torch.uint8, pin_memory=self._pinned))
 
 
 __all__ = ["BUFFERS", "CHUNK_BYTES", "THREADS", "ReadAhead", "Rows"]

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from mxfp4_core.checkpoint.direct import Span
 from mxfp4_core.checkpoint.gguf_writer import writer_of
 from mxfp4_core.checkpoint.overlap import ahead
 from mxfp4_core.checkpoint.tasks import Progress
 from mxfp4_core.checkpoint.writer import TensorSpec
+
+if TYPE_CHECKING:
+    from mxfp4_core.checkpoint.ahead import ReadAhead
+
+BUFFERS = 4
+"""Chunks that are in memory at once: one is used, one waits, two are read."""
+
+THREADS = 2
+"""How many are read at once: a disk is faster when it has the next request before it has answered."""
 
 
 class Unit(Protocol):
@@ -26,10 +38,13 @@ class Unit(Protocol):
         """Bytes that it reads."""
         ...
 
-    def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
+    @property
+    def stream(self) -> Callable[..., Iterator[tuple[str, memoryview]]]:
         """Yield the data of the tensors in order; a piece is used up before the next one is asked for.
 
         Of a unit with a true ``runs_ahead`` pieces stay valid: it runs in a thread, while they are hashed and written.
+        It is called with a `Progress`, and where ``reads`` of the unit is a `Span` also with the chunks of that, as
+        `ReadAhead.take` gives them.
         """
         ...
 
@@ -67,15 +82,37 @@ class ShardTask:
         """
         metadata = None if self.metadata is None else dict(self.metadata)
         with writer_of(self.path, self.specs, metadata) as writer:
-            for unit in self.units:
-                stream = unit.stream(progress)
-                for tensor, piece in ahead(stream) if getattr(unit, "runs_ahead", False) else stream:
-                    writer.write(tensor, piece)
+            for tensor, piece in self._pieces(progress):
+                writer.write(tensor, piece)
         return {
             "size": self.path.stat().st_size,
             "sha256": writer.sha256,
             "tensors": dict(writer.tensor_sha256),
         }
+
+    def _pieces(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
+        """Yield the data of all units in order; while some is used up, the next is read and made."""
+        read = [(unit, getattr(unit, "reads", None)) for unit in self.units]
+        with _reader([span for _, span in read if span is not None]) as reader:
+            for in_thread, some in groupby(read, lambda pair: getattr(pair[0], "runs_ahead", False)):
+                pieces = chain.from_iterable(
+                    unit.stream(progress) if span is None else unit.stream(progress, reader.take(span))
+                    for unit, span in list(some)
+                )
+                yield from ahead(pieces) if in_thread else pieces
+
+
+@contextmanager
+def _reader(spans: list[Span]) -> Iterator[ReadAhead]:
+    """Read some tensors ahead, while the body runs."""
+    from mxfp4_core.checkpoint.ahead import ReadAhead
+
+    most = max((span.most for span in spans), default=1)
+    reader = ReadAhead(spans, pinned=False, chunk_bytes=most, buffers=BUFFERS, threads=THREADS, once=True)
+    try:
+        yield reader
+    finally:
+        reader.close()
 
 
 __all__ = ["ShardTask", "Unit"]

@@ -14,6 +14,7 @@ from typing import IO, Any, NoReturn, Protocol
 from uuid import uuid4
 
 from mxfp4_core.checkpoint.remote import RemotePath, file_system, writing
+from mxfp4_core.checkpoint.writeback import begin_writing
 from mxfp4_core.errors import OutputError
 
 TEMPORARY = ".partial"
@@ -23,6 +24,7 @@ VISIBLE_SECONDS = 90.0
 """NFS may go on for a minute to say that a file is not there."""
 
 _READ_BYTES = 4 << 20
+_BEGIN_BYTES = 16 << 20
 _PART_BYTES = 16 << 20
 _MOST_PARTS = 9000
 """S3 takes 10,000 parts."""
@@ -86,6 +88,16 @@ class FileSink(_Seekable):
     def __init__(self, path: Path) -> None:
         self._path, self._temporary = path, temporary_of(path)
         self._file = open(self._temporary, "wb+", buffering=0)  # noqa: SIM115  # closed by discard
+        self._written = 0
+
+    def write(self, data: memoryview) -> int:
+        """Write some bytes, and have the disk begin with those before them: `finish` then waits for the last ones."""
+        count = super().write(data)
+        self._written += count
+        if self._written >= _BEGIN_BYTES:
+            begin_writing(self._file.fileno(), self._file.tell() - self._written, self._written)
+            self._written = 0
+        return count
 
     def finish(self) -> None:
         """Wait for the disk, and rename."""

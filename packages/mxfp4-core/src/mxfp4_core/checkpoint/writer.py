@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -19,6 +21,9 @@ from mxfp4_core.checkpoint.header import DTYPE_BITS
 from mxfp4_core.checkpoint.sinks import Sink, output_failed, sink_for
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+_WORTH_A_THREAD = 1 << 18
+"""Bytes that take longer to hash than to hand over."""
 
 _WIDTHS: Final = (
     "BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
@@ -94,6 +99,7 @@ class ShardWriter:
         self._specs, self._metadata = list(specs), metadata
         self._file_hash = hashlib.sha256()
         self._tensor_hash = hashlib.sha256()
+        self._helper: ThreadPoolExecutor | None = None
         self._next = 0
         self._done = 0
 
@@ -129,10 +135,10 @@ class ShardWriter:
         if due is None or due.name != name or self._done + piece.nbytes > due.nbytes:
             raise ValueError(f"{piece.nbytes} bytes of {name!r} are not due now in {self.path.name}")
         try:
-            self._put(piece)
+            with self._hashed(piece):
+                self._put(piece)
         except OSError as error:
             output_failed(self.path, error)
-        self._tensor_hash.update(piece)
         self._done += piece.nbytes
         if self._done == due.nbytes:
             self._close_tensor()
@@ -146,7 +152,24 @@ class ShardWriter:
         except OSError as failure:
             output_failed(self.path, failure)
         finally:
+            if self._helper is not None:
+                self._helper.shutdown()
             self._sink.discard()
+
+    @contextmanager
+    def _hashed(self, piece: memoryview) -> Iterator[None]:
+        """Hash a piece of a tensor, a large one while the body runs: the hash of the file takes as long."""
+        if piece.nbytes < _WORTH_A_THREAD:
+            yield
+            self._tensor_hash.update(piece)
+            return
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(1, thread_name_prefix="mxfp4-hash")
+        done = self._helper.submit(self._tensor_hash.update, piece)
+        try:
+            yield
+        finally:
+            done.result()  # the piece may be gone afterwards
 
     def _header(self) -> bytes:
         return header_bytes(self._specs, self._metadata)

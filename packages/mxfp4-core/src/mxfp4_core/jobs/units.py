@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.arithmetic.formats.base import Format
 from mxfp4_core.checkpoint.assemble import Progress
+from mxfp4_core.checkpoint.direct import Span
 from mxfp4_core.checkpoint.header import TensorInfo
 from mxfp4_core.checkpoint.overlap import ahead
+from mxfp4_core.checkpoint.reader import TORCH_DTYPES, Checkpoint
+from mxfp4_core.checkpoint.remote import RemotePath
 from mxfp4_core.checkpoint.writer import TensorSpec
 from mxfp4_core.dialects.pairs import DTYPES
 from mxfp4_core.dialects.raw import Bytes
@@ -27,10 +30,11 @@ from mxfp4_core.errors import NonFiniteError
 if TYPE_CHECKING:
     import torch
 
-    from mxfp4_core.checkpoint.reader import Checkpoint
+CHUNK_BYTES = 8 << 20
+"""Bytes of the source that are quantised in one step: they stay in the cache of the processor meanwhile."""
 
-CHUNK_BYTES = 32 << 20
-"""Bytes of the source that are quantised in one step."""
+_REMOTE_CHUNKS = 4
+"""As many at once of a remote source, where a request takes its time."""
 
 
 class Stored(Bytes, Protocol):
@@ -92,6 +96,28 @@ class CopyUnit(PartsUnit):
         recipe = Read(info.dtype, info.shape, tensor)
         return cls(checkpoint, ((name or tensor, recipe),))
 
+    @property
+    def reads(self) -> Span | None:
+        """Return what is read from the first to the last byte and written as it is."""
+        if len(self.stored) != 1 or not isinstance(self.source, Checkpoint):
+            return None
+        recipe = self.stored[0][1]
+        info = self.source.tensors[recipe.names[0]] if isinstance(recipe, Read) else None
+        if info is None or isinstance(info.file, RemotePath) or recipe.nbytes != info.nbytes:
+            return None
+        return Span(info, 1, CHUNK_BYTES) if info.nbytes else None
+
+    def stream(
+        self, progress: Progress, chunks: Iterator[torch.Tensor] | None = None
+    ) -> Iterator[tuple[str, memoryview]]:
+        """Yield the data in pieces: those of `reads` where they are given, else read here."""
+        if chunks is None:
+            yield from super().stream(progress)
+            return
+        for chunk in chunks:
+            yield self.stored[0][0], chunk.numpy().data
+            progress(chunk.nbytes)
+
 
 @dataclass(frozen=True)
 class QuantizeUnit:
@@ -150,8 +176,24 @@ class QuantizeUnit:
         """Each piece is made anew; where a piece is a whole matrix, only one is held."""
         return not self.transposed
 
-    def stream(self, progress: Progress) -> Iterator[tuple[str, memoryview]]:
+    @property
+    def reads(self) -> Span | None:
+        """Return what is read from the first to the last byte, in whole rows that are no longer than a chunk."""
+        info = self.source.tensors[self.tensor]
+        stored = isinstance(self.source, Checkpoint) and not isinstance(info.file, RemotePath)
+        if not stored or self.transposed or not info.nbytes:
+            return None
+        row = info.nbytes // math.prod(info.shape[:-1])
+        return Span(info, row, CHUNK_BYTES) if row <= CHUNK_BYTES else None
+
+    def stream(
+        self, progress: Progress, chunks: Iterator[torch.Tensor] | None = None
+    ) -> Iterator[tuple[str, memoryview]]:
         """Yield the first part chunk by chunk, then the others, which are small and are held until then.
+
+        Args:
+            progress: called with the number of bytes since the last call.
+            chunks: the bytes of `reads` in pieces, each valid until the next is asked for; read here if None.
 
         Raises:
             NonFiniteError: NaN or infinity at an index of the weight, unless ``nonfinite`` is ``"nan"``.
@@ -160,7 +202,7 @@ class QuantizeUnit:
 
         form = self.form
         held: dict[str, list[memoryview]] = {part.name: [] for part in form.parts[1:]}
-        for start, parts in self._quantized(progress):
+        for start, parts in self._quantized(progress, chunks):
             raw = {name: part.view(torch.uint8).numpy().data for name, part in parts.items()}
             yield self.names[0], raw[form.parts[0].name]
             for part in form.parts[1:]:
@@ -171,12 +213,15 @@ class QuantizeUnit:
             for piece in held[part.name]:
                 yield name, piece
 
-    def _quantized(self, progress: Progress) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    def _quantized(
+        self, progress: Progress, chunks: Iterator[torch.Tensor] | None
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield parts in the order of the file, each with the number of rows before it."""
         import torch
 
         form, k, whole = self.form, self.shape[-1], dict[str, torch.Tensor]()
-        for start, first, matrix in ahead(self._matrices()):
+        matrices = ahead(self._matrices()) if chunks is None else self._rows(chunks)
+        for start, first, matrix in matrices:
             parts = form.empty(matrix.shape)
             weight = {part.name: parts[part.name] for part in form.weight_parts}
             missing = form.physical_k(matrix.shape[-1]) - matrix.shape[-1]
@@ -199,6 +244,19 @@ class QuantizeUnit:
                 whole = {}
             progress(matrix.nbytes)
 
+    def _rows(self, chunks: Iterator[torch.Tensor]) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield what was read ahead as `_matrices` would."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, TORCH_DTYPES[self.source.tensors[self.tensor].dtype])
+        start = 0
+        for chunk in chunks:
+            if chunk.storage_offset() % dtype.itemsize:  # the file has them at an odd place
+                chunk = chunk.clone()
+            matrix = chunk.view(dtype).reshape(-1, self.shape[-1])
+            yield start, 0, matrix
+            start += len(matrix)
+
     def _matrices(self) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Yield ``[n, k]`` pieces of whole blocks, each with the numbers of rows and of values along K before it."""
         shape, info = self.shape, self.source.tensors[self.tensor]
@@ -207,7 +265,8 @@ class QuantizeUnit:
         (*lead, k), rows, block = shape, math.prod(shape[:-1]), self.form.block
         # How many values along K a chunk has, for all rows that are read together.
         n = lead[-1] if self.transposed else 1
-        size = max(block, CHUNK_BYTES * rows * k // info.nbytes // n // block * block)
+        most = CHUNK_BYTES * (_REMOTE_CHUNKS if isinstance(info.file, RemotePath) else 1)
+        size = max(block, most * rows * k // info.nbytes // n // block * block)
         if self.transposed:
             read = Read(info.dtype, (rows // n * k, n), self.tensor)
             for matrix in range(rows // n):
@@ -221,7 +280,7 @@ class QuantizeUnit:
                     values = read.load(self.source, row * k + first, row * k + min(first + size, k))
                     yield row, first, values.reshape(1, -1)
         else:
-            read, step = Read(info.dtype, (rows, k), self.tensor), max(1, CHUNK_BYTES * rows // info.nbytes)
+            read, step = Read(info.dtype, (rows, k), self.tensor), max(1, most * rows // info.nbytes)
             for start in range(0, rows, step):
                 yield start, 0, read.load(self.source, start, min(start + step, rows))
 
