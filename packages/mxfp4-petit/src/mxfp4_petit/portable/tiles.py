@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-_WARPS: Final = 1600
+_WARPS: Final = 1300
 """Warps that should run at least, so that every processor has several programs; K is split until there are as many."""
 
 STAGES_HIP: Final = 2
