@@ -29,7 +29,7 @@ from mxfp4_core.dialects.gguf_experts import (
     unstacked,
 )
 from mxfp4_core.dialects.gguf_names import ARCHITECTURES, Architecture, architecture_for
-from mxfp4_core.dialects.gguf_rope import rope_factors
+from mxfp4_core.dialects.gguf_rope import FACTORS, explains, factors_in, rope_factors
 from mxfp4_core.dialects.gguf_vocabulary import vocabulary_of
 from mxfp4_core.dialects.pairs import contradiction, nothing
 from mxfp4_core.dialects.recipes import Recipe
@@ -98,13 +98,22 @@ class GgufDialect(Dialect):
         rest: Mapping[str, Recipe],
         beside: Mapping[str, Narrow],
     ) -> Contents:
-        config = dict(source.config) if source.config.get("model_type") else known.config(settings)
+        factors = factors_in(source.gguf()) if FACTORS in rest else ()
+        if source.config.get("model_type"):
+            config = dict(source.config)
+            if factors and not explains(config, factors):
+                seen = f"{FACTORS}, and a config.json that says nothing of such positions"
+                contradiction(self.name, seen, "config.json is that of the model in the file")
+        else:
+            config = known.config(settings, factors)
         entries: dict[str, Entry] = {}
         for name, recipe in blocks.items():
             for entry in unstacked(known, name, parts_of(recipe), blocks):
                 entries[entry.weight] = turned(known, entry, config, back=True)
         high: dict[str, Recipe] = {}
         for name, recipe in rest.items():
+            if name == FACTORS:  # config.json says it, and `write_others` makes it of that
+                continue
             for key, value in others_of(known, name, recipe, rest):
                 high[key] = turned_rows(known, key, value, config, back=True)
         others: dict[str, Narrow] = {}

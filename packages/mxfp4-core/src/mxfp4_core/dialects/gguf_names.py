@@ -6,11 +6,11 @@ Source: gguf 0.19, ``constants.py`` and ``tensor_mapping.py``; llama.cpp, ``conv
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mxfp4_core.dialects.gguf_rope import FACTORS, rope_settings
+from mxfp4_core.dialects.gguf_rope import FACTORS, rope_config, rope_settings
 from mxfp4_core.errors import DialectError
 
 # The last parts of names below ``blk.N`` and ``model.layers.N``; what is said for one architecture replaces it.
@@ -128,8 +128,16 @@ class Architecture:
         found |= rope_settings(self.name, model)
         return found
 
-    def config(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return config.json from the settings of a file, as far as they say it."""
+    def config(self, settings: Mapping[str, Any], factors: Sequence[float] = ()) -> dict[str, Any]:
+        """Return config.json from the settings of a file, as far as they say it.
+
+        Args:
+            settings: of the file.
+            factors: the values of its tensor of factors for positions; none where it has none.
+
+        Raises:
+            DialectError: positions that are scaled in a way for which no words are known here.
+        """
         made: dict[str, Any] = {"architectures": [self.model], "model_type": self.model_type}
         for key, name in _KEYS.items():
             value = settings.get(f"{self.name}.{key}")
@@ -139,6 +147,9 @@ class Architecture:
             made["rope_theta"] = theta
         if type(experts := settings.get(f"{self.name}.expert_count")) is int and experts:
             made["num_local_experts" if self.fused else "num_experts"] = experts
+        made |= rope_config(self.name, settings, made, factors)
+        if self.fused and "rope_scaling" in made:  # all models of this kind; ggml has no word for it
+            made["rope_scaling"]["truncate"] = False
         return made
 
 
