@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from rocm_emulated import aiter, registered
 
 from mxfp4_core import Mxfp4Config as CoreConfig
 from mxfp4_core.backend import Problem, select_backend
+from mxfp4_core.dialects import NATIVE
+from mxfp4_core.errors import ConfigError
 from mxfp4_core.jobs import convert_checkpoint, quantize_checkpoint
 from mxfp4_core.loader import EngineNames
 from mxfp4_core.modules import Mxfp4Module, quantize_
@@ -101,6 +105,53 @@ def test_every_report_says_that_it_is_emulated() -> None:
     chosen = select_backend(Problem(op="linear", n=256, k=256, activation="auto"), backend="rocm-emulated")
     assert chosen.numerics is not None and chosen.numerics.emulated
     assert "emulated; W4A4" in str(chosen) and chosen.answer is not None and chosen.answer.emulated
+
+
+def test_a_folder_says_what_was_asked_and_nothing_else(tmp_path: Path) -> None:
+    """Where nobody asked, the load decides as it does for weights in high precision; a word stays a word."""
+    source, ids = ROOT / "models" / NAMES[0], windows(NAMES[0], 2)
+    want = {}
+    for word in ("auto", "none"):
+        online = from_pretrained(source, backend="rocm-emulated", activation=word)
+        with torch.inference_mode():
+            want[word] = online(ids).logits
+    for name, said in (("unsaid", {}), ("none", {"activation": "none"})):
+        quantize_checkpoint(source, tmp_path / name, CoreConfig(dialect="mxfp4-core", **said))
+        described = json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
+        assert ("activation" in described) == bool(said)
+    old = tmp_path / "old"  # what was written before says `none`, and means it
+    shutil.copytree(tmp_path / "unsaid", old)
+    config = json.loads((old / "config.json").read_text())
+    config["quantization_config"]["activation"] = "none"
+    (old / "config.json").write_text(json.dumps(config))
+    for name, asked, word in (
+        ("unsaid", {}, "auto"),
+        ("unsaid", {"activation": "none"}, "none"),
+        ("unsaid", {"activation": "mxfp4"}, "auto"),
+        ("none", {}, "none"),
+        ("old", {}, "none"),
+    ):
+        model = from_pretrained(tmp_path / name, backend="rocm-emulated", **asked)
+        with torch.inference_mode():
+            assert torch.equal(model(ids).logits, want[word]), (name, asked)
+        model.save_pretrained(tmp_path / "again")
+        saved = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+        assert saved.get("activation") == (asked.get("activation") or ("none" if name != "unsaid" else None))
+    with pytest.raises(ConfigError, match="activation: 'mxfp4' asked, 'none' in the folder"):
+        from_pretrained(tmp_path / "none", backend="rocm-emulated", activation="mxfp4")
+    for name, word in (("unsaid", "auto"), ("none", "none")):
+        described = json.loads((tmp_path / name / "config.json").read_text())
+        config = NATIVE.settings(described["quantization_config"])
+        names = EngineNames(
+            CoreConfig.from_dict({**config, "backend": "rocm-emulated"}),
+            model_config=described,
+            folder=tmp_path / name,
+            stored=True,
+        )
+        assert names.decide("model.layers.0.mlp.down_proj").activation == word
+    convert_checkpoint(tmp_path / "unsaid", tmp_path / "converted", "mxfp4-core")
+    described = json.loads((tmp_path / "converted" / "config.json").read_text())["quantization_config"]
+    assert "activation" not in described
 
 
 def test_w4a4_is_what_a_plain_config_gets(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
-from mxfp4_core.config import MACHINE
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import NATIVE
 from mxfp4_core.errors import ConfigError
@@ -59,8 +58,7 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is stored in ``config.json``: the choice of a backend belongs to the machine and is not."""
-        settings = {key: value for key, value in self.core.to_dict().items() if key not in MACHINE}
-        described = {**settings, "dialect": METHOD} if self.quant_method == METHOD else {}
+        described = {**self.core.described(), "dialect": METHOD} if self.quant_method == METHOD else {}
         return {"quant_method": str(self.quant_method), **described, **copy.deepcopy(self.facts)}
 
     def to_diff_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mxfp4_core.backend import settled_folder
 from mxfp4_core.checkpoint import Checkpoint
 from mxfp4_core.config import MACHINE
 from mxfp4_core.config import Mxfp4Config as CoreConfig
@@ -88,14 +89,17 @@ class Folder(StoredTensors):
                 rule="a quantised weight of the checkpoint becomes a weight of the model",
                 fix="use the class of model and the config.json that belong to the checkpoint",
             )
+        said, _ = settings_of(self.checkpoint, self.dialect, contents)
+        said = said.model_copy(update={key: getattr(core, key) for key in MACHINE})
+        if "activation" in core.model_fields_set and not contents.says_activation:
+            said = said.model_copy(update={"activation": core.activation})
+        contents, running = settled_folder(contents, said, devices)
         activation: Any = contents.activation
         stored = {
             name: Stored(each.format, each.profile or contents.profile, each.activation or activation)  # type: ignore[arg-type]
             for name, each in entries.items()
         }
-        said, _ = settings_of(self.checkpoint, self.dialect, contents)
-        said = said.model_copy(update={key: getattr(core, key) for key in MACHINE})
-        plan = plan_stored(model, stored, view, said if self.dialect.name == NATIVE.name else None)
+        plan = plan_stored(model, stored, view, running if self.dialect.name == NATIVE.name else None)
         for name, weight in plan.weights.items():
             if entries[name].shape != weight.shape:
                 raise LoadError(
@@ -104,8 +108,8 @@ class Folder(StoredTensors):
                     rule=f"the model has {list(weight.shape)} there",
                     fix="use the config.json that belongs to the checkpoint",
                 )
-        leave_activations(model, plan, said, devices, dtype)
-        widened = ask_backends(model, plan, said, devices, dtype)
+        leave_activations(model, plan, running, devices, dtype)
+        widened = ask_backends(model, plan, running, devices, dtype)
         return plan, stored_config(model, plan, said, view), widened
 
     def shown(self, tensors: Mapping[str, torch.Tensor]) -> Shown:

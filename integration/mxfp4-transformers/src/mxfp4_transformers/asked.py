@@ -21,7 +21,8 @@ def agreed(folder: Folder, asked: CoreConfig) -> CoreConfig:
     Args:
         folder: the checkpoint.
         asked: what the caller wants. ``activation="none"`` may be asked of any folder, which is then reported: it
-            computes with the weights that are there, and differs from the folder in what x is rounded to.
+            computes with the weights that are there, and differs from the folder in what x is rounded to. Where the
+            folder does not say it, any word may be asked.
 
     Raises:
         ConfigError: anything else contradicts the folder.
@@ -36,6 +37,8 @@ def agreed(folder: Folder, asked: CoreConfig) -> CoreConfig:
     if "dialect" in pairs and asked.dialect == folder.dialect.name:
         del pairs["dialect"]
     update = {key: getattr(asked, key) for key in MACHINE}
+    if "activation" in pairs and not folder.contents.says_activation:
+        update["activation"], _ = pairs.pop("activation")
     if pairs.get("activation", ("", ""))[0] == "none":
         _, stored = pairs.pop("activation")
         update["activation"] = "none"

@@ -63,7 +63,7 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
 
         ``save_pretrained`` writes our own dialect, whichever one the config names for `mxfp4_transformers.save`.
         """
-        settings = {key: value for key, value in self.core.to_dict().items() if key not in MACHINE}
+        settings = self.core.described()
         return {"quant_method": METHOD, **settings, "dialect": METHOD, **copy.deepcopy(self.facts)}
 
     def get_loading_attributes(self) -> dict[str, Any]:
@@ -83,6 +83,8 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
     def requested(self, other: CoreConfig) -> None:
         arithmetic = {"profile", "rule", "ties"}
         plain = other.model_fields_set - {*MACHINE, *arithmetic}
+        unsaid = {"activation"} & plain - self.core.model_fields_set
+        plain -= unsaid
         pairs = {key: (getattr(other, key), getattr(self.core, key)) for key in sorted(plain)}
         if other.model_fields_set & arithmetic:
             pairs["profile"] = other.resolved_profile(), self.core.resolved_profile()
@@ -96,4 +98,4 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
                 rule="only the backend can be chosen for a quantised checkpoint (backend, fallback, backend_options)",
                 fix="drop these settings, or load the checkpoint in high precision",
             )
-        self.core = self.core.model_copy(update={key: getattr(other, key) for key in MACHINE})
+        self.core = self.core.model_copy(update={key: getattr(other, key) for key in (*MACHINE, *unsaid)})

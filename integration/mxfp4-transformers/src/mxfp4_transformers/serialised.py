@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import WeightTransform
 
-from mxfp4_core.backend import Activation
+from mxfp4_core.backend import Activation, settled_folder
 from mxfp4_core.config import ACTIVATIONS
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import NATIVE, concat, interleave
@@ -86,7 +86,8 @@ class Serialised:
             ConfigError: the folder contradicts itself.
             BackendError: no backend takes a weight, as the folder says how to compute with it.
         """
-        contents, conversions = self.folder.contents, converters.default_conversions(model)
+        said, conversions = core, converters.default_conversions(model)
+        contents, core = settled_folder(self.folder.contents, core, devices)
         groups, self.used = converters.matched(self.folder.names, conversions, model)
         composed = compose(contents.entries, groups, model)
         known = set(dict(model.named_parameters(remove_duplicate=False)))
@@ -100,7 +101,7 @@ class Serialised:
             name: Stored(
                 each.first.format,
                 each.first.profile or contents.profile,
-                self._activation(each, core),
+                self._activation(each, core, contents.activation),
             )
             for name, each in self.composed.items()
         }
@@ -114,7 +115,7 @@ class Serialised:
         if not self.insists:
             leave_activations(model, plan, core, devices, dtype)
         self.widened = ask_backends(model, plan, core, devices, dtype)
-        self.config = stored_config(model, plan, core, view)
+        self.config = stored_config(model, plan, said, view)
         self._say_what_is_left_out(plan)
         self.state.update(self.folder.plain(), **{made.group[0]: Marker() for made in self.composed.values()})
         return plan
@@ -151,11 +152,11 @@ class Serialised:
         )
         return Placed(filler, groups, {arriving[name]: target for name, target in found.items()}, device_of)
 
-    def _activation(self, made: Composed, core: CoreConfig) -> Activation | None:
+    def _activation(self, made: Composed, core: CoreConfig, folder: str) -> Activation | None:
         """Return what a weight is multiplied with; None where the config of the folder says it by name."""
         if core.activation == "none":
             return "none"
-        found = made.first.activation or self.folder.contents.activation
+        found = made.first.activation or folder
         if self.folder.dialect.name == NATIVE.name and found == core.activation:
             return None
         known = next((word for word in ACTIVATIONS if word == found), None)

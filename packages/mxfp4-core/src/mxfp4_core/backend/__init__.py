@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from mxfp4_core.backend.selection import Candidate as Candidate
     from mxfp4_core.backend.selection import Selection as Selection
     from mxfp4_core.backend.usual import settled as settled
+    from mxfp4_core.backend.usual import settled_folder as settled_folder
     from mxfp4_core.backend.warmup import State as State
     from mxfp4_core.backend.warmup import Warmed as Warmed
     from mxfp4_core.backend.warmup import compile_all as compile_all
@@ -111,6 +112,7 @@ _HOMES = {
     "explain": "select",
     "select_backend": "select",
     "settled": "usual",
+    "settled_folder": "usual",
     "CORE": "quantizers",
     "DeviceQuantizer": "quantizers",
     "DeviceQuantizers": "quantizers",
@@ -166,6 +168,7 @@ __all__ = [
     "probe",
     "select_backend",
     "settled",
+    "settled_folder",
     "tabulate",
     "torch_build",
     "verdict",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mxfp4_core.backend.answers import No
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.registry import installed
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.config.words import Activation
+
+if TYPE_CHECKING:
+    from mxfp4_core.dialects.base import Contents
 
 
 def usual_activation(backend: str | None, devices: Iterable[Device]) -> Activation:
@@ -45,4 +50,23 @@ def settled(config: Mxfp4Config, devices: Iterable[Device | str]) -> Mxfp4Config
     return config if word == config.activation else config.model_copy(update={"activation": word})
 
 
-__all__ = ["settled", "usual_activation"]
+def settled_folder(
+    contents: Contents, config: Mxfp4Config, devices: Iterable[Device | str]
+) -> tuple[Contents, Mxfp4Config]:
+    """Return the contents and the config with which a quantised folder is loaded.
+
+    A folder that says how activations are quantised keeps its word. Of one that does not, the caller's counts, and
+    where he has none either it is as for weights in high precision; see `settled`.
+
+    Args:
+        contents: of the folder.
+        config: what the folder says, and the caller's word for activations where he has one.
+        devices: where the model runs; also as torch names them.
+    """
+    if contents.says_activation:
+        return contents, config
+    config = settled(config, devices)
+    return replace(contents, activation=config.activation), config
+
+
+__all__ = ["settled", "settled_folder", "usual_activation"]

@@ -30,7 +30,7 @@ from mxfp4_core.config.known import dialect_names
 from mxfp4_core.config.messages import contradiction, unknown_name
 from mxfp4_core.config.model import CONFIG_VERSION, ConfigModel
 from mxfp4_core.config.override import Override
-from mxfp4_core.config.words import Activation
+from mxfp4_core.config.words import MACHINE, Activation
 from mxfp4_core.errors import ConfigError
 
 _Tail = Literal["refuse", "pad"]
@@ -158,6 +158,15 @@ class Mxfp4Config(ConfigModel):
         return self.model_dump(
             mode="json", exclude_none=True, exclude={"format"} if self.format == "mxfp4" else None
         )
+
+    def described(self) -> dict[str, Any]:
+        """Return what a folder of ours says about itself: all but what belongs to a machine.
+
+        ``activation`` stands in it only where somebody said it: else whoever loads the folder decides, as for weights
+        in high precision.
+        """
+        left = {*MACHINE} if "activation" in self.model_fields_set else {*MACHINE, "activation"}
+        return {key: value for key, value in self.to_dict().items() if key not in left}
 
     def fingerprint(self) -> str:
         """Return the sha256 of the canonical JSON: equal configs have equal fingerprints on every machine."""

@@ -40,6 +40,7 @@ class Contents:
         model: ``config.json`` without the words of this dialect outside of ``quantization_config``; None where there
             are none.
         untold: tensors that the description leaves out, where it is one that names each tensor.
+        says_activation: whether the file says the activation; else nobody did, and whoever loads it decides.
     """
 
     entries: Mapping[str, Entry]
@@ -51,6 +52,7 @@ class Contents:
     beside: Mapping[str, Narrow] = field(default_factory=dict)
     model: Mapping[str, Any] | None = None
     untold: Collection[str] = ()
+    says_activation: bool = True
 
 
 @dataclass(frozen=True)

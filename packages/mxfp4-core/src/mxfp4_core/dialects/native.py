@@ -4,11 +4,11 @@ Tensors: each part under the name of the weight and the suffix that its format g
 ``X.weight`` codes U8 ``[N, K/2]`` with ``X.weight_scale`` U8 ``[N, K/32]``, and for stacked experts ``X.gate_up_proj``
 U8 ``[E, N, K/2]`` with ``X.gate_up_proj_scale``. K is always the last axis, also where the model holds ``[E, K, N]``.
 
-``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` that are about weights, and facts about the
-tensors: ``weights_profile`` (the resolved profile that made the codes, empty when unknown), ``shapes`` (logical shapes
-of padded weights), ``transposed`` (weights that the model holds with K before N), ``weights_format`` where it is not
-``mxfp4``, ``formats`` where some weights have another one (see `formats_of`), and where the model type does not tell
-``interleaved`` (fused weights of experts whose rows of gate and up alternate).
+``quantization_config``: ``quant_method``, the fields of `Mxfp4Config` that are about weights (``activation`` only where
+somebody said it), and facts about the tensors: ``weights_profile`` (the resolved profile that made the codes, empty
+when unknown), ``shapes`` (logical shapes of padded weights), ``transposed`` (weights that the model holds with K before
+N), ``weights_format`` where it is not ``mxfp4``, ``formats`` where some weights have another one (see `formats_of`),
+and where the model type does not tell ``interleaved`` (fused weights of experts whose rows of gate and up alternate).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 from mxfp4_core.arithmetic.formats import registry as formats
 from mxfp4_core.config.known import NATIVE_NAME
-from mxfp4_core.config.words import MACHINE
 from mxfp4_core.dialects.agreement import check_names
 from mxfp4_core.dialects.base import AUTO_CLASS, Contents, Description, Dialect, Entry, alternates
 from mxfp4_core.dialects.mixed import (
@@ -92,10 +91,9 @@ class NativeDialect(Dialect):
         told = {e.weight for e in entries if alternates(e.weight, model_type)}
         if alternating := sorted(e.weight for e in entries if e.interleaved and e.weight not in told):
             facts["interleaved"] = alternating
-        settings = {key: value for key, value in description.config.to_dict().items() if key not in MACHINE}
         return {
             "quant_method": self.name,
-            **settings,
+            **description.config.described(),
             "weights_profile": profile,
             **facts,
         }
@@ -135,7 +133,9 @@ class NativeDialect(Dialect):
         activation = str(described.get("activation") or "none")
         rest = source.rest({name for entry in entries.values() for name in entry.names})
         check_names(self.name, self.settings(described), source.config, entries)
-        return Contents(entries, rest, (), str(described.get("weights_profile") or ""), activation)
+        profile = str(described.get("weights_profile") or "")
+        said = "activation" in described
+        return Contents(entries, rest, (), profile, activation, says_activation=said)
 
     def settings(self, quantization_config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of ``quantization_config`` that `Mxfp4Config.from_dict` takes."""

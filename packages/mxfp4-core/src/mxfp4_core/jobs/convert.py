@@ -180,7 +180,9 @@ def settings_of(
         return _derived_config(checkpoint, NATIVE_NAME, contents), contents.profile
     manifest = read_manifest(checkpoint.path) if is_folder(checkpoint.path) else None
     if manifest is not None and manifest.dialect == dialect.name and _describes(manifest, checkpoint):
-        return Mxfp4Config.from_dict(manifest.config), manifest.profile
+        left = () if contents.says_activation else ("activation",)
+        said = {key: value for key, value in manifest.config.items() if key not in left}
+        return Mxfp4Config.from_dict(said), manifest.profile
     settings = dialect.settings(checkpoint.config.get("quantization_config") or {})
     if settings is not None:
         return Mxfp4Config.from_dict(settings), contents.profile

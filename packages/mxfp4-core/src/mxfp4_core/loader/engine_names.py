@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core.backend.device import Device
-from mxfp4_core.backend.usual import settled
+from mxfp4_core.backend.usual import settled, settled_folder
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Contents, Entry
@@ -88,7 +88,8 @@ class EngineNames:
         checkpoint = _opened(folder)
         self._checked = checkpoint is not None
         if checkpoint is not None and stored:
-            self._contents = _contents(checkpoint)
+            found = _contents(checkpoint)
+            self._contents, self.config = settled_folder(found, config, [Device.current()])
         elif checkpoint is not None:
             self._resolver.decide_all([(each.name, each.shape) for each in checkpoint.tensors.values()])
 
