@@ -278,3 +278,11 @@ def test_folders_around_models(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"a pipeline of several models .*transformer, vae"):
         open_checkpoint(tmp_path)
+
+
+def test_the_root_of_a_cached_model_names_its_revisions(tmp_path: Path) -> None:
+    for revision in ("0123abc", "4567def"):
+        cache(tmp_path, revision=revision)
+    seen = r"some in snapshots/0123abc, snapshots/4567def\n.*\n.*pass one of these folders"
+    with pytest.raises(CheckpointError, match=seen):
+        open_checkpoint(tmp_path / "models--acme--paint")

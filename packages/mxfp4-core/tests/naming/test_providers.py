@@ -96,6 +96,13 @@ def test_without_a_provider_the_names_decide_and_it_is_said(install: Install) ->
     assert describe({}, {}).source == "kinds by names: there is no config.json"
 
 
+def test_providers_that_do_not_know_the_model_are_named(install: Install) -> None:
+    install("toys", provider("toys"))
+    install("more", provider("more"))
+    found = describe({"model_type": "other"}, {})
+    assert found.source == "kinds by names: no class for model type other in toys, more"
+
+
 def test_the_one_that_knows_the_model_answers(install: Install) -> None:
     install("toys", provider("toys", view()))
     install("others", provider("others"))

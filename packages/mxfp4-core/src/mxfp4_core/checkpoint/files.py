@@ -88,12 +88,15 @@ def index_of(root: Path) -> Path | None:
 
 
 def folders_with_weights(root: Path) -> list[str]:
-    """Return the names of the folders directly in this one that hold safetensors files."""
-    folders = [root / name for name in _names(root) if not name.startswith(".")]
+    """Return the folders directly in this one that hold safetensors files; in a cache of the Hub, its revisions."""
+    found = []
+    for above in ("", "snapshots/"):
+        names = _names(root / above) if not above or is_folder(root / above) else []
+        found += [f"{above}{name}" for name in names if not name.startswith(".")]
     return [
-        folder.name
-        for folder in folders
-        if is_folder(folder) and any(name.endswith(".safetensors") for name in _names(folder))
+        name
+        for name in found
+        if is_folder(root / name) and any(each.endswith(".safetensors") for each in _names(root / name))
     ]
 
 

@@ -109,9 +109,12 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
     noted = "".join(trouble)
     for view in views.values():
         return Described(view, _says(view) + noted)
-    return Described(
-        None, f"kinds by names: no provider for model type {_model_type(config)} is installed" + noted
-    )
+    if not known:
+        return Described(
+            None, f"kinds by names: no provider for model type {_model_type(config)} is installed"
+        )
+    asked = "" if noted else f": no class for model type {_model_type(config)} in {', '.join(known)}"
+    return Described(None, f"kinds by names{asked}{noted}")
 
 
 def load_provider(name: str) -> ModelProvider:
