@@ -69,6 +69,7 @@ ENGINES = {
         more=("openai", "numba", "pytest"),
         tests=(
             "tests/engines/test_vllm.py",
+            "tests/engines/test_vllm_alone.py",
             "tests/engines/test_vllm_server.py",
             "integration/mxfp4-vllm/tests",
         ),
