@@ -127,6 +127,7 @@ def test_the_engine_holds_the_bytes_of_the_core_and_says_what_transformers_says(
 def test_a_format_of_vllms_own_runs_where_it_alone_refuses(engine: kit.Engine, name: str) -> None:
     result = engine.fine(name)
     kit.check_said(result["outputs"], kit.MODELS["dense"])
+    kit.check_held(engine.parts(name), kit.MODELS["dense"])
     assert "Using Mxfp4CoreLinearKernel for MXFP4 GEMM" in result["log"]
 
 

@@ -29,12 +29,15 @@ from mxfp4_core.testing import held_by
 
 
 def modules(model: Any) -> list[tuple[str, Mxfp4Module]]:
-    """Return the MXFP4 modules behind the layers of vLLM, with the names of the layers."""
-    found = [(path, getattr(layer, "quant_method", None)) for path, layer in model.named_modules()]
-    pairs = [
-        (path.removesuffix(".routed_experts"), getattr(method, "module", None)) for path, method in found
-    ]
-    return [(path, module) for path, module in pairs if isinstance(module, Mxfp4Module)]
+    """Return the MXFP4 modules behind the layers of vLLM, or behind their kernels, with the names of the layers."""
+    found = []
+    for path, layer in model.named_modules():
+        scheme = getattr(layer, "scheme", None)  # of a format of vLLM's own
+        for holder in (getattr(layer, "quant_method", None), *getattr(scheme, "__dict__", {}).values()):
+            module = getattr(holder, "module", None)
+            if isinstance(module, Mxfp4Module):
+                found.append((path.removesuffix(".routed_experts"), module))
+    return found
 
 
 def memory(model: Any) -> list[int]:
