@@ -92,6 +92,21 @@ def test_what_the_kernels_cannot_count_is_refused(changes: dict[str, object]) ->
     refusal(replace(MOE, **changes))
 
 
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate(function="gelu"),
+        Gate(limit=7.0, function="gelu_tanh"),
+        Gate(function="relu2", gated=False),
+        Gate(gated=False),
+    ],
+    ids=str,
+)
+def test_an_activation_that_the_kernels_do_not_compute_is_refused_by_its_words(gate: Gate) -> None:
+    said = refusal(replace(MOE, gate=gate))
+    assert all(word in said for word in gate.words - {"gate:silu", "gate:clamped"})
+
+
 def test_a_missing_compiler_is_refused_with_the_command(with_cuda_torch: pytest.MonkeyPatch) -> None:
     with_cuda_torch.setattr(MODULE, "_version", lambda name: None)
     answer = verdict(backend_object, LINEAR)
