@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from hopper.timing import ceilings, flush_buffer, microseconds, relative_error, require_sm90
+from hopper.timing import ceilings, eager, flush_buffer, microseconds, relative_error, require_sm90
 from torch import Tensor
 
 from mxfp4_core import quantize
@@ -148,19 +146,6 @@ def weight_of(n: int, k: int) -> tuple[compute.Weight, Tensor, MxTensor]:
     return compute.Weight(packed["codes"], packed["scales"], None, True, True, wide=True), wide, weight
 
 
-def eager(run: Callable[[], object]) -> float:
-    """Time without a graph, in microseconds: the reference asks the device for sizes."""
-    times = []
-    for _ in range(7):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) * 1e3)
-    return statistics.median(times[2:])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--m", type=int, nargs="+", default=[1, 16, 64, 512, 1024, 4096])
@@ -198,7 +183,7 @@ def main() -> None:
                 error = relative_error(call(), truth)
                 took[name] = microseconds(call, flush=flush) if error < 5e-3 else float("nan")
             if m <= 64:
-                took["reference"] = eager(partial(calls.linear, reference, x, canonical, problem))
+                took["reference"] = eager(partial(calls.linear, reference, x, canonical, problem), 10)
             best = ""
             if options.tiles:
                 found = {}

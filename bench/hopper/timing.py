@@ -85,15 +85,19 @@ def ceilings() -> tuple[float, float]:
     """Return copy bandwidth (bytes read plus written, GB/s) and the speed of a BF16 matmul of 8192^3 (TFLOP/s)."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    copy = 2 * source.numel() / _eager(lambda: target.copy_(source)) / 1e3
+    copy = 2 * source.numel() / eager(lambda: target.copy_(source)) / 1e3
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return copy, 2 * 8192**3 / microseconds(lambda: a @ b) / 1e6
 
 
-def _eager(run: Callable[[], object]) -> float:
-    """Time without a graph: a captured copy may go to a copy engine, which is slower than the multiprocessors."""
+def eager(run: Callable[[], object], replays: int = 25) -> float:
+    """Return the median microseconds of a call without a graph, the first five left out.
+
+    For copies, which in a graph may go to a copy engine that is slower than the multiprocessors, and for calls that ask
+    the device for sizes.
+    """
     times = []
-    for _ in range(25):
+    for _ in range(replays):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run()
