@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mxfp4_core.arithmetic.format import BLOCK
 from mxfp4_core.checkpoint.layout import OF_LIBRARY, Layout
@@ -234,9 +234,13 @@ class Dialect(ABC):
         Raises:
             DialectError: the dialect has none.
         """
+        self.no_static(tuple(static))
+
+    def no_static(self, names: Sequence[str]) -> NoReturn:
+        """Raise the error for static scales of activations that the dialect has no words for."""
         raise DialectError(
             f"static scales of activations cannot be written in the dialect {self.name}",
-            seen=f"{len(static)} static scales, for example {next(iter(static), '')!r}",
+            seen=f"{len(names)} static scales, for example {next(iter(names), '')!r}",
             rule="only the dialect that they come from says what they mean",
             fix="say how activations are quantised instead (--activation none, mxfp4 or fp8), which leaves them out",
         )

@@ -96,8 +96,12 @@ class CompressedTensorsDialect(Dialect):
         """Write the scheme MXFP4A16, MXFP4 or MXFP4xFP8, by the activation mode.
 
         Raises:
-            DialectError: an activation mode for which compressed-tensors has no word.
+            DialectError: an activation mode for which compressed-tensors has no word, or static scales of inputs of
+                weights in blocks, whose inputs get theirs on the way.
         """
+        modules = {each.weight.removesuffix(".weight") for each in description.beside}
+        if left := [name for name in description.static if name.rpartition(".")[0] not in modules]:
+            self.no_static(left)
         wide = [entry for entry in description.entries if entry.format == "mxfp8"]
         narrow = len(wide) < len(description.entries) or not wide
         activation = one_activation(self.name, description, "mxfp4" if narrow and wide else None)
@@ -184,7 +188,7 @@ class CompressedTensorsDialect(Dialect):
         entries = in_order(entries, source)
         kept = name_list(self.name, described, "ignore")
         rest = source.rest({name for entry in entries.values() for name in entry.names} | used)
-        modules = {name.removesuffix(".weight") for name in beside}
+        modules = {name.removesuffix(".weight") for name in (*beside, *entries)}
         static = {
             n: rest.pop(n)
             for n in list(rest)
