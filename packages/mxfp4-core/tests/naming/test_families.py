@@ -23,6 +23,8 @@ def test_gates_of_families() -> None:
     oss, v4 = gate_of("gpt_oss"), gate_of("deepseek_v4")
     assert oss and (oss.alpha, oss.limit, oss.up_offset, oss.interleaved) == (1.702, 7.0, 1.0, True)
     assert v4 and (v4.alpha, v4.limit, v4.interleaved) == (1.0, 10.0, False)
+    gemma = gate_of("gemma4_text")
+    assert gemma is not None and gemma.function == "gelu_tanh" and gemma.gated
     assert gate_of("llama") is None
 
 

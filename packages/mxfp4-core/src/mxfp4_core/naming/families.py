@@ -80,6 +80,11 @@ FAMILIES: Final[tuple[Family, ...]] = (
         gate=Gate(limit=10.0),
     ),
     Family(
+        types=frozenset({"diffusion_gemma", "diffusion_gemma_text", "gemma4", "gemma4_text"}),
+        source="transformers 5.24, Gemma4TextExperts: hidden_activation is gelu_pytorch_tanh",
+        gate=Gate(function="gelu_tanh"),
+    ),
+    Family(
         types=frozenset({"deepseek_v3", "deepseek_v32", "deepseek_v4"}),
         source="SGLang 0.5.23 quark.py, default excludes of quark_mxfp4",
         advised=("self_attn", "model.layers.61"),
