@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,16 +22,8 @@ from mxfp4_core.errors import CheckpointError, ConfigError, Mxfp4Error, OutputEr
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.DOTALL)
 _TAGS = (
-    "ETag",
-    "etag",
-    "generation",
-    "md5Hash",
-    "content_md5",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "created",
-)
+    "ETag", "etag", "generation", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created",
+)  # fmt: skip
 _RANGE = 8 << 20
 """Bytes of one request; several are under way at once where the file system can do it."""
 
@@ -268,7 +261,9 @@ def writing(path: RemotePath) -> Iterator[None]:
 
 
 def _facts(info: dict[str, Any]) -> Facts:
-    told = next((str(info[key]) for key in _TAGS if info.get(key) is not None), "").strip('"')
+    found = next((info[key] for key in _TAGS if info.get(key) is not None), "")
+    # The same moment may be told in two ways, by the file and by its folder.
+    told = str(found.timestamp() if isinstance(found, datetime) else found).strip('"')
     tag = int.from_bytes(hashlib.sha256(told.encode()).digest()[:7], "little")
     return Facts(info.get("type") == "directory", int(info.get("size") or 0), tag)
 
