@@ -157,3 +157,16 @@ def test_an_encoder_is_loaded_from_the_folder_of_the_whole_model(dialect: str, t
     assert torch.equal(hidden(read), hidden(now))
     if dialect == "mxfp4-core":
         assert torch.equal(hidden(reload(tmp_path / "q", kind)), hidden(now))
+
+
+def test_a_class_that_the_library_does_not_have_is_not_named(tmp_path: Path) -> None:
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "bf16")
+    path = tmp_path / "bf16" / "config.json"
+    path.write_text(path.read_text().replace("T5ForConditionalGeneration", "T5WithLMHeadModel"))
+    results = [quantize_checkpoint(tmp_path / "bf16", tmp_path / "q")]
+    results += [convert_checkpoint(tmp_path / "q", tmp_path / "c", to="mxfp4-core")]
+    results += [dequantize_checkpoint(tmp_path / "q", tmp_path / "w")]
+    for result in results:
+        assert result.load == ""
+        assert "no class for model type t5" in result.kinds

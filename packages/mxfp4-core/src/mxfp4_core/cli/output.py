@@ -155,7 +155,7 @@ def print_result(result: Result, *, as_json: bool) -> None:
     how = (
         f"load it with: {result.load}"
         if result.load
-        else "the library of the model cannot load it: see the notes"
+        else "no class of the model's library loads it as it is: see above"
     )
     say(f"wrote {result.path} - {how}")
 

@@ -108,10 +108,12 @@ def convert_checkpoint(
     }
     checkpoint, origin, contents = open_any(source, "convert")
     model = checkpoint.config if contents.model is None else contents.model
-    view = describe_contents(model, contents).view
-    how["model"] = "" if is_refused(view, contents.entries) else loading_class(model, view)
+    known = describe_contents(model, contents)
+    view = known.view
+    how["model"] = "" if is_refused(view, contents.entries) else loading_class(model, known)
+    kinds = known.source if known.unknown else ""
     if to in OTHER_FORMATS:
-        return write_other_format(
+        result = write_other_format(
             checkpoint,
             with_readers(contents, view),
             OTHER_FORMATS[to],
@@ -120,6 +122,7 @@ def convert_checkpoint(
             lossy=lossy,
             how=how,
         )
+        return replace(result, kinds=kinds)
     again = quantised_anew(contents, everything=beside == "quantize")
     contents = with_readers(again.contents, view)
     config, profile = settings_of(checkpoint, origin, contents)
@@ -162,7 +165,7 @@ def convert_checkpoint(
         notes.append(again.told)
     errors = {} if dry_run else again.errors(checkpoint, folder)
     formats = ", ".join(sorted({entry.format for entry in entries}))
-    return replace(result, notes=tuple(notes), why=why, format=formats, errors=errors)
+    return replace(result, kinds=kinds, notes=tuple(notes), why=why, format=formats, errors=errors)
 
 
 def settings_of(

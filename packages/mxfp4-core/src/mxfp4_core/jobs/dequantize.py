@@ -93,12 +93,13 @@ def dequantize_checkpoint(
     config = Mxfp4Config.from_dict({})
     manifest = Manifest("", {"dtype": dtype}, config.fingerprint(), "", source_fingerprint(checkpoint))
     content = content_of(checkpoint, units, {"config.json": document}, manifest)
+    known = describe_contents(model, contents)
     result = write_result(
         folder,
         content,
         _HighPrecision(),
         0,
-        model=loading_class(model, describe_contents(model, contents).view),
+        model=loading_class(model, known),
         max_shard_bytes=max_shard_bytes,
         force=force,
         dry_run=dry_run,
@@ -114,7 +115,8 @@ def dequantize_checkpoint(
         notes.append(
             f"{len(contents.static)} tensor(s) that only quantised layers have are left out, for example {first}"
         )
-    return replace(result, notes=tuple(notes), format=DTYPES[dtype])
+    kinds = known.source if known.unknown else ""
+    return replace(result, kinds=kinds, notes=tuple(notes), format=DTYPES[dtype])
 
 
 def _made(weight: Narrow, dtype: str, rounds: dict[str, None]) -> Recipe:

@@ -23,7 +23,7 @@ from mxfp4_core.dialects.default import by_adapter
 from mxfp4_core.dialects.unread import DESCRIPTIONS
 from mxfp4_core.errors import OutputError
 from mxfp4_core.jobs.units import CopyUnit
-from mxfp4_core.naming.view import ModelView
+from mxfp4_core.naming.providers import Described
 
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe")
 _COMPONENT = "diffusers."
@@ -169,13 +169,18 @@ def linear_modules(kept: Mapping[str, Sequence[int]], entries: Sequence[Entry]) 
     return found
 
 
-def loading_class(model: Mapping[str, Any], view: ModelView | None = None) -> str:
+def loading_class(model: Mapping[str, Any], known: Described) -> str:
     """Return the class that loads a model: its own of transformers where it is known, or ``diffusers.`` and its name.
 
     Args:
-        model: contents of config.json. Its ``architectures`` count where no code of the checkpoint is to be run.
-        view: what a model provider says.
+        model: contents of config.json. Its ``architectures`` count where nobody could be asked, and no code of the
+            checkpoint is to be run.
+        known: what the model providers say.
+
+    Returns:
+        A name, or nothing where the libraries were asked and have no class for the model.
     """
+    view = known.view
     component = model.get("_class_name")
     if isinstance(component, str) and component.isidentifier():
         return f"{_COMPONENT}{component}"
@@ -183,8 +188,9 @@ def loading_class(model: Mapping[str, Any], view: ModelView | None = None) -> st
         return view.model if view.provider.startswith("transformers ") else AUTO_CLASS
     named = model.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
-    sound = isinstance(name, str) and name.isidentifier() and "auto_map" not in model
-    return str(name) if sound else AUTO_CLASS
+    if "auto_map" in model or not (isinstance(name, str) and name.isidentifier()):
+        return AUTO_CLASS
+    return "" if known.unknown else name
 
 
 def write_result(

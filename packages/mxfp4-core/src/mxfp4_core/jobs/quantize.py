@@ -105,7 +105,7 @@ def quantize_checkpoint(
         content,
         dialect,
         len(entries),
-        model="" if is_refused(known.view, weights) else loading_class(checkpoint.config, known.view),
+        model="" if is_refused(known.view, weights) else loading_class(checkpoint.config, known),
         read=read_by_model(entries) is not None,
         max_shard_bytes=max_shard_bytes,
         force=force,

@@ -51,10 +51,12 @@ class Described:
     Attributes:
         view: what a provider said; None where the names decide.
         source: that in words, for plans and reports.
+        unknown: providers were asked, and none has a class for this model.
     """
 
     view: ModelView | None
     source: str
+    unknown: bool = False
 
 
 def installed_providers() -> tuple[str, ...]:
@@ -114,7 +116,7 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
             None, f"kinds by names: no provider for model type {_model_type(config)} is installed"
         )
     asked = "" if noted else f": no class for model type {_model_type(config)} in {', '.join(known)}"
-    return Described(None, f"kinds by names{asked}{noted}")
+    return Described(None, f"kinds by names{asked}{noted}", unknown=bool(asked))
 
 
 def load_provider(name: str) -> ModelProvider:
