@@ -178,6 +178,13 @@ def test_threads_do_not_change_bytes(threads: int, monkeypatch: pytest.MonkeyPat
     assert torch.equal(quantised.scales, scales)
 
 
+@pytest.mark.parametrize("k", [40, 64])
+@pytest.mark.parametrize("option", ["tail", "nonfinite"])
+def test_a_word_that_an_option_does_not_have_is_refused_for_every_size(option: str, k: int) -> None:
+    with pytest.raises(ConfigError, match=option):
+        quantize(torch.ones(2, k), **{"tail": "pad", option: "paad"})
+
+
 def test_gradients_are_not_tracked() -> None:
     weight = torch.nn.Parameter(torch.randn(2, 40))
     assert not quantize(weight, tail="pad").dequantize(torch.float32).requires_grad

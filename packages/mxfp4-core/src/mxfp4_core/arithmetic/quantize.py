@@ -61,9 +61,9 @@ def quantize(
     _check_types(format, profile, rule, ties, threads)
     form = MXFP4 if format == "mxfp4" else get(format)
     check_weight(weight, name)
-    shape = weight.shape
+    shape, refused = weight.shape, choice("tail", tail, ("refuse", "pad")) == "refuse"
     if shape[-1] % form.block:
-        if choice("tail", tail, ("refuse", "pad")) == "refuse":
+        if refused:
             raise ShapeError(
                 f"{name} cannot be quantised",
                 seen=f"k = {shape[-1]} in shape {tuple(shape)}",
