@@ -31,6 +31,7 @@ from mxfp4_core.jobs.planned import chosen, decided, planned
 from mxfp4_core.naming import Resolver
 from mxfp4_core.naming.braces import collapse
 from mxfp4_core.naming.facts import ModelFacts
+from mxfp4_core.naming.providers import Described
 from mxfp4_core.parallel import Parallel, shard_of
 from mxfp4_core.report.naming import group_of, kind_of, layer_of, natural_key
 
@@ -70,7 +71,7 @@ def config(made: dict[str, Path], room: Path) -> Reader:
     def read(number: int, data: bytes) -> None:
         checkpoint = replace(bare[number], config=parse_json(data, room / "config.json", constants=True))
         json.dumps(checkpoint.config)
-        loading_class(checkpoint.config)
+        loading_class(checkpoint.config, Described(None, ""))
         source = Source.of(checkpoint)
         if kind := narrow_kind(source):
             read_narrow(source, kind)
