@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import components
 import pytest
@@ -132,3 +133,24 @@ def test_a_dialect_that_says_it_is_quantised_and_is_not_is_an_error(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises((DialectError, LoadError)):
         components.load(folder)
+
+
+@pytest.mark.parametrize(("common", "own"), [("none", "mxfp4"), ("mxfp4", "none")])
+def test_an_override_says_how_the_input_of_its_layers_is_quantised(
+    checkpoints: dict[str, Path], tmp_path: Path, common: str, own: str
+) -> None:
+    overrides = [{"pattern": "ff", "activation": own}]
+    settings: dict[str, Any] = {"activation": common, "backend": "reference", "overrides": overrides}
+    wanted = components.load(checkpoints["sd3"], Mxfp4Config(**settings))
+    core = CoreConfig.from_dict({**settings, "dialect": "mxfp4-core"})
+    quantize_checkpoint(checkpoints["sd3"], tmp_path / "made", core)
+    wanted.save_pretrained(tmp_path / "saved")
+    modes = {
+        name: each.problem.activation for name, each in wanted.named_modules() if hasattr(each, "problem")
+    }
+    assert set(modes.values()) == {common, own}
+    for folder in ("made", "saved"):
+        with mxfp4_diffusers.machine(backend="reference"):
+            loaded = components.load(tmp_path / folder)
+        assert modes == {name: loaded.get_submodule(name).problem.activation for name in modes}
+        assert torch.equal(components.run(loaded), components.run(wanted))

@@ -94,11 +94,7 @@ class Folder(StoredTensors):
         if "activation" in core.model_fields_set and not contents.says_activation:
             said = said.model_copy(update={"activation": core.activation})
         contents, running = settled_folder(contents, said, devices)
-        activation: Any = contents.activation
-        stored = {
-            name: Stored(each.format, each.profile or contents.profile, each.activation or activation)  # type: ignore[arg-type]
-            for name, each in entries.items()
-        }
+        stored = {name: Stored.of(each, contents) for name, each in entries.items()}
         plan = plan_stored(model, stored, view, running if self.dialect.name == NATIVE.name else None)
         for name, weight in plan.weights.items():
             if entries[name].shape != weight.shape:

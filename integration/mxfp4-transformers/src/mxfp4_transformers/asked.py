@@ -36,16 +36,23 @@ def agreed(folder: Folder, asked: CoreConfig) -> CoreConfig:
         pairs["profile"] = asked.resolved_profile(), folder.contents.profile or "unknown"
     if "dialect" in pairs and asked.dialect == folder.dialect.name:
         del pairs["dialect"]
-    update = {key: getattr(asked, key) for key in MACHINE}
-    if "activation" in pairs and not folder.contents.says_activation:
-        update["activation"], _ = pairs.pop("activation")
+    update: dict[str, Any] = {key: getattr(asked, key) for key in MACHINE}
     if pairs.get("activation", ("", ""))[0] == "none":
         _, stored = pairs.pop("activation")
+        modes = [stored, *(each.activation for each in own.overrides)]
+        modes += [each.activation for each in folder.contents.entries.values()]
         update["activation"] = "none"
-        if stored != "none":
+        update["overrides"] = [
+            each.model_copy(update={"activation": "none"} if each.activation else {})
+            for each in own.overrides
+        ]
+        if made_for := list(dict.fromkeys(mode for mode in modes if mode not in ("none", "", None))):
             _LOG.warning(
-                "activations stay in high precision, as asked; the checkpoint was made for %s", stored
+                "activations stay in high precision, as asked; the checkpoint was made for %s",
+                ", ".join(made_for),
             )
+    elif "activation" in pairs and not folder.contents.says_activation:
+        update["activation"], _ = pairs.pop("activation")
     if wrong := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
         raise ConfigError(
             f"the config contradicts the checkpoint {folder.checkpoint.path}, which is quantised already",

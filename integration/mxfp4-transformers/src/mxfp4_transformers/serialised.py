@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from transformers.core_model_loading import WeightTransform
 
-from mxfp4_core.backend import Activation, settled_folder
-from mxfp4_core.config import ACTIVATIONS
+from mxfp4_core.backend import settled_folder
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import NATIVE, concat, interleave
-from mxfp4_core.errors import DialectError, LoadError
+from mxfp4_core.errors import LoadError
 from mxfp4_core.loader import LoadReportBuilder
 from mxfp4_core.modules import (
     ModelPlan,
@@ -97,14 +96,8 @@ class Serialised:
             for name, each in composed.items()
             if name in known
         }
-        stored = {
-            name: Stored(
-                each.first.format,
-                each.first.profile or contents.profile,
-                self._activation(each, core, contents.activation),
-            )
-            for name, each in self.composed.items()
-        }
+        plain = self.insists and core.activation == "none"
+        stored = {name: Stored.of(each.first, contents, plain=plain) for name, each in self.composed.items()}
         view = view_of(model, self.folder.headers)
         plan = plan_stored(model, stored, view, core if self.folder.dialect.name == NATIVE.name else None)
         check_biases(model, plan, {target for group in groups for target in group.targets})
@@ -151,23 +144,6 @@ class Serialised:
             self.folder.checkpoint.tensors if self.files else self.state, conversions
         )
         return Placed(filler, groups, {arriving[name]: target for name, target in found.items()}, device_of)
-
-    def _activation(self, made: Composed, core: CoreConfig, folder: str) -> Activation | None:
-        """Return what a weight is multiplied with; None where the config of the folder says it by name."""
-        if core.activation == "none":
-            return "none"
-        found = made.first.activation or folder
-        if self.folder.dialect.name == NATIVE.name and found == core.activation:
-            return None
-        known = next((word for word in ACTIVATIONS if word == found), None)
-        if known is None:
-            raise DialectError(
-                f"{made.first.weight} cannot be computed with",
-                seen=f"activation {found!r}",
-                rule=f"activations are one of {', '.join(ACTIVATIONS)}",
-                fix="ask for activation='none'",
-            )
-        return known
 
     def _say_what_is_left_out(self, plan: ModelPlan) -> None:
         if self.folder.contents.static and "fp8" in plan.activations.values():

@@ -10,6 +10,7 @@ import torch
 
 from mxfp4_core import Mxfp4Config, quantize
 from mxfp4_core.errors import LoadError, Mxfp4Error, PatternError
+from mxfp4_core.jobs import quantize_checkpoint
 from mxfp4_core.loader import EngineNames
 
 Save = Callable[..., Path]
@@ -106,3 +107,31 @@ def test_experts_are_known_by_any_of_them(save: Save) -> None:
 def test_a_folder_in_high_precision_is_not_stored(save: Save, dense: Tensors) -> None:
     with pytest.raises(LoadError, match="high precision"):
         names(Mxfp4Config(), save(dense), stored=True)
+
+
+@pytest.mark.parametrize(("common", "own"), [("none", "mxfp4"), ("fp8", "none"), (None, "mxfp4")])
+def test_an_override_says_how_the_input_of_its_layers_is_quantised(
+    save: Save, dense: Tensors, tmp_path: Path, common: str | None, own: str
+) -> None:
+    said = {} if common is None else {"activation": common}
+    overrides = [{"pattern": "down_proj", "activation": own}]
+    config = Mxfp4Config.from_dict({**said, "overrides": overrides, "dialect": "mxfp4-core"})
+    quantize_checkpoint(save(dense), tmp_path / "made", config)
+    online, found = names(config), names(config, tmp_path / "made", stored=True)
+    for part, mode in (("mlp.down_proj", own), ("self_attn.qkv_proj", common or "none")):
+        assert found.decide(f"{LAYER}{part}").quantize
+        assert found.decide(f"{LAYER}{part}").activation == mode
+        assert online.decide(f"{LAYER}{part}").activation == mode
+
+
+def test_modes_of_activations_that_a_fused_module_cannot_have(save: Save, dense: Tensors) -> None:
+    groups = [{"format": "mxfp8", "activation": "mxfp8", "weights": [f"{LAYER}self_attn.q_proj.weight"]}]
+    wide = quantize(dense[f"{LAYER}self_attn.q_proj.weight"], format="mxfp8")
+    tensors = stored(dense)
+    del tensors[f"{LAYER}self_attn.q_proj.weight_scale"]
+    for part in wide.format.parts:
+        tensors[f"{LAYER}self_attn.q_proj.weight{part.suffix}"] = wide.parts[part.name]
+    described = {"quant_method": "mxfp4-core", "formats": groups}
+    found = names(Mxfp4Config(), save(tensors, config={"quantization_config": described}), stored=True)
+    with pytest.raises(LoadError, match=r"q_proj: mxfp8 with activation mxfp8, .*v_proj: mxfp4 with activ"):
+        found.decide(f"{LAYER}self_attn.qkv_proj")

@@ -139,6 +139,10 @@ class Mxfp4Config(ConfigModel):
         """Return how activations are to be quantised for names that an override hits."""
         return self.activation if override is None or override.activation is None else override.activation
 
+    def own_activation(self, pattern: str | None) -> Activation | None:
+        """Return the mode of activations that the override with a pattern gives; None where it, or there, is none."""
+        return next((each.activation for each in self.overrides if each.pattern == pattern), None)
+
     def activations(self, format: str | None = None) -> tuple[Activation, ...]:
         """Return every mode that the config asks for, its own first; several where overrides set others.
 

@@ -126,9 +126,16 @@ class EngineNames:
         held = {leaf: entry for leaf, entry in found.items() if entry is not None}
         if not held:
             return EngineDecision(False, "not quantised in the checkpoint")
-        kinds = {(each.format, each.activation or contents.activation) for each in held.values()}
+        modes = {leaf: self._mode(leaf, entry, contents) for leaf, entry in held.items()}
+        kinds = {(entry.format, modes[leaf]) for leaf, entry in held.items()}
         if len(held) < len(found) or len(kinds) > 1:
-            said = {leaf: "high precision" if each is None else each.format for leaf, each in found.items()}
+            told = len(set(modes.values())) > 1
+            said = {
+                leaf: "high precision"
+                if each is None
+                else each.format + (f" with activation {modes[leaf]}" if told else "")
+                for leaf, each in found.items()
+            }
             raise LoadError(
                 f"{name} cannot be loaded as one module",
                 seen=", ".join(f"{leaf}: {word}" for leaf, word in said.items())[:400],
@@ -140,6 +147,11 @@ class EngineNames:
         profile = profiles.pop() if len(profiles) == 1 else ""
         suffixes = _suffixes(next(iter(held.values())))
         return EngineDecision(True, STORED, profile, activation, form, suffixes)
+
+    def _mode(self, leaf: str, entry: Entry, contents: Contents) -> str:
+        """Return how the input of a projection is quantised: as an override names it, else as the folder says."""
+        own = self.config.own_activation(self._resolver.decide(leaf, entry.shape).pattern)
+        return own or entry.activation or contents.activation
 
     def _leaves(self, name: str) -> list[str]:
         """Return the projections in a module; of all experts those of any one of them."""

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from mxfp4_core.config.schema import Mxfp4Config, Override
-from mxfp4_core.config.words import Activation
-from mxfp4_core.errors import ConfigError
+from mxfp4_core.config.words import ACTIVATIONS, Activation
+from mxfp4_core.dialects.base import Contents
+from mxfp4_core.dialects.entry import Entry
+from mxfp4_core.errors import ConfigError, DialectError
 from mxfp4_core.modules.ask import hold_other_activations, refused_by_backends
 from mxfp4_core.modules.decisions import decide, plain_reasons, why_kept
 from mxfp4_core.modules.model_plan import ModelPlan
@@ -34,12 +36,36 @@ class Stored:
     Attributes:
         format: name of its format.
         profile: name of the profile that made the bytes; empty where the file does not say.
-        activation: how x is to be quantised; None for what the config says.
+        activation: how x is to be quantised; None for what the config says. An override of the config that names a
+            mode for the weight outranks it.
     """
 
     format: str = "mxfp4"
     profile: str = ""
     activation: Activation | None = None
+
+    @classmethod
+    def of(cls, entry: Entry, contents: Contents, *, plain: bool = False) -> Stored:
+        """Return what a folder says about a weight.
+
+        Args:
+            entry: the weight.
+            contents: of the folder, as `settled_folder` returns them.
+            plain: activations stay in high precision, whatever the folder says.
+
+        Raises:
+            DialectError: its activations are quantised in a mode that nobody knows here.
+        """
+        said = "none" if plain else entry.activation or contents.activation
+        known = next((word for word in ACTIVATIONS if word == said), None)
+        if known is None:
+            raise DialectError(
+                f"{entry.weight} cannot be computed with",
+                seen=f"activation {said!r}",
+                rule=f"activations are one of {', '.join(ACTIVATIONS)}",
+                fix="ask for activation='none'",
+            )
+        return cls(entry.format, entry.profile or contents.profile, known)
 
 
 def plan_stored(
@@ -84,18 +110,17 @@ def plan_stored(
             if decisions and decisions[name].kept_by_config:
                 _contradiction(f"{name} is MXFP4", f"the config keeps it: {decisions[name].reason}")
         formats = {each.format for each in found.values()}
-        modes = {each.activation for each in found.values()}
+        modes = {_mode(each, decisions.get(name), config) for name, each in found.items()}
         if len(formats) > 1 or len(modes) > 1:
             _contradiction(
-                f"{site.path} has {' and '.join(sorted(formats))}, activations {' and '.join(map(str, modes))}",
+                f"{site.path} has {' and '.join(sorted(formats))}, activations {' and '.join(sorted(modes))}",
                 "all weights of a module have one format and one activation mode",
             )
         own = {name: each.profile for name, each in found.items()}
         for name in own:
             if decisions and decisions[name].pattern:  # an override has a profile of its own
                 own[name] = decisions[name].profile or own[name]
-        decided = decisions[names[0]].activation if decisions else "none"
-        plan.add(site, own, IN_CHECKPOINT, formats.pop(), modes.pop() or decided)
+        plan.add(site, own, IN_CHECKPOINT, formats.pop(), modes.pop())
     if lost := [name for name in stored if name not in plan.weights]:
         _contradiction(
             f"{lost[0]} is MXFP4" + (f", and {len(lost) - 1} more" if len(lost) > 1 else ""),
@@ -224,6 +249,12 @@ def stored_config(
 
     patterns = ignoring([Refusal(path, path, "") for path in kept], works)
     return config.model_copy(update={"ignore": [*config.ignore, *patterns]})
+
+
+def _mode(stored: Stored, decision: Decision | None, config: Mxfp4Config | None) -> Activation:
+    """Return how the input of a weight is quantised: as an override names it, else as the weight or the config says."""
+    own = config.own_activation(decision.pattern) if config is not None and decision is not None else None
+    return own or stored.activation or (decision.activation if decision is not None else "none")
 
 
 def _as_stored(model: nn.Module) -> dict[str, str]:
