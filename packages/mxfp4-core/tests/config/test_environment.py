@@ -50,3 +50,11 @@ def test_a_stored_checkpoint_leaves_the_machine_open() -> None:
         config_for_stored({"rule": "floor"}, '{"rule": "ceil"}')
     with pytest.raises(ConfigError, match=r"ignore"):
         config_for_stored({}, '{"ignore": ["lm_head"]}')
+
+
+def test_a_stored_checkpoint_that_says_nothing_about_activations_leaves_them_open() -> None:
+    assert "activation" not in config_for_stored({"rule": "floor"}).model_fields_set
+    assert config_for_stored({}, '{"activation": "mxfp4"}').activation == "mxfp4"
+    assert "activation" in config_for_stored({"activation": "none"}).model_fields_set
+    with pytest.raises(ConfigError, match="activation"):
+        config_for_stored({"activation": "none"}, '{"activation": "mxfp4"}')

@@ -41,10 +41,11 @@ def config_for_stored(stored: Mapping[str, Any], text: str | None = None) -> Mxf
         ConfigError: the text asks for other weights than the checkpoint holds, or one of the two is no config.
     """
     given, file = _given(text), Mxfp4Config.from_dict(dict(stored))
-    said = file.to_dict()
-    _agree({key: said.get(key) for key in given if key not in MACHINE}, given, "in the checkpoint")
-    machine = {key: value for key, value in given.items() if key in MACHINE}
-    return Mxfp4Config.from_dict({**said, **machine})
+    # A folder that does not say how activations are quantised leaves that to whoever loads it.
+    left = {*MACHINE} if "activation" in file.model_fields_set else {*MACHINE, "activation"}
+    said = {key: value for key, value in file.to_dict().items() if key not in left or key in stored}
+    _agree({key: said.get(key) for key in given if key not in left}, given, "in the checkpoint")
+    return Mxfp4Config.from_dict({**said, **{key: value for key, value in given.items() if key in left}})
 
 
 def _given(text: str | None) -> dict[str, Any]:
