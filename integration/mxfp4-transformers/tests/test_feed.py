@@ -32,7 +32,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     monkeypatch.setattr(feed, "DEVICES", {torch.device(DEVICE).type})
     monkeypatch.setattr(Feed, "rows", noted)
     monkeypatch.setattr(
-        ahead.ReadAhead.__init__, "__kwdefaults__", {"chunk_bytes": 1000, "buffers": 2, "threads": 2}
+        ahead.ReadAhead.__init__,
+        "__kwdefaults__",
+        {**ahead.ReadAhead.__init__.__kwdefaults__, "chunk_bytes": 1000, "buffers": 2, "threads": 2},
     )
     return found
 
