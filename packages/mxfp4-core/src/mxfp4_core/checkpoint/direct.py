@@ -111,11 +111,8 @@ def _filled(file: Path, first: int, count: int, view: memoryview) -> int:
                     break
         finally:
             os.close(descriptor)
-    except (
-        OSError,
-        ValueError,
-    ):  # `read_bytes` tells what is wrong, or can do what this file system cannot do here
-        return 0
+    except (OSError, ValueError):
+        return 0  # `read_bytes` tells what is wrong, or can do what this file system cannot do here
     return filled
 
 

@@ -100,9 +100,8 @@ def _function(x, FUNCTION: tl.constexpr):
     """Return the function of an activation that is not SiLU; comparisons with NaN are false, so that it passes."""
     if FUNCTION == "gelu":
         made = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif (
-        FUNCTION == "gelu_tanh"
-    ):  # x / 2 * (1 + tanh(y)) is x * sigmoid(2y), which loses nothing where tanh is near -1
+    elif FUNCTION == "gelu_tanh":
+        # x / 2 * (1 + tanh(y)) is x * sigmoid(2y), which loses nothing where tanh is near -1
         made = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
     elif FUNCTION == "relu":
         made = tl.where(x < 0.0, 0.0, x)
