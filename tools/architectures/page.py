@@ -34,7 +34,8 @@ by 2^-24, a dot product of 1024 terms so by some 2e-6 of its size; a wrong block
 1e-2.
 
 Rows of the weights differ in size up to eightfold, so that a row in another's place shows. Sizes are multiples of 32
-and not equal; layers are few, but every kind of them that a configuration has is there.
+and not equal; layers are few, but every kind of them that a configuration has is there. `family_defaults` are off, so
+that what they keep, such as vision towers, is tried as MXFP4, too.
 """
 
 _STEPS = (

@@ -61,7 +61,8 @@ class Trial:
     @property
     def options(self) -> list[str]:
         """The settings as options of a command."""
-        return [word for pattern in self.settings.get("ignore", ()) for word in ("--ignore", pattern)]
+        off = [] if self.settings.get("family_defaults", True) else ["--no-family-defaults"]
+        return off + [word for pattern in self.settings.get("ignore", ()) for word in ("--ignore", pattern)]
 
 
 def load(kind: Kind, folder: Path, dtype: torch.dtype | None = None, **keywords: Any) -> Any:

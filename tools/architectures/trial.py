@@ -21,12 +21,13 @@ from mxfp4_core.errors import Mxfp4Error
 _BEFORE_WEIGHTS = frozenset({"_process_model_before_weight_loading", "validate_environment", "plan_model"})
 
 
-def run(kind: Kind, work: Path) -> Row:
+def run(kind: Kind, work: Path, *, family_defaults: bool = False) -> Row:
     """Try one type, and return what was found; nothing escapes but `KeyboardInterrupt` and the like.
 
     Args:
         kind: the type.
         work: an empty folder.
+        family_defaults: keep what the table of families keeps; else that is tried as well.
     """
     started, row = time.monotonic(), Row(kind.name, kind.task)
     try:
@@ -38,7 +39,7 @@ def run(kind: Kind, work: Path) -> Row:
             row.status, row.message = NOT_BUILT, _told(error)
             return row
         gc.collect()
-        _try(kind, work, row)
+        _try(kind, work, row, family_defaults)
     except Fault as fault:
         row.status, row.step, row.message = FAULT, fault.step, fault.message
     except Exception as error:  # ours or not: it was not expected here
@@ -49,9 +50,9 @@ def run(kind: Kind, work: Path) -> Row:
     return row
 
 
-def _try(kind: Kind, work: Path, row: Row) -> None:
+def _try(kind: Kind, work: Path, row: Row, family_defaults: bool) -> None:
     step = "load"
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {} if family_defaults else {"family_defaults": False}
     try:
         loaded = steps.load_quantized(kind, work / "bf16", torch.bfloat16, settings)
     except Mxfp4Error as error:
@@ -60,7 +61,7 @@ def _try(kind: Kind, work: Path, row: Row) -> None:
             row.status, row.message = NOTHING, ""
             return
         row.pattern, row.message = _pattern(error), " ".join(str(error).split())
-        settings = {"ignore": [row.pattern]}
+        settings = {**settings, "ignore": [row.pattern]}
         try:
             loaded = steps.load_quantized(kind, work / "bf16", torch.bfloat16, settings)
         except Exception as second:

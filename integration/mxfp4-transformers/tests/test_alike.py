@@ -121,14 +121,16 @@ def test_names_that_differ_in_several_words(tmp_path: Path, ignore: list[str]) -
     )
     source = tmp_path / "source"
     transformers.DeepseekV4ForCausalLM(config).to(torch.bfloat16).save_pretrained(source)
-    plan = plan_checkpoint(source, CoreConfig(ignore=ignore))
+    plan = plan_checkpoint(source, CoreConfig(ignore=ignore, family_defaults=False))
     assert plan.view is not None
     by_command = {name for row in plan.quantized for name in plan.view.tensors[row.name].parameters}
-    model = load(source, "deepseek_v4", {"ignore": ignore})
+    model = load(source, "deepseek_v4", {"ignore": ignore, "family_defaults": False})
     assert set(model.hf_quantizer.plan.weights) == by_command
     assert "model.layers.0.self_attn.q_a_proj.weight" in by_command
     # A tensor of the file is called hc_scale, and is none of the scales.
-    quantize_checkpoint(source, tmp_path / "q", CoreConfig(ignore=ignore, dialect="mxfp4-core"))
+    quantize_checkpoint(
+        source, tmp_path / "q", CoreConfig(ignore=ignore, dialect="mxfp4-core", family_defaults=False)
+    )
     stored = mxfp4_transformers.from_pretrained(tmp_path / "q", settings())
     assert set(stored.hf_quantizer.plan.weights) == by_command
     held, wanted = stored.state_dict(), model.state_dict()  # 5.17 cannot compute with this model in bfloat16

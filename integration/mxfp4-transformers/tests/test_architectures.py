@@ -12,10 +12,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 from architectures import trial
+from architectures.build import configured
 from architectures.catalogue import TASKS, kinds
 from architectures.judge import same_bytes, same_output, widen
 from architectures.rows import NOTHING, WORKS, Fault
 from architectures.steps import load, load_quantized
+
+from mxfp4_core.config import Mxfp4Config
+from mxfp4_core.modules import decide
+from mxfp4_transformers.view import view_of
 
 FAMILIES = (
     "bert",  # masked: a head with a bias of its own
@@ -44,6 +49,18 @@ def test_a_family_works(name: str, tmp_path: Path) -> None:
     assert (row.status, row.step, row.message) == (WORKS, "", "")
     assert row.weights and row.share > 0.3  # XLNet has most of its matrices in three axes
     assert row.forward.startswith("equal")
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gemma3"])
+def test_what_the_table_of_families_keeps_is_kept_in_every_step(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        row = trial.run(kinds()[name], tmp_path, family_defaults=True)
+        with torch.device("meta"):
+            model = kinds()[name].auto_class.from_config(configured(kinds()[name]))
+    assert (row.status, row.step, row.message) == (WORKS, "", "")
+    every = decide(Mxfp4Config(family_defaults=False), view_of(model, {})).values()
+    assert 0 < row.weights < sum(each.quantize for each in every)
 
 
 def test_a_model_of_convolutions_has_nothing_to_quantise(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ class Serialised:
     def _check_rest(self, model: Any, plan: ModelPlan, view: ModelView) -> None:
         """Refuse a folder that lacks weights: transformers would fill them with random numbers and a warning."""
         there = {name for tensor in view.tensors.values() for name in tensor.parameters}
-        decisions = decide(CoreConfig(), view, check=False)
+        decisions = decide(CoreConfig(), view, check=False, stored=True)
         ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
         lost = [
             name

@@ -14,6 +14,7 @@ from mxfp4_core.cli.settings import (
     Activation,
     ConfigFile,
     Dialect,
+    FamilyDefaults,
     Format,
     FormatsByName,
     Ignore,
@@ -48,6 +49,7 @@ def plan_command(
     activation: Activation = None,
     ignore: Ignore = None,
     target_names: Targets = None,
+    family_defaults: FamilyDefaults = None,
     tail: Tail = None,
     models: Models = "auto",
     tp: Annotated[int, typer.Option("--tp", help="Tensor-parallel size.")] = 1,
@@ -89,6 +91,7 @@ def plan_command(
         ties=ties,
         dialect=dialect,
         activation=activation,
+        family_defaults=family_defaults,
         tail=tail,
     )
     place = None

@@ -13,6 +13,7 @@ from mxfp4_core.cli.settings import (
     Activation,
     ConfigFile,
     Dialect,
+    FamilyDefaults,
     Format,
     FormatsByName,
     Ignore,
@@ -45,6 +46,7 @@ def quantize_command(
     activation: Activation = None,
     ignore: Ignore = None,
     target_names: Targets = None,
+    family_defaults: FamilyDefaults = None,
     tail: Tail = None,
     models: Models = "auto",
     nonfinite: Annotated[str | None, typer.Option(help="NaN or infinity in a weight: refuse or nan.")] = None,
@@ -82,6 +84,7 @@ def quantize_command(
         ties=ties,
         dialect=dialect,
         activation=activation,
+        family_defaults=family_defaults,
         tail=tail,
         nonfinite=nonfinite,
     )

@@ -31,6 +31,14 @@ Ignore = Annotated[
     list[str] | None, typer.Option(help="Names to keep in high precision; may be given again.")
 ]
 Targets = Annotated[list[str] | None, typer.Option("--target", help="Names to quantise; may be given again.")]
+FamilyDefaults = Annotated[
+    bool | None,
+    typer.Option(
+        "--family-defaults/--no-family-defaults",
+        help="Keep what the table of model families keeps, such as vision towers (the default).",
+        show_default=False,
+    ),
+]
 Jobs = Annotated[
     int, typer.Option(help="Processes that work at a time, each on one file and with its own memory.")
 ]
@@ -61,7 +69,7 @@ def merged_config(
     ignore: list[str] | None,
     targets: list[str] | None,
     formats: list[str] | None = None,
-    **options: str | None,
+    **options: str | bool | None,
 ) -> Mxfp4Config:
     """Return the config of a file with the options of the command line on top; patterns and overrides add up.
 
@@ -142,6 +150,7 @@ __all__ = [
     "Activation",
     "ConfigFile",
     "Dialect",
+    "FamilyDefaults",
     "Format",
     "FormatsByName",
     "Ignore",

@@ -70,6 +70,10 @@ class Mxfp4Config(ConfigModel):
         default=True,
         description="Keep output heads, embeddings, routers, gates, norms and draft layers as they are.",
     )
+    family_defaults: StrictBool = Field(
+        default=True,
+        description="Keep what the table of model families keeps as well; with keep_defaults, and without targets.",
+    )
     overrides: list[Override] = Field(default=[], description="What is different for some names.")
     activation: Activation = Field(default="none", description="How the backend is to quantise activations.")
     backend: str | None = Field(default=None, description="Backend to use; none named: chosen by verdicts.")
@@ -156,12 +160,12 @@ class Mxfp4Config(ConfigModel):
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with every key that has a value; ``from_dict`` reads it back.
 
-        The format stands in it only where it is another one than ``mxfp4``, so that a config has the fingerprint that
-        it had before there were others.
+        ``format`` and ``family_defaults`` stand in it only where they are not the default, so that a config has the
+        fingerprint that it had before there were others.
         """
-        return self.model_dump(
-            mode="json", exclude_none=True, exclude={"format"} if self.format == "mxfp4" else None
-        )
+        usual = {"format": self.format == "mxfp4", "family_defaults": self.family_defaults}
+        left = {key for key, is_usual in usual.items() if is_usual}
+        return self.model_dump(mode="json", exclude_none=True, exclude=left)
 
     def described(self) -> dict[str, Any]:
         """Return what a folder of ours says about itself: all but what belongs to a machine.

@@ -198,7 +198,7 @@ def _with_profiles(
     """Return weights that are not in the format of the config with the profiles that its overrides give them."""
     if len(config.formats()) == 1:
         return dict(entries)
-    resolver, found = Resolver.for_model(config, model, fused={}), dict(entries)
+    resolver, found = Resolver.for_model(config, model, fused={}, stored=True), dict(entries)
     for weight, entry in entries.items():
         decision = resolver.decide(weight, entry.shape)
         if decision.quantize and decision.format == entry.format != config.format and not entry.profile:
@@ -266,7 +266,7 @@ def _derived_config(checkpoint: Checkpoint, dialect: str, contents: Contents) ->
     if contents.profile:
         settings["profile"] = contents.profile
     plain = Mxfp4Config.from_dict(settings)
-    resolver = Resolver.for_model(plain, checkpoint.config, fused={})
+    resolver = Resolver.for_model(plain, checkpoint.config, fused={}, stored=True)
     others: dict[str, Recipe | Narrow] = {**contents.tensors, **contents.beside}
     ignore = [
         f"={name.removesuffix('.weight')}"

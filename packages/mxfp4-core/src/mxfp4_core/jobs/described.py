@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,8 +10,9 @@ from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.dialects.base import Contents
 from mxfp4_core.errors import ModelError
 from mxfp4_core.naming.braces import collapse
+from mxfp4_core.naming.by_family import advice
+from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
-from mxfp4_core.naming.families import advice
 from mxfp4_core.naming.providers import Described, describe
 from mxfp4_core.naming.view import ModelView
 from mxfp4_core.naming.vocabulary import module_of
@@ -71,15 +72,18 @@ def is_refused(view: ModelView | None, quantized: Iterable[str]) -> bool:
     return view is not None and any(each.refusal for name in quantized for each in view.find(name))
 
 
-def notes_of(checkpoint: Checkpoint, view: ModelView | None, quantized: Iterable[str]) -> tuple[str, ...]:
+def notes_of(
+    checkpoint: Checkpoint, view: ModelView | None, decisions: Sequence[Decision]
+) -> tuple[str, ...]:
     """Return what a reader of a plan should know though nothing stands against it.
 
     Args:
         checkpoint: the checkpoint in high precision.
         view: what a model provider says, if one does.
-        quantized: names of the tensors that become MXFP4.
+        decisions: about each tensor, in its order.
     """
-    names = list(quantized)
+    decided = list(zip(checkpoint.tensors, decisions, strict=True))
+    names = [name for name, decision in decided if decision.quantize]
     refused: dict[str, list[str]] = {}
     widened: dict[str, list[str]] = {}
     for name in names if view else ():
@@ -100,6 +104,13 @@ def notes_of(checkpoint: Checkpoint, view: ModelView | None, quantized: Iterable
     ]
     notes += _large_others(checkpoint, view)
     facts = ModelFacts.read(checkpoint.config)
+    rows: dict[str, list[str]] = {}
+    for name, decision in decided:
+        if decision.row:
+            rows.setdefault(decision.row, []).append(module_of(name))
+    for source, held in rows.items():
+        kept = f"{len(held)} tensors of a {facts.model_type} stay in high precision by the table of families"
+        notes.append(f"{kept} ({source}): {', '.join(collapse(held))}; --no-family-defaults quantises them")
     for source, patterns in advice(facts.model_type, map(module_of, names)).items():
         options = " ".join(f"--ignore {pattern}" for pattern in patterns)
         notes.append(f"others keep more of a {facts.model_type} in high precision ({source}): {options}")

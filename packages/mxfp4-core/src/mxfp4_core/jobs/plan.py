@@ -22,8 +22,8 @@ from mxfp4_core.jobs.output import Report, copied_weights, counted
 from mxfp4_core.jobs.planned import chosen, decided, planned_as
 from mxfp4_core.jobs.rows import Row, Rows
 from mxfp4_core.naming.braces import collapse
+from mxfp4_core.naming.by_family import advice
 from mxfp4_core.naming.facts import ModelFacts
-from mxfp4_core.naming.families import advice
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.naming.view import ModelView
@@ -218,7 +218,7 @@ def plan_checkpoint(
         done(info.nbytes)
     result = Plan(str(source), facts.model_type, config, parallel, tuple(rows), view=described.view)
     result = replace(result, dialect=dialect.name, why=why)
-    notes = notes_of(checkpoint, described.view, (row.name for row in result.quantized))
+    notes = notes_of(checkpoint, described.view, decisions)
     copied = copied_weights(checkpoint.other_files)
     result = replace(result, kinds=described.source, notes=notes, copied=copied, left=checkpoint.left)
     if (name := backend or config.backend) is None:

@@ -25,6 +25,7 @@ from mxfp4_core.jobs.opened import open_high_precision
 from mxfp4_core.jobs.output import Report, Result, check_apart, content_of, loading_class, write_result
 from mxfp4_core.jobs.planned import chosen, decided, description, planned_as, stored_as
 from mxfp4_core.jobs.units import CopyUnit, QuantizeUnit
+from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
@@ -86,7 +87,7 @@ def quantize_checkpoint(
     check_apart(place(source), folder)
     checkpoint = open_high_precision(source)
     known = describe_checkpoint(checkpoint, models)
-    weights = planned_weights(checkpoint, config, known.view)
+    decisions, weights = planned_weights(checkpoint, config, known.view)
     entries = [entry for entry, _ in weights.values()]
     dialect, why = chosen(checkpoint, config, entries)
     config = config.model_copy(update={"dialect": dialect.name})
@@ -114,7 +115,7 @@ def quantize_checkpoint(
         progress=progress,
         executor=executor,
     )
-    notes = notes_of(checkpoint, known.view, (entry.weight for entry in entries))
+    notes = notes_of(checkpoint, known.view, decisions)
     formats = ", ".join(sorted({entry.format for entry in entries}))
     notes = (*notes, *dialect.notes(described))
     return replace(result, kinds=known.source, notes=notes, why=why, format=formats)
@@ -122,8 +123,8 @@ def quantize_checkpoint(
 
 def planned_weights(
     checkpoint: Checkpoint, config: Mxfp4Config, view: ModelView | None
-) -> dict[str, tuple[Entry, str]]:
-    """Decide about every tensor, and return the entry and the profile of each that is quantised, by name.
+) -> tuple[list[Decision], dict[str, tuple[Entry, str]]]:
+    """Decide about every tensor, and return that, with the entry and the profile of each that is quantised, by name.
 
     Args:
         checkpoint: in high precision.
@@ -158,7 +159,7 @@ def planned_weights(
             rule="at least one weight becomes MXFP4",
             fix="see the reasons with `mxfp4 plan`, and change targets, ignore or overrides",
         )
-    return found
+    return decisions, found
 
 
 def quantize_units(

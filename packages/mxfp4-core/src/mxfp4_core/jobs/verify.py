@@ -82,7 +82,7 @@ def verify_checkpoint(
         resolver = None
         if not profile:
             known_by = describe_checkpoint(original, models)
-            resolver = Resolver.for_model(config, checkpoint.config, view=known_by.view)
+            resolver = Resolver.for_model(config, checkpoint.config, view=known_by.view, stored=True)
         fitting = _check_names(original, contents, result)
         units = _source_units(original, contents, resolver, profile or known, config)
         weights = {name: unit for name, unit in units.items() if name in fitting}

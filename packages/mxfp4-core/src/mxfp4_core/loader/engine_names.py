@@ -83,7 +83,9 @@ class EngineNames:
     ) -> None:
         self.config = config = config if stored else settled(config, [Device.current()])
         self._fused, self._renames = {**DEFAULT_FUSED, **fused}, tuple(renames)
-        self._resolver = Resolver.for_model(config, model_config, fused=self._fused, renames=self._renames)
+        self._resolver = Resolver.for_model(
+            config, model_config, fused=self._fused, renames=self._renames, stored=stored
+        )
         self._contents: Contents | None = None
         checkpoint = _opened(folder)
         self._checked = checkpoint is not None

@@ -15,16 +15,19 @@ from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.naming.view import ModelView
 
 
-def decide(config: Mxfp4Config, view: ModelView, *, check: bool = True) -> dict[str, Decision]:
+def decide(
+    config: Mxfp4Config, view: ModelView, *, check: bool = True, stored: bool = False
+) -> dict[str, Decision]:
     """Return the decision about every parameter, by its name in the model.
 
     Args:
         config: with the patterns.
         view: what each parameter of the model is. Of a tied pair both names count: patterns may name either.
         check: raise for a pattern that matches nothing.
+        stored: as for `Resolver.for_model`.
     """
     shapes = {name: parameter.shape for name, parameter in view.parameters.items()}
-    resolver = Resolver.for_model(config, view.config, view=view)
+    resolver = Resolver.for_model(config, view.config, view=view, stored=stored)
     if check:
         return dict(zip(shapes, resolver.decide_all(shapes.items()), strict=True))
     return {name: resolver.decide(name, shape) for name, shape in shapes.items()}

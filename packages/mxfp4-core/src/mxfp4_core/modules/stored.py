@@ -90,7 +90,11 @@ def plan_stored(
     sites = {site.path: site for site in find_sites(model)}
     decisions: dict[str, Decision] = {}
     if config is not None:
-        decisions = decide(config, view, check=False)
+        # The defaults of the family say why something is not in MXFP4; what is, whoever wrote it had decided.
+        written = decide(config, view, check=False, stored=True)
+        decisions = decide(config, view, check=False) | {
+            name: found for name, found in written.items() if name in stored
+        }
     reasons = plain_reasons(model, decisions) if decisions else _as_stored(model)
     profiles = dict.fromkeys(each.profile for each in stored.values())
     plan = ModelPlan(reasons=reasons, profile=", ".join(profile for profile in profiles if profile))

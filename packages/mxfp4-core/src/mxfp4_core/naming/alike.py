@@ -86,6 +86,7 @@ def again(known: Known, name: str) -> Decision:
         profile=decision.profile,
         activation=decision.activation,
         format=decision.format,
+        row=decision.row,
     )
 
 

@@ -31,6 +31,7 @@ class Decision:
         activation: how activations are quantised where it is used.
         matched: the spelling of the name that the pattern hit.
         format: what it becomes; that of the config where it is kept.
+        row: source of the row in the table of families that keeps it, if one does.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Decision:
     matched: str | None = None
     activation: Activation = "none"
     format: str = "mxfp4"
+    row: str = ""
 
     @property
     def outcome(self) -> Outcome:

@@ -1,19 +1,19 @@
 """What differs by family of models, as one table: each row with the model types that it is about, and its source.
 
 Names tell most of what a weight is. What they do not tell, and what somebody learned at a model's expense, is a row
-here: which gated activation the experts have, whose weights are stored with K before N, and what others keep in high
-precision beyond the defaults of ``kept.py``. `mxfp4 plan` shows that advice; only the user's config carries it out.
+here: which gated activation the experts have, whose weights are stored with K before N, and what stays in high
+precision beyond the defaults of ``kept.py``. What a row keeps is a default, which ``family_defaults`` switches
+off; what it only advises is shown by `mxfp4 plan`, and the user's config carries it out.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from mxfp4_core.arithmetic.gate import GPT_OSS_SWIGLU, Gate
-from mxfp4_core.config.patterns import PatternSet
+from mxfp4_core.naming.facts import ModelFacts
 
 GatedActivation = Gate
 """What this room calls it: see `mxfp4_core.backend.Gate`."""
@@ -30,7 +30,8 @@ class Family:
         k_first_experts: checkpoints hold stacked experts as ``[E, K, N]``.
         k_first_always: they do so whoever saved them; otherwise only as released, and the sizes tell.
         k_first_linears: last components of the names of linears that checkpoints hold as ``[K, N]``.
-        advised: patterns of what the source keeps in high precision, for ``ignore``.
+        kept: patterns of what stays in high precision by default, as the source keeps it.
+        advised: patterns of what the source keeps beyond that at a price that the user decides about, for ``ignore``.
         ends: the same of numbered blocks: what they are called, and how many the source keeps at each end.
         rewritten: ends of the names of modules whose weights the model changes while it runs, so that they stay.
     """
@@ -41,6 +42,7 @@ class Family:
     k_first_experts: bool = False
     k_first_always: bool = False
     k_first_linears: frozenset[str] = frozenset()
+    kept: tuple[str, ...] = ()
     advised: tuple[str, ...] = ()
     ends: tuple[str, int] | None = None
     rewritten: tuple[str, ...] = ()
@@ -86,13 +88,15 @@ FAMILIES: Final[tuple[Family, ...]] = (
     ),
     Family(
         types=frozenset({"deepseek_v3", "deepseek_v32", "deepseek_v4"}),
+        # Its `model.layers.61` is the draft layer of a model of 61, which the defaults keep by the depth. V4's own
+        # names say `attn`.
         source="SGLang 0.5.23 quark.py, default excludes of quark_mxfp4",
-        advised=("self_attn", "model.layers.61"),
+        kept=("self_attn", "attn"),
     ),
     Family(
         types=frozenset({"qwen3_5_moe", "qwen3_5_moe_text"}),
         source="SGLang 0.5.13 to 0.5.23 quark.py, default excludes of quark_mxfp4",
-        advised=(
+        kept=(
             "in_proj_a",
             "in_proj_b",
             "in_proj_qkv",
@@ -122,10 +126,13 @@ FAMILIES: Final[tuple[Family, ...]] = (
         ends=("blocks", 10),
     ),
 )
-"""The table, in no order that matters: what several rows say about one model type adds up.
+"""The table, in no order that matters: what several rows say about one model type adds up."""
 
-Vision towers have no row: SGLang 0.5.13 to 0.5.23 quantises their linears like all others.
-"""
+TOWERS: Final = (
+    "SGLang 0.5.23 builds towers without quantisation: qwen3_vl.py (also for qwen3_5.py), kimi_k25.py, deepseek_v4.py, "
+    "internvl.py, minimax_m3_vl.py, step3p7.py, qwen2_audio.py and others"
+)
+"""The row about towers, which holds for each model that `has_towers`: its source. See ``towers.py`` for the names."""
 
 
 def rows(model_type: str) -> Iterator[Family]:
@@ -162,44 +169,24 @@ def rewritten(model_type: str, module: str) -> bool:
     return any(f".{module}".endswith(f".{end}") for row in rows(model_type) for end in row.rewritten)
 
 
-def advice(model_type: str, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return what others keep in high precision of a model of this type: the source, and their patterns for ``ignore``.
+def kept_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what stays in high precision of a model by the rows about it: patterns, each with its source.
 
     Args:
-        model_type: as in config.json.
-        modules: the weights that would be quantised; patterns that hit none of them are left out.
+        config: contents of config.json; may be empty.
     """
-    advised = [row for row in rows(model_type) if row.advised or row.ends]
-    names = list(modules) if advised else []
-    found = {}
-    for row in advised:
-        texts = (*row.advised, *_ends(row, names))
-        patterns = PatternSet(texts)
-        hit = {text for name in names for text in patterns.find(name)}
-        if hit:
-            found[row.source] = tuple(text for text in texts if text in hit)
-    return found
-
-
-def _ends(row: Family, names: Iterable[str]) -> list[str]:
-    """Return patterns for the first and the last blocks; none where no block would be left between them."""
-    if row.ends is None:
-        return []
-    blocks, count = row.ends
-    matches = (re.search(rf"(?:^|\.){blocks}\.(\d{{1,6}})(?:\.|$)", name) for name in names)
-    last = max((int(match[1]) for match in matches if match), default=-1)
-    if last < 2 * count:
-        return []
-    return [f"{blocks}.{number}" for number in (*range(count), *range(last - count + 1, last + 1))]
+    types = dict.fromkeys([ModelFacts.read(config).model_type, str(config.get("model_type") or "")])
+    return {text: row.source for kind in types for row in rows(kind) for text in row.kept}
 
 
 __all__ = [
     "FAMILIES",
+    "TOWERS",
     "Family",
     "GatedActivation",
-    "advice",
     "gate_of",
     "k_first_family",
+    "kept_of",
     "rewritten",
     "rows",
 ]

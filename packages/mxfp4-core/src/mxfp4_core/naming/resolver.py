@@ -6,7 +6,7 @@ One resolver serves every caller, whichever vocabulary its names are in. What ou
 2. ``ignore`` and overrides with ``keep = true``;
 3. overrides with ``keep = false`` quantise even what the defaults keep;
 4. the defaults (output heads, embeddings, routers and gates, norms, draft layers);
-5. ``targets``, where any are given;
+5. ``targets``, where any are given, and else what the table of families keeps of a model of its type;
 6. everything else is quantised.
 """
 
@@ -20,6 +20,7 @@ from typing import Any, NoReturn, Self
 from mxfp4_core.config.schema import Mxfp4Config, Override
 from mxfp4_core.errors import PatternError
 from mxfp4_core.naming.alike import Alike, again, part_of
+from mxfp4_core.naming.by_family import ByFamily
 from mxfp4_core.naming.decision import NO_TARGET, Decision, refuse_pair, refuse_split, refuse_unmatched
 from mxfp4_core.naming.exclude_lists import exclude_patterns
 from mxfp4_core.naming.facts import ModelFacts
@@ -37,6 +38,7 @@ from mxfp4_core.naming.vocabulary import (
     weight_of,
 )
 
+_NUMBER = re.compile(r"(?<!\d)\d{1,5}(?!\d)")
 _MAX_PROBES = 1024  # experts that are asked one by one; also bounds what a hostile header can make us do
 
 
@@ -50,6 +52,7 @@ class Resolver:
         layers: ``num_hidden_layers`` of the model, to tell draft layers; None if unknown.
         experts: experts of one layer, for names that come without a shape; None if unknown.
         view: what a model provider says about the model; None where the names alone decide.
+        family: contents of config.json, by which the table of families keeps what it does; None: it keeps nothing.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Resolver:
         layers: int | None = None,
         experts: int | None = None,
         view: ModelView | None = None,
+        family: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.view = config, view
         self._fused, self._renames = fused, (*renames, *(view.renames if view else ()))
@@ -69,22 +73,27 @@ class Resolver:
         self._overrides: dict[str, Override] = {override.pattern: override for override in config.overrides}
         texts = dict.fromkeys([*config.ignore, *self._overrides, *config.targets])
         self._matcher = Matcher(texts, fused, self._renames, view.aliases if view else None)
-        self._probes = _expert_numbers(texts)
+        self._family = ByFamily(family or {}, config, fused, self._renames, view)
+        self._probes = frozenset(int(number) for text in texts for number in _NUMBER.findall(text))
         self._offered: dict[str, None] = {}
-        self._matched: set[str] = set()
-        self._effective: set[str] = set()
+        self._matched, self._effective = set[str](), set[str]()
 
     @classmethod
-    def for_model(cls, config: Mxfp4Config, model_config: Mapping[str, Any], **keywords: Any) -> Self:
-        """Return a resolver that knows the depth and the number of experts of the model from its config.json.
+    def for_model(
+        cls, config: Mxfp4Config, model_config: Mapping[str, Any], *, stored: bool = False, **keywords: Any
+    ) -> Self:
+        """Return a resolver that knows from config.json the depth of the model, its experts and its family.
 
         Args:
             config: the config.
             model_config: contents of config.json; may be empty.
+            stored: the weights are quantised already: what their writer decided is not decided again by family.
             **keywords: as for the constructor.
         """
-        facts = ModelFacts.read(model_config)
-        return cls(config, layers=facts.layers or None, experts=facts.experts or None, **keywords)
+        facts, family = ModelFacts.read(model_config), None if stored else model_config
+        return cls(
+            config, layers=facts.layers or None, experts=facts.experts or None, family=family, **keywords
+        )
 
     def decide(self, name: str, shape: Sequence[int] | None = None) -> Decision:
         """Decide about one name of a tensor or module, fused or not, with or without ``.weight``.
@@ -168,12 +177,8 @@ class Resolver:
         """
         if missing := self.unmatched():
             refuse_unmatched(missing, len(self._matcher.texts), list(self._offered))
-        idle = [
-            text
-            for text in self._matcher.texts
-            if self._should_quantize(text) and text not in self._effective
-        ]
-        if idle:
+        asked = [text for text in self._matcher.texts if self._should_quantize(text)]
+        if idle := [text for text in asked if text not in self._effective]:
             raise PatternError(
                 "a pattern asks for MXFP4, but all that it matches is kept",
                 seen=", ".join(map(repr, idle[:5])),
@@ -232,14 +237,14 @@ class Resolver:
         target = next((text for text in hits if text in self._targets), None)
         if self._targets and target is None and not forced:
             return Decision(leaf, False, NO_TARGET)
+        if not forced and (kept := self._family.why(leaf)):
+            return Decision(leaf, False, kept[0], row=kept[1])
         chosen = target if override is None else override.pattern
         told = "a linear or expert weight" if chosen is None else f"target {chosen!r}"
         if override is not None:
             told = f"override {chosen!r}" + (", which outranks the defaults" if forced else "")
         profile, activation, format = self.config.outcome_for(override)
-        return Decision(
-            leaf, True, told, chosen, profile, hits[chosen] if chosen else None, activation, format
-        )
+        return Decision(leaf, True, told, chosen, profile, hits.get(chosen or ""), activation, format)
 
     def _weight_of(self, name: str, module: str) -> str:
         exact = self.view is not None and self.view.names(name) and module == module_of(name)
@@ -289,10 +294,6 @@ class Resolver:
             yield whole, module
         for fused, _ in fused_names(module, self._fused):
             yield fused, module
-
-
-def _expert_numbers(texts: Iterable[str]) -> frozenset[int]:
-    return frozenset(int(number) for text in texts for number in re.findall(r"\d+", text) if len(number) < 6)
 
 
 __all__ = ["DEFAULT_FUSED", "Decision", "Resolver", "exclude_patterns"]

@@ -1,0 +1,82 @@
+"""What lies beside a language model and feeds it: towers that see or hear, and the projectors behind them.
+
+Their names are words of each model's own, so they are told by the words in them, not by a list of models. Only what
+stands before the first number counts: behind it is a layer's own, such as the ``vision_experts`` of a language model.
+A model that sees and has no language model beside (ViT), or two encoders that meet in one space (CLIP), is no tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from mxfp4_core._text import is_index
+from mxfp4_core.naming.facts import language
+
+_SEES: Final = frozenset({"vision", "visual", "image", "img", "video", "vit", "vpm", "vqmodel"})
+_HEARS: Final = frozenset({"audio", "speech", "sound", "acoustic", "apm"})
+_PROJECTS: Final = frozenset({"projector", "aligner", "connector", "resampler", "merger", "qformer"})
+# Names whose words alone say too little: DeepSeek-OCR, VibeVoice, BLIP-2, InternVL's own code.
+_WHOLE: Final[Mapping[str, str]] = {
+    "sam_model": "a vision tower",
+    "semantic_tokenizer_encoder": "an audio tower",
+    "language_projection": "the projector of a tower",
+    "mlp1": "the projector of a tower",
+}
+_SECTIONS: Final = frozenset({*_SEES, *_HEARS, "vq"})
+_CONTRASTIVE: Final = ("logit_scale_init_value", "temperature_init_value")
+_CONTRASTIVE_TEXT: Final = frozenset({"siglip_text_model", "siglip2_text_model"})
+_MOST_SECTIONS: Final = 64  # bounds what a hostile config.json makes us look at
+
+
+def has_towers(config: Mapping[str, Any]) -> bool:
+    """Say whether config.json, or a section of it, describes a tower beside a language model.
+
+    Args:
+        config: contents of config.json; may be empty.
+    """
+    return any(map(_beside_language, _with_sections(config)))
+
+
+def tower_of(module: str) -> tuple[str, str] | None:
+    """Return the component of a name that is a tower or its projector, and what it is; None where there is none.
+
+    Args:
+        module: name in the checkpoint, the model or an engine, of a model that `has_towers`.
+    """
+    for part in module.split("."):
+        if is_index(part):
+            return None
+        words = {*part.lower().split("_")}
+        # The projector last: `vision_projector` is a part of the tower, and `vit_merger` is.
+        told = (_SEES, "a vision tower"), (_HEARS, "an audio tower"), (_PROJECTS, "the projector of a tower")
+        found = _WHOLE.get(part) or next((what for known, what in told if words & known), None)
+        if found is not None:
+            return part, found
+    return None
+
+
+def _with_sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield config.json and the sections of models in it: ``thinker_config``, ``vlm_config``."""
+    waiting, seen = [config], 0
+    while waiting and seen < _MOST_SECTIONS:
+        section, seen = waiting.pop(0), seen + 1
+        yield section
+        waiting += [value for value in section.values() if isinstance(value, Mapping)]
+
+
+def _beside_language(section: Mapping[str, Any]) -> bool:
+    towers = any(
+        isinstance(value, Mapping) and _SECTIONS & {*str(key).lower().split("_")}
+        for key, value in section.items()
+    )
+    if not (towers or isinstance(section.get("mm_vision_tower"), str)):
+        return False
+    text = language(section)
+    apart = text is not section
+    if any(key in section for key in _CONTRASTIVE) or text.get("model_type") in _CONTRASTIVE_TEXT:
+        return False
+    return apart or ("vocab_size" in section and "num_hidden_layers" in section)
+
+
+__all__ = ["has_towers", "tower_of"]
