@@ -150,20 +150,23 @@ def measure_in_turns(models: dict[str, Any], options: argparse.Namespace) -> dic
 def measure_compiled(model: Any, own: int, options: argparse.Namespace) -> Figures:
     """Return the figures of what is compiled, and the peak of memory; the model has ``own`` bytes."""
     found: Figures = {}
+
+    def note(what: str, figure: float) -> None:
+        found[what] = figure
+        say(what, figure)
+
     others = torch.cuda.memory_allocated() - own
     torch.cuda.reset_peak_memory_stats()
     for batch in options.batches if "static" in options.parts else ():
         torch.compiler.reset()
         run = generation(model, batch, cache_implementation="static")
-        found[f"static, batch {batch}, tokens/s"] = batch * NEW / seconds(run)
+        note(f"static, batch {batch}, tokens/s", batch * NEW / seconds(run))
     for batch in options.batches if "step" in options.parts else ():
         torch.compiler.reset()
-        found[f"step, batch {batch}, ms"] = step(model, batch)
+        note(f"step, batch {batch}, ms", step(model, batch))
     for length in options.prefills:
         model(tokens(1, length), logits_to_keep=1)
-    found["peak memory, GiB"] = (torch.cuda.max_memory_allocated() - others) / 2**30
-    for what, figure in found.items():
-        say(what, figure)
+    note("peak memory, GiB", (torch.cuda.max_memory_allocated() - others) / 2**30)
     return found
 
 

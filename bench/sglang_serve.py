@@ -160,7 +160,7 @@ def run(path: Path, variant: str, options: argparse.Namespace, folder: Path) -> 
 def kernels(log: str) -> list[str]:
     """Return what we said of the load."""
     return sorted(
-        {line[line.index("mxfp4: ") :][:400] for line in log.splitlines() if "mxfp4: quantised" in line}
+        {line[line.index("mxfp4: ") :][:600] for line in log.splitlines() if "mxfp4: quantised" in line}
     )
 
 
