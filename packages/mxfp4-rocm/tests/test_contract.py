@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import shutil
 import tomllib
 from pathlib import Path
 
+import pytest
 import rocm_emulated
 import vendor_wheels
 from rocm_emulated import HERE
 
-from mxfp4_rocm import contract
+from mxfp4_rocm import contract, vendor
 from mxfp4_rocm.limits import PROVEN
 from mxfp4_rocm.wheel import CONTRACT
 
@@ -67,6 +70,46 @@ def test_an_argument_that_was_renamed_is_named(tmp_path: Path) -> None:
 def test_one_of_two_arguments_is_enough_and_none_is_not(tmp_path: Path) -> None:
     found = changed(tmp_path, "ops/gemm_op_a4w4.py", "out", "result")
     assert "has no argument out or dtype" in found.missing("gemm_a4w4")
+
+
+def test_what_the_wheel_hides_behind_torch_is_hidden_in_the_emulation(wheel_files: Path) -> None:
+    """Who asks such a function for its arguments learns nothing, on the GPU alone."""
+
+    def hidden(package: Path) -> set[str]:
+        found = set()
+        for name, call in contract.read(package).calls.items():
+            text = (package.parent / (call.module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+            nodes = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+            found |= {name for node in nodes if node.name == call.name and node.decorator_list}
+        return found
+
+    assert hidden(wheel_files / "aiter") == hidden(HERE / "wheel" / "aiter") == {"gemm_a4w4"}
+
+
+@pytest.mark.parametrize("version", ["wheel", "head"])
+def test_arguments_are_those_of_the_source_however_it_is_decorated(version: str) -> None:
+    with rocm_emulated.aiter(version):
+        shown = inspect.signature(vendor.function("gemm_a4w4")).parameters
+        assert set(shown) == {"args", "kwargs"}
+        assert vendor.takes("gemm_a4w4", "out") is (version == "wheel")
+        assert vendor.takes("gemm_a4w4", "dtype") is (version == "head")
+        assert not vendor.takes("gemm_a8w8", "out")
+
+
+def test_a_function_that_is_imported_from_elsewhere_is_not_taken_unseen(tmp_path: Path) -> None:
+    found = changed(
+        tmp_path,
+        "ops/triton/quant.py",
+        "def dynamic_mxfp4_quant(",
+        "from .other import a, dynamic_mxfp4_quant\ndef b(",
+    )
+    assert "its arguments are not seen" in found.missing("dynamic_mxfp4_quant")
+
+
+def test_a_table_is_found_among_several_names_of_an_import(tmp_path: Path) -> None:
+    shutil.copytree(HERE / "wheel" / "aiter", tmp_path / "aiter")
+    (tmp_path / "aiter" / "ops" / "enum.py").write_text("from .core import ActivationType, QuantType\n")
+    assert contract.read(tmp_path / "aiter").has("ActivationType", "QuantType")
 
 
 def test_a_function_that_has_gone_is_named_with_the_places_where_it_was(tmp_path: Path) -> None:

@@ -190,10 +190,14 @@ def _find(package: Path, call: Call) -> Found | str:
         if not path.is_file():
             continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if _name(node) not in (call.name, *call.instead):
+            known = [name for name in _names(node) if name in (call.name, *call.instead)]
+            if not known:
                 continue
             if not isinstance(node, ast.FunctionDef):
-                return Found(module, _name(node))
+                if not call.arguments:
+                    return Found(module, known[0])
+                seen.append(f"{module} has {known[0]} from elsewhere, so that its arguments are not seen")
+                continue
             names = _arguments(node)
             absent = [each for each in call.arguments if not set(each.split("|")) & set(names)]
             if call.either and not any(each in names for each in call.either):
@@ -204,14 +208,14 @@ def _find(package: Path, call: Call) -> Found | str:
     return "; ".join(seen) or f"no {call.name} in {' or '.join(call.homes)}"
 
 
-def _name(node: ast.stmt) -> str:
+def _names(node: ast.stmt) -> list[str]:
+    """Return the names that a statement of a module gives something."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return node.name
+        return [node.name]
+    if isinstance(node, ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names]
     targets: Iterable[ast.expr] = node.targets if isinstance(node, ast.Assign) else ()
-    imported = (
-        [alias.asname or alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
-    )
-    return next((each.id for each in targets if isinstance(each, ast.Name)), next(iter(imported), ""))
+    return [each.id for each in targets if isinstance(each, ast.Name)]
 
 
 def _arguments(node: ast.FunctionDef) -> tuple[str, ...]:

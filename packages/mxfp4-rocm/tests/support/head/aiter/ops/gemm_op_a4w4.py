@@ -2,6 +2,7 @@ import rocm_strict
 import torch
 
 
+@rocm_strict.guarded
 def gemm_a4w4(
     A, B, A_scale, B_scale, bias=None, dtype=torch.bfloat16, alpha=1.0, beta=0.0, bpreshuffle=True,
     apreshuffle=False, global_A_scale=None, global_B_scale=None,
