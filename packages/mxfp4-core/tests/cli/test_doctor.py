@@ -17,6 +17,7 @@ from mxfp4_core.backend.choices import Choice
 from mxfp4_core.backend.device import Device, Probe
 from mxfp4_core.backend.reference.backend import ReferenceBackend
 from mxfp4_core.cli import app
+from mxfp4_core.cli import doctor as doctor_module
 from mxfp4_core.cli.doctor import merged
 from mxfp4_core.cli.settings import asked_device
 
@@ -36,6 +37,21 @@ def test_without_a_gpu_the_reference_is_used() -> None:
     assert done.exit_code == 0
     for words in ("torch ", "mxfp4-core ", "reference is used", "it widens the weights in every call"):
         assert words in done.output
+
+
+def test_a_package_under_another_name_is_shown_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ROCm's builds of torch bring Triton."""
+    info = tmp_path / "vendor_numba_rocm-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vendor-numba-rocm\nVersion: 9.9\n")
+    (info / "top_level.txt").write_text("numbalike\n")
+    (tmp_path / "numbalike.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor_module, "PACKAGES", ("numbalike", "no-such-package"))
+    found = doctor_module.versions()
+    assert found["numbalike"] == "9.9 (vendor-numba-rocm)" and found["no-such-package"] == "not installed"
 
 
 @pytest.mark.usefixtures("gpu")

@@ -6,7 +6,8 @@ import json
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, version
+from importlib.util import find_spec
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -99,11 +100,21 @@ def versions() -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
+            found[name] = _under_another_name(name) or "not installed"
     ours = {
         dist.name: dist.version for dist in distributions() if dist.name and dist.name.startswith("mxfp4")
     }
     return found | dict(sorted(ours.items()))
+
+
+def _under_another_name(name: str) -> str:
+    """Return version and name of what brings a package's module instead: ROCm's torch has pytorch-triton-rocm.
+
+    All distributions are looked through only where the module is there.
+    """
+    module = name.replace("-", "_")
+    others = packages_distributions().get(module, ()) if find_spec(module) is not None else ()
+    return ", ".join(f"{version(each)} ({each})" for each in dict.fromkeys(others))
 
 
 def _named_by_backends() -> Iterator[str]:
