@@ -22,10 +22,15 @@ FP4, E8M0 = torch.float4_e2m1fn_x2, torch.float8_e8m0fnu
 
 class QuantType(enum.Enum):
     No = 0
+    per_Tensor = 1
+    per_Token = 2
     per_1x32 = 4
+    per_1x128 = 5
+    per_128x128 = 6
 
 
 class ActivationType(enum.Enum):
+    No = -1
     Silu = 0
     Gelu = 1
     Swiglu = 2
