@@ -98,6 +98,14 @@ class TestPatternsThatDoNothing:
         ):
             assert "keep = false" in self.refuse("all that it matches is kept", **config).fix
 
+    def test_what_no_override_can_force_is_said_with_the_reason(self) -> None:
+        resolver = Resolver(Mxfp4Config.from_dict({"overrides": [{"pattern": "norm", "keep": False}]}))
+        with pytest.raises(PatternError, match="all that it matches is kept") as found:
+            resolver.decide_all([("model.norm.weight", (64,))])
+        error = found.value
+        assert error.seen == "'norm' (model.norm: a vector has no rows to quantise)"
+        assert error.fix == "drop it: even an override with keep = false makes no MXFP4 of this"
+
     def test_two_targets_for_the_same_name_both_did_something(self) -> None:
         config = Mxfp4Config(targets=["mlp", "up_proj", "gate_proj"], overrides=[])
         assert sum(found.quantize for found in Resolver(config).decide_all(self.NAMES)) == 4

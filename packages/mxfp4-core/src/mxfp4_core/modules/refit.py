@@ -125,7 +125,9 @@ def check_state(
 
 
 def named(error: Mxfp4Error, name: str) -> Mxfp4Error:
-    """Return the same error, which says first which tensor it is about."""
+    """Return the same error, which says first which tensor it is about, unless it does so by itself."""
+    if error.what.startswith(name):
+        return error
     return type(error)(f"{name}: {error.what}", seen=error.seen, rule=error.rule, fix=error.fix)
 
 

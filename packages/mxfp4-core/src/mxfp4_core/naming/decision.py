@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from mxfp4_core.config.override import Override
 from mxfp4_core.config.patterns import near_misses
 from mxfp4_core.config.words import Activation
 from mxfp4_core.errors import PatternError
@@ -101,6 +102,24 @@ def refuse_split(module: str, members: Mapping[str, Decision]) -> NoReturn:
     )
 
 
+def refuse_idle(idle: Mapping[str, str], overrides: Mapping[str, Override]) -> NoReturn:
+    """Raise the error for patterns that ask for MXFP4 and match only what is kept.
+
+    Args:
+        idle: these patterns, each with why the first name that it matches is kept; empty where that is unknown.
+        overrides: by pattern.
+    """
+    tried = all(text in overrides and overrides[text].keep is False for text in idle)
+    raise PatternError(
+        "a pattern asks for MXFP4, but all that it matches is kept",
+        seen="; ".join(f"{text!r}" + (f" ({why})" if why else "") for text, why in [*idle.items()][:5]),
+        rule="a target or an override quantises at least one weight",
+        fix="drop it: even an override with keep = false makes no MXFP4 of this"
+        if tried
+        else "drop it, or give it an override with keep = false, which outranks the defaults",
+    )
+
+
 def refuse_unmatched(missing: Sequence[str], patterns: int, names: Sequence[str]) -> NoReturn:
     """Raise the error for patterns that match no name, with near misses.
 
@@ -136,4 +155,12 @@ def _listed(leaves: Sequence[str]) -> str:
     return "; ".join([*texts, ", ".join(plain)] if plain else texts)
 
 
-__all__ = ["NO_TARGET", "Decision", "Outcome", "refuse_pair", "refuse_split", "refuse_unmatched"]
+__all__ = [
+    "NO_TARGET",
+    "Decision",
+    "Outcome",
+    "refuse_idle",
+    "refuse_pair",
+    "refuse_split",
+    "refuse_unmatched",
+]

@@ -18,10 +18,10 @@ from dataclasses import replace
 from typing import Any, NoReturn, Self
 
 from mxfp4_core.config.schema import Mxfp4Config, Override
-from mxfp4_core.errors import PatternError
+from mxfp4_core.naming import decision as decisions
 from mxfp4_core.naming.alike import Alike, again, part_of
 from mxfp4_core.naming.by_family import ByFamily
-from mxfp4_core.naming.decision import NO_TARGET, Decision, refuse_pair, refuse_split, refuse_unmatched
+from mxfp4_core.naming.decision import NO_TARGET, Decision, refuse_pair, refuse_split
 from mxfp4_core.naming.exclude_lists import exclude_patterns
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.kept import kept_by_default, kept_by_nature
@@ -75,7 +75,7 @@ class Resolver:
         self._matcher = Matcher(texts, fused, self._renames, view.aliases if view else None)
         self._family = ByFamily(family or {}, config, fused, self._renames, view)
         self._probes = frozenset(int(number) for text in texts for number in _NUMBER.findall(text))
-        self._offered: dict[str, None] = {}
+        self._offered, self._kept = dict[str, None](), dict[str, str]()
         self._matched, self._effective = set[str](), set[str]()
 
     @classmethod
@@ -115,14 +115,14 @@ class Resolver:
         if nature := self._by_nature(name, shape):
             # A norm is a vector, but that it is a norm tells a reader more.
             role = self._by_default(module) if self.config.keep_defaults else None
+            self._note(verdicts, nature)
             bare = module_of(name) == name
             return Decision(module if bare else self._weight_of(name, module), False, role or nature), True
         if len({found.outcome for found in verdicts.values()}) > 1:
             every = self._leaves(module, shape, every=True)
             refuse_split(module, {leaf: self._decide_leaf(leaf) for leaf in every})
         decision = next(iter(verdicts.values()))
-        if decision.quantize:
-            self._effective.update(text for leaf in verdicts for text in self._matcher.hits(leaf))
+        self._note(verdicts, "" if decision.quantize else decision.reason)
         return replace(decision, name=self._weight_of(name, module)), False
 
     def decide_all(self, names: Iterable[tuple[str, Sequence[int] | None]]) -> list[Decision]:
@@ -176,15 +176,16 @@ class Resolver:
                 names that are kept for another reason.
         """
         if missing := self.unmatched():
-            refuse_unmatched(missing, len(self._matcher.texts), list(self._offered))
+            decisions.refuse_unmatched(missing, len(self._matcher.texts), list(self._offered))
         asked = [text for text in self._matcher.texts if self._should_quantize(text)]
         if idle := [text for text in asked if text not in self._effective]:
-            raise PatternError(
-                "a pattern asks for MXFP4, but all that it matches is kept",
-                seen=", ".join(map(repr, idle[:5])),
-                rule="a target or an override quantises at least one weight",
-                fix="drop it, or give it an override with keep = false, which outranks the defaults",
-            )
+            decisions.refuse_idle({text: self._kept.get(text, "") for text in idle}, self._overrides)
+
+    def _note(self, leaves: Iterable[str], kept: str) -> None:
+        for leaf in leaves:
+            hits = self._matcher.hits(leaf)
+            self._effective.update(() if kept else hits)
+            self._kept = {**dict.fromkeys(hits, f"{leaf}: {kept}"), **self._kept}
 
     def _should_quantize(self, text: str) -> bool:
         return text in self._targets or (text in self._overrides and not self._overrides[text].keep)
