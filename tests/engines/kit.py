@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 MODELS = {"dense": ROOT / "models" / "qwen3-tiny", "experts": ROOT / "models" / "qwen3-moe-tiny"}
 """Trained on the documentation of Python; with their tokenizers."""
+LORA = "base_model.model."
+"""What stands before the names of a model in those of an adapter."""
 
 
 def need(module: str) -> None:
@@ -65,8 +67,8 @@ class Engine:
     Args:
         script: name of a file here.
         models: by name.
-        scenarios: by name, see the script; models in ``model`` and ``again`` are named. Those without prompts get
-            those of the kit.
+        scenarios: by name, see the script; models in ``model``, ``adapter`` and ``again`` are named. Those without
+            prompts get those of the kit.
         folder: for what is written.
         seconds: how long a scenario may take.
     """
@@ -124,6 +126,8 @@ class Engine:
     def _ask(self, name: str) -> dict[str, Any]:
         scenario = {"prompts": PROMPTS, **self.scenarios[name], "name": name}
         scenario["model"] = str(self.models[scenario["model"]])
+        if "adapter" in scenario:
+            scenario["adapter"] = str(self.models[scenario["adapter"]])
         scenario["again"] = [(str(self.models[model]), how) for model, how in scenario.get("again", ())]
         answer, log = self.folder / f"{name}.json", self.folder / f"{name}.log"
         scenario |= {"answer": str(answer), "log": str(log), "parts": str(self.folder / f"{name}.{{rank}}")}
@@ -168,7 +172,7 @@ def check_held(
     check_parts(held, expected_parts(weights, rank, ranks, whole_experts=whole_experts))
 
 
-def widened(folder: Path, dtype: torch.dtype, kept: str = "") -> Any:
+def widened(folder: Path, dtype: torch.dtype, kept: str = "", adapter: Path | None = None) -> Any:
     """Return a model in transformers whose weights have the values that their codes stand for.
 
     What is quantised: all projections, or in gpt-oss the experts, which its checkpoints have in MXFP4.
@@ -177,6 +181,7 @@ def widened(folder: Path, dtype: torch.dtype, kept: str = "") -> Any:
         folder: the model in high precision.
         dtype: in which it computes.
         kept: a regular expression; what it finds in the name of a weight stays as it is.
+        adapter: of LoRA, with a factor of 1, whose products are added to the values.
     """
     from transformers import AutoModelForCausalLM
 
@@ -191,23 +196,29 @@ def widened(folder: Path, dtype: torch.dtype, kept: str = "") -> Any:
             parameter.data = values.transpose(-1, -2).contiguous()
         elif not gpt_oss and last.endswith("_proj"):
             parameter.data = quantize(parameter.data).dequantize(torch.float32)
+    low = tensors(adapter) if adapter else {}
+    for name in (each for each in low if each.endswith(".lora_A.weight")):
+        weight = model.get_parameter(f"{name.removeprefix(LORA).removesuffix('.lora_A.weight')}.weight")
+        weight.data = weight.data + low[name.replace("lora_A", "lora_B")].float() @ low[name].float()
     return model.to(dtype)
 
 
 @functools.cache
 @torch.no_grad()
-def reference(folder: Path, kept: str = "") -> ExpectedTokens:
+def reference(folder: Path, kept: str = "", adapter: Path | None = None) -> ExpectedTokens:
     """Return what transformers says of the first token after each prompt of the kit."""
     first = {}
     for dtype in (torch.float32, torch.bfloat16):
-        model = widened(folder, dtype, kept)
+        model = widened(folder, dtype, kept, adapter)
         first[dtype] = [model(torch.tensor([prompt])).logits[0, -1].float() for prompt in PROMPTS]
     return ExpectedTokens.of(first[torch.float32], first[torch.bfloat16])
 
 
-def check_said(outputs: Sequence[Mapping[str, Any]], folder: Path, kept: str = "") -> None:
+def check_said(
+    outputs: Sequence[Mapping[str, Any]], folder: Path, kept: str = "", adapter: Path | None = None
+) -> None:
     """Check what an engine says of the first token after each prompt against transformers; see `widened`."""
-    wanted = reference(folder, kept)
+    wanted = reference(folder, kept, adapter)
     assert len(outputs) == len(PROMPTS)
     for number, output in enumerate(outputs):
         said = {int(token): each for token, each in output["first"].items()}

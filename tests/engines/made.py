@@ -108,3 +108,20 @@ def gpt_oss(folder: Path, seed: int = 0) -> None:
             if "bias" in name:
                 parameter.data.normal_(0, 0.2)
     model.save_pretrained(folder)
+
+
+def adapter(source: Path, folder: Path) -> None:
+    """Save an adapter of LoRA of rank 8 and a factor of 1, made at random, on projections that engines fuse and not."""
+    folder.mkdir(parents=True)
+    made, low = torch.Generator().manual_seed(2), {}
+    names = ("q_proj", "v_proj", "down_proj")
+    for name, each in kit.tensors(source).items():
+        if name.removesuffix(".weight").rpartition(".")[2] in names:
+            stem = kit.LORA + name.removesuffix(".weight")
+            for side, shape in (("A", (8, each.shape[1])), ("B", (each.shape[0], 8))):
+                values = torch.randn(shape, generator=made) * 0.1
+                low[f"{stem}.lora_{side}.weight"] = values.to(torch.bfloat16)
+    save_file(low, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    said = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": names, "task_type": "CAUSAL_LM"}
+    said |= {"base_model_name_or_path": str(source), "bias": "none", "lora_dropout": 0.0}
+    (folder / "adapter_config.json").write_text(json.dumps(said))

@@ -27,12 +27,12 @@ DEFAULTS = {
 }
 
 
-def said(engine: Any, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
+def said(engine: Any, prompts: list[list[int]], tokens: int, adapter: str = "") -> list[dict[str, Any]]:
     how = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-    outputs = []
+    outputs, more = [], {"lora_path": [adapter]} if adapter else {}
     for prompt in prompts:
         (out,) = engine.generate(
-            input_ids=[prompt], sampling_params=how, return_logprob=True, top_logprobs_num=20
+            input_ids=[prompt], sampling_params=how, return_logprob=True, top_logprobs_num=20, **more
         )
         first = out["meta_info"]["output_top_logprobs"][0]
         outputs.append({"tokens": out["output_ids"], "first": {str(token): each for each, token, _ in first}})
@@ -42,9 +42,18 @@ def said(engine: Any, prompts: list[list[int]], tokens: int) -> list[dict[str, A
 def run(scenario: dict[str, Any]) -> dict[str, Any]:
     import sglang
 
-    engine = sglang.Engine(model_path=scenario["model"], **{**DEFAULTS, **scenario.get("arguments", {})})
+    arguments = {**DEFAULTS, **scenario.get("arguments", {})}
+    if adapter := scenario.get("adapter"):
+        arguments |= {
+            "enable_lora": True,
+            "lora_backend": "torch_native",
+            "lora_paths": [f"adapter={adapter}"],
+        }
+    engine = sglang.Engine(model_path=scenario["model"], **arguments)
     try:
         result: dict[str, Any] = {"outputs": said(engine, scenario["prompts"], scenario.get("tokens", 4))}
+        if adapter:
+            result["adapted"] = said(engine, scenario["prompts"], scenario.get("tokens", 4), "adapter")
         result["again"], result["updated"] = [], []
         for folder, _ in scenario.get("again", ()):
             result["updated"].append(engine.update_weights_from_disk(folder)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # those of the engine and of 
 SCALES = "model.layers.1.mlp.down_proj.weight_scale"
 OURS = {"quantization": "mxfp4-core"}
 MODELS: dict[str, Any] = {
+    "adapter": lambda folder, models: made.adapter(models["dense"], folder),
     "dense-stored": lambda folder, models: made.stored(models["dense"], folder, "mxfp4-core"),
     "dense-damaged": lambda folder, models: made.without(models["dense-stored"], folder, SCALES),
     "dense-other": lambda folder, models: made.shifted(models["dense"], folder),
@@ -33,6 +35,8 @@ def on_two() -> dict[str, Any]:
 WIDENED = {"MXFP4_CONFIG": '{"backend": "cuda-marlin", "refused": "keep"}'}
 """Of a folder no layer is taken on a CPU, and the values of its codes are what SGLang computes with."""
 
+UNPINNED = {"PYTHONPATH": os.pathsep.join([str(kit.HERE / "unpinned"), os.environ.get("PYTHONPATH", "")])}
+
 SCENARIOS: dict[str, dict[str, Any]] = {
     "dense": {"model": "dense", "arguments": OURS, "again": [("dense-other", "update_weights_from_disk")]},
     "dense-stored": {"model": "dense-stored"},
@@ -42,6 +46,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "routed-2": {"model": "routed-stored", **on_two()},
     "dense-widened": {"model": "dense-stored", "variables": WIDENED},
     "routed-widened": {"model": "routed-stored", "arguments": OURS, "variables": WIDENED},
+    "adapters": {"model": "dense", "arguments": OURS, "adapter": "adapter", "variables": UNPINNED},
     "left-out": {"model": "dense", "arguments": OURS, "variables": {"SGLANG_PLUGINS": "another"}},
     "damaged": {"model": "dense-damaged"},
     "pattern": {
@@ -128,3 +133,10 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(engine: kit.Engine, na
 def test_without_the_plug_in_sglang_says_so_in_its_own_words(engine: kit.Engine) -> None:
     # docs/sglang.md explains it.
     assert "Unknown quantization method: mxfp4-core" in engine["left-out"]["error"]
+
+
+def test_an_adapter_is_added_to_what_the_codes_stand_for(engine: kit.Engine) -> None:
+    result, source = engine.fine("adapters"), kit.MODELS["dense"]
+    kit.check_said(result["outputs"], source)
+    kit.check_said(result["adapted"], source, adapter=engine.models["adapter"])
+    assert result["adapted"] != result["outputs"]

@@ -13,6 +13,7 @@ kit.need("vllm")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the engine and of its own choice of libraries
 OURS = {"quantization": "mxfp4-core"}
+LORA = {"enable_lora": True, "max_lora_rank": 8}
 SCALES = "model.layers.1.mlp.down_proj.weight_scale"
 LARGE = {
     **{"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 64, "num_experts_per_tok": 2},
@@ -35,6 +36,7 @@ MODELS: dict[str, Any] = {
     "gpt-oss-other": lambda folder, models: made.other_experts(models["gpt-oss"], folder),
     "gpt-oss-stored": lambda folder, models: made.stored_experts(models["gpt-oss"], folder),
     "gpt-oss-other-stored": lambda folder, models: made.stored_experts(models["gpt-oss-other"], folder),
+    "adapter": lambda folder, models: made.adapter(models["dense"], folder),
     "large": lambda folder, models: made.random(folder, **LARGE),
     "odd": lambda folder, models: made.random(
         folder, hidden_size=128, intermediate_size=96, num_hidden_layers=1
@@ -52,6 +54,7 @@ def on_two(model: str, **arguments: Any) -> dict[str, Any]:
     }
 
 
+WHOLE = {"enable_expert_parallel": True}
 WIDENED = {"MXFP4_CONFIG": '{"backend": "cuda-marlin", "refused": "keep"}'}
 """Of a folder no layer is taken on a CPU, and the values of its codes are what vLLM computes with."""
 
@@ -77,7 +80,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "experts-taken": {"model": "experts-compressed", "arguments": OURS},
     "large": {"model": "large", "arguments": OURS, "watch": True},
     "made-up": {"model": "experts", "arguments": {**OURS, "load_format": "dummy"}},
-    "adapters": {"model": "dense", "arguments": {**OURS, "enable_lora": True}},
+    "adapters": {"model": "dense", "arguments": {**OURS, **LORA}, "adapter": "adapter"},
+    "adapters-experts": {"model": "experts", "arguments": {**OURS, **LORA}},
     "left-out": {"model": "dense", "arguments": OURS, "variables": {"VLLM_PLUGINS": "another"}},
     "damaged": {"model": "dense-damaged"},
     "pattern": settings('{"ignore": ["o_prj"]}'),
@@ -92,8 +96,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "odd-both", **OURS, hf_overrides={"quantization_config_dict_json": '{"refused": "keep"}'}
     ),
     "dense-2": on_two("dense", **OURS),
+    "dense-core-2": on_two("dense-core"),
+    "dense-quark-2": on_two("dense-quark", **OURS),
     "experts-2": on_two("experts-core"),
-    "experts-ep": on_two("experts", **OURS, enable_expert_parallel=True),
+    "experts-compressed-2": on_two("experts-compressed", **OURS),
+    "experts-ep": on_two("experts", **OURS, **WHOLE),
+    "experts-core-ep": on_two("experts-core", **WHOLE),
+    "gpt-oss-2": on_two("gpt-oss-stored", **OURS),
 }
 
 
@@ -170,7 +179,7 @@ def test_the_summary_is_in_the_log(engine: kit.Engine) -> None:
         # vLLM's own words, which docs/vllm.md explains.
         ("left-out", "Unknown quantization method: mxfp4-core"),
         ("damaged", f"without '{SCALES}'"),
-        ("adapters", "ConfigError: vLLM cannot put LoRA adapters on MXFP4 layers"),
+        ("adapters-experts", "ConfigError: model.layers.0.mlp.experts: vLLM cannot put LoRA adapters on"),
         pytest.param("pattern", "PatternError: 1 of 1 name patterns match nothing", marks=pytest.mark.smoke),
         ("backend", "BackendError: model.layers.0.self_attn.qkv_proj: "),
         ("backend-kept", "ConfigError: nothing is left to quantise"),
@@ -221,9 +230,23 @@ def test_without_a_backend_the_error_has_what_each_one_said(engine: kit.Engine) 
     assert "fix:  use the backend of this device" in said
 
 
-@pytest.mark.parametrize(("name", "whole"), [("dense-2", False), ("experts-2", False), ("experts-ep", True)])
-def test_each_rank_holds_its_slice_of_the_bytes(engine: kit.Engine, name: str, whole: bool) -> None:
+ON_TWO = ["dense-2", "dense-core-2", "dense-quark-2", "experts-2", "experts-compressed-2"]
+
+
+@pytest.mark.parametrize("name", [*ON_TWO, "experts-ep", "experts-core-ep"])
+def test_each_rank_holds_its_slice_of_the_bytes(engine: kit.Engine, name: str) -> None:
     source = kit.MODELS[name.partition("-")[0]]
     kit.check_said(engine.fine(name)["outputs"], source)
     for rank in range(2):
-        kit.check_held(engine.parts(name, rank), source, rank, 2, whole_experts=whole)
+        kit.check_held(engine.parts(name, rank), source, rank, 2, whole_experts=name.endswith("-ep"))
+
+
+def test_stacks_and_biases_of_gpt_oss_are_cut_between_two_ranks(engine: kit.Engine) -> None:
+    kit.check_said(engine.fine("gpt-oss-2")["outputs"], engine.models["gpt-oss"])
+
+
+def test_an_adapter_is_added_to_what_the_codes_stand_for(engine: kit.Engine) -> None:
+    result, source = engine.fine("adapters"), kit.MODELS["dense"]
+    kit.check_said(result["outputs"], source)
+    kit.check_said(result["adapted"], source, adapter=engine.models["adapter"])
+    assert result["adapted"] != result["outputs"]

@@ -3,7 +3,7 @@
 A scenario (see ``scenarios``) has ``model``, ``arguments`` of ``vllm.LLM``, ``prompts`` as token ids, ``tokens`` to
 generate, and ``parts``, a file for the bytes of all MXFP4 modules of each rank. It may have ``again``, pairs of a
 folder whose weights are loaded afterwards and the way, ``load_weights`` (of what has ``sent`` in its name) or vLLM's
-own ``reload_weights``; and ``watch``, to note the memory that loading takes.
+own ``reload_weights``; ``adapter``, a folder of LoRA; and ``watch``, to note the memory that loading takes.
 """
 
 from __future__ import annotations
@@ -93,11 +93,14 @@ def anonymous() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
-def said(llm: Any, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
+def said(llm: Any, prompts: list[list[int]], tokens: int, adapter: str = "") -> list[dict[str, Any]]:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
     how = SamplingParams(temperature=0, max_tokens=tokens, logprobs=20, detokenize=False, ignore_eos=True)
-    out = llm.generate([{"prompt_token_ids": each} for each in prompts], how, use_tqdm=False)
+    lora = LoRARequest("adapter", 1, adapter) if adapter else None
+    asked = [{"prompt_token_ids": each} for each in prompts]
+    out = llm.generate(asked, how, use_tqdm=False, lora_request=lora)
     return [
         {
             "tokens": list(each.outputs[0].token_ids),
@@ -123,6 +126,8 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
         watch_loading(result)
     llm = LLM(model=scenario["model"], **{**defaults, **scenario.get("arguments", {})})
     result["outputs"] = said(llm, scenario["prompts"], scenario.get("tokens", 4))
+    if "adapter" in scenario:
+        result["adapted"] = said(llm, scenario["prompts"], scenario.get("tokens", 4), scenario["adapter"])
     llm.apply_model(partial(save, path=scenario["parts"]))
     result["again"], before = [], llm.apply_model(memory)
     for folder, how in scenario.get("again", ()):

@@ -17,7 +17,6 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.moe.fused_moe_triton import FusedMoE, FusedMoeWeightScaleSupported
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
@@ -33,7 +32,6 @@ from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod, Un
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.server_args import QUANTIZATION_CHOICES, add_quantization_method_choices
-from torch.nn import Parameter
 
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.loader import check_free
@@ -119,20 +117,6 @@ def diffusion_names(architecture: Any, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def place(
-    layer: torch.nn.Module, name: str, shape: tuple[int, ...], dtype: torch.dtype, **attributes: Any
-) -> None:
-    """Register a parameter without memory on a layer, with what SGLang's loaders look for on it."""
-    parameter = Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-    vars(parameter).update(attributes)
-    layer.register_parameter(name, parameter)
-
-
-def device_of_new_tensors() -> torch.device:
-    """Return where SGLang makes the parameters of a model: on the device of the context that it builds it in."""
-    return torch.empty(0).device
-
-
 def check_routing(name: str) -> None:
     """Check that SGLang routes tokens to experts in the way that our modules take.
 
@@ -181,9 +165,7 @@ __all__ = [
     "around",
     "around_diffusion",
     "check_routing",
-    "device_of_new_tensors",
     "diffusion_classes",
     "diffusion_names",
     "is_standard",
-    "place",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.loader import refused_table, renames_of
+from mxfp4_core.loader import device_of_new_tensors, refused_table, renames_of
 from mxfp4_sglang import compat
 from mxfp4_sglang.experts import Mxfp4ExpertsMethod
 from mxfp4_sglang.linear import Mxfp4LinearMethod
@@ -46,7 +46,7 @@ class Mxfp4QuantizationConfig(ModelMethod, compat.QuantizationConfig):
         table = isinstance(layer, compat.VocabParallelEmbedding)
         if not (linear or table or isinstance(layer, compat.FusedMoE)):
             return None
-        device = compat.device_of_new_tensors()
+        device = device_of_new_tensors()
         decision = self.model.decide(prefix)
         reason = "" if decision.quantize else decision.reason
         if not reason and prefix.rpartition(".")[2] in ABSORBED:

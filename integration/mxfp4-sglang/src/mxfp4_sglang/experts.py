@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import torch
 
-from mxfp4_core.backend import Gate
+from mxfp4_core.backend import Gate, Matrix
 from mxfp4_core.errors import BackendError, ConfigError, ShapeError
-from mxfp4_core.loader import EngineDecision
+from mxfp4_core.loader import EngineDecision, device_of_new_tensors, register_parameter
 from mxfp4_core.modules import Mxfp4Module
 from mxfp4_sglang import compat
 from mxfp4_sglang.gates import gate_of
 from mxfp4_sglang.hosted import Hosted
 from mxfp4_sglang.model import Model
 
-NAMES = {"gate_up": "w13_weight", "down": "w2_weight"}
+NAMES: Mapping[Matrix, str] = {"gate_up": "w13_weight", "down": "w2_weight"}
 
 
 class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
@@ -56,7 +57,7 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         plain = compat.UnquantizedFusedMoEMethod()
         sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
         make = functools.partial(plain.create_weights, layer, *sizes, **extra_weight_attrs)
-        load = self._model.load(compat.device_of_new_tensors())
+        load = self._model.load(device_of_new_tensors())
 
         def gate() -> Gate:
             compat.check_routing(self._name)
@@ -96,6 +97,20 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         """Return that there is no runner: ids are those of this rank."""
         return None
 
+    def get_triton_quant_info(self, layer: torch.nn.Module) -> NoReturn:
+        """Refuse what SGLang asks where it puts LoRA adapters on experts.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"SGLang cannot put LoRA adapters on {self._name}, which are MXFP4 experts",
+            seen="--enable-lora with an adapter of experts",
+            rule="it computes adapters of experts inside of kernels of its own",
+            fix="leave experts out of --lora-target-modules, merge the adapter before the model is quantised, or keep "
+            f"the experts in high precision: ignore=[{self._name!r}]",
+        )
+
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the module compute with what was loaded.
 
@@ -129,11 +144,11 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
     def _bias(layer: torch.nn.Module, module: Mxfp4Module, name: str, loader: Any) -> None:
         """Let SGLang load a bias into the memory of the module."""
         shape, dtype = module.named_biases[name].shape, module.named_biases[name].dtype
-        bias = torch.nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
-        vars(bias)["weight_loader"] = loader
         stem = name.removesuffix("_bias")
         weight = NAMES["down" if stem == "down_proj" else "gate_up"]
-        layer.register_parameter(f"{weight}_bias", bias)
+        bias = register_parameter(
+            layer, f"{weight}_bias", torch.empty(shape, dtype=dtype), weight_loader=loader
+        )
         module._buffers[name] = bias.data
 
 

@@ -8,9 +8,17 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.loader import EngineLayer, EnginePlace
+from mxfp4_core.backend import Matrix
+from mxfp4_core.loader import (
+    EngineLayer,
+    EnginePlace,
+    has_memory,
+    hollow,
+    placeholder,
+    register_parameter,
+    widening,
+)
 from mxfp4_core.modules import prepare_model
-from mxfp4_sglang import compat
 from mxfp4_sglang.model import Model
 
 
@@ -26,7 +34,7 @@ class Hosted:
         model: whose layer it is.
     """
 
-    def __init__(self, own: EngineLayer, names: Mapping[str, str], model: Model) -> None:
+    def __init__(self, own: EngineLayer, names: Mapping[Matrix, str], model: Model) -> None:
         self.own, self._names, self._model = own, names, model
         self._places = {f"{names[place.matrix]}{place.suffix}": place for place in own.places()}
 
@@ -39,8 +47,7 @@ class Hosted:
             attributes: what else SGLang's loaders look for on a parameter.
         """
         for name, place in self._places.items():
-            compat.place(layer, name, place.shape, place.dtype, **attributes)
-            parameter = layer._parameters[name]
+            parameter = register_parameter(layer, name, placeholder(place), **attributes)
             loader = self.own.loader(place, weight_loader)
             vars(parameter)["weight_loader"] = _aside(loader, parameter)
         self._model.hosts(functools.partial(self._take, layer))
@@ -49,9 +56,9 @@ class Hosted:
         """Take what SGLang put into parameters of its own, past our loaders, or what nobody chose."""
         for name, place in self._places.items():
             given = layer._parameters.get(name)
-            if not place.part and given is not None and _has_memory(given):
+            if not place.part and given is not None and has_memory(given):
                 self.own.put(place.matrix, {"": given.data})
-                given.data = _hollow(given)
+                given.data = hollow(given)
         if self._model.made_up and not self.own.touched:
             self.own.make_up()
 
@@ -71,7 +78,7 @@ class Hosted:
         layer.add_module("mxfp4", self.own.module)
         for matrix, name in self._names.items():
             # Before the parameter of that name, which only loaders ask for, by way of `named_parameters`.
-            vars(layer)[name] = self.own.module.seen(matrix)  # type: ignore[arg-type]
+            vars(layer)[name] = self.own.module.seen(matrix)
 
     def widening(self, make: Callable[[], object]) -> Callable[[torch.nn.Module], None]:
         """Return what is to be done once such a layer is loaded that SGLang computes by itself, in high precision.
@@ -79,20 +86,16 @@ class Hosted:
         Args:
             make: makes SGLang's own parameters.
         """
-        waiting = [make]
+        module = self.own.module
+        biases = dict(
+            zip(module.named_biases, (f"{self._names[each]}_bias" for each in module.biases), strict=True)
+        )
 
-        def widen(layer: torch.nn.Module) -> None:
+        def finish(layer: torch.nn.Module) -> None:
             self._model.loaded()
-            if not waiting:
-                return
             self.own.finish()
-            module = self.own.module
-            biases = dict(
-                zip(module.named_biases, (f"{self._names[each]}_bias" for each in module.biases), strict=True)
-            )
-            self.own.widen(layer, waiting.pop(), self._names, biases)
 
-        return widen
+        return widening(self.own, make, finish, self._names, biases)
 
     def ready(self) -> torch.nn.Module:
         """Return the module, prepared again where SGLang has moved it to another device since."""
@@ -109,17 +112,7 @@ class Hosted:
         return module
 
 
-def _has_memory(parameter: torch.Tensor) -> bool:
-    """Return whether SGLang filled a parameter by itself, without its loader; what a loader took has no memory."""
-    return not parameter.is_meta and (parameter.numel() < 2 or any(parameter.stride()))
-
-
-def _hollow(parameter: torch.Tensor) -> torch.Tensor:
-    """Return zeros of the size of a parameter that take no room."""
-    return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
-
-
-def _aside(ours: Callable[..., Any], placeholder: torch.Tensor | None) -> Callable[..., Any]:
+def _aside(ours: Callable[..., Any], known: torch.Tensor) -> Callable[..., Any]:
     """Return our loader for whatever parameter SGLang calls it with.
 
     The diffusion server makes a parameter with memory for each call, and keeps what the loader leaves in it: that
@@ -128,10 +121,10 @@ def _aside(ours: Callable[..., Any], placeholder: torch.Tensor | None) -> Callab
 
     @functools.wraps(ours)
     def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if param is placeholder or placeholder is None or param.is_meta:
+        if param is known or param.is_meta:
             return ours(param, loaded_weight, *args, **kwargs)
-        result = ours(placeholder, loaded_weight, *args, **kwargs)
-        param.data = _hollow(param)
+        result = ours(known, loaded_weight, *args, **kwargs)
+        param.data = hollow(param)
         return result
 
     return load

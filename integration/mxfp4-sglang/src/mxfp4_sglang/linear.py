@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from mxfp4_core.errors import BackendError, ShapeError
-from mxfp4_core.loader import EngineDecision
+from mxfp4_core.loader import EngineDecision, device_of_new_tensors
 from mxfp4_sglang import compat
 from mxfp4_sglang.hosted import Hosted
 from mxfp4_sglang.model import Model
@@ -53,7 +53,7 @@ class LinearWeights:
         how, k, plain = self._decision, input_size_per_partition, self.plain()
         sizes = (output_partition_sizes, input_size, output_size, params_dtype)
         make = functools.partial(plain.create_weights, layer, k, *sizes, **extra_weight_attrs)
-        load = self._model.load(compat.device_of_new_tensors())
+        load = self._model.load(device_of_new_tensors())
         try:
             n = sum(output_partition_sizes)
             own = load.linear(self._name, n, k, whole_k=input_size, dtype=params_dtype, decision=how)

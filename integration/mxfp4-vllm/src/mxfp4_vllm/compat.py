@@ -29,8 +29,9 @@ from vllm.model_executor.layers.quantization import get_quantization_config as r
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-from vllm.model_executor.utils import set_weight_attrs
 from vllm.platforms import current_platform
+
+from mxfp4_core.errors import ConfigError
 
 BLOCK_SCALES: str = FusedMoeWeightScaleSupported.BLOCK.value
 """What a parameter of experts is marked with whose scales are cut like the weight."""
@@ -53,9 +54,20 @@ def has_adapters() -> bool:
     return get_current_vllm_config().lora_config is not None
 
 
-def default_device() -> torch.device:
-    """Return the device on which vLLM builds the model, with its number."""
-    return torch.empty(0).device
+def check_adapters(name: str) -> None:
+    """Check that vLLM does not want adapters on experts, which it computes inside of kernels of its own.
+
+    Raises:
+        ConfigError: it was started for adapters.
+    """
+    if has_adapters():
+        raise ConfigError(
+            "vLLM cannot put LoRA adapters on MXFP4 experts",
+            seen="--enable-lora",
+            rule="it computes adapters of experts inside of kernels of its own",
+            fix="serve without --enable-lora, merge the adapter before the model is quantised, or keep the experts in "
+            f"high precision: ignore=[{name!r}], or refused='keep' for all that cannot be MXFP4",
+        )
 
 
 def offer_linear_kernel(kernel: type) -> None:
@@ -63,22 +75,6 @@ def offer_linear_kernel(kernel: type) -> None:
     platform = current_platform._enum
     if kernel not in linear_kernels._POSSIBLE_MXFP4_KERNELS.get(platform, []):
         linear_kernels.register_linear_kernel(kernel, platform, "mxfp4")
-
-
-def place(
-    layer: torch.nn.Module, name: str, shape: tuple[int, ...], dtype: torch.dtype, **attributes: Any
-) -> None:
-    """Register a parameter without memory, with the attributes that vLLM's loaders look for."""
-    parameter = torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-    layer.register_parameter(name, parameter)
-    set_weight_attrs(parameter, attributes)
-
-
-def share(layer: torch.nn.Module, name: str, tensor: torch.Tensor, **attributes: Any) -> None:
-    """Register a parameter in the memory of a tensor."""
-    parameter = torch.nn.Parameter(tensor, requires_grad=False)
-    layer.register_parameter(name, parameter)
-    set_weight_attrs(parameter, attributes)
 
 
 __all__ = [
@@ -94,13 +90,11 @@ __all__ = [
     "UnquantizedFusedMoEMethod",
     "UnquantizedLinearMethod",
     "VocabParallelEmbedding",
-    "default_device",
+    "check_adapters",
     "has_adapters",
     "model_of",
     "offer_linear_kernel",
-    "place",
     "register_quantization_config",
     "registered",
     "reloading",
-    "share",
 ]

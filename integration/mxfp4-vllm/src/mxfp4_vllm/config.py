@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mxfp4_core.config import Mxfp4Config
-from mxfp4_core.errors import ConfigError
-from mxfp4_core.loader import EngineLoad, EngineMethod, EngineNames, refused_table, renames_of
+from mxfp4_core.loader import (
+    EngineLoad,
+    EngineMethod,
+    EngineNames,
+    device_of_new_tensors,
+    refused_table,
+    renames_of,
+)
 from mxfp4_vllm import compat
 from mxfp4_vllm.experts import Mxfp4ExpertsMethod
 from mxfp4_vllm.linear import Mxfp4LinearMethod
@@ -80,13 +86,6 @@ class Mxfp4QuantizationConfig(EngineMethod, compat.QuantizationConfig):
 
     def _load(self) -> tuple[EngineNames, EngineLoad]:
         if self._loading is None:
-            if compat.has_adapters():
-                raise ConfigError(
-                    "vLLM cannot put LoRA adapters on MXFP4 layers",
-                    seen="--enable-lora",
-                    rule="it places them by the weight of a layer, which has no memory here",
-                    fix="serve without --enable-lora, or merge the adapter before the model is quantised",
-                )
             folder, model_config, self._made_up = compat.model_of()
             names = EngineNames(
                 self.core,
@@ -96,7 +95,7 @@ class Mxfp4QuantizationConfig(EngineMethod, compat.QuantizationConfig):
                 renames=self.renames,
                 stored=self.stored,
             )
-            self._loading = names, EngineLoad(self.core, device=compat.default_device(), stored=self.stored)
+            self._loading = names, EngineLoad(self.core, device=device_of_new_tensors(), stored=self.stored)
         return self._loading
 
     def loaded(self) -> None:

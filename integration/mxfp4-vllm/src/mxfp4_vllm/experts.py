@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mxfp4_core.backend import Gate, Matrix
 from mxfp4_core.errors import BackendError, ConfigError, ShapeError
 from mxfp4_core.loader import EngineDecision, EngineLoad
 from mxfp4_core.modules import Mxfp4Module
@@ -18,7 +20,7 @@ from mxfp4_vllm.stacks import whole_stacks
 if TYPE_CHECKING:
     from mxfp4_vllm.config import Mxfp4QuantizationConfig
 
-NAMES = {"gate_up": "w13_weight", "down": "w2_weight"}
+NAMES: Mapping[Matrix, str] = {"gate_up": "w13_weight", "down": "w2_weight"}
 BIASES = {"gate_up_proj_bias": "w13_bias", "up_proj_bias": "w13_bias", "down_proj_bias": "w2_bias"}
 
 
@@ -63,6 +65,11 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
         plain = compat.UnquantizedFusedMoEMethod(moe)
         sizes = (num_experts, hidden_size, intermediate_size_per_partition, params_dtype)
         make = functools.partial(plain.create_weights, layer, *sizes, **extra_weight_attrs)
+
+        def gate() -> Gate:
+            compat.check_adapters(self._name)
+            return gate_of(layer, self._name)
+
         try:
             own = self._load.experts(
                 self._name,
@@ -73,7 +80,7 @@ class Mxfp4ExpertsMethod(compat.FusedMoEMethodBase):
                 dtype=params_dtype,
                 decision=how,
                 top_k=moe.experts_per_token,
-                gate=lambda: gate_of(layer, self._name),
+                gate=gate,
                 bias=bool(moe.has_bias),
                 total_experts=moe.num_experts,
                 expert_map=layer.expert_map,

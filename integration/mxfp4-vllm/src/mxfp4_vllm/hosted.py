@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 
-from mxfp4_core.loader import EngineLayer
+from mxfp4_core.backend import Matrix
+from mxfp4_core.loader import (
+    EngineLayer,
+    device_of_new_tensors,
+    has_memory,
+    hollow,
+    placeholder,
+    register_parameter,
+    widening,
+)
 from mxfp4_vllm import compat
 
 
@@ -20,9 +29,10 @@ class Hosted:
         names: what vLLM calls each weight of the layer, by name of the matrix in the core.
     """
 
-    def __init__(self, own: EngineLayer, names: Mapping[str, str]) -> None:
+    def __init__(self, own: EngineLayer, names: Mapping[Matrix, str]) -> None:
         self.own, self._names = own, names
         self._biases: Mapping[str, str] = {}
+        self._shown = compat.has_adapters()
 
     def register(self, layer: torch.nn.Module, weight_loader: Callable[..., Any], **attributes: Any) -> None:
         """Give the layer of vLLM a parameter without memory for each place, with a loader that fills the module.
@@ -35,7 +45,7 @@ class Hosted:
         for place in self.own.places():
             loader = _aside(layer, self.own.loader(place, weight_loader), weight_loader)
             name = f"{self._names[place.matrix]}{place.suffix}"
-            compat.place(layer, name, place.shape, place.dtype, weight_loader=loader, **attributes)
+            register_parameter(layer, name, placeholder(place), weight_loader=loader, **attributes)
 
     def register_biases(
         self,
@@ -54,10 +64,10 @@ class Hosted:
         """
         self._biases = names
         for own, name in names.items():
-            bias = torch.zeros_like(getattr(self.own.module, own), device=compat.default_device())
+            bias = torch.zeros_like(getattr(self.own.module, own), device=device_of_new_tensors())
             setattr(self.own.module, own, bias)
             loader = _aside(layer, self.own.bias_loader(own, weight_loader), weight_loader)
-            compat.share(layer, name, bias, weight_loader=loader, **attributes)
+            register_parameter(layer, name, bias, weight_loader=loader, **attributes)
 
     def finish(self, layer: torch.nn.Module) -> None:
         """Take what vLLM loaded, and let the module compute.
@@ -70,7 +80,7 @@ class Hosted:
         }
         for matrix in dict.fromkeys(place.matrix for place in held):
             whole = {place.part: each.data for place, each in held.items() if place.matrix == matrix}
-            if not any(each.is_meta for each in whole.values()):
+            if all(map(has_memory, whole.values())):
                 self.own.put(matrix, whole)
         # After the weights, which begin another load: it starts from the biases of the last one.
         for own, name in self._biases.items():
@@ -78,6 +88,9 @@ class Hosted:
             if now.data_ptr() != bias.data_ptr():  # vLLM loads again by itself, into new parameters
                 bias.copy_(now)
         self.own.finish()
+        for place, each in held.items() if self._shown else ():
+            seen = hollow(each, self.own.module.where)  # adapters are put on the device of the weight
+            register_parameter(layer, f"{self._names[place.matrix]}{place.suffix}", seen, **vars(each))
 
     def widening(
         self, make: Callable[[], object], loaded: Callable[[], object]
@@ -88,16 +101,12 @@ class Hosted:
             make: makes vLLM's own parameters.
             loaded: hears that vLLM has loaded the model.
         """
-        waiting = [make]
 
-        def widen(layer: torch.nn.Module) -> None:
+        def finish(layer: torch.nn.Module) -> None:
             loaded()
-            if not waiting:
-                return
             self.finish(layer)
-            self.own.widen(layer, waiting.pop(), self._names, self._biases)
 
-        return widen
+        return widening(self.own, make, finish, self._names, self._biases)
 
 
 def _aside(

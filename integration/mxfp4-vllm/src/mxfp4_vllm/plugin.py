@@ -6,8 +6,10 @@ import logging
 from typing import Any
 
 from mxfp4_core.errors import Mxfp4Error
+from mxfp4_core.loader import check_free
 from mxfp4_vllm.words import METHOD, METHOD_FP8, check_version, installed_version
 
+CHOOSE = "uninstall one of the two, or name the plug-ins to load: VLLM_PLUGINS=mxfp4"
 _LOG = logging.getLogger("mxfp4_vllm")
 
 
@@ -32,18 +34,14 @@ def register() -> None:
 
 
 def _register(compat: Any, name: str, config: type) -> None:
-    if name in compat.QUANTIZATION_METHODS:
-        taken = compat.registered(name)
-        if taken is not config:
-            _LOG.error(
-                "--quantization %s is taken by %s.%s: mxfp4-vllm leaves it alone. Uninstall one of the two, or "
-                "choose plug-ins with VLLM_PLUGINS.",
-                name,
-                taken.__module__,
-                taken.__qualname__,
-            )
+    taken = compat.registered(name) if name in compat.QUANTIZATION_METHODS else None
+    try:
+        check_free(name, taken, config, engine="vLLM", fix=CHOOSE)
+    except Mxfp4Error as error:
+        _LOG.error("%s", error)  # the other package serves those who ask for the name
         return
-    compat.register_quantization_config(name)(config)
+    if taken is None:
+        compat.register_quantization_config(name)(config)
 
 
 def _refuse(error: Mxfp4Error) -> None:

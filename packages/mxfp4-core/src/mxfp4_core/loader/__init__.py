@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.engine_names import EngineDecision as EngineDecision
     from mxfp4_core.loader.engine_names import EngineNames as EngineNames
     from mxfp4_core.loader.engine_names import renames_of as renames_of
+    from mxfp4_core.loader.engine_parameters import device_of_new_tensors as device_of_new_tensors
+    from mxfp4_core.loader.engine_parameters import has_memory as has_memory
+    from mxfp4_core.loader.engine_parameters import hollow as hollow
+    from mxfp4_core.loader.engine_parameters import placeholder as placeholder
+    from mxfp4_core.loader.engine_parameters import register_parameter as register_parameter
+    from mxfp4_core.loader.engine_parameters import widening as widening
     from mxfp4_core.loader.filling import fill_target as fill_target
     from mxfp4_core.loader.filling import put_rows as put_rows
     from mxfp4_core.loader.filling import read_rows as read_rows
@@ -56,6 +62,12 @@ _HOMES = {
     "check_release": "engine_method",
     "installed_release": "engine_method",
     "refused_table": "engine_method",
+    "device_of_new_tensors": "engine_parameters",
+    "has_memory": "engine_parameters",
+    "hollow": "engine_parameters",
+    "placeholder": "engine_parameters",
+    "register_parameter": "engine_parameters",
+    "widening": "engine_parameters",
     "fill_target": "filling",
     "put_rows": "filling",
     "read_rows": "filling",
@@ -98,13 +110,19 @@ __all__ = [
     "check_free",
     "check_release",
     "count_modules",
+    "device_of_new_tensors",
     "fill_target",
+    "has_memory",
+    "hollow",
     "installed_release",
+    "placeholder",
     "put_rows",
     "quantize_rows",
     "read_rows",
     "refused_table",
+    "register_parameter",
     "renames_of",
+    "widening",
 ]
 
 if not TYPE_CHECKING:

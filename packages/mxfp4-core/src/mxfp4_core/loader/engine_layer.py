@@ -203,7 +203,7 @@ class EngineLayer:
         self,
         layer: torch.nn.Module,
         make: Callable[[], object],
-        names: Mapping[str, str],
+        names: Mapping[Matrix, str],
         biases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Give the engine's layer what it computes with by itself, once this one is loaded; the codes are let go of.
