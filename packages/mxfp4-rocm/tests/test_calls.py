@@ -9,7 +9,7 @@ import rocm_strict
 import torch
 from rocm_emulated import EmulatedRocm
 
-from mxfp4_core import quantize
+from mxfp4_core import MxTensor, quantize
 from mxfp4_core.backend import GPT_OSS_SWIGLU, SILU, Activation, Device, Gate, Problem, calls, numerics_for
 from mxfp4_core.errors import BackendError, FormatError, ShapeError
 from mxfp4_core.testing import judge
@@ -61,6 +61,34 @@ def test_moe(version: str, form: Gate, options: dict[str, str]) -> None:
     got = layer.call(BACKEND, x, ids, weights, expert_map)
     here = torch.where(ids < 0, -1, expert_map[ids.clamp(min=0).long()])
     layer.answer(BACKEND, x, here, weights).check(got)
+
+
+@pytest.mark.parametrize("form", [SILU, GPT_OSS_SWIGLU], ids=str)
+@pytest.mark.parametrize("activation", ["none", "mxfp4"])
+def test_shared_experts_that_are_quantised_now_stand_beside_routed_ones_of_a_file(
+    version: str, activation: Activation, form: Gate
+) -> None:
+    """A file has the routed experts in MXFP4, by a rule of its own, and the shared one in BF16."""
+    problem = Problem(
+        op="moe", n=96, k=160, experts=4, top_k=2, gate=form, shared_experts=1, activation=activation, device=CPU
+    )  # fmt: skip
+    torch.manual_seed(5)
+    stacks = []
+    for _, n, k in calls.shapes(problem).values():
+        stored = quantize(torch.randn(4, n, k).bfloat16() / k**0.5, profile="quark")
+        shared = quantize(torch.randn(1, n, k).bfloat16() / k**0.5)
+        parts = (torch.cat(pair) for pair in zip(stored.parts.values(), shared.parts.values(), strict=True))
+        stacks.append(MxTensor(*parts, torch.Size((5, n, k))))
+    layer = Layer.of(BACKEND, torch.device("cpu"), problem, (stacks[0], stacks[1]))
+    x, (ids, weights) = random_x(23, 160), random_routes(23, 4, 2)
+    got = layer.call(BACKEND, x, ids, weights)
+    layer.answer(BACKEND, x, ids, weights).check(got)
+    without = replace(problem, shared_experts=0)
+    routed = tuple(MxTensor(one.codes[:4], one.scales[:4], torch.Size((4, *one.shape[1:]))) for one in stacks)
+    alone = Layer.of(BACKEND, torch.device("cpu"), without, (routed[0], routed[1])).call(
+        BACKEND, x, ids, weights
+    )
+    assert not torch.allclose(got, alone, atol=1e-2)
 
 
 def test_the_mark_is_set_where_copies_have_lost_it(version: str) -> None:
