@@ -56,6 +56,7 @@ def on_hip(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     rocm_emulated.forget()
     build = TorchBuild("2.13.0+rocm7.0", None, "7.0")
     monkeypatch.setattr(sys.modules["mxfp4_rocm.backend"], "torch_build", lambda: build)
+    monkeypatch.setattr(sys.modules["mxfp4_rocm.backend"], "has_triton", lambda: True)
     yield
     monkeypatch.undo()
     rocm_emulated.forget()
@@ -145,6 +146,17 @@ def test_the_rules_of_rounding_are_those_of_the_kernels() -> None:
 def test_what_is_refused_has_a_reason_and_a_fix(problem: Problem, reason: str, fix: str) -> None:
     answer = no(problem)
     assert reason in answer.reason and fix in answer.fix
+
+
+def test_without_triton_it_says_so_before_a_call(on_hip: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["mxfp4_rocm.backend"], "has_triton", lambda: False)
+    for problem in (LINEAR, replace(LINEAR, op="quantize")):
+        answer = backend.supports(problem)
+        assert (
+            isinstance(answer, No)
+            and "Triton is not installed" in answer.reason
+            and "pip show torch" in answer.fix
+        )
 
 
 def test_without_aiter_it_says_what_to_install(on_hip: None, monkeypatch: pytest.MonkeyPatch) -> None:

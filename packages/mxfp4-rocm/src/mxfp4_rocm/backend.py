@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from mxfp4_core.arithmetic import padded
@@ -116,6 +118,12 @@ class RocmBackend(Backend):
             return No(
                 f"{device.arch} has no matrix instructions for FP4, which came with gfx950 (MI350, MI355)",
                 "use the backend 'petit' (mxfp4-petit) on gfx90a and gfx942, or name the backend 'reference'",
+            )
+        build = torch_build()
+        if build is not None and build.hip is not None and not has_triton():
+            return No(
+                "Triton is not installed, in which the quantizer of the tokens and most of AITER's kernels are written",
+                "install the one that this build of torch requires: pip show torch",
             )
         if problem.op == "quantize":
             if problem.dtype not in ("bfloat16", "float16", "float32"):
@@ -251,6 +259,12 @@ class RocmBackend(Backend):
 
         codes, scales = (ops or _load()).quantize(weight, profile)
         return MxTensor(codes, scales, weight.shape, profile)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Say whether Triton can be found; it is not imported."""
+    return find_spec("triton") is not None
 
 
 def proven() -> contract.Contract:
