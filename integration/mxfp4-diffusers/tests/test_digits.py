@@ -15,6 +15,7 @@ from mxfp4_core.errors import ConfigError
 from mxfp4_core.jobs import plan_checkpoint
 from mxfp4_core.report.budget import keep_within
 from mxfp4_diffusers import Mxfp4Config, precise_steps, sensitivities
+from mxfp4_diffusers.steps import _steps
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "demo" / "digits-dit"
@@ -86,6 +87,13 @@ def test_the_first_and_the_last_steps_in_high_precision(plain: Tensor) -> None:
     assert torch.equal(pipe(LABELS, steps=10), plain)
     precise_steps(pipe, precise, first=0, last=0)
     assert torch.equal(pipe(LABELS, steps=10), before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "total", "steps"), [(0.08, 25, 2), (0.08, 26, 3), (0.07, 100, 7), (3, 10, 3)]
+)
+def test_a_share_of_the_steps_is_rounded_up(asked: float, total: int, steps: int) -> None:
+    assert _steps(asked, total) == steps
 
 
 def test_steps_that_cannot_be_arranged() -> None:

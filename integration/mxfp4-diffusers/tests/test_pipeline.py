@@ -13,7 +13,8 @@ from diffusers import PipelineQuantizationConfig, ZImagePipeline
 
 import mxfp4_diffusers
 import mxfp4_transformers
-from mxfp4_core.jobs import plan_pipeline
+from mxfp4_core import Mxfp4Config as Mxfp4CoreConfig
+from mxfp4_core.jobs import plan_checkpoint, plan_pipeline
 from mxfp4_core.modules import Mxfp4Linear
 
 transformers = pytest.importorskip("transformers")
@@ -111,6 +112,28 @@ def test_a_plan_of_the_folder_decides_as_the_loaders_do(folder: Path) -> None:
     assert len(plans["text_encoder"].quantized) == packed(pipe.text_encoder)
     assert plans["transformer"].kinds.startswith("kinds by diffusers")
     assert plans["text_encoder"].kinds.startswith("kinds by transformers")
+
+
+def test_the_plan_says_how_others_run_the_second_transformer(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    for name in ("transformer", "transformer_2"):
+        components.build("wan").save_pretrained(tmp_path / name)
+    notes = {name: " ".join(plan.notes) for name, plan in plan_pipeline(tmp_path).plans.items()}
+    assert "format='mxfp8'" in notes["transformer_2"] and "format=" not in notes["transformer"]
+    eight = Mxfp4CoreConfig.from_dict({"format": "mxfp8"})
+    assert "format=" not in " ".join(plan_pipeline(tmp_path, eight).plans["transformer_2"].notes)
+
+
+def test_what_users_of_a_family_keep_is_kept_by_one_argument(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = diffusers.QwenImageTransformer2DModel(**{**components.QWEN, "num_layers": 6})
+    made.to(torch.bfloat16).save_pretrained(tmp_path)
+    advised = plan_checkpoint(tmp_path).advised
+    assert {"img_mod", "txt_mod", *(f"transformer_blocks.{n}" for n in (0, 1, 4, 5))} == {*advised}
+    model = components.load(tmp_path, mxfp4_diffusers.Mxfp4Config(ignore=advised))
+    names = [name for name, module in model.named_modules() if isinstance(module, Mxfp4Linear)]
+    assert names and {name.split(".")[1] for name in names} == {"2", "3"}
+    assert not any("_mod." in name for name in names)
 
 
 @pytest.mark.parametrize("kind", ["T5EncoderModel", "UMT5EncoderModel"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from torch import nn
@@ -63,7 +64,7 @@ def precise_steps(
 
 
 def _steps(asked: float, total: int) -> int:
-    return int(-(-asked * total // 1)) if asked < 1 else int(asked)
+    return math.ceil(round(asked * total, 9)) if asked < 1 else int(asked)  # 0.07 * 100 is 7, and a bit
 
 
 __all__ = ["precise_steps"]

@@ -18,6 +18,7 @@ def test_every_row_says_where_it_comes_from_and_something() -> None:
             or row.advised
             or row.ends
             or row.rewritten
+            or row.second
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mxfp4_core.checkpoint.places import is_file
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import CheckpointError, Mxfp4Error, PatternError
 from mxfp4_core.jobs.plan import Plan, plan_checkpoint
+from mxfp4_core.naming.families import rows
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def plan_pipeline(
     names = folders_with_weights(root)
     for name in names:
         try:
-            plans[name] = plan_checkpoint(
+            plan = plan_checkpoint(
                 root / name, config, tp=tp, ep=ep, backend=backend, device=device, models=models
             )
+            plans[name] = replace(plan, notes=(*plan.notes, *_of_second(name, plan)))
         except Mxfp4Error as error:
             errors[name] = error
     if not names:
@@ -94,6 +96,17 @@ def plan_pipeline(
     if not plans:
         raise errors[names[0]]
     return PipelinePlan(str(path), plans, errors)
+
+
+def _of_second(name: str, plan: Plan) -> list[str]:
+    """Return what others do with the second model of a pipeline that has two of a kind, such as ``transformer_2``."""
+    if not name.endswith("_2"):
+        return []
+    return [
+        f"others run the second {plan.model_type} of a pipeline in another way ({row.source}): format={row.second!r}"
+        for row in rows(plan.model_type)
+        if row.second and plan.config.format != row.second
+    ]
 
 
 __all__ = ["PipelinePlan", "is_pipeline", "plan_pipeline"]

@@ -34,6 +34,7 @@ class Family:
         advised: patterns of what the source keeps beyond that at a price that the user decides about, for ``ignore``.
         ends: the same of numbered blocks: what they are called, and how many the source keeps at each end.
         rewritten: ends of the names of modules whose weights the model changes while it runs, so that they stay.
+        second: the format in which the source runs the second model of a pipeline that has two of this kind.
     """
 
     types: frozenset[str]
@@ -46,6 +47,7 @@ class Family:
     advised: tuple[str, ...] = ()
     ends: tuple[str, int] | None = None
     rewritten: tuple[str, ...] = ()
+    second: str = ""
 
 
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -124,6 +126,11 @@ FAMILIES: Final[tuple[Family, ...]] = (
         ),
         source="recipes for Wan2.1 in FP4: the first and the last ten blocks",
         ends=("blocks", 10),
+    ),
+    Family(
+        types=frozenset({"WanTransformer3DModel"}),
+        source="xDiT, pull request 646, for Wan2.2: its second transformer in FP8",
+        second="mxfp8",
     ),
 )
 """The table, in no order that matters: what several rows say about one model type adds up."""
