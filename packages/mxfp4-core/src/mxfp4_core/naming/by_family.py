@@ -52,7 +52,7 @@ class ByFamily:
             if found := tower_of(name):
                 part, what = found
                 inside = f"{part!r} is" if name.endswith(part) else f"inside {part!r},"
-                return f"{inside} {what} beside a language model, kept by default", TOWERS
+                return f"{inside} {what}, which SGLang 0.5.23 leaves as it is, kept by default", TOWERS
         return None
 
 
