@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from mxfp4_core._text import is_index
-from mxfp4_core.naming.facts import language
 
 _SEES: Final = frozenset({"vision", "visual", "image", "img", "video", "vit", "vpm", "vqmodel"})
 _HEARS: Final = frozenset({"audio", "speech", "sound", "acoustic", "apm"})
@@ -24,6 +23,13 @@ _WHOLE: Final[Mapping[str, str]] = {
     "mlp1": "the projector of a tower",
 }
 _SECTIONS: Final = frozenset({*_SEES, *_HEARS, "vq"})
+_LANGUAGE: Final = frozenset({"text", "llm", "language", "lm"})
+_OF_A_MODEL: Final = frozenset({"config", "cfg"})
+_LANGUAGE_SIZES: Final = (
+    ("vocab_size", "padded_vocab_size"),
+    ("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+)
+"""What a config.json has where its language model has no section of its own: a size from each of these."""
 _CONTRASTIVE: Final = ("logit_scale_init_value", "temperature_init_value")
 _CONTRASTIVE_TEXT: Final = frozenset({"siglip_text_model", "siglip2_text_model"})
 _MOST_SECTIONS: Final = 64  # bounds what a hostile config.json makes us look at
@@ -66,17 +72,17 @@ def _with_sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _beside_language(section: Mapping[str, Any]) -> bool:
-    towers = any(
-        isinstance(value, Mapping) and _SECTIONS & {*str(key).lower().split("_")}
+    parts = [
+        ({*str(key).lower().split("_")}, value)
         for key, value in section.items()
-    )
-    if not (towers or isinstance(section.get("mm_vision_tower"), str)):
+        if isinstance(value, Mapping)
+    ]
+    towers = any(words & _SECTIONS for words, _ in parts) or isinstance(section.get("mm_vision_tower"), str)
+    texts = [value for words, value in parts if words & _LANGUAGE and words & _OF_A_MODEL]
+    met = any(key in section for key in _CONTRASTIVE)
+    if not towers or met or any(text.get("model_type") in _CONTRASTIVE_TEXT for text in texts):
         return False
-    text = language(section)
-    apart = text is not section
-    if any(key in section for key in _CONTRASTIVE) or text.get("model_type") in _CONTRASTIVE_TEXT:
-        return False
-    return apart or ("vocab_size" in section and "num_hidden_layers" in section)
+    return bool(texts) or all(any(key in section for key in keys) for keys in _LANGUAGE_SIZES)
 
 
 __all__ = ["has_towers", "tower_of"]
