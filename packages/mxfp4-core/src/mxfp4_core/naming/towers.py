@@ -32,7 +32,9 @@ _LANGUAGE_SIZES: Final = (
 """What a config.json has where its language model has no section of its own: a size from each of these."""
 _CONTRASTIVE: Final = ("logit_scale_init_value", "temperature_init_value")
 _CONTRASTIVE_TEXT: Final = frozenset({"siglip_text_model", "siglip2_text_model"})
-_MOST_SECTIONS: Final = 64  # bounds what a hostile config.json makes us look at
+# Both bound what hostile files make us look at.
+_MOST_SECTIONS: Final = 64
+_MOST_PARTS: Final = 16
 
 
 def has_towers(config: Mapping[str, Any]) -> bool:
@@ -50,7 +52,7 @@ def tower_of(module: str) -> tuple[str, str] | None:
     Args:
         module: name in the checkpoint, the model or an engine, of a model that `has_towers`.
     """
-    for part in module.split("."):
+    for part in module.split(".", _MOST_PARTS)[:_MOST_PARTS]:
         if is_index(part):
             return None
         words = {*part.lower().split("_")}
