@@ -12,7 +12,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import NATIVE
-from mxfp4_core.errors import ConfigError
+from mxfp4_core.loader import config_and_facts
 from mxfp4_diffusers.compat import Method
 
 METHOD: Final = NATIVE.name
@@ -39,17 +39,10 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
 
     def __init__(self, core: CoreConfig | None = None, **settings: Any) -> None:
         self.quant_method: Any = Method(settings.pop("quant_method", METHOD))
-        own = NATIVE.settings(settings) if self.quant_method == METHOD else {}
-        # What a checkpoint says about single weights; a dialect of others says all in its own words.
-        self.facts = {key: value for key, value in settings.items() if key not in own}
-        if core is not None and own:
-            raise ConfigError(
-                "Mxfp4Config takes a config or settings",
-                seen=f"a config and {', '.join(own)}",
-                rule="one of the two decides",
-                fix="put the settings into the config",
-            )
-        self.core = CoreConfig.from_dict(own) if core is None else core
+        if self.quant_method == METHOD:
+            self.core, self.facts = config_and_facts(core, settings, "Mxfp4Config")
+        else:  # a dialect of others says all in its own words
+            self.core, self.facts = core or CoreConfig(), settings
 
     @property
     def stored(self) -> bool:

@@ -11,6 +11,7 @@ from mxfp4_core.config import MACHINE
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.dialects import NATIVE
 from mxfp4_core.errors import ConfigError
+from mxfp4_core.loader import config_and_facts
 
 if TYPE_CHECKING:
     from mxfp4_transformers.serialised import Serialised
@@ -39,17 +40,7 @@ class Mxfp4CoreConfig(QuantizationConfigMixin):
     def __init__(self, core: CoreConfig | None = None, **settings: Any) -> None:
         self.quant_method: Any = METHOD
         settings.pop("quant_method", None)
-        own = NATIVE.settings(settings)
-        self.facts = {key: value for key, value in settings.items() if key not in own}
-        settings = own
-        if core is not None and settings:
-            raise ConfigError(
-                "Mxfp4Config takes a config or settings",
-                seen=f"a config and {', '.join(settings)}",
-                rule="one of the two decides",
-                fix="put the settings into the config",
-            )
-        self.core = CoreConfig.from_dict(settings) if core is None else core
+        self.core, self.facts = config_and_facts(core, settings, "Mxfp4Config")
         self.serialised: Serialised | None = None
 
     @classmethod

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.engine_method import EngineMethod as EngineMethod
     from mxfp4_core.loader.engine_method import check_free as check_free
     from mxfp4_core.loader.engine_method import check_release as check_release
+    from mxfp4_core.loader.engine_method import config_and_facts as config_and_facts
     from mxfp4_core.loader.engine_method import installed_release as installed_release
     from mxfp4_core.loader.engine_method import refused_table as refused_table
     from mxfp4_core.loader.engine_names import EngineDecision as EngineDecision
@@ -60,6 +61,7 @@ _HOMES = {
     "EngineMethod": "engine_method",
     "check_free": "engine_method",
     "check_release": "engine_method",
+    "config_and_facts": "engine_method",
     "installed_release": "engine_method",
     "refused_table": "engine_method",
     "device_of_new_tensors": "engine_parameters",
@@ -109,6 +111,7 @@ __all__ = [
     "StoredTensors",
     "check_free",
     "check_release",
+    "config_and_facts",
     "count_modules",
     "device_of_new_tensors",
     "fill_target",

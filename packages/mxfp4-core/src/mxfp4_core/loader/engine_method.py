@@ -85,6 +85,31 @@ class EngineMethod:
         return config_for_stored(own or METHODS[cls.method])
 
 
+def config_and_facts(
+    core: Mxfp4Config | None, settings: Mapping[str, Any], config: str
+) -> tuple[Mxfp4Config, dict[str, Any]]:
+    """Return the config that a library was given, and what ``config.json`` says beside it of single weights.
+
+    Args:
+        core: a config of the core, instead of settings.
+        settings: keywords, or ``quantization_config`` of a folder of ours.
+        config: what the library calls its config, for the message.
+
+    Raises:
+        ConfigError: both a config and settings, or settings that are none.
+    """
+    own = NATIVE.settings(settings)
+    if core is not None and own:
+        raise ConfigError(
+            f"{config} takes a config or settings",
+            seen=f"a config and {', '.join(own)}",
+            rule="one of the two decides",
+            fix="put the settings into the config",
+        )
+    facts = {key: value for key, value in settings.items() if key not in own}
+    return Mxfp4Config.from_dict(own) if core is None else core, facts
+
+
 def installed_release(engine: str, package: str, distributions: Sequence[str]) -> str:
     """Return the version of the installed engine, by its metadata.
 
@@ -190,4 +215,12 @@ def refused_table(name: str, kind: str, reason: str, *, engine: str) -> ConfigEr
     )
 
 
-__all__ = ["METHODS", "EngineMethod", "check_free", "check_release", "installed_release", "refused_table"]
+__all__ = [
+    "METHODS",
+    "EngineMethod",
+    "check_free",
+    "check_release",
+    "config_and_facts",
+    "installed_release",
+    "refused_table",
+]
