@@ -107,3 +107,74 @@ def test_check_sees_nan_shapes_and_places() -> None:
     nan.check(torch.tensor([torch.nan]))
     with pytest.raises(AssertionError):
         nan.check(torch.tensor([0.0]))
+
+
+def test_a_result_beyond_its_dtype_is_infinity_of_its_sign() -> None:
+    weight, x = random_weight(2, 32, scales=(127, 127)), torch.full((1, 32), 2.0**127).bfloat16()
+    weight.codes[0], weight.codes[1] = 0x22, 0x10  # 32 * 2^127, and 16 halves of it
+    weight.scales[1] = 121  # 2^124, which bfloat16 holds
+    answer = judge.linear(x, weight, None, Numerics())
+    right = torch.tensor([[torch.inf, 2.0**124]]).bfloat16()
+    answer.check(right)
+    for wrong in ([1.0, 2.0**124], [torch.inf, torch.inf], [torch.inf, torch.nan]):
+        with pytest.raises(AssertionError, match="beyond the bound"):
+            answer.check(torch.tensor([wrong]).bfloat16())
+    plain = Answer(torch.full((1,), 2.0**130, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    plain.rounded(torch.bfloat16).check(torch.tensor([torch.inf]).bfloat16())
+    for wrong_value in (-torch.inf, torch.nan, 2.0**127):
+        with pytest.raises(AssertionError, match="beyond the bound"):
+            plain.rounded(torch.bfloat16).check(torch.tensor([wrong_value]).bfloat16())
+    largest = Answer(
+        torch.tensor([torch.finfo(torch.bfloat16).max], dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64),
+    )
+    with pytest.raises(AssertionError, match="beyond the bound"):
+        largest.rounded(torch.bfloat16).check(torch.tensor([torch.inf]).bfloat16())
+
+
+def test_an_infinite_activation_makes_infinite_results_and_nothing_else() -> None:
+    weight, x = random_weight(3, 32, scales=(127, 127)), random_x(2, 32)
+    weight.codes[0], weight.codes[1], weight.codes[2] = 0x22, 0xAA, 0x00
+    x[1, 5] = torch.inf
+    answer = judge.linear(x, weight, None, Numerics())
+    got = (x.float() @ weight.dequantize(torch.float32).T).bfloat16()
+    assert got[1].tolist()[:2] == [torch.inf, -torch.inf] and bool(got[1, 2].isnan())
+    answer.check(got)
+    got[1, 2] = torch.inf  # infinity times zero is NaN
+    with pytest.raises(AssertionError, match="beyond the bound"):
+        answer.check(got)
+
+
+def test_sums_beyond_float32_may_be_anything_but_a_wrong_number() -> None:
+    """Large products that cancel: the sum in some order is infinite or NaN."""
+    weight, x = random_weight(2, 64, scales=(127, 127)), torch.ones(1, 64).bfloat16()
+    weight.codes[0, :16], weight.codes[0, 16:] = 0x22, 0xAA
+    x[0, :] = 2.0**124
+    weight.scales[1] = 3
+    answer = judge.linear(x, weight, None, Numerics())
+    exact = judge.linear(x, weight, None, Numerics()).value
+    assert float(exact[0, 0]) == 0.0
+    for found in (0.0, torch.inf, -torch.inf, torch.nan):
+        answer.check(torch.tensor([[found, float(exact[0, 1])]]).bfloat16())
+        with pytest.raises(AssertionError, match=r"first at \(0, 1\)"):
+            answer.check(torch.tensor([[0.0, found if found else 3.0]]).bfloat16())
+    with pytest.raises(AssertionError, match=r"first at \(0, 0\)"):
+        answer.check(torch.tensor([[2.0**127, float(exact[0, 1])]]).bfloat16())
+
+
+def test_a_hidden_state_beyond_its_dtype_loses_its_token_and_no_other() -> None:
+    gate_up, down = (random_weight(2, 64, 32, scales=(120, 122)), random_weight(2, 32, 32, scales=(120, 122)))
+    x, ids, weights = random_x(3, 32), torch.tensor([[0], [1], [1]]), torch.ones(3, 1)
+    gate_up.codes[0], gate_up.scales[0] = 0x22, 250
+    x[0] = 3.0
+    form = Gate(limit=None)
+    answer = judge.moe(x, gate_up, down, (None, None), ids, weights, form, Numerics())
+    got = answer.value.clone()
+    got[0] = torch.nan
+    answer.check(got.bfloat16())
+    got[0] = 1.0
+    with pytest.raises(AssertionError, match=r"first at \(0"):
+        answer.check(got.bfloat16())
+    got[0], got[1, 3] = torch.nan, torch.nan
+    with pytest.raises(AssertionError, match=r"first at \(1, 3\)"):
+        answer.check(got.bfloat16())

@@ -8,6 +8,8 @@ Both come from float64 on the dequantised weights. The bound is derived, not tun
   that truncate instead of rounding. What is below the normal range may be flushed, each time by less than 2**-126.
 * The result is rounded once to its dtype: half a unit in the last place, ``eps(dtype) / 2`` relative.
 * ``Numerics.product_error`` comes on top where a backend states one.
+* A result beyond its dtype is rounded to infinity. Where ``sum|x||w|`` or a weight alone is beyond float32, a sum in
+  some order is infinite or NaN, and so may be the result; a finite one has to be within the bound all the same.
 
 An expert goes through this twice. Between the matmuls a kernel may keep float32 or round to the activation dtype, and
 it may round each expert's result before the weighted sum; the bound allows for these and carries them through:
@@ -53,8 +55,10 @@ def _matmul(x: Answer, weight: Tensor, bias: Tensor | None, product_error: float
     k = weight.shape[0]
     if bias is not None:
         value, size = value + bias.to("cpu", torch.float64), size + bias.to("cpu", torch.float64).abs()
-    bound = ((k + 2) * EPS32 + product_error) * size + k * FLUSHED
-    return Answer(value, bound + x.bound @ weight.abs())
+    bound = ((k + 2) * EPS32 + product_error) * size + k * FLUSHED + x.bound @ weight.abs()
+    lost = Answer(size, bound).overflows(torch.float32)
+    lost = (lost | Answer.exact(weight).overflows(torch.float32).any(0)) & ~value.isnan()
+    return Answer(value, bound, lost=lost)
 
 
 class _Inputs:
@@ -205,14 +209,19 @@ def moe(
         ids, weights = torch.cat([ids, every], 1), torch.cat([weights, torch.ones(every.shape)], 1)
     whole = inputs.first(x, gate_up)
     value, bound, size = (torch.zeros_like(whole.value) for _ in range(3))
+    lost = torch.zeros(whole.value.shape, dtype=torch.bool)
     for expert in sorted({int(i) for i in ids.unique() if i >= 0}):
         tokens, slots = torch.where(ids == expert)
         rows = Answer(whole.value[tokens], whole.bound[tokens])
         bias = [None if b is None else b[expert] for b in biases]
         both = _matmul(rows, _wide(gate_up, expert), bias[0], inputs.product_error).rounded(between)
-        hidden = inputs(gated(*_halves(both, form), form, between), down)
+        made = gated(*_halves(both, form), form, between)
+        hidden = inputs(made, down)
         result = _matmul(hidden, _wide(down, expert), bias[1], inputs.product_error).rounded(x.dtype)
         factor = weights[tokens, slots, None]
+        # What is not finite between the products makes the whole token so.
+        between_lost = [each.overflows(between).any(1) for each in (both, made, hidden)]
+        lost[tokens] |= torch.stack(between_lost).any(0)[:, None] | result.overflows(x.dtype)
         value.index_add_(0, tokens, factor * result.value)
         bound.index_add_(0, tokens, factor.abs() * result.bound)
         size.index_add_(0, tokens, factor.abs() * (result.value.abs() + result.bound))
@@ -222,7 +231,7 @@ def moe(
     if inputs.kind != "none":
         early = ulp if inputs.early is not None else 4 * EPS32 * math.sqrt(gate_up.shape[-1])
         noise += judge_inputs.noise(inputs.kind, early)
-    return Answer(value, bound + (ids.shape[1] + 1) * max(EPS32, ulp) * size, noise).rounded(x.dtype)
+    return Answer(value, bound + (ids.shape[1] + 1) * max(EPS32, ulp) * size, noise, lost).rounded(x.dtype)
 
 
 __all__ = ["Answer", "gated", "linear", "moe"]
