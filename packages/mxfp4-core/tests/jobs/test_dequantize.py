@@ -69,6 +69,47 @@ def test_what_is_dequantised_is_quantised_to_the_same_bytes(source: Path) -> Non
             assert torch.equal(left, right), name
 
 
+@pytest.mark.parametrize("dialect", ["quark", "compressed-tensors"])
+def test_shared_experts_become_mxfp4_beside_routed_ones_that_keep_their_values(
+    save: Save, dialect: str
+) -> None:
+    """A folder with shared experts in BF16 is made whole through BF16: docs/loading.md."""
+    torch.manual_seed(3)
+    mlp, parts = "model.layers.0.mlp", ("gate_proj", "up_proj", "down_proj")
+    routed = [f"{mlp}.experts.{expert}.{part}" for expert in range(2) for part in parts]
+    shared = [f"{mlp}.shared_expert.{part}" for part in parts]
+    weights = {f"{name}.weight": torch.randn(64, 64).bfloat16() for name in [*routed, *shared]}
+    for name in routed:  # blocks of every magnitude, as vendors' rules make them, too
+        weights[f"{name}.weight"] *= 2.0 ** torch.randint(-30, 8, (64, 1))
+    kept = {f"{mlp}.shared_expert_gate.weight": torch.randn(1, 64).bfloat16()}
+    kept["model.layers.0.self_attn.q_proj.weight"] = torch.randn(64, 64).bfloat16()
+    source = save(weights | kept, config={"model_type": "qwen2_moe", "dtype": "bfloat16"})
+    first, wide, whole = (source.parent / name for name in ("first", "wide", "whole"))
+
+    def config(*targets: str) -> Mxfp4Config:
+        return Mxfp4Config.from_dict({"dialect": dialect, "rule": "floor", "targets": [*targets]})
+
+    quantize_checkpoint(source, first, config("*.experts.*"))
+    with pytest.raises(DialectError, match="quantised already"):
+        quantize_checkpoint(first, whole, config("*.shared_expert*.*_proj"))
+    dequantize_checkpoint(first, wide)
+    quantize_checkpoint(wide, whole, config("*.experts.*", "*.shared_expert*.*_proj"))
+    key = "weight" if dialect == "quark" else "weight_packed"
+    before, after = open_checkpoint(first), open_checkpoint(whole)
+    for name in routed:
+        one, two = (
+            dequantize(each.load(f"{name}.{key}"), each.load(f"{name}.weight_scale"), torch.float32)
+            for each in (before, after)
+        )
+        assert torch.equal(one, two), name
+    for name in shared:
+        assert torch.equal(before.load(f"{name}.weight"), weights[f"{name}.weight"]), name
+        want = quantize(weights[f"{name}.weight"], profile="floor/even")
+        assert torch.equal(after.load(f"{name}.{key}"), want.codes), name
+        assert torch.equal(after.load(f"{name}.weight_scale"), want.scales), name
+    assert all(torch.equal(after.load(name), weight) for name, weight in kept.items())
+
+
 def test_workers_give_the_same_bytes(source: Path) -> None:
     folder = quantised(source)
     with processes(2) as executor:
