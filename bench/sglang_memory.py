@@ -1,14 +1,15 @@
 """What does SGLang hold at most while it loads a model: in BF16, and quantised as it loads?
 
-Usage: python bench/sglang_memory.py [--layers 12] [--device cpu] [--arguments JSON] [--json FILE]
+Usage: python bench/sglang_memory.py [--layers 12] [--experts 0] [--arguments JSON] [--json FILE]
 
 Run it with the Python of an environment that has SGLang and mxfp4-sglang (``~/.cache/mxfp4/engine-sglang`` after
 ``nox -s engines -- sglang``); elsewhere it says so and ends with exit code 0.
 
-Writes a random dense BF16 checkpoint (the shape of Qwen3, hidden size 2048), and starts SGLang's engine with it: as it
-is, with ``mxfp4-core``, with ``mxfp8-core``, and with a folder that ``mxfp4 quantize`` made. Before them a model of one
-thin layer, whose peak is what SGLang itself takes. On a CPU the peak is the largest VmHWM of its processes, less mapped
-files that can be reclaimed (RssAnon is sampled every 20 ms); on CUDA it is what the engine's scheduler logs.
+Writes a random BF16 checkpoint (the shape of Qwen3, hidden size 2048, dense, or with ``--experts`` of 768), and starts
+SGLang's engine with it: as it is, with ``mxfp4-core``, with ``mxfp8-core``, and with a folder that ``mxfp4 quantize``
+made. Before them a model of one thin layer, whose peak is what SGLang itself takes. On a CPU the peak is the largest
+VmHWM of its processes, less mapped files that can be reclaimed (RssAnon is sampled every 20 ms); on CUDA it is what the
+engine's scheduler logs.
 
 SGLang's own online methods hold the whole BF16 model before they quantise it, so their peak is at least that of BF16.
 """
@@ -48,11 +49,23 @@ BASE: dict[str, Any] = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+EXPERTS: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 
 
-def write(folder: Path, layers: int, intermediate: int) -> int:
-    """Write a checkpoint, a file for each layer, and return the bytes of its linears."""
+def write(folder: Path, layers: int, intermediate: int, experts: int = 0) -> int:
+    """Write a checkpoint, a file for each layer, and return the bytes of its linears and experts."""
     config = {**BASE, "num_hidden_layers": layers, "intermediate_size": intermediate}
+    if experts:
+        config |= {**EXPERTS, "num_experts": experts}
+        intermediate = EXPERTS["moe_intermediate_size"]
     h, i, q = config["hidden_size"], intermediate, config["num_attention_heads"] * config["head_dim"]
     kv, v = config["num_key_value_heads"] * config["head_dim"], config["vocab_size"]
     folder.mkdir()
@@ -63,12 +76,9 @@ def write(folder: Path, layers: int, intermediate: int) -> int:
         return (torch.randn(shape, generator=made) * shape[-1] ** -0.5).bfloat16()
 
     linears = {"self_attn.q_proj": (q, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h)}
-    linears |= {
-        "self_attn.o_proj": (h, q),
-        "mlp.gate_proj": (i, h),
-        "mlp.up_proj": (i, h),
-        "mlp.down_proj": (h, i),
-    }
+    linears["self_attn.o_proj"] = (h, q)
+    for stem in [f"mlp.experts.{expert}" for expert in range(experts)] or ["mlp"]:
+        linears |= {f"{stem}.gate_proj": (i, h), f"{stem}.up_proj": (i, h), f"{stem}.down_proj": (h, i)}
     shared = {"model.embed_tokens.weight": random(v, h), "lm_head.weight": random(v, h)}
     _save(folder, 0, {**shared, "model.norm.weight": torch.ones(h).bfloat16()}, index)
     norms = {
@@ -82,6 +92,8 @@ def write(folder: Path, layers: int, intermediate: int) -> int:
         weights = {f"{stem}{name}.weight": random(*shape) for name, shape in linears.items()}
         total += sum(each.nbytes for each in weights.values())
         more = {f"{stem}{name}.weight": torch.ones(n).bfloat16() for name, n in norms.items()}
+        if experts:
+            more[f"{stem}mlp.gate.weight"] = random(experts, h)
         _save(folder, layer + 1, weights | more, index)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     return total
@@ -150,6 +162,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--experts", type=int, default=0, help="of each layer; a dense model if 0")
     parser.add_argument("--arguments", default="{}", help="further arguments of sglang.Engine, as JSON")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -164,7 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         thin, model, stored = Path(place) / "thin", Path(place) / "model", Path(place) / "stored"
         write(thin, 1, 256)
-        linears = write(model, given.layers, BASE["intermediate_size"])
+        linears = write(model, given.layers, BASE["intermediate_size"], given.experts)
         quantize_checkpoint(model, stored, models="none")
         runs: dict[str, tuple[Path, dict[str, Any]]] = {
             "SGLang itself (one thin layer)": (thin, {}),
