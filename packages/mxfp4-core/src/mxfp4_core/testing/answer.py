@@ -76,7 +76,9 @@ class Answer:
 
     def _overflown(self, got: Tensor, limit: float) -> Tensor:
         """Say where a result is not finite and may be so: from the limit on, rounding gives infinity of that sign."""
-        over = got.isinf() & (self.value * got.sign() + self.bound >= limit)
+        over = got.isinf()
+        if bool(over.any()):
+            over &= self.value * got.sign() + self.bound >= limit
         return over if self.lost is None else over | (self.lost & ~got.isfinite())
 
 

@@ -51,14 +51,18 @@ def _wide(weight: MxTensor, expert: int | None = None) -> Tensor:
 
 def _matmul(x: Answer, weight: Tensor, bias: Tensor | None, product_error: float) -> Answer:
     weight = weight.T
-    value, size = x.value @ weight, x.value.abs() @ weight.abs()
+    large = weight.abs()
+    value, size = x.value @ weight, x.value.abs() @ large
     k = weight.shape[0]
     if bias is not None:
         value, size = value + bias.to("cpu", torch.float64), size + bias.to("cpu", torch.float64).abs()
-    bound = ((k + 2) * EPS32 + product_error) * size + k * FLUSHED + x.bound @ weight.abs()
+    bound = ((k + 2) * EPS32 + product_error) * size + k * FLUSHED + x.bound @ large
     lost = Answer(size, bound).overflows(torch.float32)
-    lost = (lost | Answer.exact(weight).overflows(torch.float32).any(0)) & ~value.isnan()
-    return Answer(value, bound, lost=lost)
+    if not bool(
+        large.max() <= torch.finfo(torch.float32).max
+    ):  # seldom, so that one look at all of them is enough
+        lost |= Answer.exact(weight).overflows(torch.float32).any(0)
+    return Answer(value, bound, lost=lost & ~value.isnan())
 
 
 class _Inputs:
