@@ -58,9 +58,7 @@ def _matmul(x: Answer, weight: Tensor, bias: Tensor | None, product_error: float
         value, size = value + bias.to("cpu", torch.float64), size + bias.to("cpu", torch.float64).abs()
     bound = ((k + 2) * EPS32 + product_error) * size + k * FLUSHED + x.bound @ large
     lost = Answer(size, bound).overflows(torch.float32)
-    if not bool(
-        large.max() <= torch.finfo(torch.float32).max
-    ):  # seldom, so that one look at all of them is enough
+    if not bool(large.max() <= torch.finfo(torch.float32).max):  # asked of all at once: it is seldom so
         lost |= Answer.exact(weight).overflows(torch.float32).any(0)
     return Answer(value, bound, lost=lost & ~value.isnan())
 
