@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -26,10 +27,10 @@ from mxfp4_cuda_marlin.plans import MoePlan
 
 def gemms_of(layer: Callable[[], object]) -> Callable[[], None]:
     """Return a call that repeats the launches of gate-up and down of a layer, and nothing else of it."""
-    plans: list[tuple[MoePlan, tuple[int, ...]]] = []
+    plans: list[tuple[MoePlan, tuple[Any, ...]]] = []
     call = MoePlan.__call__
 
-    def record(plan: MoePlan, stream: int, *addresses: int) -> None:
+    def record(plan: MoePlan, stream: int, *addresses: Any) -> None:
         plans.append((plan, addresses))
         call(plan, stream, *addresses)
 

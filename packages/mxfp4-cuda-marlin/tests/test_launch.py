@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mxfp4_core.backend import Gate, Packed, Problem, Routes
 from mxfp4_core.errors import BackendError, FormatError
-from mxfp4_cuda_marlin import checks, compute, direct, launches, plans
+from mxfp4_cuda_marlin import checks, compute, direct, plans
 from mxfp4_cuda_marlin.kernels import build, launch, load
 from mxfp4_cuda_marlin.kernels.launch import Given, Launch
 
@@ -105,7 +105,7 @@ def test_arguments_are_where_the_driver_looks(driver: Driver) -> None:
 
 def test_a_structure_may_be_given(driver: Driver) -> None:
     driver.kinds["f"] = "ps"
-    launch = Launch(("f",), 1, 32, 0, (Given(0), Given(1)))
+    launch = Launch(("f",), 1, 32, 0, (Given(0), Given(1, structure=True)))
     for value in (11, 12):
         launch(0, (1, Number(value)))
     assert [values for *_, values in driver.launched] == [(1, 11), (1, 12)]
@@ -197,26 +197,43 @@ def test_direct_experts_launch_what_the_operator_launches(
 def test_workspaces_do_not_overlap(driver: Driver) -> None:
     call = plans.MoeSizes(500, 2, 16, 128, 192, 0)
     variants = compute.moe_variant(*call, 132)
-    place = launches.Place(1, 2, 0, True)
-    plan = plans.MoePlan(torch.device("cpu"), call, place, place, (1.0, 7.0, 0.0), variants)
-    given = plan.given(0, 0, 0, 0, 0, 4096)
-    rooms = given[5:]
+    plan = plans.MoePlan(torch.device("cpu"), call, (True, False), (1.0, 7.0, 0.0), variants)
+    given = plan.given(0, 0, 0, 0, 0, (1, 2, 0), (3, 4, 0), 4096)
+    rooms = given[11:]
     assert list(rooms) == sorted(set(rooms)) and all(room % 256 == 0 for room in rooms)
     assert rooms[-1] + 2 * 1000 * 192 <= 4096 + plan.bytes
 
 
-def test_a_plan_is_kept_by_addresses(driver: Driver) -> None:
+def test_weights_that_are_alike_share_a_plan(driver: Driver) -> None:
     x = torch.zeros(4, 64, dtype=BF16)
     first, second = weight(1, 1, bias=False), weight(1, 1, bias=False)
     run = direct.linear(packed(*first))
     for _ in range(3):
         run(x)
     direct.linear(packed(*second))(x)
-    assert plans.linear_plan.cache_info().misses == 2
+    assert plans.linear_plan.cache_info().misses == 1
     assert [values[0] for *_, values in driver.launched] == [first[0].data_ptr()] * 3 + [second[0].data_ptr()]
     first[0].data = torch.zeros_like(first[0])  # the same tensor in other memory
     run(x)
     assert driver.launched[-1][4][0] == first[0].data_ptr()
+
+
+@pytest.mark.parametrize("m", [1, 16, 500])
+def test_experts_that_are_alike_share_a_plan(driver: Driver, m: int) -> None:
+    problem = Problem(op="moe", n=128, k=192, experts=16, top_k=2, gate=Gate(1.702, 7.0, 1.0), bias=True)
+    layers = [(weight(16, 4, 3, bias=True), weight(16, 3, 2, bias=True)) for _ in range(2)]
+    x, ids, factors = torch.zeros(m, 192, dtype=BF16), torch.zeros(m, 2, dtype=torch.int32), torch.ones(m, 2)
+    known = {part.data_ptr() for layer in layers for each in layer for part in each if part is not None}
+    seen = []
+    for up, down in layers:
+        driver.launched.clear()
+        direct.moe(packed(*up), packed(*down), problem)(x, Routes(ids, factors, None))
+        products = [each[-1] for each in driver.launched if each[0][0] in ("decode", "gemm")]
+        seen.append([known & {*values} for values in products])
+    assert seen == [
+        [{part.data_ptr() for part in each if part is not None} for each in layer] for layer in layers
+    ]
+    assert plans.moe_plan.cache_info().misses == 1
 
 
 def test_a_weight_is_checked_when_the_call_is_made(driver: Driver) -> None:

@@ -12,12 +12,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mxfp4_cuda_marlin.checks import Weight, check_limit, check_linear, check_moe, sizes
+from mxfp4_cuda_marlin.checks import Weight, check_limit, check_linear, check_moe, has_small_scales, sizes
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.few import Few, linear_few, moe_few
 from mxfp4_cuda_marlin.kernels.launch import stream_of
 from mxfp4_cuda_marlin.kernels.tiles import Tile, linear_tile, moe_tiles, most_tiles
-from mxfp4_cuda_marlin.launches import Gate, Place
+from mxfp4_cuda_marlin.launches import Gate, addresses
 from mxfp4_cuda_marlin.plans import MoeSizes, linear_plan, moe_plan
 
 _SLOTS: Final = 1 << 18  # tokens, or pairs of token and expert, in one pass: bounds its workspaces to some GB
@@ -42,8 +42,8 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Ten
 def linear_into(x: Tensor, weight: Weight, out: Tensor, variant: Few | Tile) -> None:
     """Write ``x @ weight.T + bias`` into ``out`` by one variant; all are as ``linear`` checks them."""
     (m, k), n = x.shape, out.shape[1]
-    plan = linear_plan(x.device, m, n, k, Place.of(weight), variant)
-    plan(stream_of(x.device), x.data_ptr(), out.data_ptr())
+    plan = linear_plan(x.device, m, n, k, has_small_scales(weight[1]), variant)
+    plan(stream_of(x.device), x.data_ptr(), out.data_ptr(), addresses(weight))
 
 
 @lru_cache(maxsize=4096)
@@ -98,7 +98,8 @@ def moe_into(
     device, total = x.device, 0 if expert_map is None else expert_map.shape[0]
     call = MoeSizes(m, top_k, experts, n, k, total)
     variants = moe_variant(*call, load.multiprocessors(device))
-    plan = moe_plan(device, call, Place.of(gate_up), Place.of(down), gate, variants)
+    small_scales = has_small_scales(gate_up[1]), has_small_scales(down[1])
+    plan = moe_plan(device, call, small_scales, gate, variants)
     workspace = x.new_empty(plan.bytes, dtype=torch.uint8)
     plan(
         stream_of(device),
@@ -107,6 +108,8 @@ def moe_into(
         ids.data_ptr(),
         weights.data_ptr(),
         0 if expert_map is None else expert_map.data_ptr(),
+        addresses(gate_up),
+        addresses(down),
         workspace.data_ptr(),
     )
 

@@ -9,10 +9,16 @@ from torch import Tensor
 
 from mxfp4_core.backend import Packed, Problem, Routes
 from mxfp4_cuda_marlin import compute
-from mxfp4_cuda_marlin.checks import Weight, check_limit, check_linear_weight, check_moe_weights, sizes
+from mxfp4_cuda_marlin.checks import (
+    Weight,
+    check_limit,
+    check_linear_weight,
+    check_moe_weights,
+    has_small_scales,
+    sizes,
+)
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.launch import stream_of
-from mxfp4_cuda_marlin.launches import Place
 from mxfp4_cuda_marlin.plans import LinearPlan, linear_plan
 
 
@@ -24,22 +30,23 @@ def linear(packed: Packed) -> Callable[[Tensor], Tensor]:
     """
     weight = weight_of(packed)
     check_linear_weight(weight)
-    (codes, scales, bias), (n, k), device = weight, sizes(weight[0]), weight[0].device
-    step, many = compute.linear_step(n), load.multiprocessors(device)
-    last: tuple[int, int, int, int, LinearPlan] | None = None
+    codes, scales, bias = weight
+    (n, k), device, small_scales = sizes(codes), codes.device, has_small_scales(scales)
+    step, many, index = compute.linear_step(n), load.multiprocessors(device), device.index
+    last: tuple[int, LinearPlan] | None = None
 
     def run(x: Tensor) -> Tensor:
         nonlocal last
         m, start = x.numel() // k, x.data_ptr()
-        if m > step or start % 16 or torch.cuda.current_device() != device.index:
+        if m > step or start % 16 or torch.cuda.current_device() != index:
             return compute.linear(x.view(-1, k), *weight).view(*x.shape[:-1], n)
-        out = x.new_empty((*x.shape[:-1], n))
-        here = m, codes.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr()
+        out = x.new_empty((m, n) if x.ndim == 2 else (*x.shape[:-1], n))
         known = last
-        if known is None or known[:4] != here:  # most calls are like the one before
+        if known is None or known[0] != m:  # most calls are like the one before
             variant = compute.linear_variant(m, n, k, many)
-            known = last = *here, linear_plan(device, m, n, k, Place.of(weight), variant)
-        known[4](stream_of(device), start, out.data_ptr())
+            known = last = m, linear_plan(device, m, n, k, small_scales, variant)
+        here = codes.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr()
+        known[1](stream_of(device), start, out.data_ptr(), here)
         return out
 
     return run

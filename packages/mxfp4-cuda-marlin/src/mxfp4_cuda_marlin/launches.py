@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 
-from mxfp4_cuda_marlin.checks import MAX_EXPERTS, Weight, has_small_scales
+from mxfp4_cuda_marlin.checks import MAX_EXPERTS, Weight
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.few import Few
 from mxfp4_cuda_marlin.kernels.launch import Argument, Given, Launch
@@ -24,26 +23,30 @@ Ends = tuple[Given, Given]
 
 
 class Place(NamedTuple):
-    """Where a packed weight is.
+    """Where a call gives a packed weight.
 
     Attributes:
-        codes: address, as of the next two.
+        codes: place of its address, as of the next two.
         scales: in the layout that ``small_scales`` says.
-        bias: 0 for none.
+        bias: whose address is 0 where there is none.
         small_scales: see `has_small_scales`.
     """
 
-    codes: int
-    scales: int
-    bias: int
+    codes: Given
+    scales: Given
+    bias: Given
     small_scales: bool
 
     @classmethod
-    def of(cls, weight: Weight) -> Place:
-        """Return where a weight is now."""
-        codes, scales, bias = weight
-        at = 0 if bias is None else bias.data_ptr()
-        return cls(codes.data_ptr(), scales.data_ptr(), at, has_small_scales(scales))
+    def at(cls, first: int, small_scales: bool) -> Place:
+        """Return three places in a row."""
+        return cls(Given(first), Given(first + 1), Given(first + 2), small_scales)
+
+
+def addresses(weight: Weight) -> tuple[int, int, int]:
+    """Return where codes, scales and bias are now; 0 for no bias."""
+    codes, scales, bias = weight
+    return codes.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr()
 
 
 def decode(
@@ -94,8 +97,7 @@ def gemm(
 
 
 def _operands(weight: Place, ends: Ends) -> tuple[Argument, ...]:
-    codes, scales, bias = (ctypes.c_void_p(address) for address in weight[:3])
-    return (codes, scales, *ends, bias)
+    return (weight.codes, weight.scales, *ends, weight.bias)
 
 
 def route(device: torch.device, cluster: int, tables: Sequence[Argument], counts: tuple[int, ...]) -> Launch:
@@ -119,4 +121,4 @@ def combine(
     return Launch(load.routing(device, "combine"), -(-m * k // 2048), 256, 0, arguments, overlap=True)
 
 
-__all__ = ["NO_GATE", "Ends", "Gate", "Place", "combine", "decode", "gather", "gemm", "route"]
+__all__ = ["NO_GATE", "Ends", "Gate", "Place", "addresses", "combine", "decode", "gather", "gemm", "route"]

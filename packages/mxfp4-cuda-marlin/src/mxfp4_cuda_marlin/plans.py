@@ -1,8 +1,8 @@
-"""What a call launches, prepared once for its sizes, its variant of the kernels and the addresses of its weights.
+"""What a call launches, prepared once for its sizes and its variant of the kernels; all addresses come with the call.
 
-A plan holds addresses and no tensors. All that it depends on is in the key under which it is kept, so it is right for
-whatever lies at these addresses. The kernels of a MoE layer are launched so that each may begin while the one before
-ends; the first of a layer may not, because its inputs come from kernels of others.
+So the layers of a model that are alike share a plan: a number of tokens that was not there before, as most prompts
+bring one, costs a plan for each size of layer and not for each layer. The kernels of a MoE layer are launched so that
+each may begin while the one before ends; the first of a layer may not, because its inputs come from kernels of others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from mxfp4_cuda_marlin.launches import NO_GATE, Ends, Gate, Place, combine, deco
 
 _WIDE: Final = 2048  # slots from which routing takes a cluster of blocks
 _X, _OUT = Given(0), Given(1)
+_WEIGHT: Final = 2  # codes, scales and bias of a linear
+_BOX: Final = Given(5, structure=True)
 _Parts = tuple[list[Launch], tuple[Launch, Launch], list[Launch]]
 """What comes before the products with the weights, these two, and what comes after."""
 
@@ -32,13 +34,14 @@ class LinearPlan:
         m: tokens, as n features and k columns.
         n: output features.
         k: columns.
-        weight: where it is.
+        small_scales: of the weight, see `has_small_scales`.
         variant: of the kernel for few tokens, or of the GEMM.
     """
 
     def __init__(
-        self, device: torch.device, m: int, n: int, k: int, weight: Place, variant: Few | Tile
+        self, device: torch.device, m: int, n: int, k: int, small_scales: bool, variant: Few | Tile
     ) -> None:
+        weight = Place.at(_WEIGHT, small_scales)
         if isinstance(variant, Few):
             self._box: tuple[int, int, int] | None = None
             tiles, counts = -(-m // variant.tokens), (m, n, k, 1, 1, 0)
@@ -47,18 +50,22 @@ class LinearPlan:
             )
             return
         self._box, tiles = (m, k, variant.nt), -(-m // variant.nt)
-        ends = (m, n, k, tiles, *NO_GATE, Given(2))
+        ends = (m, n, k, tiles, *NO_GATE, _BOX)
         self._launch = gemm(device, variant, LINEAR, weight, (_X, _OUT), tiles, (None,) * 4, ends)
 
-    def __call__(self, stream: int, x: int, out: int) -> None:
+    def __call__(self, stream: int, x: int, out: int, weight: tuple[int, int, int]) -> None:
         """Launch.
 
         Args:
             stream: address of a stream of the device, which is current.
             x: address of bfloat16 [m, k], contiguous, a multiple of 16.
             out: address of bfloat16 [m, n], contiguous.
+            weight: its `addresses`.
         """
-        self._launch(stream, (x, out) if self._box is None else (x, out, load.tensor_map(x, *self._box)))
+        box = self._box
+        self._launch(
+            stream, (x, out, *weight) if box is None else (x, out, *weight, load.tensor_map(x, *box))
+        )
 
 
 class MoeSizes(NamedTuple):
@@ -87,8 +94,7 @@ class MoePlan:
     Args:
         device: where everything is.
         sizes: of the call.
-        gate_up: where the weight is.
-        down: where the weight is.
+        small_scales: of gate-up and of down, see `has_small_scales`.
         gate: of the activation.
         variants: of gate-up and down, for few tokens or of the GEMM.
 
@@ -102,12 +108,12 @@ class MoePlan:
         self,
         device: torch.device,
         sizes: MoeSizes,
-        gate_up: Place,
-        down: Place,
+        small_scales: tuple[bool, bool],
         gate: Gate,
         variants: tuple[Few, Few] | tuple[Tile, Tile],
     ) -> None:
         self.bytes, self._offsets = 0, list[int]()
+        gate_up, down = Place.at(_GATE_UP, small_scales[0]), Place.at(_DOWN, small_scales[1])
         up, lower = variants
         if isinstance(up, Tile) and isinstance(lower, Tile):
             parts = self._tiled(device, sizes, gate_up, down, gate, up, lower)
@@ -118,7 +124,16 @@ class MoePlan:
         self.launches = [*before, *self.gemms, *after]
 
     def __call__(
-        self, stream: int, x: int, out: int, ids: int, weights: int, expert_map: int, workspace: int
+        self,
+        stream: int,
+        x: int,
+        out: int,
+        ids: int,
+        weights: int,
+        expert_map: int,
+        gate_up: tuple[int, int, int],
+        down: tuple[int, int, int],
+        workspace: int,
     ) -> None:
         """Launch.
 
@@ -129,17 +144,28 @@ class MoePlan:
             ids: address of int32 [m, top_k].
             weights: address of float32 [m, top_k].
             expert_map: address of int32 [total], or 0.
+            gate_up: `addresses` of the weight, as of the next one.
+            down: likewise.
             workspace: address of `bytes` bytes, a multiple of 256.
         """
-        given = self.given(x, out, ids, weights, expert_map, workspace)
+        given = self.given(x, out, ids, weights, expert_map, gate_up, down, workspace)
         for launch in self.launches:
             launch(stream, given)
 
     def given(
-        self, x: int, out: int, ids: int, weights: int, expert_map: int, workspace: int
+        self,
+        x: int,
+        out: int,
+        ids: int,
+        weights: int,
+        expert_map: int,
+        gate_up: tuple[int, int, int],
+        down: tuple[int, int, int],
+        workspace: int,
     ) -> tuple[int, ...]:
         """Return what each launch gets, for the addresses of a call."""
-        return (x, out, ids, weights, expert_map, *[workspace + offset for offset in self._offsets])
+        rooms = [workspace + offset for offset in self._offsets]
+        return (x, out, ids, weights, expert_map, *gate_up, *down, *rooms)
 
     def _room(self, values: int, width: int) -> Given:
         """Take room for so many values of so many bytes from the workspace."""
@@ -231,11 +257,11 @@ class MoePlan:
 
 
 _IDS, _WEIGHTS, _MAP = Given(2), Given(3), Given(4)
-_FIRST_ROOM: Final = 5
+_GATE_UP, _DOWN, _FIRST_ROOM = 5, 8, 11
 
 
 linear_plan = lru_cache(maxsize=8192)(LinearPlan)
-"""`LinearPlan`, kept: a model has some hundred linears, and asks for each again at each step."""
+"""`LinearPlan`, kept: a model asks for each again at each step."""
 
 moe_plan = lru_cache(maxsize=2048)(MoePlan)
 """`MoePlan`, kept likewise."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from operator import itemgetter
+from struct import Struct
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,9 +25,15 @@ class Structure(Protocol):
 
 
 class Given(NamedTuple):
-    """What each call gives: the address, or the structure, at this place of its list."""
+    """What each call gives.
+
+    Attributes:
+        place: in its list.
+        structure: it is one; else it is an address.
+    """
 
     place: int
+    structure: bool = False
 
 
 Argument = Tensor | ctypes.c_void_p | int | float | Structure | Given | None
@@ -58,8 +66,12 @@ class Launch:
         self._shape, self._overlap = (grid, threads, shared), overlap
         self._launch = build.bindings("driver").cuLaunchKernelEx
         self._configs: dict[int, Any] = {}
-        self._given: list[tuple[int, int, ctypes.c_void_p]] = []
+        places = [each.place for each in arguments if isinstance(each, Given) and not each.structure]
+        self._pick, self._write = _picker(places), Struct(f"{len(places)}N").pack_into
+        self._cells = (ctypes.c_void_p * len(places))()
+        self._structures: list[tuple[int, int]] = []
         self._kept: list[Any] = []  # what the addresses below point into
+        self._free = ctypes.addressof(self._cells)
         addresses = [self._address(argument, place) for place, argument in enumerate(arguments)]
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
         self._all = ctypes.addressof(self._addresses)
@@ -68,10 +80,14 @@ class Launch:
 
     def _address(self, argument: Argument, place: int) -> int:
         """Return where the driver finds an argument, and keep what is there."""
-        if argument is None or isinstance(argument, Tensor | Given):
-            cell: Any = ctypes.c_void_p(argument.data_ptr() if isinstance(argument, Tensor) else None)
-            if isinstance(argument, Given):
-                self._given.append((argument.place, place, cell))
+        if isinstance(argument, Given):
+            if argument.structure:
+                self._structures.append((argument.place, place))
+                return 0
+            at, self._free = self._free, self._free + ctypes.sizeof(ctypes.c_void_p)
+            return at
+        if argument is None or isinstance(argument, Tensor):
+            cell: Any = ctypes.c_void_p(None if argument is None else argument.data_ptr())
         elif isinstance(argument, ctypes.c_void_p):
             cell = argument
         elif isinstance(argument, int | float):
@@ -82,7 +98,7 @@ class Launch:
         self._kept.append(cell)
         return ctypes.addressof(cell)
 
-    def __call__(self, stream: int, given: Sequence[int | Structure] = ()) -> None:
+    def __call__(self, stream: int, given: Sequence[Any] = ()) -> None:
         """Launch on a stream of the current device.
 
         Args:
@@ -94,12 +110,9 @@ class Launch:
         """
         config = self._configs.get(stream) or self._configure(stream)
         with self._lock:
-            for place, argument, cell in self._given:
-                value = given[place]
-                if isinstance(value, int):
-                    cell.value = value
-                else:
-                    self._addresses[argument] = value.getPtr()
+            self._write(self._cells, 0, *self._pick(given))
+            for place, argument in self._structures:
+                self._addresses[argument] = given[place].getPtr()
             (status,) = self._launch(config, self.function, self._all, 0)
         if int(status):
             build.check((status, None), "launching a kernel")
@@ -114,6 +127,13 @@ class Launch:
             config.attrs, config.numAttrs = [_overlap()], 1
         self._configs[stream] = config
         return config
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Return what takes the values at some places out of a list."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda given: [given[place] for place in places]
 
 
 @cache

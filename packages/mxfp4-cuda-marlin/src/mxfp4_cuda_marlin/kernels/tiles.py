@@ -136,6 +136,8 @@ _SPLIT_TILES: Final = (
     Tile(128, 64, 2, 1),
 )
 
+_SPLIT_COST: Final = {replace(tile, split=split): COST[tile] for tile in _SPLIT_TILES for split in SPLIT}
+
 
 def cost(tile: Tile, k: int, waves: float, narrow: float = 0.0) -> float:
     """Estimate the microseconds of a GEMM.
@@ -146,7 +148,7 @@ def cost(tile: Tile, k: int, waves: float, narrow: float = 0.0) -> float:
         waves: items in a row of each multiprocessor.
         narrow: share of them that are narrow.
     """
-    full, less, item = COST[replace(tile, split=1) if tile.split > 1 else tile]
+    full, less, item = COST[tile] if tile.split == 1 else _SPLIT_COST[tile]
     column = (1 - narrow) * full + narrow * less
     sums = SPLIT[tile.split][0] if tile.split > 1 else 0.0
     return waves * (k / TILE / tile.split * column + item + sums)
@@ -256,8 +258,7 @@ def expected_tiles(slots: int, experts: int, nt: int, narrow: int) -> tuple[floa
 
 def linear_variants() -> list[Tile]:
     """Return every variant that a linear may use."""
-    splits = [replace(tile, split=split) for tile in _SPLIT_TILES for split in SPLIT]
-    return [*COST, *splits]
+    return [*COST, *_SPLIT_COST]
 
 
 def moe_variants() -> list[Tile]:
