@@ -23,14 +23,14 @@ class Numerics:
     """What a backend computes, where the format leaves a choice or a kernel takes a short cut.
 
     Attributes:
-        scale_byte_0: a block with scale byte 0 is worth 2^-127, or is read as zero.
-        scale_byte_255: a block with scale byte 255 is NaN as the format says, is infinite, or is refused by
+        scale_byte_0: a block of a weight with scale byte 0 is worth 2^-127, or is read as zero.
+        scale_byte_255: a block of a weight with scale byte 255 is NaN as the format says, is infinite, or is refused by
             ``pack``.
         scale_bytes: lowest and highest scale byte, beside 255, that ``pack`` takes; it refuses the others.
         minus_zero: code 8 survives pack and unpack, or comes back as code 0.
         emulated: weights are widened to a float dtype before an ordinary matmul.
         product_error: largest relative error of one product x * w; 0.0 where it is exact.
-        accumulate: dtype of the sum over k.
+        accumulate: torch's name of the dtype of the sum over k.
         profiles: profiles of ``Backend.quantize``; empty if there is no such op.
         activation: how x is quantised. None: as ``Problem.activation`` says, and not at all for ``auto``.
         activation_profile: profile by which x is quantised; empty for ``none`` and ``fp8``. ``Backend.numerics`` has

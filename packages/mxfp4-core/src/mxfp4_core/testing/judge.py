@@ -7,9 +7,12 @@ Both come from float64 on the dequantised weights. The bound is derived, not tun
 * A sum of K terms in float32, in any order, is off by at most ``K * eps * sum|x||w|``. ``eps = 2**-23`` covers units
   that truncate instead of rounding. What is below the normal range may be flushed, each time by less than 2**-126.
 * The result is rounded once to its dtype: half a unit in the last place, ``eps(dtype) / 2`` relative.
-* ``Numerics.product_error`` comes on top where a backend states one.
+* ``Numerics.product_error`` comes on top where a backend states one. ``Numerics.accumulate`` takes the place of
+  float32 in sums.
 * A result beyond its dtype is rounded to infinity. Where ``sum|x||w|`` or a weight alone is beyond float32, a sum in
   some order is infinite or NaN, and so may be the result; a finite one has to be within the bound all the same.
+* Weights are what the format says, but for what the numerics say of their scale bytes: a block of byte 0 may be read as
+  zero, and where one of byte 255 is read as infinite, the result may be infinite or NaN.
 
 An expert goes through this twice. Between the matmuls a kernel may keep float32 or round to the activation dtype, and
 it may round each expert's result before the weighted sum; the bound allows for these and carries them through:
@@ -37,45 +40,23 @@ from mxfp4_core.testing.answer import EPS32, FLUSHED, Answer
 GATE_EPS = 2.0**-19  # a fast sigmoid: exp2 and reciprocal approximations with a few wrong bits
 
 
-def _wide(weight: MxTensor, expert: int | None = None) -> Tensor:
-    parts = {
-        part.name: weight.parts[part.name]
-        if expert is None or part.operand == "input"
-        else weight.parts[part.name][expert]
-        for part in weight.format.parts
-    }
-    shape = torch.Size(weight.shape[-2:])
-    found = MxTensor.from_parts(weight.format, parts, shape, weight.profile)
-    return found.to("cpu").dequantize(torch.float64)
-
-
-def _matmul(x: Answer, weight: Tensor, bias: Tensor | None, product_error: float) -> Answer:
-    weight = weight.T
-    large = weight.abs()
-    value, size = x.value @ weight, x.value.abs() @ large
-    k = weight.shape[0]
-    if bias is not None:
-        value, size = value + bias.to("cpu", torch.float64), size + bias.to("cpu", torch.float64).abs()
-    bound = ((k + 2) * EPS32 + product_error) * size + k * FLUSHED + x.bound @ large
-    lost = Answer(size, bound).overflows(torch.float32)
-    if not bool(large.max() <= torch.finfo(torch.float32).max):  # asked of all at once: it is seldom so
-        lost |= Answer.exact(weight).overflows(torch.float32).any(0)
-    return Answer(value, bound, lost=lost & ~value.isnan())
-
-
-class _Inputs:
-    """How the inputs of the products of one call are made from values.
+class _Products:
+    """How the products of one call are made and summed, as the numerics say.
 
     Attributes:
-        kind: what they are quantised to, or ``none``.
+        kind: what the inputs are quantised to, or ``none``.
         early: the dtype to which values are rounded before they are quantised; None: they stay float32.
+        sums: the dtype of sums.
+        eps: of one addition, relative.
         product_error: of one product, relative.
     """
 
     def __init__(self, weight: MxTensor, numerics: Numerics, activation: str, dtype: torch.dtype) -> None:
         self.kind, self.profile = input_format(weight.format.name, activation), numerics.activation_profile
         self.early = dtype if numerics.hidden == "input" else None
-        self.dtype = dtype
+        self.dtype, self.numerics = dtype, numerics
+        self.sums: torch.dtype = getattr(torch, numerics.accumulate)
+        self.eps = max(EPS32, torch.finfo(self.sums).eps)  # float64 sums what float32 holds
         widened = self.kind in ("fp8", "mxfp4-dual") or "level0" in weight.parts
         self.product_error = numerics.product_error + (2 * EPS32 if widened else 0.0)
 
@@ -101,6 +82,41 @@ class _Inputs:
             dtype = self.early or torch.float32
             exact = Answer.exact((x.to("cpu", torch.float32) * _factor(weight, x.shape[-1])).to(dtype))
         return judge_inputs.quantized(exact, self.kind, self.profile, dtype)
+
+    def matmul(self, x: Answer, weight: MxTensor, bias: Tensor | None, expert: int | None = None) -> Answer:
+        """Answer the product of an input and a weight, of one expert where it is named, before it is rounded."""
+        wide = self._wide(weight, expert).T
+        large = wide.abs()
+        value, size = x.value @ wide, x.value.abs() @ large
+        k = wide.shape[0]
+        if bias is not None:
+            value, size = value + bias.to("cpu", torch.float64), size + bias.to("cpu", torch.float64).abs()
+        bound = ((k + 2) * self.eps + self.product_error) * size
+        bound = bound + k * max(FLUSHED, torch.finfo(self.sums).smallest_normal) + x.bound @ large
+        lost = Answer(size, bound).overflows(self.sums)
+        if not bool(large.max() <= torch.finfo(torch.float32).max):  # asked of all at once: it is seldom so
+            lost |= Answer.exact(wide).overflows(torch.float32).any(0)
+        lost &= ~value.isnan()
+        if self.numerics.scale_byte_255 == "inf":
+            lost |= wide.isnan().any(0) & ~x.value.isnan().any(1, keepdim=True)
+        return Answer(value, bound, lost=lost)
+
+    def _wide(self, weight: MxTensor, expert: int | None) -> Tensor:
+        parts = {
+            part.name: weight.parts[part.name]
+            if expert is None or part.operand == "input"
+            else weight.parts[part.name][expert]
+            for part in weight.format.parts
+        }
+        shape = torch.Size(weight.shape[-2:])
+        found = MxTensor.from_parts(weight.format, parts, shape, weight.profile).to("cpu")
+        wide = found.dequantize(torch.float64)
+        if self.numerics.scale_byte_0 == "zero":
+            for part in weight.format.parts:
+                if "float8_e8m0fnu" in part.same:
+                    zero = (found.parts[part.name] == 0).repeat_interleave(part.values, -1)
+                    wide = wide.masked_fill(zero[:, : shape[-1]], 0.0)
+        return wide
 
     def _early(self, values: Answer) -> Answer:
         """Return the nominal values, rounded where they are rounded early; the bound has room for it already."""
@@ -135,8 +151,8 @@ def linear(
     Returns:
         [m, n], rounded to the dtype of x.
     """
-    inputs = _Inputs(weight, numerics, activation or numerics.activation or "none", x.dtype)
-    return _matmul(inputs.first(x, weight), _wide(weight), bias, inputs.product_error).rounded(x.dtype)
+    products = _Products(weight, numerics, activation or numerics.activation or "none", x.dtype)
+    return products.matmul(products.first(x, weight), weight, bias).rounded(x.dtype)
 
 
 def gated(gate: Answer, up: Answer | None, form: Gate, dtype: torch.dtype | None) -> Answer:
@@ -201,25 +217,25 @@ def moe(
     Returns:
         [m, k], rounded to the dtype of x.
     """
-    inputs = _Inputs(gate_up, numerics, activation, x.dtype)
+    products = _Products(gate_up, numerics, activation, x.dtype)
     # Where values are quantised from float32, nothing between the products may be rounded to less.
-    between = x.dtype if inputs.kind == "none" or inputs.early is not None else torch.float32
+    between = x.dtype if products.kind == "none" or products.early is not None else torch.float32
     ids, weights = topk_ids.to("cpu"), topk_weights.to("cpu", torch.float32).to(torch.float64)
     if shared:
         experts = gate_up.shape[0] - shared
         every = torch.arange(experts, experts + shared).expand(len(ids), shared).to(ids.dtype)
         ids, weights = torch.cat([ids, every], 1), torch.cat([weights, torch.ones(every.shape)], 1)
-    whole = inputs.first(x, gate_up)
+    whole = products.first(x, gate_up)
     value, bound, size = (torch.zeros_like(whole.value) for _ in range(3))
     lost = torch.zeros(whole.value.shape, dtype=torch.bool)
     for expert in sorted({int(i) for i in ids.unique() if i >= 0}):
         tokens, slots = torch.where(ids == expert)
         rows = Answer(whole.value[tokens], whole.bound[tokens])
         bias = [None if b is None else b[expert] for b in biases]
-        both = _matmul(rows, _wide(gate_up, expert), bias[0], inputs.product_error).rounded(between)
+        both = products.matmul(rows, gate_up, bias[0], expert).rounded(between)
         made = gated(*_halves(both, form), form, between)
-        hidden = inputs(made, down)
-        result = _matmul(hidden, _wide(down, expert), bias[1], inputs.product_error).rounded(x.dtype)
+        hidden = products(made, down)
+        result = products.matmul(hidden, down, bias[1], expert).rounded(x.dtype)
         factor = weights[tokens, slots, None]
         # What is not finite between the products makes the whole token so.
         between_lost = [each.overflows(between).any(1) for each in (both, made, hidden)]
@@ -229,10 +245,10 @@ def moe(
         size.index_add_(0, tokens, factor.abs() * (result.value.abs() + result.bound))
     # The weighted sum: in float32, or in the dtype of the result by kernels that add slot after slot.
     ulp = torch.finfo(x.dtype).eps
-    noise = 2 * ulp + EPS32 * math.sqrt(gate_up.shape[-1]) + 4 * numerics.product_error
-    if inputs.kind != "none":
-        early = ulp if inputs.early is not None else 4 * EPS32 * math.sqrt(gate_up.shape[-1])
-        noise += judge_inputs.noise(inputs.kind, early)
+    noise = 2 * ulp + products.eps * math.sqrt(gate_up.shape[-1]) + 4 * numerics.product_error
+    if products.kind != "none":
+        early = ulp if products.early is not None else 4 * products.eps * math.sqrt(gate_up.shape[-1])
+        noise += judge_inputs.noise(products.kind, early)
     return Answer(value, bound + (ids.shape[1] + 1) * max(EPS32, ulp) * size, noise, lost).rounded(x.dtype)
 
 

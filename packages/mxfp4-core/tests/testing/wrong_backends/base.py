@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,17 @@ def caught_by(
 def with_tensors(packed: Packed, **tensors: Tensor) -> Packed:
     """Return a packed weight with other tensors."""
     return Packed(packed.layout, {**packed.tensors, **tensors}, packed.shape)
+
+
+class ZeroOfByteZero(ReferenceBackend):
+    """Reads a block with scale byte 0 as zero, and says so."""
+
+    numerics = replace(ReferenceBackend.numerics, scale_byte_0="zero")
+
+    def linear(self, x: Tensor, weight: Packed, problem: Problem) -> Tensor:
+        codes, scales = weight.tensors["codes"], weight.tensors["scales"]
+        codes = torch.where((scales == 0).repeat_interleave(16, dim=1), 0, codes)
+        return super().linear(x, with_tensors(weight, codes=codes), problem)
 
 
 class Steps(ReferenceBackend):
