@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,9 +33,11 @@ def install(wheel: Path, arch: str = "gfx950") -> None:
         arch: what AITER is told about the device.
     """
     for name in PACKAGES:
-        module = ModuleType(name)
-        module.__path__ = [str(wheel / name.replace(".", "/"))]
-        sys.modules[name] = module
+        module = sys.modules[name] = ModuleType(name)
+        module.__spec__ = ModuleSpec(
+            name, None, is_package=True
+        )  # by it the files are found, for their arguments
+        module.__path__ = module.__spec__.submodule_search_locations = [str(wheel / name.replace(".", "/"))]
     info = ModuleType(f"{TRITON}.utils._triton.arch_info")
     info.get_arch = lambda: arch  # type: ignore[attr-defined]
     info.get_device = lambda: "MI350X"  # type: ignore[attr-defined]
