@@ -17,7 +17,7 @@ from known_probes import Config, Seen, base_config, combined, probe, see
 import mxfp4_transformers_models as models
 from mxfp4_core.errors import ModelError
 from mxfp4_core.naming import ModelView
-from mxfp4_transformers.provider import provider as library
+from mxfp4_transformers import provider as library
 from mxfp4_transformers_models import table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,8 +15,8 @@ from transformers.core_model_loading import WeightRenaming
 from mxfp4_core.checkpoint import open_checkpoint
 from mxfp4_core.errors import ModelError
 from mxfp4_core.naming import ModelView, describe
-from mxfp4_transformers import converters, meta
-from mxfp4_transformers.provider import described, provider
+from mxfp4_transformers import converters, meta, provider
+from mxfp4_transformers.provider import described
 from mxfp4_transformers.view import view_of
 
 

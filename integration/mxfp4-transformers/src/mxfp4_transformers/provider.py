@@ -1,4 +1,4 @@
-"""What transformers knows about the weights of a model: the model provider of this package.
+"""What transformers itself knows about the weights of a model: what the model provider asks where no table says it.
 
 The model is built from its config alone, on the meta device: no weight, no network, and none of the code that may
 lie in a checkpoint. `describe` does that for the commands; the loader, which has the model already, calls
@@ -19,37 +19,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Provider:
-    """Describes the models that the installed transformers has a class for; an entry point of ``mxfp4.models``."""
+def describe(config: Mapping[str, Any], headers: Headers) -> ModelView | None:
+    """Build the model of a config on the meta device, and say what its weights are.
 
-    name = "transformers"
+    Args:
+        config: contents of config.json; ``model_type`` and ``architectures`` choose the class.
+        headers: the tensors of the checkpoint, in high precision.
 
-    def describe(self, config: Mapping[str, Any], headers: Headers) -> ModelView | None:
-        """Build the model of a config on the meta device, and say what its weights are.
+    Returns:
+        None where transformers has no such class.
 
-        Args:
-            config: contents of config.json; ``model_type`` and ``architectures`` choose the class.
-            headers: the tensors of the checkpoint, in high precision.
-
-        Returns:
-            None where transformers has no such class.
-
-        Raises:
-            ModelError: the config does not describe a model, or not the one that the tensors belong to.
-        """
-        kind = meta.class_of(config)
-        if kind is None:
-            return None
-        try:
-            model = meta.empty(kind, config)
-        except Exception as error:  # a config is any JSON: whatever its class raises means the same to us
-            raise ModelError(
-                f"{kind.__name__} cannot be built from config.json",
-                seen=f"{type(error).__name__}: {error}",
-                rule=f"config.json describes a model of transformers {meta.VERSION}",
-                fix="correct config.json",
-            ) from error
-        return described(model, headers)
+    Raises:
+        ModelError: the config does not describe a model, or not the one that the tensors belong to.
+    """
+    kind = meta.class_of(config)
+    if kind is None:
+        return None
+    try:
+        model = meta.empty(kind, config)
+    except Exception as error:  # a config is any JSON: whatever its class raises means the same to us
+        raise ModelError(
+            f"{kind.__name__} cannot be built from config.json",
+            seen=f"{type(error).__name__}: {error}",
+            rule=f"config.json describes a model of transformers {meta.VERSION}",
+            fix="correct config.json",
+        ) from error
+    return described(model, headers)
 
 
 def described(model: PreTrainedModel, headers: Headers) -> ModelView:
@@ -92,5 +87,4 @@ def _refuse(view: ModelView, seen: str, rule: str) -> None:
     )
 
 
-provider = Provider()
-"""The provider itself."""
+__all__ = ["describe", "described"]

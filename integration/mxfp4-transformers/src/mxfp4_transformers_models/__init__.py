@@ -42,7 +42,7 @@ class Provider:
             return None
         if (known := table.describe(release, config, headers)) is not None:
             return known
-        from mxfp4_transformers.provider import provider as library
+        from mxfp4_transformers import provider as library
 
         return library.describe(config, headers)
 

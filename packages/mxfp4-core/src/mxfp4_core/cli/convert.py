@@ -9,7 +9,18 @@ import typer
 
 from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
-from mxfp4_core.cli.settings import Jobs, Ray, Retries, workers
+from mxfp4_core.cli.settings import (
+    AsJson,
+    DryRun,
+    Force,
+    Jobs,
+    Quiet,
+    Ray,
+    Retries,
+    ShardSize,
+    Update,
+    workers,
+)
 from mxfp4_core.config.known import dialect_names
 
 
@@ -37,22 +48,15 @@ def convert_command(
             "--lossy", help="Let values be rounded on the way to fp8 or nvfp4, and say by how much."
         ),
     ] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
+    max_shard_size: ShardSize = "5GB",
     jobs: Jobs = 1,
     ray: Ray = None,
     retries: Retries = 3,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
-    update: Annotated[
-        bool,
-        typer.Option(
-            "--update", help="Replace a checkpoint, but keep weight files that would come out the same."
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: Force = False,
+    update: Update = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint: among dialects of MXFP4 names and config change, codes and scales do not."""
     from mxfp4_core.jobs import convert_checkpoint

@@ -9,7 +9,17 @@ import typer
 
 from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
-from mxfp4_core.cli.settings import Jobs, Ray, Retries, workers
+from mxfp4_core.cli.settings import (
+    AsJson,
+    DryRun,
+    Force,
+    Jobs,
+    Quiet,
+    Ray,
+    Retries,
+    ShardSize,
+    workers,
+)
 
 
 def dequantize_command(
@@ -18,16 +28,14 @@ def dequantize_command(
     ],
     destination: Annotated[Path, typer.Argument(parser=place, help="Folder for the result.")],
     dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="What values become.")] = "bfloat16",
-    max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
+    max_shard_size: ShardSize = "5GB",
     jobs: Jobs = 1,
     ray: Ray = None,
     retries: Retries = 3,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the values of a quantised checkpoint under the names and axes of the model: exact from MXFP4 to BF16."""
     from mxfp4_core.jobs import dequantize_checkpoint

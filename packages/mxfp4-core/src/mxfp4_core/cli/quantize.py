@@ -11,21 +11,27 @@ from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
 from mxfp4_core.cli.settings import (
     Activation,
+    AsJson,
     ConfigFile,
     Dialect,
+    DryRun,
     FamilyDefaults,
+    Force,
     Format,
     FormatsByName,
     Ignore,
     Jobs,
     Models,
     Profile,
+    Quiet,
     Ray,
     Retries,
     Rule,
+    ShardSize,
     Tail,
     Targets,
     Ties,
+    Update,
     merged_config,
     workers,
 )
@@ -50,22 +56,15 @@ def quantize_command(
     tail: Tail = None,
     models: Models = "auto",
     nonfinite: Annotated[str | None, typer.Option(help="NaN or infinity in a weight: refuse or nan.")] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")] = "5GB",
+    max_shard_size: ShardSize = "5GB",
     jobs: Jobs = 1,
     ray: Ray = None,
     retries: Retries = 3,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")] = False,
-    update: Annotated[
-        bool,
-        typer.Option(
-            "--update", help="Replace a checkpoint, but keep weight files that would come out the same."
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: Force = False,
+    update: Update = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Quantise a checkpoint to MXFP4, file to file, without building the model.
 

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from mxfp4_core.checkpoint.remote import place
-from mxfp4_core.cli.settings import Models
+from mxfp4_core.cli.settings import (
+    Models,
+    Quiet,
+)
 
 DEFAULT_RULES = ("floor", "even", "rceil", "ceil")
 
@@ -48,7 +51,7 @@ def report_command(
     as_markdown: Annotated[bool, typer.Option("--md", help="Markdown, to stdout without --out.")] = False,
     as_html: Annotated[bool, typer.Option("--html", help="One HTML page, to stdout without --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier report.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the error of each tensor: of a quantised checkpoint against its source, or of rules not yet applied.
 

@@ -62,6 +62,17 @@ FormatsByName = Annotated[
     typer.Option("--as", help="Another format for some names: PATTERN=FORMAT; may be given again."),
 ]
 Tail = Annotated[str | None, typer.Option(help="K that is no multiple of 32: refuse or pad.")]
+ShardSize = Annotated[str, typer.Option(help="Most data in one file, such as 5GB or 800MB.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a checkpoint in the destination.")]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update", help="Replace a checkpoint, but keep weight files that would come out the same."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check all that headers tell; write nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def merged_config(
@@ -148,21 +159,27 @@ def asked_device(text: str) -> Device:
 
 __all__ = [
     "Activation",
+    "AsJson",
     "ConfigFile",
     "Dialect",
+    "DryRun",
     "FamilyDefaults",
+    "Force",
     "Format",
     "FormatsByName",
     "Ignore",
     "Jobs",
     "Models",
     "Profile",
+    "Quiet",
     "Ray",
     "Retries",
     "Rule",
+    "ShardSize",
     "Tail",
     "Targets",
     "Ties",
+    "Update",
     "asked_device",
     "merged_config",
     "workers",

@@ -10,7 +10,15 @@ import typer
 
 from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import json_text, progress_bar, say
-from mxfp4_core.cli.settings import Jobs, Models, Ray, Retries, workers
+from mxfp4_core.cli.settings import (
+    AsJson,
+    Jobs,
+    Models,
+    Quiet,
+    Ray,
+    Retries,
+    workers,
+)
 
 _SHOWN = 20
 
@@ -38,8 +46,8 @@ def verify_command(
     jobs: Jobs = 1,
     ray: Ray = None,
     retries: Retries = 3,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check headers, index, hashes, description and bytes of an MXFP4 checkpoint; exit code 1 if anything is wrong."""
     from mxfp4_core.jobs import verify_checkpoint

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mxfp4_core.cli.output import progress_bar
+from mxfp4_core.cli.settings import AsJson, Quiet
 
 if TYPE_CHECKING:
     from mxfp4_core.backend.warmup import WarmUp
@@ -22,8 +23,8 @@ def warmup_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Compile nothing; say what is cached and what is missing.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compile the kernels of the installed backends ahead of time; needs no GPU. Exit code 1 if it fails."""
     from mxfp4_core.backend.warmup import warm_up

@@ -71,8 +71,7 @@ def dequantize_checkpoint(
         CheckpointError, OutputError: as `convert_checkpoint`.
         ConfigError: no such dtype.
         DialectError: nothing is quantised, or in a way that is not read; a weight whose input is multiplied first,
-        which
-            values alone do not say; a value that the dtype does not have.
+            which values alone do not say; a value that the dtype does not have.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, list(DTYPES))

@@ -137,7 +137,6 @@ def planned_weights(
     resolver = Resolver.for_model(config, checkpoint.config, view=view)
     infos, facts = list(checkpoint.tensors.values()), ModelFacts.read(checkpoint.config)
     decisions = decided(resolver, infos)
-    model_type = ModelFacts.read(checkpoint.config).model_type
     found: dict[str, tuple[Entry, str]] = {}
     for info, decision in zip(infos, decisions, strict=True):
         if not decision.quantize:
@@ -150,7 +149,7 @@ def planned_weights(
                 fix="add its name to ignore, or convert the source",
             )
         first = k_first(info.name, info.shape, facts, view)
-        entry = planned_as(info, decision, first, model_type, config, view)
+        entry = planned_as(info, decision, first, facts.model_type, config, view)
         found[info.name] = entry, decision.profile or ""
     if not found:
         raise ConfigError(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mxfp4_core.arithmetic.dense import check_dense
+from mxfp4_core.arithmetic.fast.choose import cpu_kernels
 from mxfp4_core.arithmetic.format import BLOCK, E8M0_NAN
 from mxfp4_core.arithmetic.profile import Profile
 from mxfp4_core.errors import ConfigError, FormatError, NonFiniteError, ShapeError
@@ -32,9 +33,9 @@ Outputs = tuple[torch.Tensor, ...]
 class Way(ABC):
     """The fast path of one format. Stateless."""
 
-    @abstractmethod
     def whole(self) -> bool:
-        """Whether the CPU needs no temporaries as large as the weight."""
+        """Whether the CPU needs no temporaries as large as the weight, which holds of the compiled kernels alone."""
+        return cpu_kernels() is not None
 
     @abstractmethod
     def quantize(self, weight: torch.Tensor, outputs: Outputs, profile: Profile, threads: int | None) -> int:

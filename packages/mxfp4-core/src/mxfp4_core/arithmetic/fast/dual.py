@@ -24,10 +24,6 @@ def level0_of(profile: Profile) -> Level0:
 class Dual(Way):
     """Outputs: codes uint8 ``[N, K / 2]``, scales uint8 ``[N, K / 32]`` and level0 float32 ``[N, K / 512]``."""
 
-    def whole(self) -> bool:
-        """Only the compiled kernels need no temporaries: without them the quotients are as large as the weight."""
-        return cpu_kernels() is not None
-
     def complete(self, weight: torch.Tensor, profile: Profile) -> bool:
         """Whether the compiled kernels run: they know every maximum."""
         return weight.device.type == "cpu" and not profile.down and cpu_kernels() is not None

@@ -17,10 +17,6 @@ from mxfp4_core.arithmetic.reference import mxfp8
 class Mxfp8Way(Way):
     """Outputs: codes float8_e4m3fn ``[N, K]`` and scales uint8 ``[N, K / 32]``."""
 
-    def whole(self) -> bool:
-        """Only the compiled kernels need no temporaries."""
-        return cpu_kernels() is not None
-
     def complete(self, weight: torch.Tensor, profile: Profile) -> bool:
         """Whether the compiled kernels run: they know every maximum."""
         return weight.device.type == "cpu" and cpu_kernels() is not None
