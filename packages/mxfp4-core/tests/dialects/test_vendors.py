@@ -15,7 +15,7 @@ from mxfp4_core.checkpoint.hashing import tensor_sha256
 from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
 from mxfp4_core.dialects.source import Source
 from mxfp4_core.jobs import convert_checkpoint, quantize_checkpoint, verify_checkpoint
-from mxfp4_core.jobs.convert import settings_of
+from mxfp4_core.jobs.settled import settings_of
 
 # The file, its dialect, the profile of its codes, the activation mode, what is kept beside lm_head.
 VENDORS = {

@@ -13,7 +13,6 @@ from mxfp4_core._exports import exports
 if TYPE_CHECKING:
     from mxfp4_core.jobs.against import LayerError as LayerError
     from mxfp4_core.jobs.convert import convert_checkpoint as convert_checkpoint
-    from mxfp4_core.jobs.convert import settings_of as settings_of
     from mxfp4_core.jobs.dequantize import dequantize_checkpoint as dequantize_checkpoint
     from mxfp4_core.jobs.output import Result as Result
     from mxfp4_core.jobs.pipeline import PipelinePlan as PipelinePlan
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from mxfp4_core.jobs.quantize import quantize_checkpoint as quantize_checkpoint
     from mxfp4_core.jobs.ray import RayExecutor as RayExecutor
     from mxfp4_core.jobs.ray import ray_cluster as ray_cluster
+    from mxfp4_core.jobs.settled import settings_of as settings_of
     from mxfp4_core.jobs.verified import Verification as Verification
     from mxfp4_core.jobs.verify import Finding as Finding
     from mxfp4_core.jobs.verify import verify_checkpoint as verify_checkpoint
@@ -39,7 +39,7 @@ _HOMES = {
     "quantize_checkpoint": "quantize",
     "convert_checkpoint": "convert",
     "dequantize_checkpoint": "dequantize",
-    "settings_of": "convert",
+    "settings_of": "settled",
     "verify_checkpoint": "verify",
     "processes": "workers",
     "RayExecutor": "ray",

@@ -9,16 +9,13 @@ from typing import Any
 
 from mxfp4_core import dialects
 from mxfp4_core.checkpoint.assemble import DEFAULT_SHARD_BYTES, Unit
-from mxfp4_core.checkpoint.manifest import Manifest, read_manifest, source_fingerprint
-from mxfp4_core.checkpoint.places import is_folder
+from mxfp4_core.checkpoint.manifest import Manifest, source_fingerprint
 from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.checkpoint.tasks import Executor
-from mxfp4_core.config.known import NATIVE_NAME
 from mxfp4_core.config.messages import unknown_name
 from mxfp4_core.config.schema import Mxfp4Config
-from mxfp4_core.dialects.base import Contents, Description, Dialect, Entry
-from mxfp4_core.dialects.beside import Narrow
+from mxfp4_core.dialects.base import Contents, Description, Dialect
 from mxfp4_core.dialects.default import AUTO, default_for, read_by_model, warning_of
 from mxfp4_core.dialects.recipes import Recipe
 from mxfp4_core.dialects.source import Source
@@ -37,8 +34,8 @@ from mxfp4_core.jobs.output import (
     write_result,
 )
 from mxfp4_core.jobs.planned import check_expressible, stored_as
+from mxfp4_core.jobs.settled import settings_of, with_profiles
 from mxfp4_core.jobs.units import CopyUnit, PartsUnit
-from mxfp4_core.naming.resolver import Resolver
 
 BESIDE = ("keep", "widen", "quantize")
 """What can become of weights in other kinds of quantisation that stand beside the MXFP4 ones."""
@@ -98,7 +95,12 @@ def convert_checkpoint(
     folder = place(destination)
     named = None if to == AUTO or to in OTHER_FORMATS else dialects.get(to)
     check_apart(place(source), folder)
+    checkpoint, origin, contents = open_any(source, "convert")
+    model = checkpoint.config if contents.model is None else contents.model
+    known = describe_contents(model, contents)
+    view = known.view
     how: dict[str, Any] = {
+        "model": "" if is_refused(view, contents.entries) else loading_class(model, known),
         "max_shard_bytes": max_shard_bytes,
         "force": force,
         "update": update,
@@ -106,11 +108,6 @@ def convert_checkpoint(
         "progress": progress,
         "executor": executor,
     }
-    checkpoint, origin, contents = open_any(source, "convert")
-    model = checkpoint.config if contents.model is None else contents.model
-    known = describe_contents(model, contents)
-    view = known.view
-    how["model"] = "" if is_refused(view, contents.entries) else loading_class(model, known)
     kinds = known.source if known.unknown else ""
     if to in OTHER_FORMATS:
         result = write_other_format(
@@ -129,23 +126,8 @@ def convert_checkpoint(
     if activation is not None:
         config = Mxfp4Config.from_dict({**config.to_dict(), "activation": activation})
         contents = without_activations(contents)
-    contents = replace(contents, entries=_with_profiles(contents.entries, config, checkpoint.config))
-    entries = list(contents.entries.values())
-    kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
-    kept |= {name: each.shape for name, each in contents.beside.items()}
-    left = () if beside == "widen" else tuple(contents.beside.values())
-    described = Description(
-        model,
-        config,
-        entries,
-        linear_modules(kept, entries),
-        profile,
-        left,
-        tuple(kept),
-        tuple(contents.static),
-        frozenset(contents.untold),
-        Source.of(checkpoint),
-    )
+    contents = replace(contents, entries=with_profiles(contents.entries, config, checkpoint.config))
+    described = _described(checkpoint, contents, model, config, profile, beside)
     dialect, why = (named, "") if named is not None else default_for(described)
     config = config.model_copy(update={"dialect": dialect.name})
     silent = not dialect.can_say(profile)
@@ -156,54 +138,41 @@ def convert_checkpoint(
     )
     documents, metadata = dialect.documents(described), dialect.metadata(described)
     content = content_of(checkpoint, units, documents, manifest, metadata, dialect.file, dialect.layout)
-    how["read"] = read_by_model(entries) is not None
-    result = write_result(folder, content, dialect, len(entries), **how)
+    entries = described.entries
+    read = read_by_model(entries) is not None
+    result = write_result(folder, content, dialect, len(entries), read=read, **how)
     notes = [f"{dialect.name} has no word for the profile {profile}: the manifest alone names it"]
     notes = [*(notes if silent else []), *dialect.notes(described)]
-    notes += filter(None, [warning_of(dialect, entries)])
-    if again.weights:
-        notes.append(again.told)
+    notes += filter(None, [warning_of(dialect, entries), again.told if again.weights else ""])
     errors = {} if dry_run else again.errors(checkpoint, folder)
     formats = ", ".join(sorted({entry.format for entry in entries}))
     return replace(result, kinds=kinds, notes=tuple(notes), why=why, format=formats, errors=errors)
 
 
-def settings_of(
-    checkpoint: Checkpoint, dialect: Dialect | None, contents: Contents
-) -> tuple[Mxfp4Config, str]:
-    """Return the config that describes a quantised checkpoint, and the profile of its codes ("" if unknown).
-
-    The manifest says both, if it belongs to these files. Otherwise a dialect that stores the whole config says it; for
-    others the config is made so that it decides about every name as the file does.
-
-    Raises:
-        ConfigError: settings in the file that are not valid.
-    """
-    if dialect is None:
-        return _derived_config(checkpoint, NATIVE_NAME, contents), contents.profile
-    manifest = read_manifest(checkpoint.path) if is_folder(checkpoint.path) else None
-    if manifest is not None and manifest.dialect == dialect.name and _describes(manifest, checkpoint):
-        left = () if contents.says_activation else ("activation",)
-        said = {key: value for key, value in manifest.config.items() if key not in left}
-        return Mxfp4Config.from_dict(said), manifest.profile
-    settings = dialect.settings(checkpoint.config.get("quantization_config") or {})
-    if settings is not None:
-        return Mxfp4Config.from_dict(settings), contents.profile
-    return _derived_config(checkpoint, dialect.name, contents), contents.profile
-
-
-def _with_profiles(
-    entries: Mapping[str, Entry], config: Mxfp4Config, model: Mapping[str, Any]
-) -> dict[str, Entry]:
-    """Return weights that are not in the format of the config with the profiles that its overrides give them."""
-    if len(config.formats()) == 1:
-        return dict(entries)
-    resolver, found = Resolver.for_model(config, model, fused={}, stored=True), dict(entries)
-    for weight, entry in entries.items():
-        decision = resolver.decide(weight, entry.shape)
-        if decision.quantize and decision.format == entry.format != config.format and not entry.profile:
-            found[weight] = replace(entry, profile=decision.profile or "")
-    return found
+def _described(
+    checkpoint: Checkpoint,
+    contents: Contents,
+    model: Mapping[str, Any],
+    config: Mxfp4Config,
+    profile: str,
+    beside: str,
+) -> Description:
+    """Return what the documents of the result are written from, whatever its dialect."""
+    entries = list(contents.entries.values())
+    kept = {name: recipe.shape for name, recipe in contents.tensors.items()}
+    kept |= {name: each.shape for name, each in contents.beside.items()}
+    return Description(
+        model,
+        config,
+        entries,
+        linear_modules(kept, entries),
+        profile,
+        beside=() if beside == "widen" else tuple(contents.beside.values()),
+        others=tuple(kept),
+        static=tuple(contents.static),
+        untold=frozenset(contents.untold),
+        source=Source.of(checkpoint),
+    )
 
 
 def _units(
@@ -253,32 +222,4 @@ def _units(
     return [unit for _, unit in units]
 
 
-def _describes(manifest: Manifest, checkpoint: Checkpoint) -> bool:
-    def facts(row: Mapping[str, Any]) -> tuple[object, ...]:
-        return row.get("file"), row.get("dtype"), tuple(row.get("shape") or ())
-
-    wanted = {name: facts(row) for name, row in manifest.tensors.items()}
-    return wanted == {n: (info.file.name, info.dtype, info.shape) for n, info in checkpoint.tensors.items()}
-
-
-def _derived_config(checkpoint: Checkpoint, dialect: str, contents: Contents) -> Mxfp4Config:
-    settings: dict[str, Any] = {"activation": contents.activation, "dialect": dialect}
-    if contents.profile:
-        settings["profile"] = contents.profile
-    plain = Mxfp4Config.from_dict(settings)
-    resolver = Resolver.for_model(plain, checkpoint.config, fused={}, stored=True)
-    others: dict[str, Recipe | Narrow] = {**contents.tensors, **contents.beside}
-    ignore = [
-        f"={name.removesuffix('.weight')}"
-        for name, recipe in others.items()
-        if resolver.decide(name, recipe.shape).quantize
-    ]
-    forced = [
-        {"pattern": f"={weight.removesuffix('.weight')}", "keep": False}
-        for weight, entry in contents.entries.items()
-        if not resolver.decide(weight, entry.shape).quantize
-    ]
-    return Mxfp4Config.from_dict({**settings, "ignore": ignore, "overrides": forced})
-
-
-__all__ = ["convert_checkpoint", "settings_of"]
+__all__ = ["convert_checkpoint"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,7 +98,8 @@ def fits(
         BackendError: no backend has that name.
     """
     questions: dict[Problem, list[str]] = {}
-    for module, problem in _problems(shards, biases, facts, decisions, device, view):
+    operators = _operators(shards, biases, decisions, view)
+    for module, problem in _problems(operators, facts, device):
         questions.setdefault(problem, []).append(module)
     asked: dict[str, Any] = {
         "backend": backend,
@@ -157,28 +158,46 @@ def _gate(facts: ModelFacts, told: Gate | None) -> Gate:
     return replace(known, limit=known.limit and (facts.limit or known.limit))
 
 
-def _ungated(expert: ExpertName, view: ModelView | None, name: str) -> bool:
+def _ungated(expert: ExpertName, known: Sequence[Parameter]) -> bool:
     """Say whether a weight is the first of experts without a gate, as the model's library says it."""
-    gates = [each.gate for each in view.find(name)] if view and "up_proj" in expert.parts else []
+    gates = [each.gate for each in known] if "up_proj" in expert.parts else []
     return any(gate is not None and not gate.gated for gate in gates)
 
 
-def _problems(
+@dataclass
+class _Operator:
+    """What was found of the weights of a module that an engine runs as one operator.
+
+    Attributes:
+        decision: about its weights.
+        bias: whether it has one.
+        cut: whether a weight of it cannot be cut for the ranks, so that nothing is asked.
+        linear: of a linear: all rows that are fused into it.
+        first: of experts: the first weight.
+        parts: how many weights of an expert the first one holds.
+        known: of experts: what a model provider says about the first weight.
+    """
+
+    decision: Decision
+    bias: bool = False
+    cut: bool = False
+    linear: Shard | None = None
+    first: Shard | None = None
+    parts: int = 1
+    known: Parameter | None = None
+
+
+def _operators(
     shards: Mapping[str, Shard | None],
     biases: frozenset[str],
-    facts: ModelFacts,
     decisions: Mapping[str, Decision],
-    device: Device,
     view: ModelView | None,
-) -> Iterator[tuple[str, Problem]]:
-    """Yield every module that an engine runs as one operator, with what it asks."""
-    linears: dict[str, Shard] = {}
-    with_bias: set[str] = set()
-    experts: dict[str, tuple[int, Shard, Parameter | None]] = {}
-    broken: set[str] = set()
-    how: dict[str, Decision] = {}
+) -> dict[str, _Operator]:
+    """Gather weights by the module that an engine runs as one operator."""
+    found: dict[str, _Operator] = {}
     for name, shard in shards.items():
-        if view is not None and any(each.held for each in view.find(name)):
+        known = view.find(name) if view is not None else ()
+        if any(each.held for each in known):
             continue  # the library's own code computes with it, so no backend is asked
         module = module_of(name)
         expert = parse_expert(module)
@@ -187,43 +206,59 @@ def _problems(
             if expert
             else next((fused for fused, _ in fused_names(module, DEFAULT_FUSED)), module)
         )
-        how[whole] = decisions[name]
-        if module in biases or whole in biases:
-            with_bias.add(whole)
+        operator = found.setdefault(whole, _Operator(decisions[name]))
+        operator.decision = decisions[name]
+        operator.bias |= module in biases or whole in biases
         if shard is None:
-            broken.add(whole)
+            operator.cut = True
         elif expert is None:
-            linears[whole] = replace(shard, n=shard.n + linears[whole].n) if whole in linears else shard
-        elif "gate_proj" in expert.parts or _ungated(expert, view, name):
-            found = view.find(name) if view else ()
-            experts.setdefault(whole, (len(expert.parts), shard, found[0] if found else None))
-    for module in [module for module in linears if module not in broken]:
-        n, k = linears[module].n, linears[module].k
-        bias = module in with_bias
-        mode, format = how[module].activation, how[module].format
-        yield (
-            module,
-            Problem(op="linear", n=n, k=k, bias=bias, activation=mode, device=device, format=format),
-        )
-    for prefix in [prefix for prefix in experts if prefix not in broken]:
-        parts, shard, known = experts[prefix]
+            before = operator.linear
+            operator.linear = replace(shard, n=shard.n + before.n) if before else shard
+        elif operator.first is None and ("gate_proj" in expert.parts or _ungated(expert, known)):
+            operator.first, operator.parts = shard, len(expert.parts)
+            operator.known = known[0] if known else None
+    return {module: operator for module, operator in found.items() if not operator.cut}
+
+
+def _problems(
+    operators: Mapping[str, _Operator], facts: ModelFacts, device: Device
+) -> Iterator[tuple[str, Problem]]:
+    """Yield every module that an engine runs as one operator, with what it asks: linears, then experts."""
+    for module, operator in operators.items():
+        if (shard := operator.linear) is not None:
+            yield (
+                module,
+                Problem(
+                    op="linear",
+                    n=shard.n,
+                    k=shard.k,
+                    bias=operator.bias,
+                    activation=operator.decision.activation,
+                    device=device,
+                    format=operator.decision.format,
+                ),
+            )
+    for prefix, operator in operators.items():
+        if (shard := operator.first) is None:
+            continue
+        known = operator.known
         total = facts.experts or shard.experts or 1
-        top_k = (known.top_k if known else 0) or facts.top_k or 1
         held = shard.experts or max(total // shard.ranks, 1)
+        top_k = (known.top_k if known else 0) or facts.top_k or 1
         yield (
             prefix,
             Problem(
                 op="moe",
-                n=shard.n // parts,
+                n=shard.n // operator.parts,
                 k=shard.k,
                 experts=held,
                 total_experts=max(total, held),
                 top_k=min(top_k, max(total, held)),
                 gate=_gate(facts, known.gate if known else None),
-                bias=prefix in with_bias,
-                activation=how[prefix].activation,
+                bias=operator.bias,
+                activation=operator.decision.activation,
                 device=device,
-                format=how[prefix].format,
+                format=operator.decision.format,
             ),
         )
 

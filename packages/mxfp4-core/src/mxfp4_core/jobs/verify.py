@@ -14,11 +14,11 @@ from mxfp4_core.dialects.base import Contents, Entry
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.jobs.against import Against, worst_first
 from mxfp4_core.jobs.checks import FileCheck, FileFacts, Finding, high_precision
-from mxfp4_core.jobs.convert import settings_of
 from mxfp4_core.jobs.described import describe_checkpoint
 from mxfp4_core.jobs.opened import open_quantized
 from mxfp4_core.jobs.output import Report, counted
 from mxfp4_core.jobs.pieces import logical_shape
+from mxfp4_core.jobs.settled import settings_of
 from mxfp4_core.jobs.units import QuantizeUnit
 from mxfp4_core.jobs.verified import Verification, check_listed, found_manifest
 from mxfp4_core.naming.resolver import Resolver

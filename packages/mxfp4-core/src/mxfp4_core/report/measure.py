@@ -18,12 +18,12 @@ from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Entry
 from mxfp4_core.errors import ConfigError, PatternError
-from mxfp4_core.jobs.convert import settings_of
 from mxfp4_core.jobs.described import describe_checkpoint
 from mxfp4_core.jobs.measured import Progress, compared_error, kept_error, measured_error
 from mxfp4_core.jobs.metrics import Metrics, merge
 from mxfp4_core.jobs.pieces import logical_shape
 from mxfp4_core.jobs.planned import decided
+from mxfp4_core.jobs.settled import settings_of
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.resolver import Resolver
 from mxfp4_core.report.environment import environment
