@@ -55,14 +55,11 @@ def refit(
         )
     quantizer.check_whole("refitted")
     check_at_home(model, "refitted")
-    core = quantizer.quantization_config.core
-    modules = [module for module in model.modules() if isinstance(module, Mxfp4Module)]
-    backends: dict[str, dict[str, Backend]] = {}
-    for module in modules:
-        if module.backend is not None:
-            backends.setdefault(str(module.where), {})[module.backend.name] = module.backend
-    quantizers = DeviceQuantizers({device: list(found.values()) for device, found in backends.items()})
-    session = LoadSession(core, quantizers=quantizers, report=LoadReportBuilder(profile=plan.profile))
+    session = LoadSession(
+        quantizer.quantization_config.core,
+        quantizers=_quantizers_of(model),
+        report=LoadReportBuilder(profile=plan.profile),
+    )
     targets: dict[str, QuantTarget] = {}
     for site in plan.sites:
         module = model.get_submodule(site.path)
@@ -87,6 +84,25 @@ def refit(
         targets[place.parameter].quantize(values, place.region, key=Key(None, expert, name))
     _check_kept(kept, seen, staged, subset=subset, tied=set(getattr(model, "all_tied_weights_keys", ())))
     session.check()
+    return _finished(model, session, kept, staged)
+
+
+def _quantizers_of(model: nn.Module) -> DeviceQuantizers:
+    """Return what quantises on each device: the backends that compute there."""
+    backends: dict[str, dict[str, Backend]] = {}
+    for module in model.modules():
+        if isinstance(module, Mxfp4Module) and module.backend is not None:
+            backends.setdefault(str(module.where), {})[module.backend.name] = module.backend
+    return DeviceQuantizers({device: list(found.values()) for device, found in backends.items()})
+
+
+def _finished(
+    model: nn.Module,
+    session: LoadSession,
+    kept: Mapping[str, torch.Tensor],
+    staged: list[tuple[Place, torch.Tensor]],
+) -> LoadReport:
+    """Close the session and write what waits beside the model. Biases are packed with weights, so they come first."""
     biases = {name: (kept[name], kept[name].clone()) for name in kept if _is_bias(model, name)}
     for place, value in staged:
         if place.parameter in biases:
