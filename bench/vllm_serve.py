@@ -14,8 +14,9 @@ Qwen3-30B-A3B). They are made on the GPU, in BF16 and as MXFP4 in the dialect co
   theirs  the folder of compressed-tensors, on the kernels that vLLM chooses (Marlin on SM90); ours is disabled
   ours    the BF16 folder with ``--quantization mxfp4-core``
 
-and, where they are named, ``ours-mxfp8`` (``--quantization mxfp8-core``), and bf16 and ours on two GPUs: ``-tp2`` in
-tensor parallel, which cuts experts, too, ``-ep2`` with whole experts on each, for the model that has some:
+and, where they are named, ``ours-stored`` (the folder of compressed-tensors with ``--quantization mxfp4-core``),
+``ours-mxfp8`` (``--quantization mxfp8-core``), and bf16 and ours on two GPUs: ``-tp2`` in tensor parallel, which cuts
+experts, too, ``-ep2`` with whole experts on each, for the model that has some:
 
   python bench/vllm_serve.py --variants bf16 bf16-tp2 bf16-ep2 ours ours-tp2 ours-ep2 --layers 4 --concurrency 1
 
@@ -52,6 +53,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 TWO: dict[str, Any] = {"tensor_parallel_size": 2, "disable_custom_all_reduce": True}
 NAMED: comparing.Variants = {
+    "ours-stored": ({"quantization": "mxfp4-core"}, {}),
     "ours-mxfp8": ({"quantization": "mxfp8-core"}, {}),
     **comparing.on_two(VARIANTS, TWO, {"enable_expert_parallel": True}),
 }
@@ -165,7 +167,7 @@ def main() -> None:
         written = models.prepare(model, options)
         answers: dict[str, pieces.Answer] = {}
         for variant in (each for each in options.variants if comparing.applies(model, each)):
-            path = written.stored if variant == "theirs" else written.source
+            path = written.stored if variant in ("theirs", "ours-stored") else written.source
             folder = options.folder / f"vllm-{model}-{variant}"
             found = pieces.apart(partial(serve, path, variant, options), folder, options.limit)
             found["kernels"] = kernels((folder / "log").read_text(errors="replace"))

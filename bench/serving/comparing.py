@@ -16,6 +16,7 @@ COMPARED = 8
 TWO_WAYS = ("tp2", "ep2")
 PAIRS = (
     ("ours", "theirs"),
+    ("ours", "ours-stored"),
     ("ours", "bf16"),
     ("ours-mxfp8", "bf16"),
     *((name, f"{name}-{how}") for how in TWO_WAYS for name in ("bf16", "ours")),
