@@ -166,13 +166,12 @@ class LoaderCall:
         )
 
 
-def following(target: QuantTarget, weight_loader: Loader, report: Callable[[], LoadReportBuilder]) -> Loader:
-    """Return a loader with the same arguments that quantises into ``target`` what ``weight_loader`` copies.
+def following(weight_loader: Loader, begin: Callable[[Key, torch.Tensor], LoaderCall]) -> Loader:
+    """Return a loader with the same arguments, each call of which is followed.
 
     Args:
-        target: of the parameter.
         weight_loader: the engine's; see `LoadSession.wrap`.
-        report: asked at each call, for the report of the load that is under way.
+        begin: makes what follows a call, of what the engine calls the piece and of what it loads from.
     """
     key_of = key_reader(weight_loader)
 
@@ -181,7 +180,7 @@ def following(target: QuantTarget, weight_loader: Loader, report: Callable[[], L
         if is_twin(param):
             # A loader that calls itself through param.weight_loader: what it copies is being followed already.
             return weight_loader(param, loaded_weight, *args, **kwargs)
-        call = LoaderCall(target, key_of(args, kwargs), loaded_weight, report())
+        call = begin(key_of(args, kwargs), loaded_weight)
         return call.run(param, lambda twin: weight_loader(twin, loaded_weight, *args, **kwargs))
 
     return load

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from mxfp4_core.arithmetic.formats.base import Part
 from mxfp4_core.errors import LoadError
-from mxfp4_core.loader.call import Loader, LoaderCall
-from mxfp4_core.loader.keys import Key, key_reader
+from mxfp4_core.loader.call import LoaderCall
+from mxfp4_core.loader.keys import Key
 from mxfp4_core.loader.regions import Place, Region, locate
 from mxfp4_core.loader.report import LoadReportBuilder
 from mxfp4_core.loader.target import QuantTarget
-from mxfp4_core.loader.twin import is_twin
 
 
 class PartCall(LoaderCall):
@@ -94,27 +89,4 @@ class PartCall(LoaderCall):
         )
 
 
-def putting(
-    target: QuantTarget, part: Part, weight_loader: Loader, report: Callable[[], LoadReportBuilder]
-) -> Loader:
-    """Return a loader with the same arguments that puts what ``weight_loader`` copies into one part of ``target``.
-
-    Args:
-        target: of the weight.
-        part: which one.
-        weight_loader: the engine's; see `LoadSession.wrap`.
-        report: asked at each call, for the report of the load that is under way.
-    """
-    key_of = key_reader(weight_loader)
-
-    @functools.wraps(weight_loader)
-    def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if is_twin(param):
-            return weight_loader(param, loaded_weight, *args, **kwargs)
-        call = PartCall(target, part, key_of(args, kwargs), loaded_weight, report())
-        return call.run(param, lambda twin: weight_loader(twin, loaded_weight, *args, **kwargs))
-
-    return load
-
-
-__all__ = ["PartCall", "putting"]
+__all__ = ["PartCall"]

@@ -20,10 +20,11 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import LoadError
 from mxfp4_core.loader.account import check_targets, count
 from mxfp4_core.loader.bound import Bound, InModule, bind, holding_back, settle
-from mxfp4_core.loader.call import Loader, following
+from mxfp4_core.loader.call import Loader, LoaderCall, following
 from mxfp4_core.loader.how import Arithmetic, profile_name
+from mxfp4_core.loader.keys import Key
 from mxfp4_core.loader.memory import HEAP
-from mxfp4_core.loader.part_call import putting
+from mxfp4_core.loader.part_call import PartCall
 from mxfp4_core.loader.report import LoadReport, LoadReportBuilder
 from mxfp4_core.loader.target import QuantTarget
 
@@ -57,8 +58,7 @@ class LoadSession:
         quantizers: DeviceQuantizers | None = None,
     ) -> None:
         self.config, self.report = config or Mxfp4Config.from_dict({}), report or LoadReportBuilder()
-        self._threads = threads
-        self._quantizers = quantizers or DeviceQuantizers()
+        self._threads, self._quantizers = threads, quantizers or DeviceQuantizers()
         self._profile = profile_name(self.config, get(self.config.format))
         self._lock = threading.Lock()
         self._targets: dict[str, QuantTarget] = {}
@@ -229,13 +229,13 @@ class LoadSession:
                 rule="a parameter has a target before its loader is wrapped",
                 fix="call session.target first",
             )
+        call = partial(PartCall, target, target.format.part(part)) if part else partial(LoaderCall, target)
 
-        def report() -> LoadReportBuilder:
+        def begin(key: Key, loaded: torch.Tensor) -> LoaderCall:
             self._hold_heap()
-            return self.report
+            return call(key, loaded, self.report)
 
-        how = partial(putting, target, target.format.part(part)) if part else partial(following, target)
-        return how(weight_loader, report)
+        return following(weight_loader, begin)
 
     def begin(self, *, subset: bool = False, report: LoadReportBuilder | None = None) -> None:
         """Begin another load into the same storage.
