@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def from_pretrained(
             nothing about the checkpoint are not to be given. It is the config of this package, that of the core, or a
             dictionary.
         auto_class: the class that loads, an Auto class or a model's own.
-        **kwargs: further arguments of its ``from_pretrained``.
+        **kwargs: further arguments of its ``from_pretrained``, but ``quantization_config``: that is ``config``.
 
     Returns:
         The model, or what ``from_pretrained`` returns with these arguments.
@@ -57,6 +57,13 @@ def from_pretrained(
         LoadError: weights are missing, or have no place in the model.
         BackendError: no backend takes a weight.
     """
+    if "quantization_config" in kwargs:
+        raise ConfigError(
+            "from_pretrained of mxfp4_transformers takes no quantization_config",
+            seen=f"quantization_config = {kwargs['quantization_config']!r}",
+            rule="what to quantise is the argument config, whatever the checkpoint is",
+            fix="pass it as config=",
+        )
     config = _config_of(config)
     local = _local(path, kwargs)
     folder = Folder.open(local)
@@ -64,14 +71,15 @@ def from_pretrained(
         return auto_class.from_pretrained(path, quantization_config=config, **kwargs)
     own = Mxfp4CoreConfig(agreed(folder, config.core))
     own.serialised = Serialised(folder, insists="activation" in config.core.model_fields_set)
-    for name in (*_HUB, "use_safetensors"):
+    for name in (*_HUB, "subfolder", "use_safetensors"):  # ``local`` is what they lead to
         kwargs.pop(name, None)
-    dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None)) or "auto"
+    dtype = _dtype(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)) or "auto")
+    remote = bool(kwargs.get("trust_remote_code"))  # which AutoConfig takes away
     model_config, kwargs = _model_config(local, folder, kwargs)
+    kwargs.pop("trust_remote_code", None)
     _undescribed(model_config, folder)
     if dtype == "auto":
-        dtype = getattr(model_config.get_text_config(), "dtype", None) or folder.dtype()
-    remote = bool(kwargs.pop("trust_remote_code", False))
+        dtype = _dtype(getattr(model_config.get_text_config(), "dtype", None) or folder.dtype())
     model_class, model_config = compat.class_of(auto_class, model_config, local, remote)
     if "generation_config" not in kwargs and (local / "generation_config.json").exists():
         # A model that generates in a way of its own may have a class for that, which takes no words of others.
@@ -82,12 +90,25 @@ def from_pretrained(
         config=model_config,
         state_dict=own.serialised.state,
         quantization_config=own,
-        dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+        dtype=dtype,
         **kwargs,
     )
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.config.name_or_path = model.name_or_path = str(path)
     return loaded
+
+
+def _dtype(given: Any) -> Any:
+    """Return the dtype that a word names; ``auto``, and what is no word, as it is."""
+    found = getattr(torch, given, None) if isinstance(given, str) and given != "auto" else given
+    if isinstance(given, str) and not isinstance(found, torch.dtype | str):
+        raise ConfigError(
+            "from_pretrained cannot take this dtype",
+            seen=f"dtype = {given!r}",
+            rule="dtype is 'auto', a dtype of torch, or the name of one",
+            fix="write bfloat16, float16 or float32",
+        )
+    return found
 
 
 def _local(path: str | os.PathLike[str], kwargs: Mapping[str, Any]) -> Path:
@@ -101,17 +122,18 @@ def _local(path: str | os.PathLike[str], kwargs: Mapping[str, Any]) -> Path:
                 rule="a checkpoint is a folder with config.json and safetensors files, or the name of one on the Hub",
                 fix="pass the folder",
             )
-        local = _fetched(str(path), {name: kwargs[name] for name in _HUB if name in kwargs})
+        hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+        local = _fetched(str(path), hub, ("*.py",) if kwargs.get("trust_remote_code") else ())
     subfolder = kwargs.get("subfolder")
     return local / subfolder if subfolder else local
 
 
-def _fetched(name: str, hub: dict[str, Any]) -> Path:
+def _fetched(name: str, hub: dict[str, Any], others: Sequence[str]) -> Path:
     """Return the snapshot of a model on the Hub; where the Hub is out of reach, the one in the cache."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **hub))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", *others], **hub))
     except Exception as error:  # of several libraries: no network, no such name, no permission, no disk
         cached = local_path(name)
         if cached.is_dir() and not hub:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.core_model_loading import WeightConverter, WeightTransform
 
 from mxfp4_core.config import Mxfp4Config as CoreConfig
@@ -198,14 +199,14 @@ def save(
     try:
         model.save_pretrained(work / "native")
         convert_checkpoint(work / "native", target, chosen, force=force)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the library of safetensors has its own word for a full disk
         raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
-def _unwritable(target: Path, error: OSError) -> OutputError:
+def _unwritable(target: Path, error: Exception) -> OutputError:
     return OutputError(
         f"cannot save to {target}",
         seen=str(error),

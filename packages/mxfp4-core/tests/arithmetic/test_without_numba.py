@@ -53,7 +53,7 @@ def test_the_same_bytes_and_one_line_that_says_so() -> None:
     said = [line for line in printed.splitlines() if line.startswith("LOG mxfp4_core")]
     assert len(said) == 1
     assert "numba is not installed" in said[0]
-    assert "pip install 'mxfp4-core[cpu]'" in said[0]
+    assert "pip install './packages/mxfp4-core[cpu]'" in said[0]
     assert f"BYTES {' '.join(map(digest, formats()))}" in printed
 
 

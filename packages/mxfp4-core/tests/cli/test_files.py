@@ -252,3 +252,36 @@ def test_dequantize_and_other_formats(run: Run, source: Path) -> None:
     assert code == 0 and "note: lossy:" in out
     code, _, err = run("convert", folder / "q", folder / "no", "--to", "fp-quant")
     assert code == 1 and "rotated and divided by 3" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", ""),
+        ("quantize", "", "target"),
+        ("quantize", "source", ""),
+        ("convert", "source", "", "--to", "quark"),
+        ("dequantize", "", "target"),
+        ("verify", "source", "--against", ""),
+        ("plan", "source", "--config", ""),
+        ("report", "source", "--out", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_current_folder(
+    run: Run, source: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(source.parent)
+    before = sorted(source.parent.rglob("*"))
+    words = [source.name if each == "source" else each for each in arguments]
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("mxfp4: ConfigError: a path is empty\n") and "variable of the shell" in err
+    assert sorted(source.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("command", "option"), [("report", "--out"), ("plan", "--config")])
+def test_a_file_of_this_machine_is_not_in_a_bucket(run: Run, source: Path, command: str, option: str) -> None:
+    code, _, err = run(command, source, option, "s3://bucket/it")
+    assert code == 2
+    assert "cannot use s3://bucket/it" in err and "files of this machine" in err

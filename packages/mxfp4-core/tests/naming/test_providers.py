@@ -231,3 +231,13 @@ def test_a_view_that_does_not_fit_together_is_refused() -> None:
         ModelView("toys", "Toy", {"a.weight": one}, {"b": CheckpointTensor("b", ("c",))})
     with pytest.raises(ModelError, match="kind 'matrix'"):
         Parameter("a.weight", "matrix", (32, 32))  # type: ignore[arg-type]
+
+
+def test_a_provider_that_refuses_a_model_of_its_own_is_told_from_a_broken_one(install: Install) -> None:
+    def refuse(config: Mapping[str, Any], headers: Any) -> ModelView:
+        raise ModelError("it cannot be built", seen="layers = 'two'", rule="a number", fix="correct it")
+
+    install("toys", SimpleNamespace(name="toys", describe=refuse))
+    assert describe(CONFIG, {}).refused
+    install("toys", SimpleNamespace(name="toys", describe=lambda config, headers: 1 / 0))
+    assert not describe(CONFIG, {}).refused

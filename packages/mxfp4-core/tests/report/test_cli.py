@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,22 @@ def test_swapped_folders_give_exit_code_2(
 def test_a_damaged_checkpoint_gives_exit_code_1(source: Path) -> None:
     (source / "model.safetensors").write_bytes(b"\0" * 20)
     assert run(source) == 1
+
+
+def test_a_full_disk_leaves_nothing_of_a_report(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "mine.txt").write_text("mine")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for folder in (tmp_path / "new" / "er", there):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))  # the page fits no more, the table would
+        try:
+            code = run(source, "--out", folder, "--csv", "--html", "--quiet")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert code == 2
+        assert "cannot write" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert [each.name for each in there.iterdir()] == ["mine.txt"]

@@ -44,7 +44,7 @@ MODES: Final = {"rint": ("ascend-single", "ascend"), "round": ("ascend-single-ro
 VERSIONS: Final = "2.8 to 2.14"
 """Releases of torch_npu whose schemas were compared with the calls here."""
 
-INSTALL: Final = "pip install 'mxfp4-npu[kernels]'"
+INSTALL: Final = "in a clone of the repository: pip install './packages/mxfp4-npu[kernels]'"
 
 DUAL: Final = ("npu_dynamic_dual_level_mx_quant", "npu_dual_level_quant_matmul", "npu_format_cast")
 SINGLE: Final = ("npu_dynamic_mx_quant", "npu_quant_matmul")

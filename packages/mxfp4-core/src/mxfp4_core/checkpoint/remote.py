@@ -134,7 +134,8 @@ def file_system(path: RemotePath) -> tuple[Any, str]:
             f"cannot use {url}",
             seen=_said(error),
             rule="a path with :// is read and written by the package of fsspec for it",
-            fix='install it: pip install "mxfp4-core[remote]" brings the one for S3; gcsfs, adlfs and others exist',
+            fix='install what is missing: for S3, in a clone, pip install "./packages/mxfp4-core[remote]"; '
+            "others are gcsfs and adlfs; a model on the Hub is fetched by `hf download`",
         ) from error
     return system, str(key)
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
 from mxfp4_core.cli.settings import (
     AsJson,
@@ -19,14 +18,15 @@ from mxfp4_core.cli.settings import (
     Retries,
     ShardSize,
     Update,
+    given,
     workers,
 )
 from mxfp4_core.config.known import dialect_names
 
 
 def convert_command(
-    source: Annotated[Path, typer.Argument(parser=place, help="Folder with an MXFP4 checkpoint.")],
-    destination: Annotated[Path, typer.Argument(parser=place, help="Folder for the result.")],
+    source: Annotated[Path, typer.Argument(parser=given, help="Folder with an MXFP4 checkpoint.")],
+    destination: Annotated[Path, typer.Argument(parser=given, help="Folder for the result.")],
     to: Annotated[
         str, typer.Option(help=f"What to write: auto, {', '.join(dialect_names())}; or fp8, nvfp4.")
     ],

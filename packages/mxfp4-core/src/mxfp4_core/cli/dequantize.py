@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
 from mxfp4_core.cli.settings import (
     AsJson,
@@ -18,15 +17,16 @@ from mxfp4_core.cli.settings import (
     Ray,
     Retries,
     ShardSize,
+    given,
     workers,
 )
 
 
 def dequantize_command(
     source: Annotated[
-        Path, typer.Argument(parser=place, help="Folder with a checkpoint in MXFP4, FP8 or NVFP4.")
+        Path, typer.Argument(parser=given, help="Folder with a checkpoint in MXFP4, FP8 or NVFP4.")
     ],
-    destination: Annotated[Path, typer.Argument(parser=place, help="Folder for the result.")],
+    destination: Annotated[Path, typer.Argument(parser=given, help="Folder for the result.")],
     dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="What values become.")] = "bfloat16",
     max_shard_size: ShardSize = "5GB",
     jobs: Jobs = 1,

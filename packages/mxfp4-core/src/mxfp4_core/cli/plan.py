@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import json_text, shard_bytes
 from mxfp4_core.cli.settings import (
     Activation,
@@ -25,6 +24,8 @@ from mxfp4_core.cli.settings import (
     Targets,
     Ties,
     asked_device,
+    given,
+    here,
     merged_config,
 )
 
@@ -36,7 +37,7 @@ def plan_command(
     model: Annotated[
         Path,
         typer.Argument(
-            parser=place, help="Folder with safetensors files in high precision, one file, or a pipeline."
+            parser=given, help="Folder with safetensors files in high precision, one file, or a pipeline."
         ),
     ],
     config: ConfigFile = None,
@@ -68,7 +69,9 @@ def plan_command(
     hurts: Annotated[
         Path | None,
         typer.Option(
-            help="With --budget: JSON that says how much each weight hurts; else the error of its values counts."
+            parser=here,
+            metavar="PATH",
+            help="With --budget: JSON that says how much each weight hurts; else the error of its values counts.",
         ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="One line for each tensor.")] = False,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import print_result, progress_bar, shard_bytes
 from mxfp4_core.cli.settings import (
     Activation,
@@ -32,6 +31,7 @@ from mxfp4_core.cli.settings import (
     Targets,
     Ties,
     Update,
+    given,
     merged_config,
     workers,
 )
@@ -39,9 +39,9 @@ from mxfp4_core.cli.settings import (
 
 def quantize_command(
     source: Annotated[
-        Path, typer.Argument(parser=place, help="Folder with safetensors files in high precision.")
+        Path, typer.Argument(parser=given, help="Folder with safetensors files in high precision.")
     ],
-    destination: Annotated[Path, typer.Argument(parser=place, help="Folder for the result.")],
+    destination: Annotated[Path, typer.Argument(parser=given, help="Folder for the result.")],
     config: ConfigFile = None,
     format: Format = None,
     formats: FormatsByName = None,

@@ -7,11 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mxfp4_core.checkpoint.remote import place
-from mxfp4_core.cli.settings import (
-    Models,
-    Quiet,
-)
+from mxfp4_core.cli.settings import Models, Quiet, given, here
 
 DEFAULT_RULES = ("floor", "even", "rceil", "ceil")
 
@@ -20,13 +16,13 @@ def report_command(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            parser=place, help="A quantised checkpoint with --source, else one in high precision."
+            parser=given, help="A quantised checkpoint with --source, else one in high precision."
         ),
     ],
     source: Annotated[
         Path | None,
         typer.Option(
-            parser=place, metavar="PATH", help="The checkpoint that the quantised one was made from."
+            parser=given, metavar="PATH", help="The checkpoint that the quantised one was made from."
         ),
     ] = None,
     rule: Annotated[
@@ -40,11 +36,21 @@ def report_command(
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Without --source: config that says which tensors are quantised.")
+        Path | None,
+        typer.Option(
+            parser=here,
+            metavar="PATH",
+            help="Without --source: config that says which tensors are quantised.",
+        ),
     ] = None,
     models: Models = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html, .json, .csv and .md, or those asked for.")
+        Path | None,
+        typer.Option(
+            parser=here,
+            metavar="PATH",
+            help="Folder for report.html, .json, .csv and .md, or those asked for.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, to stdout without --out.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV, to stdout without --out.")] = False,

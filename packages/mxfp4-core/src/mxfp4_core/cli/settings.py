@@ -10,15 +10,54 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxfp4_core.checkpoint.remote import RemotePath, place
 from mxfp4_core.config.known import dialect_names
 from mxfp4_core.config.words import ACTIVATIONS, FORMATS
+from mxfp4_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mxfp4_core.backend.device import Device
     from mxfp4_core.checkpoint.tasks import Executor
     from mxfp4_core.config.schema import Mxfp4Config
 
-ConfigFile = Annotated[Path | None, typer.Option(help="Config file (JSON or TOML); options add to it.")]
+
+def given(text: str) -> Path:
+    """Return the path that an argument names.
+
+    Raises:
+        ConfigError: it is empty, which Python would take for the current folder.
+    """
+    if not text:
+        raise ConfigError(
+            "a path is empty",
+            seen="''",
+            rule="an argument that is a path names a file or a folder; the current one is '.'",
+            fix="write the path; where it comes from a variable of the shell, set that first",
+        )
+    return place(text)
+
+
+def here(text: str) -> Path:
+    """Return the path that an argument names, which is one of this machine.
+
+    Raises:
+        ConfigError: it is empty, or a path of another machine.
+    """
+    path = given(text)
+    if isinstance(path, RemotePath):
+        raise ConfigError(
+            f"cannot use {path}",
+            seen="a path of another machine",
+            rule="checkpoints may lie in a bucket; config files and reports are files of this machine",
+            fix="name a path here, and copy the file",
+        )
+    return path
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(parser=here, metavar="PATH", help="Config file (JSON or TOML); options add to it."),
+]
 Profile = Annotated[str | None, typer.Option(help="Named profile: the exact bytes of one peer.")]
 Format = Annotated[
     str | None, typer.Option(help=f"What weights become: {', '.join(FORMATS)}; mxfp4 if none is named.")

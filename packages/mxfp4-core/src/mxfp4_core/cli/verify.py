@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from mxfp4_core.checkpoint.remote import place
 from mxfp4_core.cli.output import json_text, progress_bar, say
 from mxfp4_core.cli.settings import (
     AsJson,
@@ -17,6 +16,7 @@ from mxfp4_core.cli.settings import (
     Quiet,
     Ray,
     Retries,
+    given,
     workers,
 )
 
@@ -24,17 +24,17 @@ _SHOWN = 20
 
 
 def verify_command(
-    path: Annotated[Path, typer.Argument(parser=place, help="Folder with an MXFP4 checkpoint.")],
+    path: Annotated[Path, typer.Argument(parser=given, help="Folder with an MXFP4 checkpoint.")],
     source: Annotated[
         Path | None,
         typer.Option(
-            parser=place, metavar="PATH", help="The checkpoint it was made from: quantise again and compare."
+            parser=given, metavar="PATH", help="The checkpoint it was made from: quantise again and compare."
         ),
     ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
-            parser=place,
+            parser=given,
             metavar="PATH",
             help="A checkpoint in high precision: measure the error of each weight, the worst first.",
         ),

@@ -108,7 +108,7 @@ def convert_checkpoint(
         "progress": progress,
         "executor": executor,
     }
-    kinds = known.source if known.unknown else ""
+    kinds = known.source if known.unknown or known.refused else ""
     if to in OTHER_FORMATS:
         result = write_other_format(
             checkpoint,

@@ -114,7 +114,7 @@ def dequantize_checkpoint(
         notes.append(
             f"{len(contents.static)} tensor(s) that only quantised layers have are left out, for example {first}"
         )
-    kinds = known.source if known.unknown else ""
+    kinds = known.source if known.unknown or known.refused else ""
     return replace(result, kinds=kinds, notes=tuple(notes), format=DTYPES[dtype])
 
 

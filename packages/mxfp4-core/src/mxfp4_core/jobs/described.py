@@ -103,6 +103,11 @@ def notes_of(
         if view
     ]
     notes += _large_others(checkpoint, view)
+    if view is None and "auto_map" in checkpoint.config:
+        notes.append(
+            "code of the model lies in the checkpoint: loading runs it, and takes trust_remote_code=True, "
+            "or --trust-remote-code in an engine"
+        )
     facts = ModelFacts.read(checkpoint.config)
     rows: dict[str, list[str]] = {}
     for name, decision in decided:

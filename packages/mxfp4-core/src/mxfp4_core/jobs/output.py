@@ -178,7 +178,7 @@ def loading_class(model: Mapping[str, Any], known: Described) -> str:
         known: what the model providers say.
 
     Returns:
-        A name, or nothing where the libraries were asked and have no class for the model.
+        A name, or nothing where no library loads the model: none has a class for it, or config.json describes none.
     """
     view = known.view
     component = model.get("_class_name")
@@ -186,11 +186,12 @@ def loading_class(model: Mapping[str, Any], known: Described) -> str:
         return f"{_COMPONENT}{component}"
     if view is not None:
         return view.model if view.provider.startswith("transformers ") else AUTO_CLASS
-    named = model.get("architectures")
+    named, remote = model.get("architectures"), "auto_map" in model
     name = named[0] if isinstance(named, list) and named else None
-    if "auto_map" in model or not (isinstance(name, str) and name.isidentifier()):
-        return AUTO_CLASS
-    return "" if known.unknown else name
+    told = isinstance(name, str) and name.isidentifier()
+    if known.refused or (known.unknown and not remote and (told or not model.get("model_type"))):
+        return ""
+    return str(name) if told and not remote else AUTO_CLASS
 
 
 def write_result(

@@ -52,11 +52,13 @@ class Described:
         view: what a provider said; None where the names decide.
         source: that in words, for plans and reports.
         unknown: providers were asked, and none has a class for this model.
+        refused: a provider has a class, and says that it cannot be built, or that the tensors belong to another.
     """
 
     view: ModelView | None
     source: str
     unknown: bool = False
+    refused: bool = False
 
 
 def installed_providers() -> tuple[str, ...]:
@@ -90,13 +92,15 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
             )
         return Described(view, _says(view))
     if not config:
-        return Described(None, "kinds by names: there is no config.json")
+        return Described(None, "kinds by names: there is no config.json", unknown=True)
     views: dict[str, ModelView] = {}
     trouble: list[str] = []
+    refused = False
     for name, plugin in known.items():
         try:
             view = _ask(plugin, config, headers)
         except ModelError as error:
+            refused |= isinstance(error.__cause__, ModelError)
             trouble.append(f"; provider {name!r} cannot say: {' '.join(error.seen.split())}")
             continue
         if view is not None:
@@ -116,7 +120,7 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
             None, f"kinds by names: no provider for model type {_model_type(config)} is installed"
         )
     asked = "" if noted else f": no class for model type {_model_type(config)} in {', '.join(known)}"
-    return Described(None, f"kinds by names{asked}{noted}", unknown=bool(asked))
+    return Described(None, f"kinds by names{asked}{noted}", unknown=bool(asked), refused=refused)
 
 
 def load_provider(name: str) -> ModelProvider:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -44,18 +45,36 @@ def destinations(folder: Path, formats: Sequence[str], *, force: bool) -> dict[s
 
 
 def write(report: Report, paths: Mapping[str, Path]) -> None:
-    """Render everything, then write each file.
+    """Render everything, then write each file; where one cannot be written, what this call made is gone again.
 
     Raises:
         OutputError: the disk is full or a file cannot be written.
     """
     rendered = {path: RENDERERS[each](report).encode() for each, path in paths.items()}
-    for path, data in rendered.items():
+    made: list[Path] = []
+    try:
+        for path, data in rendered.items():
+            _make(path.parent, made)
+            new = not os.path.lexists(path)
+            write_file(path, data)
+            if new:
+                made.append(path)
+    except BaseException:
+        for path in reversed(made):
+            with suppress(OSError):  # the first failure is the one to tell
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
+
+
+def _make(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those around it, and note each."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            each.mkdir(exist_ok=True)
         except OSError as error:
-            output_failed(path, error)
-        write_file(path, data)
+            output_failed(each, error)
+        made.append(each)
 
 
 __all__ = ["RENDERERS", "destinations", "write"]

@@ -26,7 +26,7 @@ def cpu_kernels(name: str = "cpu") -> ModuleType | None:
 def _say() -> None:
     _LOG.info(
         "the CPU quantizer runs as torch operations, with the same bytes but slower, since numba is not installed; "
-        "pip install 'mxfp4-core[cpu]' brings it"
+        "in a clone of the repository: pip install './packages/mxfp4-core[cpu]'"
     )
 
 
