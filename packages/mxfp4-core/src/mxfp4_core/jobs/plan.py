@@ -13,6 +13,7 @@ from typing import Any
 
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.usual import settled
+from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import check_type
 from mxfp4_core.jobs.described import describe_checkpoint, notes_of
@@ -195,20 +196,16 @@ def plan_checkpoint(
     config, parallel = config or Mxfp4Config(), Parallel(tp, ep)
     check_type(config, Mxfp4Config, "config")
     checkpoint = open_high_precision(source)
-    facts = ModelFacts.read(checkpoint.config)
-    infos = list(checkpoint.tensors.values())
-    described = describe_checkpoint(checkpoint, models)
-    resolver = Resolver.for_model(config, checkpoint.config, view=described.view)
-    decisions = decided(resolver, infos)
-    first = [
-        decision.quantize and k_first(info.name, info.shape, facts, described.view)
-        for info, decision in zip(infos, decisions, strict=True)
-    ]
+    facts, described = ModelFacts.read(checkpoint.config), describe_checkpoint(checkpoint, models)
+    infos, view = list(checkpoint.tensors.values()), described.view
+    decisions = decided(Resolver.for_model(config, checkpoint.config, view=view), infos)
     entries = [
-        planned_as(info, decision, kn, facts.model_type, config, described.view)
+        planned_as(
+            info, decision, k_first(info.name, info.shape, facts, view), facts.model_type, config, view
+        )
         if decision.quantize
         else None
-        for info, decision, kn in zip(infos, decisions, first, strict=True)
+        for info, decision in zip(infos, decisions, strict=True)
     ]
     dialect, why = chosen(checkpoint, config, [entry for entry in entries if entry is not None])
     done = counted(sum(info.nbytes for info in infos), progress)
@@ -216,21 +213,37 @@ def plan_checkpoint(
     for info, decision, entry in zip(infos, decisions, entries, strict=True):
         rows.append(made.of(info, decision, entry))
         done(info.nbytes)
-    result = Plan(str(source), facts.model_type, config, parallel, tuple(rows), view=described.view)
-    result = replace(result, dialect=dialect.name, why=why)
-    notes = notes_of(checkpoint, described.view, decisions)
-    copied = copied_weights(checkpoint.other_files)
-    result = replace(result, kinds=described.source, notes=notes, copied=copied, left=checkpoint.left)
-    if (name := backend or config.backend) is None:
-        return result
-    shards = {row.name: row.shard for row in result.quantized}
-    where, how = device or Device.current(), {row.name: row.decision for row in result.quantized}
-    running = settled(config.model_copy(update={"backend": name}), [where])
+    result = Plan(
+        str(source),
+        facts.model_type,
+        config,
+        parallel,
+        tuple(rows),
+        view=view,
+        dialect=dialect.name,
+        why=why,
+        kinds=described.source,
+        notes=notes_of(checkpoint, view, decisions),
+        copied=copied_weights(checkpoint.other_files),
+        left=checkpoint.left,
+    )
+    name = backend or config.backend
+    return result if name is None else replace(result, fits=_fits(result, checkpoint, facts, name, device))
+
+
+def _fits(
+    plan: Plan, checkpoint: Checkpoint, facts: ModelFacts, backend: str, device: Device | None
+) -> tuple[Fit, ...]:
+    """Ask a backend about the shapes of one rank."""
+    config, view, where = plan.config, plan.view, device or Device.current()
+    shards = {row.name: row.shard for row in plan.quantized}
+    how = {row.name: row.decision for row in plan.quantized}
+    running = settled(config.model_copy(update={"backend": backend}), [where])
     if running.activation != config.activation:  # nobody said it, and the backend usually does something
-        found = decided(Resolver.for_model(running, checkpoint.config, view=described.view), infos)
+        resolver = Resolver.for_model(running, checkpoint.config, view=view)
+        found = decided(resolver, list(checkpoint.tensors.values()))
         how = {each.name: each for each in found if each.name in how}
-    answers = fits(shards, biased(checkpoint.tensors), facts, config, name, where, how, described.view)
-    return replace(result, fits=tuple(answers))
+    return tuple(fits(shards, biased(checkpoint.tensors), facts, config, backend, where, how, view))
 
 
 __all__ = ["Plan", "plan_checkpoint"]
