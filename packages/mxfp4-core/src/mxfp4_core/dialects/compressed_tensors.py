@@ -172,17 +172,7 @@ class CompressedTensorsDialect(Dialect):
         elif not entries:
             nothing(self.name, source, "no weight in FP8 with scales in groups of 32")
         profile = "auto-round" if described.get("provider") == "auto-round" else ""
-        stems = [name.removesuffix(".weight") for name in wide]
-        own = {
-            f"{stem}.weight": activation_of(json.loads(text))
-            for stem, text in inputs_for(stems, groups, "mxfp8").items()
-        }
-        modes = {activation_of(group.get("input_activations")) for group in kinds["mxfp4"]} or {*own.values()}
-        if kinds["mxfp4"] and len(modes) > 1:
-            contradiction(
-                self.name, f"activation modes {sorted(modes)}", "all groups share one activation mode"
-            )
-        mode = min(modes)
+        mode, own = self._activations([*wide], groups, kinds["mxfp4"])
         for name, word in own.items():
             entries[name] = replace(entries[name], activation="" if word == mode else word)
         entries = in_order(entries, source)
@@ -195,6 +185,19 @@ class CompressedTensorsDialect(Dialect):
             if n.endswith(".input_scale") and n.rpartition(".")[0] in modules
         }
         return Contents(entries, rest, kept, profile, mode, static, beside)
+
+    def _activations(
+        self, wide: Sequence[str], groups: Sequence[Mapping[str, Any]], mxfp4: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, dict[str, str]]:
+        """Return the activation mode of the checkpoint, which that of MXFP4 weights is, and those of MXFP8 weights."""
+        inputs = inputs_for([name.removesuffix(".weight") for name in wide], groups, "mxfp8")
+        own = {f"{stem}.weight": activation_of(json.loads(text)) for stem, text in inputs.items()}
+        modes = {activation_of(group.get("input_activations")) for group in mxfp4} or {*own.values()}
+        if mxfp4 and len(modes) > 1:
+            contradiction(
+                self.name, f"activation modes {sorted(modes)}", "all groups share one activation mode"
+            )
+        return min(modes), own
 
     def _eight_bits(
         self, source: Source, groups: Sequence[Mapping[str, Any]], fp8: Sequence[Mapping[str, Any]]

@@ -84,12 +84,9 @@ def verify_checkpoint(
             known_by = describe_checkpoint(original, models)
             resolver = Resolver.for_model(config, checkpoint.config, view=known_by.view, stored=True)
         fitting = _check_names(original, contents, result)
-        units = _source_units(original, contents, resolver, profile or known, config)
-        weights = {name: unit for name, unit in units.items() if name in fitting}
+        weights = _source_units(original, contents, fitting, resolver, profile or known, config)
     beside = None if against is None else open_checkpoint(against)
-    measured = frozenset[str]()
-    if beside is not None:
-        measured = _check_names(beside, contents, result)
+    measured = frozenset[str]() if beside is None else _check_names(beside, contents, result)
     result.checks.append("scale bytes and padding")
     tasks = _tasks(checkpoint, original or beside, contents, weights, manifest, config)
     errors = _measuring(checkpoint, beside, contents, measured) if beside is not None else {}
@@ -179,14 +176,15 @@ def _run(
 def _source_units(
     original: Checkpoint,
     contents: Contents,
+    fitting: Set[str],
     resolver: Resolver | None,
     profile: str,
     config: Mxfp4Config,
 ) -> dict[str, QuantizeUnit]:
-    """Return how each weight that both checkpoints have is quantised again."""
+    """Return how each weight that both checkpoints have in the same shape is quantised again."""
     units = {}
     for name, entry in contents.entries.items():
-        if name in original.tensors:
+        if name in fitting:
             shape = original.tensors[name].shape
             chosen = (resolver.decide(name, shape).profile if resolver else None) or profile
             units[name] = QuantizeUnit(
