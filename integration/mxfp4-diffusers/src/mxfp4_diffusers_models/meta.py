@@ -9,7 +9,7 @@ import diffusers
 from accelerate import init_empty_weights
 
 from mxfp4_core.errors import ModelError
-from mxfp4_core.naming import Headers, ModelView
+from mxfp4_core.naming import Headers, ModelView, check_belongs
 from mxfp4_diffusers_models.view import VERSION, view_of
 
 if TYPE_CHECKING:
@@ -45,24 +45,8 @@ def described(kind: type[ModelMixin], config: Mapping[str, Any], headers: Header
             fix="correct config.json",
         ) from error
     view = view_of(model, headers)
-    for name in view.tensors:
-        shape, parameter = headers[name][1], view.parameters[name]
-        if tuple(shape) != parameter.shape:
-            _refuse(view, f"{name} is {list(shape)}", f"it is {list(parameter.shape)} by config.json")
-    lost = [name for name in headers if name not in view.tensors]
-    if 2 * len(lost) > len(headers):
-        rule = "most tensors of a checkpoint are loaded"
-        _refuse(view, f"{len(lost)} of {len(headers)} tensors have no place in it, {lost[0]} first", rule)
+    check_belongs(view, headers)
     return view
-
-
-def _refuse(view: ModelView, seen: str, rule: str) -> None:
-    raise ModelError(
-        f"the checkpoint is not one of {view.model}",
-        seen=seen,
-        rule=rule,
-        fix="use the config.json that belongs to the checkpoint",
-    )
 
 
 __all__ = ["class_of", "described"]

@@ -7,12 +7,11 @@ lie in a checkpoint. `describe` does that for the commands; the loader, which ha
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mxfp4_core.errors import ModelError
-from mxfp4_core.naming import Headers, ModelView
+from mxfp4_core.naming import Headers, ModelView, check_belongs
 from mxfp4_transformers import meta
 
 if TYPE_CHECKING:
@@ -56,35 +55,8 @@ def described(model: PreTrainedModel, headers: Headers) -> ModelView:
     from mxfp4_transformers.view import view_of
 
     view = view_of(model, headers, writing=True)
-    pieces = Counter(name for stored in view.tensors.values() for name in stored.parameters)
-    for stored in view.tensors.values():
-        if len(stored.parameters) > 1:
-            continue
-        parameter, shape = view.parameters[stored.parameters[0]], headers[stored.name][1]
-        whole = len(shape) == len(parameter.shape) and pieces[parameter.name] == 1
-        if whole and sorted(shape) != sorted(parameter.shape):
-            _refuse(
-                view,
-                f"{stored.name} is {list(shape)}",
-                f"{parameter.name} is {list(parameter.shape)} by config.json",
-            )
-    lost = [name for name in headers if name not in view.tensors]
-    if 2 * len(lost) > len(headers):
-        _refuse(
-            view,
-            f"{len(lost)} of {len(headers)} tensors have no place in it, {lost[0]} first",
-            "most tensors of a checkpoint are loaded",
-        )
+    check_belongs(view, headers, moved=True)
     return view
-
-
-def _refuse(view: ModelView, seen: str, rule: str) -> None:
-    raise ModelError(
-        f"the checkpoint is not one of {view.model}",
-        seen=seen,
-        rule=rule,
-        fix="use the config.json that belongs to the checkpoint",
-    )
 
 
 __all__ = ["describe", "described"]

@@ -13,7 +13,7 @@ import pytest
 from mxfp4_core._plugins import Plugin
 from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import ConfigError, ModelError, PatternError
-from mxfp4_core.naming import CheckpointTensor, ModelView, Parameter, Resolver, describe
+from mxfp4_core.naming import CheckpointTensor, ModelView, Parameter, Resolver, check_belongs, describe
 from mxfp4_core.naming.orientation import k_first
 from mxfp4_core.naming.providers import installed_providers
 
@@ -110,6 +110,43 @@ def test_the_one_that_knows_the_model_answers(install: Install) -> None:
     assert describe(CONFIG, {}, "toys").view == view()
     assert describe(CONFIG, {}, "none").view is None
     assert installed_providers() == ("toys", "others")
+
+
+def headers(**changes: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: ("BF16", shape) for name, shape in {**SHAPES, **changes}.items()}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_tensors_that_belong_to_a_model(moved: bool) -> None:
+    check_belongs(view(), headers(), moved=moved)
+    check_belongs(view(), headers(**{f"extra.{n}": (3,) for n in range(len(SHAPES))}), moved=moved)
+    with pytest.raises(ModelError, match="most tensors of a checkpoint are loaded") as caught:
+        check_belongs(view(), headers(**{f"extra.{n}": (3,) for n in range(len(SHAPES) + 1)}), moved=moved)
+    assert "have no place in it, extra.0 first" in caught.value.seen
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "exact", "moved"),
+    [
+        ("out.weight", (97, 64), False, False),
+        ("out.weight", (64, 96), False, True),
+        ("layers.0.turned.weight", (32, 64), False, True),
+        ("layers.0.turned.weight", (64, 33), False, False),
+        ("layers.0.odd_stack", (4, 64), False, True),
+        ("layers.0.qk.weight", (1, 2), True, True),
+        ("layers.0.part1.weight", (1, 2), True, True),
+    ],
+)
+def test_a_tensor_of_another_shape_belongs_to_another_model(
+    name: str, shape: tuple[int, ...], exact: bool, moved: bool
+) -> None:
+    for lenient, fits in ((False, exact), (True, moved)):
+        if fits:
+            check_belongs(view(), headers(**{name: shape}), moved=lenient)
+            continue
+        with pytest.raises(ModelError, match="the checkpoint is not one of Toy") as caught:
+            check_belongs(view(), headers(**{name: shape}), moved=lenient)
+        assert caught.value.seen == f"{name} is {list(shape)}"
 
 
 def test_two_that_claim_a_model_are_both_named(install: Install) -> None:

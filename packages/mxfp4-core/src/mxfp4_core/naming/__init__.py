@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mxfp4_core.naming.providers import Described as Described
     from mxfp4_core.naming.providers import Headers as Headers
     from mxfp4_core.naming.providers import ModelProvider as ModelProvider
+    from mxfp4_core.naming.providers import check_belongs as check_belongs
     from mxfp4_core.naming.providers import describe as describe
     from mxfp4_core.naming.providers import installed_providers as installed_providers
     from mxfp4_core.naming.providers import load_provider as load_provider
@@ -36,6 +37,7 @@ _HOMES = {
     "Described": "providers",
     "Headers": "providers",
     "ModelProvider": "providers",
+    "check_belongs": "providers",
     "describe": "providers",
     "installed_providers": "providers",
     "load_provider": "providers",
@@ -69,6 +71,7 @@ __all__ = [
     "ModelView",
     "Parameter",
     "Resolver",
+    "check_belongs",
     "collapse",
     "describe",
     "exclude_patterns",

@@ -7,6 +7,7 @@ not named, the others are asked, at last the names decide, and what went wrong i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -123,6 +124,46 @@ def describe(config: Mapping[str, Any], headers: Headers, models: str = "auto") 
     return Described(None, f"kinds by names{asked}{noted}", unknown=bool(asked), refused=refused)
 
 
+def check_belongs(view: ModelView, headers: Headers, *, moved: bool = False) -> None:
+    """Refuse tensors of another model than the one that config.json describes; for a provider, before it answers.
+
+    Args:
+        view: of that model.
+        headers: the tensors of the checkpoint.
+        moved: the library moves axes while it loads. Then sizes are compared in any order, for tensors with as many
+            axes as their parameter.
+
+    Raises:
+        ModelError: a tensor that becomes a parameter alone has another shape than that, or most tensors have no place
+            in the model.
+    """
+    pieces = Counter(name for stored in view.tensors.values() for name in stored.parameters)
+    for stored in view.tensors.values():
+        parameter, shape = view.parameters[stored.parameters[0]], headers[stored.name][1]
+        if len(stored.parameters) > 1 or pieces[parameter.name] > 1:
+            continue
+        want = list(parameter.shape)
+        if stored.k_first:
+            want[-2:] = want[:-3:-1]
+        same = sorted(shape) == sorted(want) or len(shape) != len(want) if moved else list(shape) == want
+        if not same:
+            seen, rule = f"{stored.name} is {list(shape)}", f"{parameter.name} is {list(parameter.shape)}"
+            raise _another_model(view, seen, f"{rule} by config.json")
+    lost = [name for name in headers if name not in view.tensors]
+    if 2 * len(lost) > len(headers):
+        seen = f"{len(lost)} of {len(headers)} tensors have no place in it, {lost[0]} first"
+        raise _another_model(view, seen, "most tensors of a checkpoint are loaded")
+
+
+def _another_model(view: ModelView, seen: str, rule: str) -> ModelError:
+    return ModelError(
+        f"the checkpoint is not one of {view.model}",
+        seen=seen,
+        rule=rule,
+        fix="use the config.json that belongs to the checkpoint",
+    )
+
+
 def load_provider(name: str) -> ModelProvider:
     """Return an installed provider by name.
 
@@ -188,6 +229,7 @@ __all__ = [
     "Described",
     "Headers",
     "ModelProvider",
+    "check_belongs",
     "describe",
     "installed_providers",
     "load_provider",
