@@ -104,15 +104,7 @@ def plan_stored(
         if not found:
             plan.reasons[site.path] = _kept(site, {name: decisions[name] for name in names if decisions})
             continue
-        if site.refusal:
-            _contradiction(f"{site.path} is quantised", f"it cannot be here: {site.refusal}")
-        if len(found) < len(names):
-            _contradiction(
-                f"only {', '.join(found)} are MXFP4", f"all weights of {site.path} are quantised alike"
-            )
-        for name in found:
-            if decisions and decisions[name].kept_by_config:
-                _contradiction(f"{name} is MXFP4", f"the config keeps it: {decisions[name].reason}")
+        _check_site(site, names, found, decisions)
         formats = {each.format for each in found.values()}
         modes = {_mode(each, decisions.get(name), config) for name, each in found.items()}
         if len(formats) > 1 or len(modes) > 1:
@@ -255,6 +247,21 @@ def stored_config(
     return config.model_copy(update={"ignore": [*config.ignore, *patterns]})
 
 
+def _check_site(
+    site: Site, names: Sequence[str], found: Mapping[str, Stored], decisions: Mapping[str, Decision]
+) -> None:
+    """Check that a module may hold what is stored, ``found``, of the ``names`` of its weights."""
+    if site.refusal:
+        _contradiction(f"{site.path} is quantised", f"it cannot be here: {site.refusal}")
+    if len(found) < len(names):
+        _contradiction(
+            f"only {', '.join(found)} are MXFP4", f"all weights of {site.path} are quantised alike"
+        )
+    for name in found:
+        if decisions and decisions[name].kept_by_config:
+            _contradiction(f"{name} is MXFP4", f"the config keeps it: {decisions[name].reason}")
+
+
 def _mode(stored: Stored, decision: Decision | None, config: Mxfp4Config | None) -> Activation:
     """Return how the input of a weight is quantised: as an override names it, else as the weight or the config says."""
     own = config.own_activation(decision.pattern) if config is not None and decision is not None else None
@@ -276,7 +283,7 @@ def _kept(site: Site, decisions: Mapping[str, Decision]) -> str:
     reason = why_kept(site, decisions)
     if not reason and not site.refusal:
         name = next(iter(decisions))
-        _contradiction(f"{site.path} is in high precision", f"{name} is quantised: {reason}")
+        _contradiction(f"{site.path} is in high precision", f"{name} is quantised: {decisions[name].reason}")
     return reason or site.refusal
 
 
