@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from mxfp4_core.errors import BackendError, ConfigError, LoadError, Mxfp4Error, NonFiniteError, PatternError
 from mxfp4_diffusers import METHOD, Mxfp4Config, Mxfp4Quantizer, compat
@@ -28,6 +29,18 @@ def _nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Mxfp4Quantizer, "create_quantized_param", lambda *args, **kwargs: pytest.fail("a weight was read")
     )
+
+
+@pytest.mark.usefixtures("_nothing_is_read")
+def test_the_config_of_another_library_is_refused(checkpoints: dict[str, Path]) -> None:
+    class Other(QuantizationConfigMixin):  # of mxfp4_transformers, which need not be installed here
+        quant_method = METHOD
+
+    Other.__module__ = "mxfp4_transformers.config"
+    with pytest.raises(ConfigError, match="mxfp4_diffusers cannot load with this") as found:
+        components.load(checkpoints["sd3"], Other(quant_method=METHOD))
+    check_parts(found.value)
+    assert "pass mxfp4_diffusers.Mxfp4Config" in found.value.fix
 
 
 @pytest.mark.parametrize(

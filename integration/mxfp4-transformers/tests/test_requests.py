@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from tiny import DEVICE, SIZES, load, logits, settings
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import mxfp4_transformers
 from mxfp4_core.errors import ConfigError, Mxfp4Error, OutputError
@@ -117,3 +118,16 @@ def test_a_full_disk_leaves_nothing_of_a_saved_model(source: Path, tmp_path: Pat
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_the_config_of_another_library_is_refused(source: Path) -> None:
+    """One method has a config for each library, and pipelines of diffusers take both."""
+
+    class Other(QuantizationConfigMixin):  # of mxfp4_diffusers, which need not be installed here
+        quant_method = "mxfp4-core"
+
+    Other.__module__ = "mxfp4_diffusers.config"
+    with pytest.raises(ConfigError, match="mxfp4_transformers cannot load with this") as error:
+        load(source, Other(quant_method="mxfp4-core"))
+    assert error.value.seen == "a Other of mxfp4_diffusers"
+    assert "pass mxfp4_transformers.Mxfp4Config" in error.value.fix

@@ -13,7 +13,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 
 from mxfp4_core.backend import DeviceQuantizers, settled
 from mxfp4_core.checkpoint import TensorInfo
-from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, count_modules
+from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, check_config, count_modules
 from mxfp4_core.modules import (
     ModelPlan,
     chosen_backends,
@@ -49,6 +49,7 @@ class Mxfp4Quantizer(DiffusersQuantizer):
     quantization_config: Mxfp4CoreConfig
 
     def __init__(self, quantization_config: Mxfp4CoreConfig, **kwargs: Any) -> None:
+        check_config(quantization_config, Mxfp4CoreConfig)
         # A copy: one config may load many models, and each model's says something about its own weights.
         super().__init__(copy.copy(quantization_config), **kwargs)
         self.quantization_config.core = on_this_machine(quantization_config.core)

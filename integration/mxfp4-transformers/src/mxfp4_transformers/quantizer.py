@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from mxfp4_core.backend import DeviceQuantizers, settled
 from mxfp4_core.checkpoint import TensorInfo
 from mxfp4_core.errors import DialectError
-from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, count_modules
+from mxfp4_core.loader import LoadReport, LoadReportBuilder, LoadSession, check_config, count_modules
 from mxfp4_core.modules import (
     ModelPlan,
     chosen_backends,
@@ -57,6 +57,7 @@ class Mxfp4Quantizer(HfQuantizer):
     quantization_config: Mxfp4CoreConfig
 
     def __init__(self, quantization_config: Mxfp4CoreConfig, **kwargs: Any) -> None:
+        check_config(quantization_config, Mxfp4CoreConfig)
         # A copy: one config may load many models, and each model's says something about its own weights.
         super().__init__(copy.copy(quantization_config), **kwargs)
         # transformers reads ahead and casts what it takes for quantised; a session fills the weights here.

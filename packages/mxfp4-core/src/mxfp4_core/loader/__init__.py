@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mxfp4_core.loader.engine_layer import EnginePlace as EnginePlace
     from mxfp4_core.loader.engine_method import METHODS as METHODS
     from mxfp4_core.loader.engine_method import EngineMethod as EngineMethod
+    from mxfp4_core.loader.engine_method import check_config as check_config
     from mxfp4_core.loader.engine_method import check_free as check_free
     from mxfp4_core.loader.engine_method import check_release as check_release
     from mxfp4_core.loader.engine_method import config_and_facts as config_and_facts
@@ -59,6 +60,7 @@ _HOMES = {
     "renames_of": "engine_names",
     "METHODS": "engine_method",
     "EngineMethod": "engine_method",
+    "check_config": "engine_method",
     "check_free": "engine_method",
     "check_release": "engine_method",
     "config_and_facts": "engine_method",
@@ -109,6 +111,7 @@ __all__ = [
     "QuantTarget",
     "Region",
     "StoredTensors",
+    "check_config",
     "check_free",
     "check_release",
     "config_and_facts",

@@ -110,6 +110,26 @@ def config_and_facts(
     return Mxfp4Config.from_dict(own) if core is None else core, facts
 
 
+def check_config(given: object, kind: type) -> None:
+    """Refuse a config that is not the one of the package which is to load with it; each library has its own.
+
+    Args:
+        given: what the library was given for a method that several packages serve under one name.
+        kind: the config of the package.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    if not isinstance(given, kind):
+        package, other = kind.__module__.partition(".")[0], type(given).__module__.partition(".")[0]
+        raise ConfigError(
+            f"{package} cannot load with this quantization_config",
+            seen=f"a {type(given).__name__} of {other}",
+            rule="the library that loads a model takes the config of the package for that library",
+            fix=f"pass {package}.Mxfp4Config with the same settings",
+        )
+
+
 def installed_release(engine: str, package: str, distributions: Sequence[str]) -> str:
     """Return the version of the installed engine, by its metadata.
 
@@ -218,6 +238,7 @@ def refused_table(name: str, kind: str, reason: str, *, engine: str) -> ConfigEr
 __all__ = [
     "METHODS",
     "EngineMethod",
+    "check_config",
     "check_free",
     "check_release",
     "config_and_facts",
