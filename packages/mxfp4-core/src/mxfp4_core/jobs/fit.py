@@ -16,7 +16,7 @@ from mxfp4_core.naming.decision import Decision
 from mxfp4_core.naming.facts import ModelFacts
 from mxfp4_core.naming.families import gate_of
 from mxfp4_core.naming.view import ModelView, Parameter
-from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, ExpertName, fused_names, module_of, parse_expert
+from mxfp4_core.naming.vocabulary import ExpertName, module_of, operator_of, parse_expert
 from mxfp4_core.parallel.shards import Shard
 
 
@@ -201,11 +201,7 @@ def _operators(
             continue  # the library's own code computes with it, so no backend is asked
         module = module_of(name)
         expert = parse_expert(module)
-        whole = (
-            expert.prefix
-            if expert
-            else next((fused for fused, _ in fused_names(module, DEFAULT_FUSED)), module)
-        )
+        whole = operator_of(module)
         operator = found.setdefault(whole, _Operator(decisions[name]))
         operator.decision = decisions[name]
         operator.bias |= module in biases or whole in biases

@@ -143,6 +143,13 @@ def fused_names(leaf: str, fused: Fused) -> Iterator[tuple[str, list[str]]]:
             yield f"{parent}{dot}{name}", [f"{parent}{dot}{member}" for member in members]
 
 
+def operator_of(module: str) -> str:
+    """Return the module that engines run as one operator and that this one is a part of: experts, or what is fused."""
+    if (expert := parse_expert(module)) is not None:
+        return expert.prefix
+    return next((fused for fused, _ in fused_names(module, DEFAULT_FUSED)), module)
+
+
 def spellings(module: str, renames: Sequence[tuple[str, str]] = ()) -> list[Spelling]:
     """Return every way to write a name that means this weight and nothing larger.
 
@@ -249,6 +256,7 @@ __all__ = [
     "fused_names",
     "k_first_row",
     "module_of",
+    "operator_of",
     "parse_expert",
     "ranges",
     "rename",

@@ -18,7 +18,7 @@ from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.errors import ConfigError
 from mxfp4_core.jobs.plan import Plan
 from mxfp4_core.jobs.rows import Row
-from mxfp4_core.naming.vocabulary import DEFAULT_FUSED, fused_names, module_of, parse_expert
+from mxfp4_core.naming.vocabulary import module_of, operator_of
 from mxfp4_core.report.measure import compare
 from mxfp4_core.report.naming import group_of
 
@@ -62,7 +62,7 @@ def keep_within(plan: Plan, budget: int, hurts: Mapping[str, float]) -> Kept:
         )
     groups: dict[str, list[Row]] = {}
     for row in plan.quantized:
-        groups.setdefault(_whole(row.name), []).append(row)
+        groups.setdefault(operator_of(module_of(row.name)), []).append(row)
     hurt: dict[str, float] = {}
     for whole, rows in groups.items():
         # A number may be that of a whole stack, or of all experts of a layer, and then counts once.
@@ -71,10 +71,10 @@ def keep_within(plan: Plan, budget: int, hurts: Mapping[str, float]) -> Kept:
     ordered = sorted(
         (whole for whole in groups if cost[whole] > 0), key=lambda each: -hurt[each] / cost[each]
     )
-    kept, room = list[str](), budget - plan.bytes_after
+    kept, room = dict[str, None](), budget - plan.bytes_after
     for whole in ordered:
         if cost[whole] <= room and hurt[whole] > 0:
-            kept.append(whole)
+            kept[whole] = None
             room -= cost[whole]
     names = tuple(row.name for whole in kept for row in groups[whole])
     ignore = [*plan.config.ignore, *dict.fromkeys(f"={module_of(name)}" for name in names)]
@@ -132,13 +132,6 @@ def _unreadable(path: Path, seen: str) -> ConfigError:
         rule="it is a JSON object: name of a weight to a number from zero on",
         fix="write json.dumps(mxfp4_core.modules.sensitivities(model, run)) into it",
     )
-
-
-def _whole(name: str) -> str:
-    module = module_of(name)
-    if (expert := parse_expert(module)) is not None:
-        return expert.prefix
-    return next((whole for whole, _ in fused_names(module, DEFAULT_FUSED)), module)
 
 
 def _key(row: Row, plan: Plan, hurts: Mapping[str, float]) -> str:
