@@ -104,7 +104,7 @@ class Serialised:
         for site in plan.sites:
             self._arrange(site)
         self._check_shapes(plan)
-        self._check_rest(model, plan, view)
+        _check_rest(model, view)
         if not self.insists:
             leave_activations(model, plan, core, devices, dtype)
         self.widened = ask_backends(model, plan, core, devices, dtype)
@@ -210,26 +210,27 @@ class Serialised:
         made = self.composed[name]
         return made.first.shape if len(made.entries) == 1 and made.parts is made.first.parts else None
 
-    def _check_rest(self, model: Any, plan: ModelPlan, view: ModelView) -> None:
-        """Refuse a folder that lacks weights: transformers would fill them with random numbers and a warning."""
-        there = {name for tensor in view.tensors.values() for name in tensor.parameters}
-        decisions = decide(CoreConfig(), view, check=False, stored=True)
-        ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-        lost = [
-            name
-            for site in find_sites(model)
-            for name in (site.name(weight) for weight in site.weights)
-            if name not in there
-            and decisions[name].quantize
-            and not any(re.search(pattern, name) for pattern in ignored)
-        ]
-        if lost:
-            raise LoadError(
-                "the checkpoint lacks weights of the model",
-                seen=some(lost),
-                rule="every linear and every expert is in the checkpoint, quantised or not",
-                fix="complete the checkpoint; a shard may be missing",
-            )
+
+def _check_rest(model: Any, view: ModelView) -> None:
+    """Refuse a folder that lacks weights: transformers would fill them with random numbers and a warning."""
+    there = {name for tensor in view.tensors.values() for name in tensor.parameters}
+    decisions = decide(CoreConfig(), view, check=False, stored=True)
+    ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    lost = [
+        name
+        for site in find_sites(model)
+        for name in (site.name(weight) for weight in site.weights)
+        if name not in there
+        and decisions[name].quantize
+        and not any(re.search(pattern, name) for pattern in ignored)
+    ]
+    if lost:
+        raise LoadError(
+            "the checkpoint lacks weights of the model",
+            seen=some(lost),
+            rule="every linear and every expert is in the checkpoint, quantised or not",
+            fix="complete the checkpoint; a shard may be missing",
+        )
 
 
 __all__ = ["Serialised"]

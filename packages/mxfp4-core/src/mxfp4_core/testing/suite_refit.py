@@ -35,7 +35,7 @@ def backwards(target: QuantTarget, weight: Tensor) -> None:
             target.quantize(piece, Region((expert, expert + 1), (start, stop), (0, cols)))
 
 
-def values(problem: Problem, target: QuantTarget, seed: int) -> Tensor:
+def values(target: QuantTarget, seed: int) -> Tensor:
     """Return a weight in high precision as models have them."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(target.shape, generator=generator) / target.shape[-1] ** 0.5).to(torch.bfloat16)
@@ -54,7 +54,7 @@ def loaded(problem: Problem, backend: Backend, device: torch.device, seed: int) 
         bias.zero_()
     session, targets = bound(module, backend)
     for place, target in enumerate(targets.values()):
-        target.quantize(values(problem, target, seed + place).to(device))
+        target.quantize(values(target, seed + place).to(device))
     session.close()
     return module
 
@@ -82,7 +82,7 @@ class RefitSuite(Fixtures):
         for seed in (10, 20):
             session.begin()
             for place, target in reversed(list(enumerate(targets.values()))):
-                arrive(target, values(problem, target, seed + place).to(device))
+                arrive(target, values(target, seed + place).to(device))
             assert torch.equal(module(*arguments), old), "a load that is not closed changes what is computed"
             session.close()
             assert places(module) == before
@@ -105,10 +105,10 @@ class RefitSuite(Fixtures):
         other, all_of = bound(want, backend)
         session.begin(subset=True)
         for place, (name, target) in enumerate(all_of.items()):
-            weight = values(problem, target, place).to(device)
+            weight = values(target, place).to(device)
             if name == last:
                 experts, _, cols = target.box
-                new = values(problem, target, 10).to(device)
+                new = values(target, 10).to(device)
                 rows = (new[-1] if target.stacked else new)[3:40]
                 (weight[-1] if target.stacked else weight)[3:40] = rows
                 targets[name].quantize(rows, Region((experts - 1, experts), (3, 40), (0, cols)))
@@ -157,18 +157,18 @@ class RefitSuite(Fixtures):
         first, *_ = targets.values()
         *_, last = targets.values()
         session.begin()
-        first.quantize(values(problem, first, 10)[..., : first.shape[-2] // 2, :], _upper(first))
+        first.quantize(values(first, 10)[..., : first.shape[-2] // 2, :], _upper(first))
         with pytest.raises(LoadError, match="missing"):
             session.close()
         session.begin(subset=True)
         with pytest.raises(ShapeError):
-            first.quantize(values(problem, first, 10)[..., :-1, :])
+            first.quantize(values(first, 10)[..., :-1, :])
         part = last.format.parts[0].name
         last.put({part: weight_of(problem, tuple(last.shape), 5).parts[part]})
         with pytest.raises(LoadError, match="missing"):
             session.close()
         session.begin(subset=True)
-        lost = values(problem, last, 10)
+        lost = values(last, 10)
         lost[..., 0, 0] = torch.nan
         last.quantize(lost)
         if backend.numerics.scale_byte_255 == "refused":
