@@ -99,8 +99,8 @@ class CompressedTensorsDialect(Dialect):
             DialectError: an activation mode for which compressed-tensors has no word, or static scales of inputs of
                 weights in blocks, whose inputs get theirs on the way.
         """
-        modules = {each.weight.removesuffix(".weight") for each in description.beside}
-        if left := [name for name in description.static if name.rpartition(".")[0] not in modules]:
+        beside = {each.weight.removesuffix(".weight") for each in description.beside}
+        if left := [name for name in description.static if name.rpartition(".")[0] not in beside]:
             self.no_static(left)
         wide = [entry for entry in description.entries if entry.format == "mxfp8"]
         narrow = len(wide) < len(description.entries) or not wide
@@ -118,14 +118,13 @@ class CompressedTensorsDialect(Dialect):
             groups.append(mx_group(8, mode, names if narrow else ["Linear"]))
         groups += fp8_groups(description.beside)
         formats = {group["format"] for group in groups}
-        others = {each.weight.removesuffix(".weight") for each in description.beside}
         provider = {"provider": "auto-round"} if description.profile == "auto-round" else {}
         return {
             **provider,
             "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
             "format": formats.pop() if len(formats) == 1 else MIXED,
             "global_compression_ratio": None,
-            "ignore": [name for name in description.kept if name not in others],
+            "ignore": [name for name in description.kept if name not in beside],
             "kv_cache_scheme": None,
             "moe_sparsity_config": None,
             "quant_method": self.name,
