@@ -16,8 +16,12 @@ _DECIMAL_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
 def nearest(text: str, choices: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """Return the choices that ``text`` was most likely meant to be, best first."""
-    return difflib.get_close_matches(text, list(dict.fromkeys(choices)), n=count, cutoff=cutoff)
+    """Return the choices that ``text`` was most likely meant to be, best first; upper and lower case are alike."""
+    known: dict[str, list[str]] = {}
+    for choice in dict.fromkeys(choices):
+        known.setdefault(choice.casefold(), []).append(choice)
+    near = difflib.get_close_matches(text.casefold(), list(known), n=count, cutoff=cutoff)
+    return [choice for each in near for choice in known[each]][:count]
 
 
 def did_you_mean(text: str, choices: Iterable[str], otherwise: str, *, cutoff: float = 0.5) -> str:

@@ -285,3 +285,17 @@ def test_a_file_of_this_machine_is_not_in_a_bucket(run: Run, source: Path, comma
     code, _, err = run(command, source, option, "s3://bucket/it")
     assert code == 2
     assert "cannot use s3://bucket/it" in err and "files of this machine" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "meant"),
+    [("--format", "MXFP4", "mxfp4"), ("--dialect", "MODELOPT", "modelopt"), ("--profile", "Quark", "quark")],
+)
+def test_a_word_in_the_wrong_case_is_recognised(
+    run: Run, source: Path, option: str, word: str, meant: str
+) -> None:
+    code, _, err = run("quantize", source, source.parent / "target", option, word)
+    assert code == 2
+    assert f"did you mean {meant!r}?" in err
+    listed = err.partition("is one of ")[2].partition("\n")[0].split(", ")
+    assert len(listed) == len(set(listed)) > 2

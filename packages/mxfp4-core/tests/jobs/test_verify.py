@@ -205,6 +205,13 @@ def test_what_cannot_be_verified(source: Path, target: Path) -> None:
         verify_checkpoint(target)
 
 
+@pytest.mark.parametrize("option", ["source", "against"])
+def test_what_it_is_compared_with_is_not_quantised(target: Path, option: str) -> None:
+    with pytest.raises(DialectError, match="is quantised already") as error:
+        verify_checkpoint(target, **{option: target})
+    assert "made from" in error.value.fix
+
+
 @pytest.mark.parametrize("name", ["../source/config.json", "/etc/passwd", "a/../../x", ""])
 def test_a_manifest_that_leaves_the_folder(target: Path, name: str) -> None:
     manifest = json.loads((target / "mxfp4_manifest.json").read_text())

@@ -17,7 +17,7 @@ def unknown_name(key: str, name: str, known: Sequence[str], *, cutoff: float = 0
     return ConfigError(
         f"{key} names nothing that exists",
         seen=f"{key} = {name!r}",
-        rule=f"{key} is one of {', '.join(known)}",
+        rule=f"{key} is one of {', '.join(dict.fromkeys(known))}",
         fix=f"did you mean {near[0]!r}?" if near else "use one of these",
     )
 

@@ -35,6 +35,28 @@ def open_high_precision(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
+def open_to_compare(path: str | Path, what: str) -> Checkpoint:
+    """Open a checkpoint in high precision with which a quantised one is compared.
+
+    Args:
+        path: of it.
+        what: it is to be, for the message.
+
+    Raises:
+        CheckpointError: nothing to read, or damaged files.
+        DialectError: it is quantised itself.
+    """
+    checkpoint = open_checkpoint(path)
+    if found := dialects.identify(checkpoint):
+        raise DialectError(
+            f"{checkpoint.path} cannot be {what}",
+            seen=f"it is quantised already: {found[0]} ({found[1]})",
+            rule="a quantised checkpoint is compared with one in high precision",
+            fix="give the checkpoint that the other one was made from",
+        )
+    return checkpoint
+
+
 def open_quantized(path: str | Path, verb: str) -> tuple[Checkpoint, Dialect, Contents]:
     """Open a checkpoint with MXFP4 weights, and read what it consists of.
 
@@ -89,4 +111,4 @@ def _settings(checkpoint: Checkpoint, dialect: Dialect) -> dict[str, Any] | None
     return dialect.settings(checkpoint.config.get("quantization_config") or {})
 
 
-__all__ = ["open_any", "open_high_precision", "open_quantized"]
+__all__ = ["open_any", "open_high_precision", "open_quantized", "open_to_compare"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_core.checkpoint.manifest import Manifest
-from mxfp4_core.checkpoint.reader import Checkpoint, open_checkpoint
+from mxfp4_core.checkpoint.reader import Checkpoint
 from mxfp4_core.checkpoint.tasks import Executor, run_tasks
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Contents, Entry
@@ -15,7 +15,7 @@ from mxfp4_core.errors import ConfigError
 from mxfp4_core.jobs.against import Against, worst_first
 from mxfp4_core.jobs.checks import FileCheck, FileFacts, Finding, high_precision
 from mxfp4_core.jobs.described import describe_checkpoint
-from mxfp4_core.jobs.opened import open_quantized
+from mxfp4_core.jobs.opened import open_quantized, open_to_compare
 from mxfp4_core.jobs.output import Report, counted
 from mxfp4_core.jobs.pieces import logical_shape
 from mxfp4_core.jobs.settled import settings_of
@@ -54,7 +54,8 @@ def verify_checkpoint(
 
     Raises:
         CheckpointError: a damaged, incomplete or hostile file, in ``path`` or in ``source``.
-        DialectError: no MXFP4 checkpoint, or a description that contradicts the tensors.
+        DialectError: no MXFP4 checkpoint, or a description that contradicts the tensors; or a ``source`` or
+            ``against`` that is quantised itself.
         ConfigError: ``source`` is given, and neither the file nor ``profile`` says how the codes were made; or
             ``against`` is, and numba is not installed.
     """
@@ -69,7 +70,7 @@ def verify_checkpoint(
         result.notes.append(f"{told}: data of calibration, which no source tells")
     manifest = found_manifest(checkpoint, result)
     check_listed(checkpoint, manifest, result)
-    original = None if source is None else open_checkpoint(source)
+    original = None if source is None else open_to_compare(source, "the source")
     weights: dict[str, QuantizeUnit] = {}
     if original is not None:
         if not (profile or known):
@@ -85,7 +86,7 @@ def verify_checkpoint(
             resolver = Resolver.for_model(config, checkpoint.config, view=known_by.view, stored=True)
         fitting = _check_names(original, contents, result)
         weights = _source_units(original, contents, fitting, resolver, profile or known, config)
-    beside = None if against is None else open_checkpoint(against)
+    beside = None if against is None else open_to_compare(against, "what errors are measured against")
     measured = frozenset[str]() if beside is None else _check_names(beside, contents, result)
     result.checks.append("scale bytes and padding")
     tasks = _tasks(checkpoint, original or beside, contents, weights, manifest, config)
