@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mxfp4_core.cli import main
+from mxfp4_core.jobs.convert import convert_checkpoint
 from mxfp4_core.jobs.quantize import quantize_checkpoint
 from mxfp4_core.report import files
 
@@ -180,3 +181,39 @@ def test_a_full_disk_leaves_nothing_of_a_report(
         assert "cannot write" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert [each.name for each in there.iterdir()] == ["mine.txt"]
+
+
+LLAMA = {
+    **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "vocab_size": 96},
+    **{"intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{"head_dim": 16, "max_position_embeddings": 64, "tie_word_embeddings": False},
+}
+SHAPES = {
+    **{"model.embed_tokens": (96, 64), "lm_head": (96, 64), "model.norm": (64,)},
+    **{f"model.layers.0.{each}_layernorm": (64,) for each in ("input", "post_attention")},
+    **{f"model.layers.0.self_attn.{each}_proj": (64, 64) for each in "qo"},
+    **{f"model.layers.0.self_attn.{each}_proj": (32, 64) for each in "kv"},
+    **{f"model.layers.0.mlp.{each}_proj": (128, 64) for each in ("gate", "up")},
+    "model.layers.0.mlp.down_proj": (64, 128),
+}
+
+
+@pytest.mark.parametrize("dialect", ["gguf", "quark", "mxfp4-core"])
+def test_what_a_dialect_calls_otherwise_is_found(
+    dialect: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files of llama.cpp have other names and another order of rows, and what is kept is in them all the same."""
+    rng, source = torch.Generator().manual_seed(0), tmp_path / "llama"
+    source.mkdir()
+    values = {f"{name}.weight": torch.randn(*shape, generator=rng) for name, shape in SHAPES.items()}
+    save_file({name: value.bfloat16() for name, value in values.items()}, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps(LLAMA))
+    quantize_checkpoint(source, tmp_path / "q")
+    convert_checkpoint(tmp_path / "q", tmp_path / dialect, dialect)
+    assert run(tmp_path / dialect, "--source", source, "--quiet") == 0
+    assert "finding" not in capsys.readouterr().err
+    values["model.embed_tokens.weight"][5, 7] += 1
+    save_file({name: value.bfloat16() for name, value in values.items()}, source / "model.safetensors")
+    assert run(tmp_path / dialect, "--source", source, "--quiet") == 1
+    said = capsys.readouterr().err
+    assert "finding: model.embed_tokens.weight: kept as BF16, but its values differ" in said

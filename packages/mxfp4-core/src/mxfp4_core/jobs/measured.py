@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from mxfp4_core.checkpoint.header import TensorInfo
     from mxfp4_core.checkpoint.reader import Checkpoint
     from mxfp4_core.dialects import Entry
+    from mxfp4_core.dialects.recipes import Recipe
 
 Progress = Callable[[str, int], None]
 """Called with the name of a tensor and the bytes of the source that were done since the last call."""
@@ -130,42 +130,50 @@ def compared_error(
 
 
 def kept_error(
-    source: Checkpoint, info: TensorInfo, quantised: Checkpoint, progress: Progress | None = None
+    source: Checkpoint,
+    info: TensorInfo,
+    quantised: Checkpoint,
+    recipe: Recipe,
+    progress: Progress | None = None,
 ) -> tuple[Metrics | None, str]:
     """Compare a tensor that stayed in high precision with its source.
+
+    Args:
+        source: the checkpoint in high precision.
+        info: what it says of the tensor.
+        quantised: the other one.
+        recipe: how the tensor is made from what that one stores, maybe under another name or in another order.
+        progress: called once.
 
     Returns:
         The error if any value differs, else None; and what a reader should know about it, empty if nothing.
     """
-    other = quantised.tensors[info.name]
     if progress:
         progress(info.name, info.nbytes)
-    if other.shape != info.shape:
-        return None, f"kept, but with shape {list(other.shape)} where the source has {list(info.shape)}"
-    same, floats = other.dtype == info.dtype, {other.dtype, info.dtype} <= set(_FLOATS)
-    if same and _equal(source, quantised, info):
+    if recipe.shape != info.shape:
+        return None, f"kept, but with shape {list(recipe.shape)} where the source has {list(info.shape)}"
+    same, floats = recipe.dtype == info.dtype, {recipe.dtype, info.dtype} <= set(_FLOATS)
+    sides = (flat(Read(info.dtype, info.shape, info.name)), source), (flat(recipe), quantised)
+    if same and _equal(*sides):
         return None, ""
     if not floats:
-        return None, f"kept, but as {other.dtype} with other values than the source in {info.dtype}"
+        return None, f"kept, but as {recipe.dtype} with other values than the source in {info.dtype}"
     tally = Tally()
-    values = (math.prod(info.shape),)
-    sides = (Read(info.dtype, values, info.name), source), (Read(other.dtype, values, info.name), quantised)
     for value, stored in _pairs(*sides):
         tally.add_plain(value, stored)
     metrics = tally.metrics()
     if metrics.state == "exact":
         return None, ""
-    return metrics, f"kept as {other.dtype}, but its values differ from those of the source"
+    return metrics, f"kept as {recipe.dtype}, but its values differ from those of the source"
 
 
-def _equal(source: Checkpoint, other: Checkpoint, info: TensorInfo) -> bool:
+def _equal(*sides: tuple[Recipe, Checkpoint]) -> bool:
     import torch
 
-    both = Read("U8", (info.nbytes,), info.name)
-    return all(torch.equal(*pair) for pair in _pairs((both, source), (both, other)))
+    return all(torch.equal(*(each.view(torch.uint8) for each in pair)) for pair in _pairs(*sides))
 
 
-def _pairs(*sides: tuple[Read, Checkpoint]) -> Iterator[list[torch.Tensor]]:
+def _pairs(*sides: tuple[Recipe, Checkpoint]) -> Iterator[list[torch.Tensor]]:
     """Yield the same values of two tensors of one length, as many at a time as a piece has."""
     (values,) = sides[0][0].shape
     for start in range(0, values, CHUNK_VALUES):

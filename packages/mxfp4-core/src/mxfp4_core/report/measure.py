@@ -17,6 +17,7 @@ from mxfp4_core.arithmetic.scales import RULES
 from mxfp4_core.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mxfp4_core.config.schema import Mxfp4Config
 from mxfp4_core.dialects.base import Entry
+from mxfp4_core.dialects.recipes import Read, Recipe
 from mxfp4_core.errors import ConfigError, PatternError
 from mxfp4_core.jobs.described import describe_checkpoint
 from mxfp4_core.jobs.measured import Progress, compared_error, kept_error, measured_error
@@ -85,12 +86,12 @@ def measure(
             lines.add(
                 info, "quantised", f"{_kind(entry)} in the file ({dialect.name})", entry.nbytes, results
             )
-        elif name in quantised.tensors:
-            used.add(name)
-            metrics, finding = kept_error(source, info, quantised, progress)
+        elif (recipe := contents.tensors.get(name) or _stored(quantised, name)) is not None:
+            used.update(recipe.names)
+            metrics, finding = kept_error(source, info, quantised, recipe, progress)
             findings += [f"{name}: {finding}"] if finding else []
             results = {variant: dict[int | None, Metrics]({None: metrics})} if metrics else {}
-            lines.add(info, "kept", _why_kept(resolver, info), quantised.tensors[name].nbytes, results)
+            lines.add(info, "kept", _why_kept(resolver, info), recipe.nbytes, results)
         else:
             findings.append(f"{name}: in the source, missing from the quantised checkpoint")
     # What belongs to a quantised module, such as the scale of its input, has no counterpart in the source.
@@ -148,6 +149,12 @@ def compare(
     return Report(
         "compared", str(source.path), None, variants, lines.layers(), tuple(findings), environment(command)
     )
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> Recipe | None:
+    """Return what reads a tensor that no dialect has a name of its own for, such as the values of a weight in FP8."""
+    info = checkpoint.tensors.get(name)
+    return None if info is None else Read(info.dtype, info.shape, name)
 
 
 def _kind(entry: Entry) -> str:
