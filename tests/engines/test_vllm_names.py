@@ -54,3 +54,9 @@ def test_a_reload_says_whether_it_is_under_way(source: Path) -> None:
     assert "def can_load(self) -> bool" in text
     text = (source / "model_executor/kernels/linear/__init__.py").read_text(encoding="utf-8")
     assert "_POSSIBLE_MXFP4_KERNELS" in text and 'kernel_type == "mxfp4"' in text
+
+
+def test_compiled_graphs_are_found_by_what_plug_ins_add(source: Path) -> None:
+    text = (source / "config/vllm.py").read_text(encoding="utf-8")
+    hashed = text.partition("def compute_hash(")[2].partition("\n    @")[0]
+    assert "additional_config: dict" in text and "json.dumps(additional_config" in hashed

@@ -6,11 +6,13 @@ Read in the wheels of 0.26.0, 0.32.0 and 0.33.0; 0.32.0 runs in CI. What differs
   calls of their loaders, counts elements by calling each loader once on the meta device, and then loads the layer in
   high precision. While that is under way, our loaders step aside (`reloading`), and the layer is quantised as a whole.
 * It looks at every module and puts its buffers on the meta device: so the MXFP4 module is no submodule of the layer.
+* Compiled graphs are kept on the disk and found by a hash of vLLM's configuration (`compiled_for`).
 * ``init_mxfp4_linear_kernel`` asks ``_supports_quant_scheme`` in 0.33, and no activation key in 0.26.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
+from mxfp4_core.config import Mxfp4Config
 from mxfp4_core.errors import ConfigError
 
 BLOCK_SCALES: str = FusedMoeWeightScaleSupported.BLOCK.value
@@ -47,6 +50,26 @@ def model_of() -> tuple[str, dict[str, Any], bool]:
     current = get_current_vllm_config()
     config = current.model_config
     return config.model, config.hf_config.to_dict(), current.load_config.load_format == "dummy"
+
+
+def compiled_for(settings: Mxfp4Config) -> None:
+    """Tell vLLM what a compiled graph of this model is for: else it takes one that was made with other settings.
+
+    It keeps graphs on the disk, and finds them by its own configuration, of which ours is no part but for the name of
+    the method. What stands in ``additional_config`` is, and is there for plug-ins.
+
+    Raises:
+        ConfigError: that is something else already.
+    """
+    told = get_current_vllm_config().additional_config
+    if not isinstance(told, dict):
+        raise ConfigError(
+            "vLLM's compiled graphs cannot be told apart by the settings of mxfp4",
+            seen=f"additional_config of type {type(told).__name__}",
+            rule="it is a dictionary, which plug-ins add to",
+            fix="serve with --enforce-eager, and without an additional_config of another type",
+        )
+    told["mxfp4"] = f"{version('mxfp4-vllm')} {settings.fingerprint()}"
 
 
 def has_adapters() -> bool:
@@ -91,6 +114,7 @@ __all__ = [
     "UnquantizedLinearMethod",
     "VocabParallelEmbedding",
     "check_adapters",
+    "compiled_for",
     "has_adapters",
     "model_of",
     "offer_linear_kernel",

@@ -87,6 +87,7 @@ class Mxfp4QuantizationConfig(EngineMethod, compat.QuantizationConfig):
     def _load(self) -> tuple[EngineNames, EngineLoad]:
         if self._loading is None:
             folder, model_config, self._made_up = compat.model_of()
+            compat.compiled_for(self.core)
             names = EngineNames(
                 self.core,
                 model_config=model_config,

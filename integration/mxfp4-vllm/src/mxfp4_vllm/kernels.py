@@ -27,6 +27,10 @@ class Mxfp4CoreLinearKernel(compat.MxFp4LinearKernel):
 
     module: Mxfp4Linear | None = None
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        compat.compiled_for(config_of_environment())
+
     @classmethod
     def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
         """Say whether some backend computes an ordinary layer on this machine, and else what each one said."""
