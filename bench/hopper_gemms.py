@@ -28,20 +28,19 @@ from mxfp4_cuda_marlin.plans import MoePlan
 def gemms_of(layer: Callable[[], object]) -> Callable[[], None]:
     """Return a call that repeats the launches of gate-up and down of a layer, and nothing else of it."""
     plans: list[tuple[MoePlan, tuple[Any, ...]]] = []
-    call = MoePlan.__call__
+    given_of = MoePlan.given
 
-    def record(plan: MoePlan, stream: int, *addresses: Any) -> None:
+    def record(plan: MoePlan, *addresses: Any) -> tuple[int, ...]:
         plans.append((plan, addresses))
-        call(plan, stream, *addresses)
+        return given_of(plan, *addresses)
 
-    with patch.object(MoePlan, "__call__", record):
+    with patch.object(MoePlan, "given", record):
         result = layer()
     ((plan, addresses),) = plans
     # The layer's own workspace is free again, and may be another tensor's when this runs; its result is kept.
     workspace = torch.empty(plan.bytes, dtype=torch.uint8, device="cuda")
     given = plan.given(*addresses[:-1], workspace.data_ptr())
-    for launch in plan.launches:  # tables of the routing, for the GEMMs alone
-        launch(stream_of(workspace.device), given)
+    plan(stream_of(workspace.device), given)  # tables of the routing, for the GEMMs alone
     up, down = plan.gemms
 
     def run(kept: object = (workspace, result)) -> None:

@@ -101,8 +101,7 @@ def moe_into(
     small_scales = has_small_scales(gate_up[1]), has_small_scales(down[1])
     plan = moe_plan(device, call, small_scales, gate, variants)
     workspace = x.new_empty(plan.bytes, dtype=torch.uint8)
-    plan(
-        stream_of(device),
+    given = plan.given(
         x.data_ptr(),
         out.data_ptr(),
         ids.data_ptr(),
@@ -112,6 +111,7 @@ def moe_into(
         addresses(down),
         workspace.data_ptr(),
     )
+    plan(stream_of(device), given)
 
 
 @lru_cache(maxsize=4096)

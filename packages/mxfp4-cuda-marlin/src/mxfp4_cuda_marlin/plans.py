@@ -123,32 +123,8 @@ class MoePlan:
         before, self.gemms, after = parts
         self.launches = [*before, *self.gemms, *after]
 
-    def __call__(
-        self,
-        stream: int,
-        x: int,
-        out: int,
-        ids: int,
-        weights: int,
-        expert_map: int,
-        gate_up: tuple[int, int, int],
-        down: tuple[int, int, int],
-        workspace: int,
-    ) -> None:
-        """Launch.
-
-        Args:
-            stream: address of a stream of the device, which is current.
-            x: address of bfloat16 [m, k], contiguous, a multiple of 16.
-            out: address of bfloat16 [m, k], contiguous.
-            ids: address of int32 [m, top_k].
-            weights: address of float32 [m, top_k].
-            expert_map: address of int32 [total], or 0.
-            gate_up: `addresses` of the weight, as of the next one.
-            down: likewise.
-            workspace: address of `bytes` bytes, a multiple of 256.
-        """
-        given = self.given(x, out, ids, weights, expert_map, gate_up, down, workspace)
+    def __call__(self, stream: int, given: tuple[int, ...]) -> None:
+        """Launch on a stream of the device, which is current, for addresses that `given` took."""
         for launch in self.launches:
             launch(stream, given)
 
@@ -163,7 +139,18 @@ class MoePlan:
         down: tuple[int, int, int],
         workspace: int,
     ) -> tuple[int, ...]:
-        """Return what each launch gets, for the addresses of a call."""
+        """Return what each launch gets.
+
+        Args:
+            x: address of bfloat16 [m, k], contiguous, a multiple of 16.
+            out: address of bfloat16 [m, k], contiguous.
+            ids: address of int32 [m, top_k].
+            weights: address of float32 [m, top_k].
+            expert_map: address of int32 [total], or 0.
+            gate_up: `addresses` of the weight, as of the next one.
+            down: likewise.
+            workspace: address of `bytes` bytes, a multiple of 256.
+        """
         rooms = [workspace + offset for offset in self._offsets]
         return (x, out, ids, weights, expert_map, *gate_up, *down, *rooms)
 
