@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,4 +135,15 @@ def test_source_and_target_are_apart(
     target = {"same": source, "inside": source / "x", "around": source.parent}[place]
     with pytest.raises(OutputError, match="apart"):
         quantize_checkpoint(source, target, force=True)
+    assert contents(source.parent) == before
+
+
+@pytest.mark.parametrize("size", ["5GB", 0, -1, float("nan"), None])
+def test_a_size_of_files_that_is_none(
+    save: Save, dense: dict[str, torch.Tensor], contents: Contents, size: Any
+) -> None:
+    source = save(dense)
+    before = contents(source.parent)
+    with pytest.raises(ConfigError, match="max_shard_bytes"):
+        quantize_checkpoint(source, source.parent / "target", max_shard_bytes=size)
     assert contents(source.parent) == before

@@ -28,7 +28,7 @@ from mxfp4_core.checkpoint.shard import ShardTask, Unit
 from mxfp4_core.checkpoint.staging import Destination
 from mxfp4_core.checkpoint.tasks import Executor, Progress, run_tasks
 from mxfp4_core.checkpoint.writer import TensorSpec, library_key
-from mxfp4_core.errors import OutputError
+from mxfp4_core.errors import ConfigError, OutputError, check_type
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -60,7 +60,19 @@ class Content:
     samples: Mapping[str, str] = field(default_factory=dict)
 
     def files(self, max_shard_bytes: int) -> dict[str, list[Unit]]:
-        """Return the names of the weight files, each with what goes into it."""
+        """Return the names of the weight files, each with what goes into it.
+
+        Raises:
+            ConfigError: a size that is no number of bytes.
+        """
+        check_type(max_shard_bytes, (int, float), "max_shard_bytes")
+        if not max_shard_bytes > 0:
+            raise ConfigError(
+                "max_shard_bytes is no size",
+                seen=f"{max_shard_bytes}",
+                rule="it is above 0",
+                fix="leave it out",
+            )
         if self.file:
             return {self.file: list(self.units)}
         return plan_shards(self.units, max_shard_bytes, self.layout)
