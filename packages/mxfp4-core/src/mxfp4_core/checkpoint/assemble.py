@@ -60,11 +60,7 @@ class Content:
     samples: Mapping[str, str] = field(default_factory=dict)
 
     def files(self, max_shard_bytes: int) -> dict[str, list[Unit]]:
-        """Return the names of the weight files, each with what goes into it.
-
-        Raises:
-            ConfigError: a size that is no number of bytes.
-        """
+        """Return the names of the weight files, each with what goes into it; a ConfigError for a size that is none."""
         check_type(max_shard_bytes, (int, float), "max_shard_bytes")
         if not max_shard_bytes > 0:
             raise ConfigError(
