@@ -50,6 +50,8 @@ def test_no_line_is_given_for_a_folder_that_nothing_loads(
         (source / "config.json").unlink()
     else:
         rewrite(source, **change)
+    with pytest.raises(Mxfp4Error):
+        mxfp4_transformers.from_pretrained(source)
     results = [quantize_checkpoint(source, tmp_path / "q", settings(dialect="quark").core)]
     results += [convert_checkpoint(tmp_path / "q", tmp_path / "c", to="mxfp4-core")]
     results += [dequantize_checkpoint(tmp_path / "q", tmp_path / "w")]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from mxfp4_core.checkpoint import hub_name, local_path
+from mxfp4_core.checkpoint import hub_name, is_adapter, local_path
 from mxfp4_core.config import Mxfp4Config as CoreConfig
 from mxfp4_core.errors import CheckpointError, ConfigError
 from mxfp4_transformers import compat
@@ -68,6 +68,7 @@ def from_pretrained(
     local = _local(path, kwargs)
     folder = Folder.open(local)
     if folder is None:
+        _check_config(local, auto_class, kwargs)
         return auto_class.from_pretrained(path, quantization_config=config, **kwargs)
     own = Mxfp4CoreConfig(agreed(folder, config.core))
     own.serialised = Serialised(folder, insists="activation" in config.core.model_fields_set)
@@ -170,13 +171,27 @@ def _model_config(local: Path, folder: Folder, kwargs: dict[str, Any]) -> tuple[
             return kind.from_dict(dict(dialect), return_unused_kwargs=True, **kwargs)
         return AutoConfig.from_pretrained(local, return_unused_kwargs=True, **kwargs)
     except Exception as error:  # a config is any JSON: whatever transformers raises means the same
-        raise ConfigError(
-            f"config.json of {local} describes no model",
-            seen=f"{type(error).__name__}: {error}",
-            rule=f"it has a model_type that transformers {VERSION} knows, and fields that this type has",
-            fix="complete config.json, or install a transformers that knows the model; where the checkpoint brings "
-            "code of its own, pass trust_remote_code=True",
-        ) from error
+        raise _no_model(local, error) from error
+
+
+def _no_model(local: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"config.json of {local} describes no model",
+        seen=f"{type(error).__name__}: {error}",
+        rule=f"it has a model_type that transformers {VERSION} knows, and fields that this type has",
+        fix="complete config.json, or install a transformers that knows the model; where the checkpoint brings "
+        "code of its own, pass trust_remote_code=True",
+    )
+
+
+def _check_config(local: Path, auto_class: Any, kwargs: Mapping[str, Any]) -> None:
+    """Check that there is a model to load where an Auto class has to find out which; an adapter says it of its base."""
+    if hasattr(auto_class, "_model_mapping") and not is_adapter(local):
+        remote = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}
+        try:
+            AutoConfig.from_pretrained(local, **remote)
+        except Exception as error:  # as in `_model_config`
+            raise _no_model(local, error) from error
 
 
 def _undescribed(model_config: Any, folder: Folder) -> None:
