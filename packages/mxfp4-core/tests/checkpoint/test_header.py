@@ -130,6 +130,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
     [
         (LFS, "Git LFS pointer"),
         (b"<!DOCTYPE html>\n<html>", "a web page"),
+        (b'{\n  "model_type": "llama"\n}', "a text, such as a config"),
+        (b"# A model\n\nIt speaks.", "a text, such as a config"),
         (b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl", "torch.save"),
         (b"\x80\x02}q\x00X\x01\x00\x00\x00aq", "a pickle"),
         (b"GGUF\x03\x00\x00\x00\x10\x00\x00\x00", "GGUF"),

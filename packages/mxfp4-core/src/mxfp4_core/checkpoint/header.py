@@ -183,7 +183,7 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
                 )
             length = int.from_bytes(prefix, "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                if told := recognised(prefix + file.read(READ)):
+                if told := recognised(prefix + file.read(READ), text=True):
                     damaged(path, told[0], "weights are safetensors files", told[1])
                 rule = f"the header has 2 to {MAX_HEADER_BYTES} bytes and fits into the file"
                 damaged(path, f"header length {length} in a file of {size} bytes", rule)

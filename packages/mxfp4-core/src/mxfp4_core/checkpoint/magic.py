@@ -27,15 +27,23 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "a file that is compressed by gzip", "unpack it"),
 )
 
+_TEXT = "a text, such as a config or an index", "pass the folder of the model"
 
-def recognised(start: bytes) -> tuple[str, str] | None:
+
+def recognised(start: bytes, *, text: bool = False) -> tuple[str, str] | None:
     """Return what a file is, and what to do about it; None where its first bytes do not tell.
 
     Args:
         start: the first bytes, `READ` of them or more.
+        text: say it of any text: a safetensors file starts with a number that is none.
     """
     lowered = start[:READ].lstrip().lower()
-    return next(((seen, fix) for magic, seen, fix in _KINDS if lowered.startswith(magic)), None)
+    found = next(((seen, fix) for magic, seen, fix in _KINDS if lowered.startswith(magic)), None)
+    return _TEXT if found is None and text and _is_text(start[:8]) else found
+
+
+def _is_text(start: bytes) -> bool:
+    return start.isascii() and all(chr(byte).isprintable() or chr(byte).isspace() for byte in start)
 
 
 __all__ = ["LFS", "LFS_BYTES", "READ", "recognised"]
