@@ -14,7 +14,7 @@ from tiny import DEVICE, SIZES, load, logits, settings
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import mxfp4_transformers
-from mxfp4_core.errors import ConfigError, Mxfp4Error, OutputError
+from mxfp4_core.errors import ConfigError, FormatError, Mxfp4Error, OutputError
 from mxfp4_core.jobs import convert_checkpoint, dequantize_checkpoint, quantize_checkpoint
 
 LLAMA: dict[str, Any] = {**SIZES, "intermediate_size": 128}
@@ -133,3 +133,11 @@ def test_the_config_of_another_library_is_refused(source: Path) -> None:
         load(source, Other(quant_method="mxfp4-core"))
     assert error.value.seen == "a Other of mxfp4_diffusers"
     assert "pass mxfp4_transformers.Mxfp4Config" in error.value.fix
+
+
+@pytest.mark.parametrize("where", ["meta", {"": "meta"}], ids=["word", "map"])
+def test_a_device_without_memory_is_refused(where: Any, source: Path) -> None:
+    pytest.importorskip("accelerate")  # transformers takes a device_map with it alone
+    with pytest.raises(FormatError, match="meta device") as error:
+        load(source, settings(), device_map=where)
+    assert "device_map" in error.value.fix

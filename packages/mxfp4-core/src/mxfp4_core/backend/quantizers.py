@@ -27,7 +27,7 @@ from mxfp4_core.backend.asking import verdict
 from mxfp4_core.backend.device import Device
 from mxfp4_core.backend.problem import DTYPES, Problem
 from mxfp4_core.backend.protocol import Backend
-from mxfp4_core.errors import NonFiniteError
+from mxfp4_core.errors import FormatError, NonFiniteError
 
 _LOG = logging.getLogger("mxfp4_core.backend")
 CHUNK_VALUES = 1 << 22
@@ -168,8 +168,16 @@ class DeviceQuantizers:
             name: what messages call the matrix.
 
         Raises:
+            FormatError: values on the meta device, into parts that are in memory.
             NonFiniteError: NaN or infinity, with its index in `values`.
         """
+        if values.is_meta:
+            raise FormatError(
+                f"{name} cannot be quantised",
+                seen="a tensor on the meta device, which has no values",
+                rule="a weight holds values",
+                fix="load it onto a device with memory: a device_map of another device than meta",
+            )
         n, k = values.shape
         device = next(iter(parts.values())).device
         dtype = dtype or values.dtype
