@@ -38,7 +38,7 @@ def shard_bytes(text: str, option: str = "--max-shard-size") -> int:
         raise ConfigError(
             f"{option} cannot be read",
             seen=repr(text),
-            rule="it is a size above 0",
+            rule="a size is bytes above 0, alone or in KB, MB, GB, KiB, MiB or GiB",
             fix="write 5GB or 800MB",
         )
     return nbytes
