@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kit
@@ -106,10 +107,20 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 
 
+def compiled(graphs: Path, config: str) -> dict[str, Any]:
+    variables = {"VLLM_CACHE_ROOT": str(graphs), "MXFP4_CONFIG": config}
+    return {"model": "dense", "arguments": {**OURS, "enforce_eager": False}, "variables": variables}
+
+
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kit.Engine]:
-    models = kit.Models(tmp_path_factory.mktemp("models"), MODELS)
-    process = kit.Engine("vllm_run.py", models, SCENARIOS, tmp_path_factory.mktemp("vllm"))
+    models, graphs = kit.Models(tmp_path_factory.mktemp("models"), MODELS), tmp_path_factory.mktemp("graphs")
+    scenarios = {
+        **SCENARIOS,
+        "compiled": compiled(graphs, "{}"),
+        "compiled-other": compiled(graphs, '{"ignore": ["layers.0"]}'),
+    }
+    process = kit.Engine("vllm_run.py", models, scenarios, tmp_path_factory.mktemp("vllm"))
     yield process
     process.close()
 
@@ -243,6 +254,11 @@ def test_each_rank_holds_its_slice_of_the_bytes(engine: kit.Engine, name: str) -
 
 def test_stacks_and_biases_of_gpt_oss_are_cut_between_two_ranks(engine: kit.Engine) -> None:
     kit.check_said(engine.fine("gpt-oss-2")["outputs"], engine.models["gpt-oss"])
+
+
+def test_a_compiled_graph_on_the_disk_is_not_taken_for_other_settings(engine: kit.Engine) -> None:
+    for name, kept in (("compiled", ""), ("compiled-other", r"\.layers\.0\.")):
+        kit.check_said(engine.fine(name)["outputs"], kit.MODELS["dense"], kept=kept)
 
 
 def test_an_adapter_is_added_to_what_the_codes_stand_for(engine: kit.Engine) -> None:
