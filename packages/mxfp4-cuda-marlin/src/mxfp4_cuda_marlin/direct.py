@@ -19,6 +19,7 @@ from mxfp4_cuda_marlin.checks import (
 )
 from mxfp4_cuda_marlin.kernels import load
 from mxfp4_cuda_marlin.kernels.launch import stream_of
+from mxfp4_cuda_marlin.launches import addresses
 from mxfp4_cuda_marlin.plans import LinearPlan, linear_plan
 
 
@@ -30,8 +31,7 @@ def linear(packed: Packed) -> Callable[[Tensor], Tensor]:
     """
     weight = weight_of(packed)
     check_linear_weight(weight)
-    codes, scales, bias = weight
-    (n, k), device, small_scales = sizes(codes), codes.device, has_small_scales(scales)
+    (n, k), device, small_scales = sizes(weight[0]), weight[0].device, has_small_scales(weight[1])
     step, many, index = compute.linear_step(n), load.multiprocessors(device), device.index
     last: tuple[int, LinearPlan] | None = None
 
@@ -45,8 +45,7 @@ def linear(packed: Packed) -> Callable[[Tensor], Tensor]:
         if known is None or known[0] != m:  # most calls are like the one before
             variant = compute.linear_variant(m, n, k, many)
             known = last = m, linear_plan(device, m, n, k, small_scales, variant)
-        here = codes.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr()
-        known[1](stream_of(device), start, out.data_ptr(), here)
+        known[1](stream_of(device), start, out.data_ptr(), addresses(weight))
         return out
 
     return run
