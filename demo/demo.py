@@ -145,7 +145,7 @@ def print_figures(console: Console, before: Side, after: Side, disk: tuple[int, 
         f"MXFP4 adds {rise.value:.4f} ± {rise.error:.4f} to the loss (paired over {len(after.found.losses)} "
         "windows of text that neither was trained on; ± is one standard error). Loading maps the BF16 file: its "
         "pages count as memory of the process once they are read, and can be reclaimed. What Python and the kernels "
-        "take counts, too, some tens of MiB, which says more than the weights of a model as small as these."
+        "take counts, too, some tens of MiB, which says more than the weights of a small model."
     )
 
 
